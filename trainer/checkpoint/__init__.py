@@ -1,0 +1,1 @@
+"""Everything that is written to or read from disk as weights."""

@@ -1,0 +1,1 @@
+"""Files to records, records to planned, tokenised global batches. Imports no torch."""

@@ -1,0 +1,75 @@
+"""What crosses the door from data to engine: one tokenised global batch; it holds no logic.
+
+Letters: U distinct texts of the step, G queries, P positives, N negatives per query, n pairs,
+M masked pairs. All ranks hold the same batch; which rank embeds which text is the engine's choice.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.recipe.schema import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """Which rows a step trains on."""
+
+    step: int
+    """0-based optimizer step."""
+    task: Task
+    """The one task of the step."""
+    source: str
+    """The one source of the step."""
+    epoch: int
+    """0-based epoch of the source that the first row belongs to."""
+    rows: np.ndarray
+    """Row ids of the global batch [global_batch_size], int64, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Distinct tokenised texts of a step; equal token sequences appear once."""
+
+    token_ids: tuple[np.ndarray, ...]
+    """U arrays of int32 [length], with instruction and end token, unpadded."""
+    num_prompt_tokens: np.ndarray
+    """Leading tokens to leave out of mean pooling [U], int64; 0 where the instruction is pooled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IrBatch:
+    """A global batch of queries with P positives and N negatives each."""
+
+    plan: StepPlan
+    """What the batch was made from."""
+    texts: Texts
+    """The distinct texts."""
+    query: np.ndarray
+    """Index into texts [G], int64."""
+    passages: np.ndarray
+    """Index into texts [G, P + N], int64; the first P columns are positive slots."""
+    masked: np.ndarray
+    """Pairs (query row, flat passage column of G * (P + N)) left out of denominators [M, 2], int64.
+
+    A candidate equal to a known positive of the query; never the query's own positive slots.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class StsBatch:
+    """A global batch of n scored pairs."""
+
+    plan: StepPlan
+    """What the batch was made from."""
+    texts: Texts
+    """The distinct texts."""
+    text1: np.ndarray
+    """Index into texts [n], int64."""
+    text2: np.ndarray
+    """Index into texts [n], int64."""
+    score: np.ndarray
+    """Gold similarity, 0..1 [n], float32."""
+
+
+Batch = IrBatch | StsBatch

@@ -1,0 +1,1 @@
+"""The optimizer step under DeepSpeed: ranks, chunks, gradient cache, loop."""

@@ -1,0 +1,1 @@
+"""Metrics of embeddings on STS and IR sets."""

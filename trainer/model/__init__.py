@@ -1,0 +1,1 @@
+"""A transformers backbone as an embedder: loading, pooling, dropout."""

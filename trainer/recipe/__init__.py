@@ -1,0 +1,1 @@
+"""Recipe files: read, checked and resolved into plain numbers. Imports no torch."""

@@ -1,0 +1,310 @@
+"""What a recipe may say: every key, its type, default and bounds; it must not read files.
+
+Bounds are written in `metadata` by the helpers below and enforced by `trainer.recipe.load`;
+defaults live here and nowhere else.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Task = Literal["ir", "sts"]
+Pooling = Literal["last", "mean", "cls"]
+Attention = Literal["causal", "bidirectional"]
+DType = Literal["float32", "bfloat16"]
+Schedule = Literal["alternate", "proportional", "temperature"]
+Gather = Literal["auto", "chunk", "step", "interleaved"]
+
+
+def bounded(
+    default: Any = None,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    required: bool = False,
+) -> Any:
+    """A dataclass field with numeric bounds: `low <= value`, `above < value`, `value <= high`."""
+    metadata = {"low": low, "high": high, "above": above}
+    return field(metadata=metadata) if required else field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraRecipe:
+    """Low-rank adapters instead of full fine-tuning (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = bounded(16, low=1)
+    """Inner size of each adapter."""
+    alpha: float = bounded(32.0, above=0)
+    """Scale numerator: the update is alpha / rank * B A (alpha / sqrt(rank) with `rslora`)."""
+    dropout: float = bounded(0.0, low=0, high=0.99)
+    """Probability of zeroing an adapter's input."""
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear modules that get an adapter, as peft's `target_modules`."""
+    rslora: bool = False
+    """Scale by 1 / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """The backbone and how it becomes an embedder."""
+
+    path: str
+    """Folder, hub id, or `package:NAME/FOLDER` for a model shipped inside a Python package."""
+    pooling: Pooling = "last"
+    """Token that stands for the text: last real token, mean of tokens, or first token."""
+    attention: Attention = "causal"
+    """Mask of a decoder; an encoder is always bidirectional and says `bidirectional`."""
+    dtype: DType = "float32"
+    """Dtype of weights and activations; must agree with the ds_config. Losses are float32."""
+    gradient_checkpointing: bool = False
+    """Recompute layer activations in the backward pass."""
+    dropout: float | None = bounded(None, low=0, high=0.99)
+    """Overrides every dropout probability of the backbone's config; null keeps the config's."""
+    lora: LoraRecipe | None = None
+    """Adapters; null trains all parameters."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model; needs `revision`."""
+    revision: str | None = None
+    """Commit of a hub model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecipe:
+    """One data set of one task."""
+
+    name: str
+    """Unique among the sources; appears in metrics and plans."""
+    task: Task
+    """`ir` (queries, positives, negatives) or `sts` (pairs with a score)."""
+    path: str | None = None
+    """File, folder or glob; relative to `data.root`. Exactly one of `path` and `hub`."""
+    hub: str | None = None
+    """Data set id on the Hugging Face hub."""
+    split: str = "train"
+    """Split of a hub set, or of the qrels of a BEIR folder."""
+    format: str | None = None
+    """Name of an adapter; null finds it by the columns."""
+    query_instruction: str = ""
+    """Put before queries, or before both texts of an STS pair."""
+    passage_instruction: str = ""
+    """Put before passages."""
+    weight: float = bounded(1.0, above=0)
+    """Share of the task's turns under `alternate`; factor on the share otherwise."""
+    score_range: tuple[float, float] | None = None
+    """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Sources and the order in which steps visit them."""
+
+    sources: tuple[SourceRecipe, ...]
+    """At least one."""
+    root: str = "."
+    """Folder that relative source and evaluation paths start from."""
+    schedule: Schedule = "alternate"
+    """`alternate` follows `pattern`; `proportional` follows sizes; `temperature` flattens them."""
+    pattern: dict[str, int] = field(default_factory=lambda: {"ir": 1, "sts": 1})
+    """Turns of each task in one round of `alternate`."""
+    temperature: float = bounded(2.0, above=0)
+    """T of `temperature`: share of a source ~ size^(1/T)."""
+    query_max_tokens: int = bounded(512, low=2)
+    """Longest query or STS text, tokens with instruction and end token; longer ones are cut."""
+    passage_max_tokens: int = bounded(512, low=2)
+    """Longest passage, tokens with instruction and end token."""
+    prompt_template: str = "{instruction}{text}"
+    """How an instruction and a text are joined."""
+    pool_instruction: bool = True
+    """Whether mean pooling includes the instruction's tokens."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Stop at a spoiled row, or skip it (more than 1% skipped stops the run)."""
+    workers: int = bounded(2, low=0)
+    """Processes per rank that tokenise ahead; 0 tokenises in the training process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IrRecipe:
+    """Multi-positive InfoNCE over the global batch."""
+
+    global_batch_size: int = bounded(low=1, required=True)
+    """Queries of one step over all ranks."""
+    positives: int = bounded(1, low=1)
+    """Positive slots P per query; each slot is one cross-entropy."""
+    negatives: int = bounded(1, low=0)
+    """Hard negatives N per query."""
+    temperature: float = bounded(0.02, above=0)
+    """Divides cosine similarity."""
+    mask: Literal["known", "none"] = "known"
+    """`known` removes candidates that are known positives of the query from its denominator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StsWeights:
+    """Weights of the STS terms; defaults are those of the authors' release of CoDiEmb."""
+
+    pearson: float = bounded(2.0, low=0)
+    """Weight of 1 - Pearson correlation."""
+    rank_kl: float = bounded(5.0, low=0)
+    """Weight of RankKL, whose mean over n belongs to this default."""
+    pro: float = bounded(0.5, low=0)
+    """Weight of PRO."""
+    infonce: float = bounded(1.0, low=0)
+    """Weight of the auxiliary InfoNCE on the middle hidden layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StsRecipe:
+    """Order-aware losses on scored pairs."""
+
+    global_batch_size: int = bounded(low=2, required=True)
+    """Pairs of one step over all ranks."""
+    weights: StsWeights = field(default_factory=StsWeights)
+    """Weights of the terms; 0 leaves a term out."""
+    rank_kl_temperature: float = bounded(0.05, above=0)
+    """tau_r."""
+    pro_temperature: float = bounded(0.05, above=0)
+    """tau_p."""
+    infonce_temperature: float = bounded(0.02, above=0)
+    """Temperature of the auxiliary InfoNCE."""
+    infonce_threshold: float = bounded(0.8, low=0, high=1)
+    """Pairs whose normalised gold score is at or above this are its positives."""
+    cross_device: bool = True
+    """Losses over the pairs of all ranks; false: over each rank's share, then averaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksRecipe:
+    """Batch and loss of each task; a task with a source must be given."""
+
+    ir: IrRecipe | None = None
+    """Retrieval."""
+    sts: StsRecipe | None = None
+    """Semantic similarity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """Length of the run and the optimizer; exactly one of `max_steps` and `epochs`."""
+
+    max_steps: int | None = bounded(None, low=1)
+    """Optimizer steps."""
+    epochs: float | None = bounded(None, above=0)
+    """Run until every source was seen this many times."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or plain SGD."""
+    learning_rate: float = bounded(1e-5, above=0)
+    """Peak rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after warmup."""
+    warmup_ratio: float = bounded(0.05, low=0, high=1)
+    """Share of the steps over which the rate rises linearly from 0."""
+    min_learning_rate_ratio: float = bounded(0.0, low=0, high=1)
+    """Rate at the last step as a share of the peak."""
+    max_grad_norm: float = bounded(1.0, low=0)
+    """Gradient clipping by global L2 norm; 0 switches it off."""
+    weight_decay: float = bounded(0.01, low=0)
+    """Decoupled weight decay; not on biases, norms and other one-dimensional parameters."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's moments."""
+    epsilon: float = bounded(1e-8, above=0)
+    """Adam's epsilon."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRecipe:
+    """How a step is computed; changes speed and memory, never the numbers."""
+
+    deepspeed: str = "zero3_fp32.json"
+    """A file of `ds_configs/`, or a path."""
+    max_tokens_per_chunk: int = bounded(16_384, low=1)
+    """Padded tokens of one forward on one rank."""
+    keep_graph_tokens: int | None = bounded(None, low=0)
+    """Padded tokens whose graph pass 1 keeps, so that they run once; null: one chunk's worth."""
+    gather: Gather = "auto"
+    """When ZeRO-3 gathers parameters: once per step, once per layer, per chunk pass, or `auto`."""
+    attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """`auto`: flash attention where installed and on a GPU, else torch's fused kernel."""
+    timeout_minutes: float = bounded(30.0, above=0)
+    """How long a rank waits for the others in a collective before the run ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSetRecipe:
+    """One held-out set."""
+
+    name: str
+    """Unique among the sets; key in `eval.jsonl`."""
+    task: Task
+    """`sts`: Spearman; `ir`: nDCG@10 over a BEIR folder."""
+    path: str
+    """File or BEIR folder; relative to `data.root`."""
+    split: str = "dev"
+    """Which qrels of a BEIR folder."""
+    format: str | None = None
+    """Name of an adapter; null finds it."""
+    query_instruction: str = ""
+    """As in training."""
+    passage_instruction: str = ""
+    """As in training."""
+    score_range: tuple[float, float] | None = None
+    """As in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRecipe:
+    """Evaluation during training, and at both ends."""
+
+    every_steps: int | None = bounded(None, low=1)
+    """Null: only before the first and after the last step."""
+    sets: tuple[EvalSetRecipe, ...] = ()
+    """None: no evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecipe:
+    """What is kept on disk."""
+
+    every_steps: int | None = bounded(None, low=1)
+    """Null: only after the last step."""
+    keep: int = bounded(2, low=1)
+    """Newest checkpoints kept; older ones are deleted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogRecipe:
+    """Where numbers go besides `metrics.jsonl` and TensorBoard."""
+
+    wandb_project: str | None = None
+    """Weights & Biases project; null: not used. Needs the `wandb` extra."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run."""
+
+    name: str
+    """Name of the run in logs and reports."""
+    output_dir: str
+    """Folder of the run; must be new or empty unless resumed."""
+    model: ModelRecipe
+    """Backbone."""
+    data: DataRecipe
+    """Sources and their order."""
+    tasks: TasksRecipe
+    """Batches and losses."""
+    train: TrainRecipe
+    """Length and optimizer."""
+    engine: EngineRecipe = field(default_factory=EngineRecipe)
+    """Chunks, sharding."""
+    eval: EvalRecipe = field(default_factory=EvalRecipe)
+    """Held-out sets."""
+    checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
+    """Saving."""
+    log: LogRecipe = field(default_factory=LogRecipe)
+    """Trackers."""
+    seed: int = bounded(42, low=0)
+    """Root of all randomness."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto` continues the newest valid checkpoint of `output_dir`, as `--resume` does."""
