@@ -1,0 +1,99 @@
+"""The module that DeepSpeed wraps: a backbone whose output is pooled, unit-norm vectors.
+
+It must not know batches, losses or collectives.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainer.model.dropout import DropoutKeys, key_dropouts
+from trainer.model.pooling import pool
+from trainer.recipe.schema import Attention, Pooling
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some texts of a step, padded on the right to the longest of them."""
+
+    input_ids: Tensor
+    """Token ids [B, L], int64; padding may be any id."""
+    lengths: Tensor
+    """Real tokens of each text [B], int64."""
+    prompt_lengths: Tensor
+    """Leading tokens that mean pooling leaves out [B], int64."""
+    text_keys: Tensor
+    """Identity of each text within the step [B], int64; keys dropout."""
+    random_seed: int
+    """Seeds torch's generator before the forward, for randomness inside fused kernels."""
+    has_padding: bool
+    """Whether any text is shorter than L."""
+
+    @property
+    def num_texts(self) -> int:
+        """B."""
+        return self.input_ids.shape[0]
+
+    @property
+    def padded_tokens(self) -> int:
+        """B * L."""
+        return self.input_ids.numel()
+
+
+class Embedder(nn.Module):
+    """A transformers backbone with pooling; vectors are float32 with norm 1."""
+
+    def __init__(self, backbone: nn.Module, *, pooling: Pooling, attention: Attention) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling: Pooling = pooling
+        self.attention: Attention = attention
+        self.dropout_keys: DropoutKeys = key_dropouts(backbone)
+
+    @property
+    def config(self) -> object:
+        """The backbone's config; DeepSpeed and peft look for it on the wrapped module."""
+        return self.backbone.config
+
+    def mask_for(self, chunk: Chunk) -> Tensor | None:
+        """Attention mask [B, L], int64, or None where the fused kernel needs none.
+
+        A causal token never sees what follows it, so right padding cannot reach real tokens.
+        """
+        if self.attention == "causal" or not chunk.has_padding:
+            return None
+        position_L = torch.arange(chunk.input_ids.shape[1], device=chunk.lengths.device)
+        return (position_L < chunk.lengths[:, None]).long()
+
+    def begin(self, chunk: Chunk, step_key: int) -> None:
+        """Set everything random for a chunk; before each forward and each backward of it."""
+        self.dropout_keys.text_B = chunk.text_keys
+        self.dropout_keys.step_key = step_key
+        torch.manual_seed(chunk.random_seed)
+
+    def forward(self, chunk: Chunk, *, middle: bool = False) -> tuple[Tensor, ...]:
+        """Embed a chunk.
+
+        Args:
+            chunk: B texts.
+            middle: also pool `hidden_states[num_states // 2]`, before any final norm.
+
+        Returns:
+            (last [B, H],) or (last [B, H], middle [B, H]), float32, norm 1.
+        Collective: under ZeRO-3 the hooks of a wrapped module gather parameters; a twin's do not.
+        """
+        output = self.backbone(
+            input_ids=chunk.input_ids,
+            attention_mask=self.mask_for(chunk),
+            output_hidden_states=middle,
+        )
+        last = self.pool(output.last_hidden_state, chunk)
+        if not middle:
+            return (last,)
+        states = output.hidden_states
+        return last, self.pool(states[len(states) // 2], chunk)
+
+    def pool(self, hidden_BLH: Tensor, chunk: Chunk) -> Tensor:
+        """Pool token states [B, L, H] to vectors [B, H]."""
+        return pool(hidden_BLH, chunk.lengths, chunk.prompt_lengths, self.pooling)
