@@ -117,7 +117,7 @@ def _freeze_unused(backbone: nn.Module) -> None:
 
 
 def attention_kernel(choice: str, *, dtype: torch.dtype, device_type: str) -> str:
-    """transformers' name for the fastest attention implementation that is installed.
+    """Transformers' name for the fastest attention implementation that is installed.
 
     Raises:
         RecipeError: flash attention asked for where it cannot run.

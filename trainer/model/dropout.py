@@ -79,7 +79,7 @@ class KeyedDropout(nn.Module):
 
 
 def key_dropouts(model: nn.Module) -> DropoutKeys:
-    """Replace every active `nn.Dropout` of a model by a `KeyedDropout`; returns their shared keys."""
+    """Replace every active `nn.Dropout` of a model by a `KeyedDropout`; return the shared keys."""
     keys = DropoutKeys()
     index = 0
     for parent in list(model.modules()):

@@ -30,6 +30,19 @@ class Chunk:
     has_padding: bool
     """Whether any text is shorter than L."""
 
+    @classmethod
+    def placeholder(cls, device: torch.device) -> "Chunk":
+        """A one-token text that stands in for an empty chunk; its gradient is always zero."""
+        one = torch.ones(1, dtype=torch.int64, device=device)
+        return cls(
+            input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device),
+            lengths=one,
+            prompt_lengths=torch.zeros_like(one),
+            text_keys=torch.zeros_like(one),
+            random_seed=0,
+            has_padding=False,
+        )
+
     @property
     def num_texts(self) -> int:
         """B."""
@@ -55,6 +68,11 @@ class Embedder(nn.Module):
     def config(self) -> object:
         """The backbone's config; DeepSpeed and peft look for it on the wrapped module."""
         return self.backbone.config
+
+    @property
+    def vector_size(self) -> int:
+        """H."""
+        return int(self.backbone.config.hidden_size)
 
     def mask_for(self, chunk: Chunk) -> Tensor | None:
         """Attention mask [B, L], int64, or None where the fused kernel needs none.

@@ -1,0 +1,34 @@
+"""Learning rate as a pure function of the step."""
+
+import math
+from typing import Literal
+
+
+def learning_rate(
+    step: int,
+    *,
+    peak: float,
+    num_steps: int,
+    warmup_steps: int,
+    shape: Literal["cosine", "linear", "constant"],
+    min_ratio: float,
+) -> float:
+    """Rate of optimizer step `step`.
+
+    Args:
+        step: 0-based.
+        peak: rate after warmup.
+        num_steps: steps of the run.
+        warmup_steps: steps of the linear rise; its first step already has peak / warmup_steps.
+        shape: decay from the end of warmup to the last step.
+        min_ratio: rate at the last step as a share of the peak.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    # 0 at the end of warmup, 1 at the last step
+    done = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
+    done = min(1.0, done)
+    if shape == "constant":
+        return peak
+    share = 0.5 * (1 + math.cos(math.pi * done)) if shape == "cosine" else 1 - done
+    return peak * (min_ratio + (1 - min_ratio) * share)

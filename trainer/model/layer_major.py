@@ -1,0 +1,196 @@
+"""The embedder run layer by layer over all chunks of a step, for ZeRO-3 with little memory.
+
+Each decoder layer sees one flat tensor of all tokens, so DeepSpeed fetches its parameters once per
+direction and reduces its gradients once, however the tokens are cut into chunks. Parameter names
+stay those of the plain embedder: layers change class, not place.
+
+Letters: T padded tokens of all chunks, H hidden size, n texts of all chunks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed.utils import set_z3_leaf_modules
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainer.model.embedder import Chunk, Embedder
+
+
+@dataclass(frozen=True)
+class ChunkRun:
+    """How a flat tensor of tokens falls into chunks; passed beside it through every layer."""
+
+    chunks: Sequence[Chunk]
+    """In the order of their tokens."""
+    masks: Sequence[Tensor | None]
+    """Attention mask of each chunk as its layers expect it."""
+    rotary: tuple[Tensor, Tensor]
+    """Cosines and sines for positions up to the longest chunk, each [1, L, R]."""
+    embedder: "LayerMajorEmbedder"
+    """Sets the random keys of a chunk."""
+    step_key: int
+    """Seed and step, mixed."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Padded tokens of each chunk."""
+        return [chunk.padded_tokens for chunk in self.chunks]
+
+
+class ChunkwiseLayer(nn.Module):
+    """Mixin before a decoder layer's class: forward over flat tokens, chunk by chunk."""
+
+    def forward(self, hidden_TH: Tensor, run: ChunkRun) -> Tensor:
+        """Apply the layer to each chunk under checkpointing [T, H] -> [T, H]."""
+        parts = []
+        for i, part in enumerate(hidden_TH.split(run.sizes)):
+            if torch.is_grad_enabled():
+                part = checkpoint(  # noqa: PLW2901
+                    self._one, part, run, i, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                part = self._one(part, run, i)  # noqa: PLW2901
+            parts.append(part)
+        return torch.cat(parts)
+
+    def _one(self, part_TH: Tensor, run: ChunkRun, index: int) -> Tensor:
+        """The layer on one chunk; called again with the same randomness when recomputed."""
+        chunk = run.chunks[index]
+        num_texts, length = chunk.input_ids.shape
+        run.embedder.begin(chunk, run.step_key)
+        cos, sin = run.rotary
+        # [B * L, H] -> [B, L, H]
+        output = super().forward(
+            part_TH.view(num_texts, length, -1),
+            attention_mask=run.masks[index],
+            position_embeddings=(cos[:, :length], sin[:, :length]),
+        )
+        return output.reshape(part_TH.shape)
+
+
+class LayerMajorEmbedder(Embedder):
+    """An embedder whose forward takes all chunks of a step; see the module's docstring."""
+
+    @classmethod
+    def adopt(cls, embedder: Embedder) -> "LayerMajorEmbedder":
+        """Turn an embedder into a layer-major one in place; before `deepspeed.initialize`.
+
+        Args:
+            embedder: one for which `supports_layer_major` holds.
+        """
+        layers = decoder_of(embedder.backbone).layers
+        for layer in layers:
+            layer.gradient_checkpointing = False
+            layer.__class__ = type(
+                f"Chunkwise{type(layer).__name__}", (ChunkwiseLayer, type(layer)), {}
+            )
+        embedder.__class__ = cls
+        set_z3_leaf_modules(embedder, [type(layers[0])])
+        return embedder  # type: ignore[return-value]
+
+    def forward(  # type: ignore[override]
+        self, chunks: Sequence[Chunk], *, step_key: int, middle: bool
+    ) -> tuple[Tensor, ...]:
+        """Embed all chunks.
+
+        Args:
+            chunks: at least one, none empty.
+            step_key: seed and step, mixed.
+            middle: also pool `hidden_states[num_states // 2]`, before any final norm.
+
+        Returns:
+            (last [n, H],) or (last [n, H], middle [n, H]), float32, norm 1.
+        Collective: yes under ZeRO-3, with the same calls whatever the chunks.
+        """
+        decoder = decoder_of(self.backbone)
+        flat_T = torch.cat([chunk.input_ids.flatten() for chunk in chunks])
+        hidden_TH = decoder.embed_tokens(flat_T)
+        if torch.is_grad_enabled() and not hidden_TH.requires_grad:
+            # with frozen embeddings the leaf modules' backward hooks would fire too early
+            hidden_TH.requires_grad_()
+        run = self._run(chunks, hidden_TH, step_key)
+        middle_of = (len(decoder.layers) + 1) // 2
+        middle_TH = hidden_TH
+        for i, layer in enumerate(decoder.layers):
+            hidden_TH = layer(hidden_TH, run)
+            if i + 1 == middle_of:
+                middle_TH = hidden_TH
+        outputs = (self._pool_flat(hidden_TH, run, norm=decoder.norm),)
+        return (*outputs, self._pool_flat(middle_TH, run, norm=None)) if middle else outputs
+
+    def _run(self, chunks: Sequence[Chunk], hidden_TH: Tensor, step_key: int) -> ChunkRun:
+        """Masks and rotary tables of a step; the rotary module is called once."""
+        decoder = decoder_of(self.backbone)
+        longest = max(chunk.input_ids.shape[1] for chunk in chunks)
+        position_1L = torch.arange(longest, device=hidden_TH.device)[None]
+        return ChunkRun(
+            chunks=chunks,
+            masks=[self._layer_mask(chunk, hidden_TH) for chunk in chunks],
+            rotary=decoder.rotary_emb(hidden_TH[None, :1], position_1L),
+            embedder=self,
+            step_key=step_key,
+        )
+
+    def _layer_mask(self, chunk: Chunk, hidden_TH: Tensor) -> Tensor | None:
+        """The mask that transformers would build for full attention over this chunk."""
+        from transformers.masking_utils import create_causal_mask
+
+        num_texts, length = chunk.input_ids.shape
+        mask: Tensor | None = create_causal_mask(
+            config=decoder_of(self.backbone).config,
+            inputs_embeds=hidden_TH.new_empty(num_texts, length, 1),
+            attention_mask=self.mask_for(chunk),
+            past_key_values=None,
+        )
+        return mask
+
+    def _pool_flat(self, hidden_TH: Tensor, run: ChunkRun, *, norm: nn.Module | None) -> Tensor:
+        """Pool flat tokens [T, H] to vectors [n, H]; the norm is called once."""
+        if self.pooling == "mean":
+            normed_TH = hidden_TH if norm is None else norm(hidden_TH)
+            parts = normed_TH.split(run.sizes)
+            return torch.cat(
+                [
+                    self.pool(part.view(*chunk.input_ids.shape, -1), chunk)
+                    for part, chunk in zip(parts, run.chunks, strict=True)
+                ]
+            )
+        rows_nH = hidden_TH[self._token_of_each_text(run)]
+        rows_nH = rows_nH if norm is None else norm(rows_nH)
+        return nn.functional.normalize(rows_nH.float(), dim=-1)
+
+    def _token_of_each_text(self, run: ChunkRun) -> Tensor:
+        """Flat index of the token that stands for each text [n], int64; not for mean pooling."""
+        rows, start = [], 0
+        for chunk in run.chunks:
+            num_texts, length = chunk.input_ids.shape
+            first_B = start + length * torch.arange(num_texts, device=chunk.lengths.device)
+            rows.append(first_B + (chunk.lengths - 1 if self.pooling == "last" else 0))
+            start += chunk.padded_tokens
+        return torch.cat(rows)
+
+
+def decoder_of(backbone: nn.Module) -> Any:
+    """The transformers decoder inside a backbone that peft may have wrapped."""
+    inner = getattr(backbone, "base_model", None)
+    return inner.model if inner is not None and hasattr(backbone, "peft_config") else backbone
+
+
+def supports_layer_major(backbone: nn.Module) -> bool:
+    """Whether a backbone has the parts of a Llama-style decoder with full attention in each layer.
+
+    Checked by structure: embedding, layers that take rotary tables, final norm, no active window.
+    """
+    decoder = decoder_of(backbone)
+    parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+    if not all(isinstance(getattr(decoder, part, None), nn.Module) for part in parts):
+        return False
+    kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
+    windowed = kinds != {"full_attention"} or (
+        not hasattr(decoder.config, "layer_types")
+        and getattr(decoder.config, "sliding_window", None) is not None
+    )
+    return not windowed and len({type(layer) for layer in decoder.layers}) == 1
