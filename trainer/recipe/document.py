@@ -1,0 +1,238 @@
+"""A recipe file as plain values, each with the place it came from; it must not know the schema.
+
+A *path* here is the tuple of keys that leads to a value: `("data", "sources", "0", "name")`.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import RecipeError
+
+KeyPath = tuple[str, ...]
+
+_PLAIN_TAG = "tag:yaml.org,2002:"
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Values of a recipe and where each was written."""
+
+    file: str
+    """The recipe file as the user named it."""
+    values: dict[str, Any]
+    """Mappings, lists and scalars as YAML gave them."""
+    places: dict[KeyPath, str]
+    """`file:line` or `override key=value` of every value."""
+
+    def place(self, path: KeyPath) -> str:
+        """Where the value at `path`, or the nearest value around it, was written."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.places:
+                return self.places[path[:length]]
+        return self.file
+
+
+def shorten(value: object) -> str:
+    """A value as YAML would write it in one line of a message, cut where it is long."""
+    text = str(value) if isinstance(value, int | float | None) else repr(value)
+    if value is None or isinstance(value, bool):
+        text = {None: "null", True: "true", False: "false"}[value]
+    elif isinstance(value, tuple):
+        text = repr(list(value))
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def read_document(file: str | Path) -> Document:
+    """Read a YAML file without running anything that it names.
+
+    Raises:
+        RecipeError: if the file cannot be read, is not YAML, is not a mapping, holds a key twice
+            or a Python object.
+    """
+    name = str(file)
+    loader = yaml.SafeLoader(_read_text(name))
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+            got = "an empty file" if node is None else kind
+            raise RecipeError(
+                f"{name}: content = {got}; expected a mapping of sections such as `model:` and "
+                "`data:`. Start from one of the files in recipes/."
+            )
+        places: dict[KeyPath, str] = {}
+        _Walk(name, loader, places).visit(node, ())
+        values = loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise RecipeError(_yaml_message(name, error)) from error
+    finally:
+        loader.dispose()
+    return Document(file=name, values=values, places=places)
+
+
+def _read_text(name: str) -> str:
+    """The file's text, or a message on why there is none."""
+    if not Path(name).exists():
+        raise RecipeError(
+            f"{name}: recipe = (missing); expected a file. Check the path; the recipes that come "
+            "with the project lie in recipes/."
+        )
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RecipeError(
+            f"{name}: recipe = unreadable ({reason}); expected a YAML text file. Give the path of "
+            "a recipe."
+        ) from error
+
+
+def _yaml_message(name: str, error: yaml.YAMLError) -> str:
+    """One line for a parser's complaint, with the line number where it has one."""
+    mark = getattr(error, "problem_mark", None)
+    place = name if mark is None else f"{name}:{mark.line + 1}"
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return (
+        f"{place}: content = not YAML ({problem}); expected `key: value` lines, indented with "
+        "spaces. Mend the line, or quote a value that holds `: ` or ` #`."
+    )
+
+
+@dataclass
+class _Walk:
+    """Visits every node once before it is constructed: notes lines, refuses what is unsafe."""
+
+    file: str
+    loader: yaml.SafeLoader
+    places: dict[KeyPath, str]
+
+    def visit(self, node: yaml.Node, path: KeyPath) -> None:
+        """Note the line of `node` and of all below it."""
+        line = node.start_mark.line + 1
+        self._refuse_foreign_tag(node, line)
+        if len(path) > 20:
+            raise RecipeError(
+                f"{self.file}:{line}: {'.'.join(path[:4])}... = nested over 20 deep; expected a "
+                "recipe. Remove the alias that contains itself."
+            )
+        if path:
+            self.places[path] = f"{self.file}:{line}"
+        if isinstance(node, yaml.MappingNode):
+            self._visit_mapping(node, path)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self.visit(item, (*path, str(index)))
+
+    def _visit_mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            self._refuse_foreign_tag(key, line)
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(
+                    f"{self.file}:{line}: key = a list or a mapping; expected a word. "
+                    "Write `key: value`."
+                )
+            if key.value in seen and key.tag != _MERGE_TAG:
+                raise RecipeError(
+                    f"{self.file}:{line}: {'.'.join((*path, key.value))} = given twice, first in "
+                    f"line {seen[key.value]}; expected each key once. Remove one of them."
+                )
+            seen[key.value] = line
+        self.loader.flatten_mapping(node)
+        for key, value in node.value:
+            self.visit(value, (*path, key.value))
+            self.places[(*path, key.value)] = f"{self.file}:{key.start_mark.line + 1}"
+
+    def _refuse_foreign_tag(self, node: yaml.Node, line: int) -> None:
+        if not node.tag.startswith(_PLAIN_TAG) or "python/" in node.tag:
+            tag = node.tag.replace(_PLAIN_TAG, "!!")
+            raise RecipeError(
+                f"{self.file}:{line}: tag = {tag}; expected plain YAML: a recipe cannot create "
+                "objects or run code. Remove the tag."
+            )
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
+    """Apply `key.path=value` overrides in order; the document given is left as it is.
+
+    A list item is named by its index or by its `name`: `data.sources.stsb.path=x`.
+
+    Raises:
+        RecipeError: if an override has no `=`, its value is not YAML, or it names an item that a
+            list does not have.
+    """
+    values = copy.deepcopy(document.values)
+    changed = Document(file=document.file, values=values, places=dict(document.places))
+    for override in overrides:
+        _apply(changed, override)
+    return changed
+
+
+def _apply(document: Document, override: str) -> None:
+    """Write one override into the document's values and places."""
+    keys, value = _parse(override)
+    place = f"override {override}"
+    container: Any = document.values
+    path: KeyPath = ()
+    for key in keys[:-1]:
+        slot = _slot(container, key, path, override)
+        path = (*path, str(slot))
+        missing = isinstance(container, dict) and container.get(slot) is None
+        if missing:
+            container[slot] = {}
+            document.places[path] = place
+        container = container[slot]
+    slot = _slot(container, keys[-1], path, override)
+    container[slot] = value
+    path = (*path, str(slot))
+    for known in [known for known in document.places if known[: len(path)] == path]:
+        del document.places[known]
+    document.places[path] = place
+
+
+def _parse(override: str) -> tuple[list[str], Any]:
+    """Split `key.path=value` and parse the value as YAML."""
+    name, equals, text = override.partition("=")
+    keys = name.split(".")
+    if not equals or not all(keys) or any(character.isspace() for character in name):
+        raise RecipeError(
+            f"override {override}: form = {shorten(override)}; expected key.path=value without "
+            "spaces around the dots and the equals sign. Write for example train.max_steps=100."
+        )
+    try:
+        return keys, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            f"override {override}: {name} = {shorten(text)}; expected a YAML value. Quote it, or "
+            "put it into the recipe file."
+        ) from error
+
+
+def _slot(container: Any, key: str, path: KeyPath, override: str) -> str | int:
+    """The key or index under which `key` is found in a mapping or a list."""
+    if isinstance(container, dict):
+        return key
+    where = ".".join(path)
+    if not isinstance(container, list):
+        raise RecipeError(
+            f"override {override}: {where} = {shorten(container)}; expected a section that can "
+            f"hold `{key}`. Override {where} itself, or another key."
+        )
+    if key.isdecimal() and int(key) < len(container):
+        return int(key)
+    names = [item.get("name") if isinstance(item, dict) else None for item in container]
+    if key in names:
+        return names.index(key)
+    known = ", ".join(str(name) for name in names if name is not None)
+    raise RecipeError(
+        f"override {override}: {where}.{key} = (missing); expected an index from 0 to "
+        f"{len(container) - 1}{f' or one of the names {known}' if known else ''}. Name an item "
+        "that the recipe has."
+    )

@@ -1,0 +1,85 @@
+"""Where a recipe's `model.path` leads; it must not import the package that holds a model."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from trainer.errors import RecipeError
+
+_PACKAGE = "package:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_YES = ("1", "true", "yes", "on")
+
+
+def resolve_model_path(path: str) -> str:
+    """Turn `model.path` into a folder, or leave a hub id as it is.
+
+    A path counts as a folder if it exists, starts like one (`/`, `.`, `~`), begins with a folder
+    that exists, or cannot be a hub id.
+
+    Args:
+        path: folder, hub id, or `package:NAME/FOLDER`.
+
+    Raises:
+        RecipeError: if the folder or the package is missing, the folder has no config.json, or
+            a hub id is asked for offline and was never downloaded.
+    """
+    if path.startswith(_PACKAGE):
+        return _in_package(path)
+    folder = Path(path).expanduser()
+    if _is_local(path):
+        return _checked(path, folder)
+    _refuse_offline(path)
+    return path
+
+
+def _is_local(path: str) -> bool:
+    """Whether the path names a folder of this machine, there or not."""
+    if path.startswith(("/", ".", "~")) or not _HUB_ID.fullmatch(path):
+        return True
+    return Path(path).exists() or ("/" in path and Path(path).parts[0] in os.listdir())
+
+
+def _checked(path: str, folder: Path) -> str:
+    """The folder, if it is one that holds a model."""
+    if not folder.exists():
+        raise _error(path, "(missing)", "a folder that exists, or a hub id such as Qwen/Qwen3-0.6B")
+    if not folder.is_dir():
+        raise _error(path, "a file", "the folder that holds the model's config.json")
+    if not (folder / "config.json").is_file():
+        raise _error(path, "a folder without config.json", "a transformers model folder")
+    return str(folder)
+
+
+def _in_package(path: str) -> str:
+    """The folder inside an installed package."""
+    name, _, inner = path.removeprefix(_PACKAGE).partition("/")
+    if not name.isidentifier():
+        raise _error(path, "no package name", "package:NAME/FOLDER, NAME as Python imports it")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        distribution = name.replace("_", "-")
+        raise RecipeError(
+            f"recipe: model.path = {path}; expected the installed Python package {name}. "
+            f"Run: pip install {distribution}"
+        )
+    return _checked(path, Path(next(iter(spec.submodule_search_locations))) / inner)
+
+
+def _refuse_offline(path: str) -> None:
+    """Say at once what the hub client would say after long retries."""
+    offline = any(
+        os.environ.get(name, "").lower() in _YES
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    if offline and not (cache / f"models--{path.replace('/', '--')}").is_dir():
+        raise _error(path, "not downloaded", "a folder, or a model in the hub cache while offline")
+
+
+def _error(path: str, found: str, expected: str) -> RecipeError:
+    return RecipeError(
+        f"recipe: model.path = {path} ({found}); expected {expected}. Check the path."
+    )

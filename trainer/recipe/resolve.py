@@ -1,0 +1,118 @@
+"""What follows from a recipe by arithmetic: shares of ranks, warmup, the DeepSpeed dict.
+
+Nothing is floored, rounded down or switched off: what does not fit is an error. It must not read
+data or import torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.errors import RecipeError
+from trainer.recipe.deepspeed_file import read_deepspeed_file
+from trainer.recipe.schema import Recipe, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """What a recipe means for a number of ranks."""
+
+    world_size: int
+    """Ranks over all hosts."""
+    rows_per_rank: Mapping[Task, int]
+    """Queries or pairs of one step that fall to each rank."""
+    deepspeed: Mapping[str, Any]
+    """The dict for `deepspeed.initialize`."""
+
+
+def resolve(
+    recipe: Recipe, *, world_size: int, source_sizes: Mapping[str, int] | None = None
+) -> Resolved:
+    """Check the recipe's arithmetic and derive what the other rooms need.
+
+    Args:
+        recipe: as loaded.
+        world_size: ranks over all hosts, at least 1.
+        source_sizes: rows of each source by name; a source that is not in it is not checked.
+
+    Raises:
+        RecipeError: if a batch does not divide by the ranks, a batch has more rows than a source,
+            or the ds_config contradicts the recipe.
+    """
+    rows_per_rank = {
+        task: _rows_per_rank(task, size, world_size)
+        for task, size in global_batch_sizes(recipe).items()
+    }
+    check_source_sizes(recipe, source_sizes or {}, world_size=world_size)
+    return Resolved(
+        world_size=world_size,
+        rows_per_rank=rows_per_rank,
+        deepspeed=deepspeed_config(recipe, world_size=world_size),
+    )
+
+
+def global_batch_sizes(recipe: Recipe) -> dict[Task, int]:
+    """Rows of one step over all ranks, for each task that has a source."""
+    tasks = {source.task for source in recipe.data.sources}
+    sizes: dict[Task, int] = {}
+    if recipe.tasks.ir is not None and "ir" in tasks:
+        sizes["ir"] = recipe.tasks.ir.global_batch_size
+    if recipe.tasks.sts is not None and "sts" in tasks:
+        sizes["sts"] = recipe.tasks.sts.global_batch_size
+    return sizes
+
+
+def _rows_per_rank(task: Task, size: int, world_size: int) -> int:
+    """A rank's share of a global batch, which must be whole."""
+    if size % world_size:
+        below = size // world_size * world_size
+        nearest = [str(number) for number in (below, below + world_size) if number > 0]
+        raise RecipeError(
+            f"recipe: tasks.{task}.global_batch_size = {size}; expected a multiple of the number "
+            f"of ranks = {world_size}. Use {' or '.join(nearest)}, or another number of ranks."
+        )
+    return size // world_size
+
+
+def check_source_sizes(recipe: Recipe, sizes: Mapping[str, int], *, world_size: int) -> None:
+    """Refuse a batch with more rows than a source of its task has.
+
+    Raises:
+        RecipeError: naming the source, its rows and the largest batch that fits.
+    """
+    batches = global_batch_sizes(recipe)
+    for source in recipe.data.sources:
+        rows, batch = sizes.get(source.name), batches[source.task]
+        if rows is not None and batch > rows:
+            largest = rows // world_size * world_size
+            advice = f"Use {largest} or less" if largest else "Use fewer ranks"
+            raise RecipeError(
+                f"recipe: tasks.{source.task}.global_batch_size = {batch}; expected at most the "
+                f"{rows} rows of source {source.name}, as a step must not hold a row twice. "
+                f"{advice}, or give the source more rows."
+            )
+
+
+def warmup_steps(recipe: Recipe, num_steps: int) -> int:
+    """Steps over which the rate rises: the ratio's share of `num_steps`, to the nearest step."""
+    return round(recipe.train.warmup_ratio * num_steps)
+
+
+def deepspeed_config(recipe: Recipe, *, world_size: int) -> dict[str, Any]:
+    """The ds_config file with what the recipe owns written into it.
+
+    The engine cuts each step into chunks itself, so DeepSpeed sees one row per rank and no
+    accumulation. `gradient_clipping` is always written: absent means 1.0 in DeepSpeed, not off.
+
+    Raises:
+        RecipeError: if the file is missing, is not valid, sets what the recipe owns, or has
+            another precision than `model.dtype`.
+    """
+    owned = {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": recipe.train.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+    }
+    return read_deepspeed_file(recipe.engine.deepspeed, dtype=recipe.model.dtype) | owned

@@ -1,0 +1,185 @@
+"""Rules between keys of a recipe: pairs that contradict each other; it must not read files.
+
+Each rule is a function that raises on the first breach; `check_rules` runs them all.
+"""
+
+import string
+from collections.abc import Callable, Sequence
+
+from trainer.errors import RecipeError
+from trainer.recipe.document import KeyPath, shorten
+from trainer.recipe.schema import EvalSetRecipe, Recipe, SourceRecipe
+
+Fail = Callable[[str, object, str, str], RecipeError]
+"""Makes an error of (dotted key, what was found, what is expected, what to do)."""
+
+
+def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
+    """Refuse a recipe whose keys contradict each other.
+
+    Args:
+        recipe: with all types and bounds already right.
+        place: gives the `file:line` or override that a key came from.
+    Raises:
+        RecipeError: on the first contradiction.
+    """
+
+    def fail(key: str, got: object, expected: str, advice: str) -> RecipeError:
+        where = place(tuple(key.split(".")))
+        shown = got if isinstance(got, _Words) else shorten(got)
+        return RecipeError(f"{where}: {key} = {shown}; expected {expected}. {advice}")
+
+    for rule in (_check_names, _check_sources, _check_tasks, _check_pattern):
+        rule(recipe, fail)
+    for rule in (_check_template, _check_length, _check_model, _check_numbers):
+        rule(recipe, fail)
+
+
+class _Words(str):
+    """Text of a message that is shown without quotes."""
+
+    __slots__ = ()
+
+
+def _check_names(recipe: Recipe, fail: Fail) -> None:
+    """Texts that name something must not be empty, nor name two things."""
+    for key, text in (
+        ("name", recipe.name),
+        ("output_dir", recipe.output_dir),
+        ("model.path", recipe.model.path),
+        ("engine.deepspeed", recipe.engine.deepspeed),
+    ):
+        if not text.strip():
+            raise fail(key, text, "text that is not empty", "Fill it in.")
+    _check_unique("data.sources", recipe.data.sources, fail)
+    _check_unique("eval.sets", recipe.eval.sets, fail)
+
+
+def _check_unique(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail: Fail) -> None:
+    first: dict[str, int] = {}
+    for index, item in enumerate(items):
+        where = f"{key}.{index}.name"
+        if not item.name or item.name.isdecimal() or set(item.name) & set("./= \t\n"):
+            rule = "a word without dots, slashes, spaces or `=`, and not a number"
+            raise fail(where, item.name, rule, "Rename it: metrics and overrides use the name.")
+        if item.name in first:
+            other = f"{key}.{first[item.name]}"
+            raise fail(where, item.name, f"a name that {other} does not have", "Rename one.")
+        first[item.name] = index
+
+
+def _check_sources(recipe: Recipe, fail: Fail) -> None:
+    """Every source has one origin and a sensible score range."""
+    if not recipe.data.sources:
+        raise fail("data.sources", (), "at least one source", "Add a data set.")
+    for index, source in enumerate(recipe.data.sources):
+        key = f"data.sources.{index}"
+        if not source.path and not source.hub:
+            raise fail(
+                f"{key}.path", _Words("(missing)"), "either `path` or `hub`", "Add one of them."
+            )
+        if source.path and source.hub:
+            got = _Words(f"{source.path} beside hub = {source.hub}")
+            raise fail(f"{key}.path", got, "only one of `path` and `hub`", "Remove one of them.")
+    _check_ranges("data.sources", recipe.data.sources, fail)
+    _check_ranges("eval.sets", recipe.eval.sets, fail)
+
+
+def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail: Fail) -> None:
+    """A score range belongs to sts and has a low and a high end."""
+    for index, item in enumerate(items):
+        where = f"{key}.{index}.score_range"
+        if item.score_range is None:
+            continue
+        if item.task != "sts":
+            raise fail(where, item.score_range, "no range for an ir set", "Remove it.")
+        if item.score_range[0] >= item.score_range[1]:
+            raise fail(where, item.score_range, "[lowest, highest]", "Swap or widen them.")
+
+
+def _check_tasks(recipe: Recipe, fail: Fail) -> None:
+    """A task with a source has its batch and a loss that can be above zero."""
+    given = {"ir": recipe.tasks.ir, "sts": recipe.tasks.sts}
+    for source in recipe.data.sources:
+        if given[source.task] is None:
+            key = f"tasks.{source.task}"
+            expected = f"a section with global_batch_size, as source {source.name} is of this task"
+            raise fail(key, _Words("(missing)"), expected, f"Add {key}, or remove the source.")
+    sts, ir = recipe.tasks.sts, recipe.tasks.ir
+    if sts is not None:
+        weights = sts.weights
+        if not any((weights.pearson, weights.rank_kl, weights.pro, weights.infonce)):
+            raise fail("tasks.sts.weights", _Words("all 0"), "one above 0", "Raise one.")
+    if ir is not None and ir.global_batch_size == 1 and ir.negatives == 0:
+        raise fail(
+            "tasks.ir.global_batch_size", 1, "at least 2 where negatives is 0", "Raise either."
+        )
+
+
+def _check_pattern(recipe: Recipe, fail: Fail) -> None:
+    """The pattern gives turns to exactly the tasks that have sources."""
+    tasks = {source.task for source in recipe.data.sources}
+    for task, turns in recipe.data.pattern.items():
+        key = f"data.pattern.{task}"
+        if task not in tasks:
+            expected = f"tasks that have a source: {', '.join(sorted(tasks))}"
+            raise fail(key, turns, expected, f"Remove {task}, or add a source of this task.")
+        if turns < 1:
+            raise fail(key, turns, "an integer of at least 1", "Raise it, or remove its sources.")
+    for task in sorted(tasks - set(recipe.data.pattern)):
+        raise fail(
+            f"data.pattern.{task}",
+            _Words("(missing)"),
+            f"turns for every task with a source: {', '.join(sorted(tasks))}",
+            f"Add `{task}: 1`, or remove the pattern to give each task one turn.",
+        )
+
+
+def _check_template(recipe: Recipe, fail: Fail) -> None:
+    """The prompt template joins {instruction} and {text} and nothing else."""
+    template = recipe.data.prompt_template
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError:
+        fields = []
+    if fields.count("text") != 1 or set(fields) - {"text", "instruction"}:
+        raise fail(
+            "data.prompt_template",
+            template,
+            "{text} once and, if wanted, {instruction}",
+            "Write for example '{instruction}{text}'; a literal brace is doubled.",
+        )
+
+
+def _check_length(recipe: Recipe, fail: Fail) -> None:
+    """The run ends either after steps or after epochs."""
+    steps, epochs = recipe.train.max_steps, recipe.train.epochs
+    if steps is None and epochs is None:
+        expected = "either train.max_steps or train.epochs"
+        raise fail("train.max_steps", _Words("(missing)"), expected, "Add one of them.")
+    if steps is not None and epochs is not None:
+        got = _Words(f"{steps} beside train.epochs = {epochs:g}")
+        expected = "only one of train.max_steps and train.epochs"
+        raise fail("train.max_steps", got, expected, "Set the other to null.")
+
+
+def _check_model(recipe: Recipe, fail: Fail) -> None:
+    """Remote code is pinned; adapters have targets."""
+    model = recipe.model
+    if model.trust_remote_code and not model.revision:
+        raise fail(
+            "model.trust_remote_code",
+            _Words("true without model.revision"),
+            "a commit beside it, so that the code cannot change unseen",
+            "Set model.revision to the commit that you have read.",
+        )
+    if model.lora is not None and not model.lora.targets:
+        expected = "at least one module name, or all-linear"
+        raise fail("model.lora.targets", (), expected, "Name the modules that get an adapter.")
+
+
+def _check_numbers(recipe: Recipe, fail: Fail) -> None:
+    """Adam's decay rates are shares."""
+    for index, beta in enumerate(recipe.train.betas):
+        if not 0 <= beta < 1:
+            raise fail(f"train.betas.{index}", beta, "at least 0 and below 1", "Change it.")

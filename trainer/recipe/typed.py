@@ -1,0 +1,200 @@
+"""Plain values -> the schema's frozen dataclasses, by their annotations; it must not read files."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from trainer.errors import RecipeError
+from trainer.recipe.document import Document, KeyPath, shorten
+
+DataclassT = TypeVar("DataclassT")
+
+
+def build(schema: type[DataclassT], document: Document) -> DataclassT:
+    """Make a dataclass of `schema` from the document's values.
+
+    Raises:
+        RecipeError: on an unknown or missing key, a wrong type, a number out of bounds, or a word
+            that is not among the choices.
+    """
+    return typing.cast(DataclassT, _Builder(document, schema).section(schema, document.values, ()))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Builder:
+    """Converts values of one document; holds it for the messages."""
+
+    document: Document
+    root: type
+
+    def section(self, schema: type, value: Any, path: KeyPath) -> Any:
+        """A mapping as a dataclass; an empty section is all defaults."""
+        value = {} if value is None else value
+        if not isinstance(value, dict):
+            known = ", ".join(field.name for field in dataclasses.fields(schema))
+            raise self._error(path, value, f"a section with keys among {known}", "Indent them.")
+        hints = typing.get_type_hints(schema)
+        fields = {field.name: field for field in dataclasses.fields(schema)}
+        for key in value:
+            if key not in fields:
+                raise self._unknown(key, value[key], path, fields)
+        arguments = {}
+        for name, field in fields.items():
+            if name in value:
+                converted = self.convert(value[name], hints[name], (*path, name))
+                self._check_bounds(converted, field.metadata, (*path, name))
+                arguments[name] = converted
+            elif _is_required(field):
+                self._refuse_missing(name, hints[name], path)
+                arguments[name] = self.section(hints[name], {}, (*path, name))
+        return schema(**arguments)
+
+    def convert(self, value: Any, hint: Any, path: KeyPath) -> Any:
+        """A value as the type that the annotation `hint` asks for."""
+        origin = get_origin(hint)
+        if origin in (Union, types.UnionType):
+            return self._union(value, hint, path)
+        if origin is Literal:
+            return self._choice(value, get_args(hint), path)
+        if origin is tuple:
+            return self._tuple(value, get_args(hint), path)
+        if origin is dict:
+            return self._mapping(value, get_args(hint), path)
+        if dataclasses.is_dataclass(hint):
+            return self.section(typing.cast(type, hint), value, path)
+        return self._scalar(value, hint, path)
+
+    def _union(self, value: Any, hint: Any, path: KeyPath) -> Any:
+        """Null where it is allowed; else the one member whose form the value has."""
+        members = [member for member in get_args(hint) if member is not type(None)]
+        if value is None and len(members) < len(get_args(hint)):
+            return None
+        words = [
+            word for member in members if get_origin(member) is Literal for word in get_args(member)
+        ]
+        if len(members) == 1 or isinstance(value, list):
+            return self.convert(value, members[0], path)
+        if value in words:
+            return value
+        raise self._error(path, value, f"a list, or {' or '.join(words)}", "Write [a, b].")
+
+    def _choice(self, value: Any, choices: tuple[Any, ...], path: KeyPath) -> Any:
+        if value in choices and not isinstance(value, bool):
+            return value
+        nearest = _nearest(str(value), choices)
+        advice = f"Did you mean {nearest}?" if nearest else "Use one of them."
+        raise self._error(path, value, f"one of {', '.join(map(str, choices))}", advice)
+
+    def _tuple(self, value: Any, hints: tuple[Any, ...], path: KeyPath) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise self._error(path, value, "a list", "Write [a, b], or one `- item` per line.")
+        if hints[-1] is Ellipsis:
+            hints = (hints[0],) * len(value)
+        if len(value) != len(hints):
+            raise self._error(path, value, f"a list of {len(hints)} values", "Give all of them.")
+        items = enumerate(zip(value, hints, strict=True))
+        return tuple(self.convert(item, hint, (*path, str(index))) for index, (item, hint) in items)
+
+    def _mapping(self, value: Any, hints: tuple[Any, ...], path: KeyPath) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self._error(path, value, "`key: value` pairs", "Indent them under the key.")
+        return {key: self.convert(item, hints[1], (*path, str(key))) for key, item in value.items()}
+
+    def _scalar(self, value: Any, hint: Any, path: KeyPath) -> Any:
+        if hint is float:
+            return self._number(value, path)
+        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+            return value
+        expected, advice = {
+            int: ("an integer", "Write it without quotes, point or unit."),
+            bool: ("true or false", "Write one of the two without quotes."),
+            str: ("text", "Put it in quotes."),
+        }[hint]
+        raise self._error(path, value, expected, advice)
+
+    def _number(self, value: Any, path: KeyPath) -> float:
+        """A finite float; YAML 1.1 reads `1e-5` as text, so text that spells a number counts."""
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except ValueError:
+                number = math.nan
+            if math.isfinite(number):
+                return number
+        raise self._error(path, value, "a finite number", "Write for example 0.00001 or 1e-5.")
+
+    def _check_bounds(self, value: Any, bounds: Mapping[str, float | None], path: KeyPath) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        low, high, above = bounds.get("low"), bounds.get("high"), bounds.get("above")
+        inside = (
+            (low is None or value >= low)
+            and (high is None or value <= high)
+            and (above is None or value > above)
+        )
+        if not inside:
+            rules = [
+                f"{word} {limit:g}"
+                for word, limit in (("of at least", low), ("above", above), ("at most", high))
+                if limit is not None
+            ]
+            kind = "an integer" if isinstance(value, int) else "a number"
+            raise self._error(path, value, f"{kind} {' and '.join(rules)}", "Set it within.")
+
+    def _refuse_missing(self, name: str, hint: Any, path: KeyPath) -> None:
+        """Say that a required key is absent, unless it is a section that can be all defaults."""
+        if dataclasses.is_dataclass(hint) and not any(map(_is_required, dataclasses.fields(hint))):
+            return
+        if dataclasses.is_dataclass(hint):
+            needed = [field.name for field in dataclasses.fields(hint) if _is_required(field)]
+            expected = f"a section{' with ' + ', '.join(needed) if needed else ''}"
+        else:
+            expected = {str: "text", int: "an integer", float: "a number"}.get(hint, "a value")
+        where = ".".join((*path, name))
+        place = self.document.place(path) if path else self.document.file
+        raise RecipeError(f"{place}: {where} = (missing); expected {expected}. Add {where}.")
+
+    def _unknown(self, key: Any, value: Any, path: KeyPath, known: Iterable[str]) -> RecipeError:
+        where = ".".join((*path, str(key)))
+        section = ".".join(path) or "the recipe"
+        expected = f"a known key; {section} has {', '.join(known)}"
+        nearest = _nearest(str(key), known)
+        if nearest:
+            return self._error((*path, str(key)), value, expected, f"Did you mean {nearest}?")
+        if "." in str(key):
+            advice = "Nest it under its section: dots are for overrides on the command line."
+        else:
+            far = [name for name in _all_keys(self.root) if name.rsplit(".", 1)[-1] == key]
+            advice = f"Did you mean {far[0]}?" if far else f"Remove {where}."
+        return self._error((*path, str(key)), value, expected, advice)
+
+    def _error(self, path: KeyPath, got: Any, expected: str, advice: str) -> RecipeError:
+        return RecipeError(
+            f"{self.document.place(path)}: {'.'.join(path)} = {shorten(got)}; "
+            f"expected {expected}. {advice}"
+        )
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _nearest(word: str, known: Iterable[Any]) -> str | None:
+    """The known word that `word` most likely meant, or None."""
+    matches = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def _all_keys(schema: type, prefix: str = "") -> list[str]:
+    """Dotted keys of a schema's sections; items of lists are left out."""
+    keys = []
+    for name, hint in typing.get_type_hints(schema).items():
+        keys.append(prefix + name)
+        members = [member for member in (hint, *get_args(hint)) if dataclasses.is_dataclass(member)]
+        if members and get_origin(hint) is not tuple:
+            keys += _all_keys(typing.cast(type, members[0]), f"{prefix}{name}.")
+    return keys
