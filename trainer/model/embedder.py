@@ -84,11 +84,17 @@ class Embedder(nn.Module):
         position_L = torch.arange(chunk.input_ids.shape[1], device=chunk.lengths.device)
         return (position_L < chunk.lengths[:, None]).long()
 
-    def begin(self, chunk: Chunk, step_key: int) -> None:
-        """Set everything random for a chunk; before each forward and each backward of it."""
+    def begin(self, chunk: Chunk, step_key: int, *, depth: int = 0) -> None:
+        """Set everything random for a chunk; before each forward and each backward of it.
+
+        Args:
+            chunk: the texts about to run.
+            step_key: seed and step, mixed.
+            depth: number of the layer, where layers are run one by one.
+        """
         self.dropout_keys.text_B = chunk.text_keys
         self.dropout_keys.step_key = step_key
-        torch.manual_seed(chunk.random_seed)
+        torch.manual_seed(chunk.random_seed + depth)
 
     def forward(self, chunk: Chunk, *, middle: bool = False) -> tuple[Tensor, ...]:
         """Embed a chunk.

@@ -43,24 +43,24 @@ class ChunkRun:
 class ChunkwiseLayer(nn.Module):
     """Mixin before a decoder layer's class: forward over flat tokens, chunk by chunk."""
 
-    def forward(self, hidden_TH: Tensor, run: ChunkRun) -> Tensor:
-        """Apply the layer to each chunk under checkpointing [T, H] -> [T, H]."""
+    def forward(self, hidden_TH: Tensor, run: ChunkRun, depth: int) -> Tensor:
+        """Apply layer number `depth` to each chunk under checkpointing [T, H] -> [T, H]."""
         parts = []
         for i, part in enumerate(hidden_TH.split(run.sizes)):
             if torch.is_grad_enabled():
-                part = checkpoint(  # noqa: PLW2901
-                    self._one, part, run, i, use_reentrant=False, preserve_rng_state=False
+                part = checkpoint(
+                    self._one, part, run, i, depth, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                part = self._one(part, run, i)  # noqa: PLW2901
+                part = self._one(part, run, i, depth)
             parts.append(part)
         return torch.cat(parts)
 
-    def _one(self, part_TH: Tensor, run: ChunkRun, index: int) -> Tensor:
+    def _one(self, part_TH: Tensor, run: ChunkRun, index: int, depth: int) -> Tensor:
         """The layer on one chunk; called again with the same randomness when recomputed."""
         chunk = run.chunks[index]
         num_texts, length = chunk.input_ids.shape
-        run.embedder.begin(chunk, run.step_key)
+        run.embedder.begin(chunk, run.step_key, depth=depth)
         cos, sin = run.rotary
         # [B * L, H] -> [B, L, H]
         output = super().forward(
@@ -115,7 +115,7 @@ class LayerMajorEmbedder(Embedder):
         middle_of = (len(decoder.layers) + 1) // 2
         middle_TH = hidden_TH
         for i, layer in enumerate(decoder.layers):
-            hidden_TH = layer(hidden_TH, run)
+            hidden_TH = layer(hidden_TH, run, i)
             if i + 1 == middle_of:
                 middle_TH = hidden_TH
         outputs = (self._pool_flat(hidden_TH, run, norm=decoder.norm),)
