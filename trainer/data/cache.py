@@ -1,0 +1,69 @@
+"""Arrays that are costly to make, kept on disk and memory-mapped, whatever they mean.
+
+The cache lies in `$TRAINER_CACHE_DIR`, else `$XDG_CACHE_HOME/codiemb-trainer`, else
+`~/.cache/codiemb-trainer`. It may be deleted at any time between runs.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+
+
+def cache_root() -> Path:
+    """Folder of the cache; it may not exist yet."""
+    if "TRAINER_CACHE_DIR" in os.environ:
+        return Path(os.environ["TRAINER_CACHE_DIR"])
+    if "XDG_CACHE_HOME" in os.environ:
+        return Path(os.environ["XDG_CACHE_HOME"]) / "codiemb-trainer"
+    return Path.home() / ".cache" / "codiemb-trainer"
+
+
+def file_identity(path: Path) -> str:
+    """A key that changes whenever the file does: path, size in bytes, time of change in ns."""
+    stat = path.stat()
+    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def cached_arrays(identity: str, build: Callable[[], Arrays]) -> Arrays:
+    """The arrays of `build`, from the cache where it has them; read-only and memory-mapped.
+
+    One process builds while others wait. Without a writable cache the arrays stay in memory.
+    """
+    root = cache_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("%s: not writable (%s); data is indexed anew at each start", root, error)
+        return build()
+    folder = root / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    with _locked(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            _write(folder, build())
+    return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock, which the system drops when the process ends."""
+    with path.open("a") as lock:
+        fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
+        yield
+
+
+def _write(folder: Path, arrays: Arrays) -> None:
+    """Writes all arrays under a temporary name, then renames: complete or absent."""
+    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix="building-"))
+    for name, array in arrays.items():
+        np.save(building / f"{name}.npy", array)
+    building.rename(folder)

@@ -1,0 +1,174 @@
+"""Text files as tables of rows: a memory map and one byte range per row; it reads no meaning.
+
+Nothing of a file is held in memory but the ranges, and for large files these are memory-mapped
+from the cache too.
+"""
+
+import hashlib
+import json
+import mmap
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.data.cache import Arrays, cached_arrays, file_identity
+from trainer.data.fields import RowError, shown
+from trainer.errors import DataError
+
+BLOCK_BYTES = 1 << 24
+"""Read at a time while indexing."""
+CACHE_FROM_BYTES = 1 << 25
+"""Smaller files are indexed anew at each start, in a fraction of a second."""
+
+Decoder = Callable[[bytes], Mapping[str, Any]]
+Indexer = Callable[[mmap.mmap], np.ndarray]
+
+
+def decode_json(line: bytes) -> Mapping[str, Any]:
+    """The object written in some bytes.
+
+    Raises:
+        RowError: if they are not UTF-8, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise RowError("row", ascii(bytes(line[:24])), "UTF-8 text") from None
+    except (ValueError, RecursionError) as error:
+        raise RowError(
+            "row", shown(line[:60].decode(errors="replace")), f"JSON ({error})"
+        ) from None
+    if not isinstance(value, dict):
+        raise RowError("row", shown(value), "a JSON object")
+    return value
+
+
+def line_ranges(data: mmap.mmap) -> np.ndarray:
+    """First and last byte of each line that is not blank [n, 2], int64."""
+    breaks = [start + newlines for start, newlines in _newlines(data)]
+    ends = np.append(np.concatenate(breaks), len(data)) if breaks else np.array([len(data)])
+    starts = np.append(_start(data), ends[:-1] + 1)
+    ranges = np.stack([starts, ends], axis=1)[starts < ends]
+    suspects = np.frombuffer(data, np.uint8)[ranges[:, 0]] <= ord(" ")
+    for row in np.flatnonzero(suspects):
+        suspects[row] = not data[ranges[row, 0] : ranges[row, 1]].strip()
+    return ranges[~suspects]
+
+
+def array_ranges(data: mmap.mmap) -> np.ndarray:
+    """First and last byte of each object in a JSON array of objects [n, 2], int64."""
+    ranges, depth, start = [], 0, 0
+    for found in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', data):
+        token = found[0]
+        if token in b"[{":
+            depth += 1
+            start = found.start() if depth == 2 else start
+        elif token in b"]}":
+            depth -= 1
+            if depth == 1:
+                ranges.append((start, found.end()))
+    if depth:
+        raise RowError("file", "an array that does not end", "JSON: [{...}, {...}]")
+    return np.array(ranges, np.int64).reshape(-1, 2)
+
+
+def _newlines(data: mmap.mmap) -> Iterator[tuple[int, np.ndarray]]:
+    for start in range(0, len(data), BLOCK_BYTES):
+        block = np.frombuffer(data, np.uint8, min(BLOCK_BYTES, len(data) - start), start)
+        yield start, np.flatnonzero(block == ord("\n"))
+
+
+def _start(data: mmap.mmap) -> int:
+    """Where the text starts, after a byte order mark."""
+    return 3 if data[:3] == b"\xef\xbb\xbf" else 0
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file and the byte ranges of its rows; opened again after pickling."""
+
+    path: Path
+    """What is read."""
+    decode: Decoder
+    """Bytes of a row to its fields."""
+    ranges: np.ndarray = field(repr=False)
+    """First and last byte of each row [n, 2], int64."""
+    sha256: str
+    """Of the whole file, hexadecimal."""
+
+    @cached_property
+    def data(self) -> mmap.mmap:
+        """The file's bytes."""
+        return map_file(self.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "data"}
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def values(self, row: int) -> Mapping[str, Any]:
+        """The fields of a row.
+
+        Raises:
+            RowError: if it cannot be decoded.
+        """
+        start, end = self.ranges[row]
+        return self.decode(self.data[start:end])
+
+    def place(self, row: int) -> str:
+        """`path:line` of a row, for messages; counts lines, so it is slow."""
+        first = int(self.ranges[row, 0])
+        before = sum(int(np.searchsorted(at, first - start)) for start, at in _newlines(self.data))
+        return f"{self.path}:{before + 1}"
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A file's bytes, memory-mapped.
+
+    Raises:
+        DataError: if it is missing, unreadable or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise DataError(
+            f"{path}: size = 0; expected at least one row. Fill it or remove it."
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}; expected a readable file. Correct the path or its rights."
+        ) from error
+
+
+def open_text_file(path: Path, decode: Decoder, index: Indexer) -> TextFile:
+    """A text file with its rows indexed, from the cache where it is large.
+
+    Raises:
+        DataError: if it is missing, unreadable, without rows, or cannot be indexed.
+    """
+    data = map_file(path)
+
+    def build() -> Arrays:
+        digest = hashlib.sha256()
+        for start in range(0, len(data), BLOCK_BYTES):
+            digest.update(data[start : start + BLOCK_BYTES])
+        return {"ranges": index(data), "sha256": np.frombuffer(digest.digest(), np.uint8)}
+
+    try:
+        if len(data) < CACHE_FROM_BYTES:
+            arrays = build()
+        else:
+            arrays = cached_arrays(f"rows|{index.__name__}|{file_identity(path)}", build)
+    except RowError as fault:
+        raise DataError(f"{path}: {fault}. Correct the file.") from None
+    if not len(arrays["ranges"]):
+        raise DataError(f"{path}: rows = 0; expected at least one row. Fill it or remove it.")
+    sha256 = arrays["sha256"].tobytes().hex()
+    return TextFile(path=path, decode=decode, ranges=arrays["ranges"], sha256=sha256)

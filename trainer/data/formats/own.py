@@ -1,0 +1,33 @@
+"""This project's own records: `query, positives[, negatives]` and `text1, text2, score`."""
+
+from trainer.data.fields import Row
+from trainer.data.formats.adapter import Adapter, ScoredPair
+from trainer.data.records import IrRecord
+
+
+def parse_ir(row: Row) -> IrRecord:
+    """`{"query": str, "positives": [str, ...], "negatives": [str, ...]}`.
+
+    Raises:
+        RowError: if a field is missing or wrong, or there is no positive.
+    """
+    return IrRecord(
+        query=row.text("query"),
+        positives=row.texts("positives"),
+        negatives=row.optional_texts("negatives"),
+    )
+
+
+def parse_sts(row: Row) -> ScoredPair:
+    """`{"text1": str, "text2": str, "score": number}`.
+
+    Raises:
+        RowError: if a field is missing or wrong.
+    """
+    return ScoredPair(row.text("text1"), row.text("text2"), row.number("score"))
+
+
+ADAPTERS = (
+    Adapter(name="records", task="ir", columns=frozenset({"query", "positives"}), parse=parse_ir),
+    Adapter(name="records", task="sts", columns=frozenset({"text1", "text2"}), parse=parse_sts),
+)
