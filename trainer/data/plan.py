@@ -1,0 +1,226 @@
+"""Which task, source and rows a step trains on: a pure function of recipe, sizes and step.
+
+Nothing is walked through and nothing is stored, so resuming is a jump, any rank can compute any
+step, and the number of ranks does not enter. Each source is an endless stream of its rows, one
+permutation after another, and its k-th step takes the k-th block of the stream: rows left over at
+the end of an epoch open the next one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from trainer.data.batch import StepPlan
+from trainer.data.permutation import keys_of, permute
+from trainer.data.turns import Turns, make_turns, turn_at, turns_before
+from trainer.errors import RecipeError
+from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task, TasksRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSource:
+    """What the plan knows of a source."""
+
+    name: str
+    """As in the recipe."""
+    task: Task
+    """Task of its steps."""
+    num_rows: int
+    """Records it has."""
+    batch_size: int
+    """Rows of one step over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """How often the rows of a source are seen in a number of steps."""
+
+    task: Task
+    """Task of the source."""
+    source: str
+    """Name of the source."""
+    num_rows: int
+    """Records it has."""
+    steps: int
+    """Steps it gets."""
+    rows_seen: int
+    """Rows drawn, repeats counted."""
+    epochs: float
+    """`rows_seen / num_rows`."""
+    never: int
+    """Rows not seen."""
+    once: int
+    """Rows seen once."""
+    twice: int
+    """Rows seen twice."""
+    more: int
+    """Rows seen three times or more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """The whole sequence of batches of a run."""
+
+    seed: int
+    """Root of all permutations."""
+    sources: Mapping[str, PlannedSource]
+    """By name."""
+    tasks: Turns
+    """Whose turn it is among the tasks."""
+    turns: Mapping[str, Turns]
+    """Whose turn it is among the sources of each task."""
+
+    def at(self, step: int) -> StepPlan:
+        """What a step trains on, `step` counted from 0."""
+        task, task_turn = turn_at(self.tasks, step)
+        name, turn = turn_at(self.turns[task], task_turn)
+        source = self.sources[name]
+        first = turn * source.batch_size
+        return StepPlan(
+            step=step,
+            task=source.task,
+            source=name,
+            epoch=first // source.num_rows,
+            rows=_rows(source, first, self.seed),
+        )
+
+    def source_steps(self, num_steps: int) -> dict[str, int]:
+        """How many of the first steps each source gets."""
+        counts: dict[str, int] = {}
+        for task, steps in turns_before(self.tasks, num_steps).items():
+            counts |= turns_before(self.turns[task], steps)
+        return counts
+
+    def num_steps(self, epochs: float) -> int:
+        """The fewest steps after which every source was seen at least `epochs` times."""
+        high = 1
+        while not self._seen(high, epochs):
+            high *= 2
+        low = high // 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._seen(middle, epochs) else (middle, high)
+        return high
+
+    def exposure(self, num_steps: int) -> tuple[Exposure, ...]:
+        """How often each source's rows are seen in the first steps, in the recipe's order."""
+        steps = self.source_steps(num_steps)
+        return tuple(_exposure(source, steps[name]) for name, source in self.sources.items())
+
+    def _seen(self, num_steps: int, epochs: float) -> bool:
+        steps = self.source_steps(num_steps)
+        return all(
+            steps[name] * source.batch_size >= Fraction(epochs) * source.num_rows
+            for name, source in self.sources.items()
+        )
+
+
+def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
+    """The plan of a recipe.
+
+    Shares of the steps, for a source of n rows and weight w whose task has batches of b:
+    `alternate` gives each task its count of `data.pattern` and each of its sources w;
+    `proportional` gives each source w n / b; `temperature` gives it w (n / b)^(1 / T).
+
+    Args:
+        recipe: the run.
+        sizes: number of records of each source, by name.
+
+    Raises:
+        RecipeError: if a batch has more rows than its source, a task with sources has no batch
+            size or no turn in the pattern.
+    """
+    sources = [_planned(source, recipe.tasks, sizes[source.name]) for source in recipe.data.sources]
+    shares = _source_shares(recipe.data, sources)
+    by_task: dict[str, dict[str, Fraction]] = {}
+    for source in sources:
+        by_task.setdefault(source.task, {})[source.name] = shares[source.name]
+    return DataPlan(
+        seed=recipe.seed,
+        sources={source.name: source for source in sources},
+        tasks=make_turns(_task_shares(recipe.data, by_task)),
+        turns={task: make_turns(shares) for task, shares in by_task.items()},
+    )
+
+
+def _planned(source: SourceRecipe, tasks: TasksRecipe, num_rows: int) -> PlannedSource:
+    task = tasks.ir if source.task == "ir" else tasks.sts
+    if task is None:
+        raise RecipeError(
+            f"recipe: tasks.{source.task} = null; expected settings, as source {source.name} has "
+            f"this task. Set tasks.{source.task}.global_batch_size."
+        )
+    if task.global_batch_size > num_rows:
+        raise RecipeError(
+            f"recipe: tasks.{source.task}.global_batch_size = {task.global_batch_size}; expected "
+            f"at most {num_rows}, the rows of source {source.name}. Lower it or add rows."
+        )
+    return PlannedSource(
+        name=source.name,
+        task=source.task,
+        num_rows=num_rows,
+        batch_size=task.global_batch_size,
+    )
+
+
+def _source_shares(data: DataRecipe, sources: list[PlannedSource]) -> dict[str, Fraction]:
+    """Share of each source, of its task's turns under `alternate` and of all turns otherwise."""
+    shares = {}
+    for recipe, source in zip(data.sources, sources, strict=True):
+        batches = Fraction(source.num_rows, source.batch_size)
+        sized = {
+            "alternate": Fraction(1),
+            "proportional": batches,
+            "temperature": Fraction(float(batches) ** (1 / data.temperature)),
+        }
+        shares[source.name] = Fraction(recipe.weight) * sized[data.schedule]
+    return shares
+
+
+def _task_shares(
+    data: DataRecipe, by_task: Mapping[str, Mapping[str, Fraction]]
+) -> dict[str, Fraction]:
+    """Share of each task that has sources; tasks without sources take no turns."""
+    if data.schedule != "alternate":
+        return {task: sum(shares.values(), Fraction(0)) for task, shares in by_task.items()}
+    for task in by_task:
+        if task not in data.pattern or data.pattern[task] < 1:
+            raise RecipeError(
+                f"recipe: data.pattern = {data.pattern}; expected at least one turn for {task}, "
+                f"which has sources. Add `{task}: 1` or remove the sources."
+            )
+    return {task: Fraction(turns) for task, turns in data.pattern.items() if task in by_task}
+
+
+def _rows(source: PlannedSource, first: int, seed: int) -> np.ndarray:
+    """A block of the source's endless stream [batch_size], int64."""
+    epoch, start = divmod(first, source.num_rows)
+    parts = []
+    remaining = source.batch_size
+    while remaining:
+        taken = min(remaining, source.num_rows - start)
+        indices = np.arange(start, start + taken, dtype=np.int64)
+        parts.append(permute(indices, source.num_rows, keys_of(seed, source.name, epoch)))
+        epoch, start, remaining = epoch + 1, 0, remaining - taken
+    return np.concatenate(parts)
+
+
+def _exposure(source: PlannedSource, steps: int) -> Exposure:
+    seen = steps * source.batch_size
+    epochs, extra = divmod(seen, source.num_rows)
+    rows_by_count = {epochs: source.num_rows - extra, epochs + 1: extra}
+    fewer = [rows_by_count.get(times, 0) for times in range(3)]
+    return Exposure(
+        task=source.task,
+        source=source.name,
+        num_rows=source.num_rows,
+        steps=steps,
+        rows_seen=seen,
+        epochs=seen / source.num_rows,
+        never=fewer[0],
+        once=fewer[1],
+        twice=fewer[2],
+        more=source.num_rows - sum(fewer),
+    )
