@@ -1,0 +1,201 @@
+"""Measure the tiled InfoNCE: memory and time of a large batch, equality with the plain form.
+
+    python tools/bench/loss.py            # 16,384 queries of 1,024: two minutes on two CPU cores
+    python tools/bench/loss.py --json     # the last line is one JSON object
+
+Memory is what forward and backward need above the inputs and their gradients: on a CPU the growth
+of the process's resident high-water mark, on a GPU that of torch's allocator.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from trainer.objectives.contrastive import info_nce
+
+MIB = 2**20
+TEMPERATURE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of one measurement."""
+
+    num_queries: int
+    """G."""
+    size: int
+    """D."""
+    num_positives: int
+    """P."""
+    num_negatives: int
+    """N per query."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One forward and backward."""
+
+    loss: float
+    """In nats."""
+    grads: tuple[Tensor, ...]
+    """To queries and passages."""
+    seconds: float
+    """Wall clock."""
+    peak_mib: float
+    """Above inputs and gradients."""
+
+
+Loss = Callable[[Tensor, Tensor, int, Tensor], Tensor]
+
+
+def tiled(queries: Tensor, passages: Tensor, num_positives: int, masked: Tensor) -> Tensor:
+    """The loss as the trainer computes it."""
+    return info_nce(
+        queries, passages, num_positives=num_positives, temperature=TEMPERATURE, mask=masked
+    )
+
+
+def plain(queries: Tensor, passages: Tensor, num_positives: int, masked: Tensor) -> Tensor:
+    """The same loss with all similarities held at once."""
+    num_groups, num_slots, _ = passages.shape
+    logits = queries @ passages.flatten(0, 1).T / TEMPERATURE
+    rows = torch.arange(num_groups, device=logits.device)
+    own = masked[:, 1] // num_slots == masked[:, 0]
+    others = masked[~(own & (masked[:, 1] % num_slots < num_positives))].to(logits.device)
+    logits = logits.index_put((others[:, 0], others[:, 1]), logits.new_tensor(float("-inf")))
+    logits = logits.view(num_groups, num_groups, num_slots)
+    negatives = logits[:, :, num_positives:].flatten(1)
+    slots = [torch.cat([logits[:, :, j], negatives], 1) for j in range(num_positives)]
+    return torch.stack([cross_entropy(slot, rows) for slot in slots]).mean()
+
+
+def make_inputs(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit-norm queries [G, D], passages [G, P + N, D] near them, and one masked pair per query."""
+    generator = torch.Generator().manual_seed(0)
+    num_slots = shape.num_positives + shape.num_negatives
+    queries = torch.randn(shape.num_queries, shape.size, generator=generator)
+    passages = torch.randn(shape.num_queries, num_slots, shape.size, generator=generator)
+    passages[:, : shape.num_positives].add_(queries[:, None], alpha=0.2)
+    for values in (queries, passages):
+        values.div_(torch.linalg.vector_norm(values, dim=-1, keepdim=True))
+    columns = torch.randint(
+        0, shape.num_queries * num_slots, (shape.num_queries,), generator=generator
+    )
+    masked = torch.stack([torch.arange(shape.num_queries), columns], dim=1)
+    inputs = (queries.to(device).requires_grad_(), passages.to(device).requires_grad_())
+    return *inputs, masked
+
+
+def measure(loss: Loss, shape: Shape, device: torch.device) -> Measurement:
+    """One forward and backward of `loss` on fresh inputs."""
+    queries, passages, masked = make_inputs(shape, device)
+    grad_bytes = sum(t.numel() * t.element_size() for t in (queries, passages))
+    before = _reset_peak(device)
+    start = time.perf_counter()
+    value = loss(queries, passages, shape.num_positives, masked)
+    grads = torch.autograd.grad(value, (queries, passages))
+    result = value.item()
+    seconds = time.perf_counter() - start
+    peak = (_peak_bytes(device) - before - grad_bytes) / MIB
+    return Measurement(loss=result, grads=grads, seconds=seconds, peak_mib=peak)
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Bytes in use now, from where the peak counts."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status_bytes("VmRSS")
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    """A line of /proc/self/status such as `VmHWM:  1234 kB`."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {field}: memory cannot be measured here")
+
+
+def relative_difference(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
+    """Largest difference of an entry, relative to the largest entry of its tensor."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+
+
+def compare(shape: Shape, device: torch.device) -> dict[str, float]:
+    """Both forms at a size where the plain one fits."""
+    ours, theirs = measure(tiled, shape, device), measure(plain, shape, device)
+    return {
+        "plain_queries": shape.num_queries,
+        "loss_difference": abs(ours.loss - theirs.loss),
+        "gradient_difference": relative_difference(ours.grads, theirs.grads),
+        "tiled_seconds": ours.seconds,
+        "plain_seconds": theirs.seconds,
+        "tiled_peak_mib": ours.peak_mib,
+        "plain_peak_mib": theirs.peak_mib,
+    }
+
+
+def main() -> None:
+    """Measure, print a table, and with --json one object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--queries", type=int, default=16_384, help="G of the large run")
+    parser.add_argument("--plain-queries", type=int, default=2_048, help="G of the comparison")
+    parser.add_argument("--size", type=int, default=1_024, help="D")
+    parser.add_argument("--positives", type=int, default=1, help="P")
+    parser.add_argument("--negatives", type=int, default=2, help="N")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    small, large = (
+        Shape(
+            num_queries=num_queries,
+            size=args.size,
+            num_positives=args.positives,
+            num_negatives=args.negatives,
+        )
+        for num_queries in (args.plain_queries, args.queries)
+    )
+    report = compare(small, device)
+    big = measure(tiled, large, device)
+    report |= {"queries": args.queries, "seconds": big.seconds, "loss": big.loss}
+    report["peak_above_inputs_mib"] = big.peak_mib
+    show(report, args.size)
+    if args.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+
+
+def show(report: dict[str, float], size: int) -> None:
+    """The table for a person."""
+    row = "{:<10} {:>9} {:>6} {:>12} {:>10}"
+    print(row.format("form", "queries", "size", "peak MiB", "seconds"))
+    runs = [
+        ("plain", "plain_queries", "plain_peak_mib", "plain_seconds"),
+        ("tiled", "plain_queries", "tiled_peak_mib", "tiled_seconds"),
+        ("tiled", "queries", "peak_above_inputs_mib", "seconds"),
+    ]
+    for name, queries, peak, seconds in runs:
+        numbers = (f"{report[peak]:.1f}", f"{report[seconds]:.2f}")
+        print(row.format(name, report[queries], size, *numbers))
+    print(f"loss: largest difference {report['loss_difference']:.1e} nats")
+    print(f"gradients: largest difference {report['gradient_difference']:.1e} of the largest entry")
+
+
+if __name__ == "__main__":
+    main()
