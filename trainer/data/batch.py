@@ -48,7 +48,10 @@ class IrBatch:
     query: np.ndarray
     """Index into texts [G], int64."""
     passages: np.ndarray
-    """Index into texts [G, P + N], int64; the first P columns are positive slots."""
+    """Index into texts [G, P + N], int64; the first P columns are positive slots.
+
+    -1 in all N negative slots of a record that has no negatives: no text, to be left out.
+    """
     masked: np.ndarray
     """Pairs (query row, flat passage column of G * (P + N)) left out of denominators [M, 2], int64.
 

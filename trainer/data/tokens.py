@@ -1,0 +1,183 @@
+"""Texts to token ids, the same in training, evaluation and export; it must not import torch.
+
+`load_tokenizer` alone imports transformers, when called. Encoding goes through the Rust tokenizer,
+which a worker process can load without it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from trainer.data.fields import shown
+from trainer.data.prompts import prompt_prefix
+from trainer.errors import DataError
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe, Pooling, Recipe, SourceRecipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Encoded(NamedTuple):
+    """Token ids of some texts with one prompt."""
+
+    token_ids: list[np.ndarray]
+    """Per text, int32 [length], with prompt and end token, unpadded."""
+    num_prompt_tokens: int
+    """Leading tokens to leave out of mean pooling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """A tokenizer with the prompt rules of a recipe; can be pickled."""
+
+    tokenizer: Tokenizer
+    """Its own copy; truncation is set anew at each call."""
+    special_ids: frozenset[int]
+    """Ids of special tokens."""
+    template: str
+    """`data.prompt_template`."""
+    pool_instruction: bool
+    """Whether pooling includes the prompt's tokens."""
+
+    def encode(self, texts: Sequence[str], *, instruction: str, max_tokens: int) -> Encoded:
+        """Token ids of texts behind an instruction, cut to `max_tokens` with the end token kept.
+
+        Raises:
+            DataError: if the instruction leaves no room for text, or a text has no tokens.
+        """
+        prefix = prompt_prefix(self.template, instruction)
+        prompt_ids = self._prompt_ids(prefix)
+        if len(prompt_ids) >= max_tokens:
+            raise DataError(
+                f"data: instruction = {shown(instruction)} ({len(prompt_ids)} tokens with special "
+                f"tokens); expected fewer than max_tokens = {max_tokens}, so that text fits. "
+                "Shorten it, or raise data.query_max_tokens or data.passage_max_tokens."
+            )
+        self.tokenizer.enable_truncation(max_tokens)
+        encodings = self.tokenizer.encode_batch_fast([prefix + text for text in texts])
+        token_ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        for text, ids in zip(texts, token_ids, strict=True):
+            if not len(ids):
+                raise DataError(f"data: text = {shown(text)}; expected a token. Remove the row.")
+        return Encoded(token_ids, 0 if self.pool_instruction else self._num_prompt(prompt_ids))
+
+    def _prompt_ids(self, prefix: str) -> list[int]:
+        self.tokenizer.no_truncation()
+        return self.tokenizer.encode(prefix).ids if prefix else []
+
+    def _num_prompt(self, prompt_ids: list[int]) -> int:
+        """Tokens of the prompt and of what stands before it, but not the end token.
+
+        The rule of sentence-transformers' `include_prompt=False`, so that exports agree.
+        """
+        ends_special = bool(prompt_ids) and prompt_ids[-1] in self.special_ids
+        return len(prompt_ids) - ends_special
+
+
+def load_tokenizer(
+    path: str, *, pooling: Pooling, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerFast":
+    """The tokenizer of a model, made to end each text with its end token where that is pooled.
+
+    A tokenizer that already ends texts with a special token of its own is left as it is. Saved,
+    it loads elsewhere with the same rule.
+
+    Args:
+        path: model folder or hub id.
+        pooling: `last` needs an end token.
+        revision: commit of a hub model.
+        trust_remote_code: run tokenizer code that comes with the model.
+
+    Raises:
+        DataError: if there is no fast tokenizer, or no end token where one is needed.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: tokenizer = {shown(str(error))}; expected tokenizer files beside the model. "
+            "Correct model.path or add them."
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise DataError(
+            f"{path}: tokenizer = {type(tokenizer).__name__}; expected a fast one (tokenizer.json)."
+            " Convert it with transformers."
+        )
+    if pooling == "last":
+        _append_end_token(tokenizer, path)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "right"
+    return tokenizer
+
+
+def make_encoder(
+    tokenizer: "PreTrainedTokenizerFast", data: DataRecipe, *, pooling: Pooling
+) -> TextEncoder:
+    """An encoder with its own copy of a tokenizer.
+
+    Only mean pooling can leave the instruction out: `last` never reads it, `cls` is before it.
+
+    Raises:
+        RecipeError: if the prompt template has a wrong form.
+    """
+    prompt_prefix(data.prompt_template, "")
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    return TextEncoder(
+        tokenizer=backend,
+        special_ids=frozenset(tokenizer.all_special_ids),
+        template=data.prompt_template,
+        pool_instruction=data.pool_instruction or pooling != "mean",
+    )
+
+
+def check_instructions(encoder: TextEncoder, recipe: Recipe) -> None:
+    """Refuses, before training, instructions that leave no room for text.
+
+    Raises:
+        DataError: names the source or evaluation set and the key.
+    """
+    users: list[tuple[str, SourceRecipe | EvalSetRecipe]]
+    users = [(f"data.sources.{source.name}", source) for source in recipe.data.sources]
+    users += [(f"eval.sets.{held_out.name}", held_out) for held_out in recipe.eval.sets]
+    for owner, user in users:
+        limits = {
+            "query_instruction": (user.query_instruction, recipe.data.query_max_tokens),
+            "passage_instruction": (user.passage_instruction, recipe.data.passage_max_tokens),
+        }
+        for key, (instruction, max_tokens) in limits.items():
+            try:
+                encoder.encode(["a"], instruction=instruction, max_tokens=max_tokens)
+            except DataError as error:
+                raise DataError(f"{owner}.{key}: {error}") from error
+
+
+def _append_end_token(tokenizer: "PreTrainedTokenizerFast", path: str) -> None:
+    """Sets the template that puts the end token after each text, also after a cut one."""
+    backend = tokenizer.backend_tokenizer
+    special_ids = set(tokenizer.all_special_ids)
+    if backend.encode("a").ids[-1] in special_ids:
+        return
+    if tokenizer.eos_token_id is None:
+        raise DataError(
+            f"{path}: eos_token = null; expected an end token, as model.pooling = last reads it. "
+            "Set eos_token in the tokenizer, or use model.pooling=mean."
+        )
+    before = backend.encode("").tokens
+    end = str(tokenizer.eos_token)
+    single = " ".join(f"{piece}:0" for piece in [*before, "$A", end])
+    backend.post_processor = TemplateProcessing(
+        single=single,
+        pair=f"{single} $B:1 {end}:1",
+        special_tokens=[(name, backend.token_to_id(name)) for name in {*before, end}],
+    )
