@@ -108,7 +108,7 @@ def _ir_share(batch: IrBatch, recipe: IrRecipe, ranks: Ranks) -> TableLoss:
     columns = (batch.passages >= 0).any(axis=0)
     index = batch.passages[:, columns]
     passages = torch.from_numpy(np.maximum(index, 0)).to(ranks.device)
-    masked = torch.from_numpy(_masked_of(batch, columns, own)).to(ranks.device)
+    masked = torch.from_numpy(_masked_of(batch, columns, own))
 
     def share(tables: Vectors) -> dict[str, Tensor]:
         (table_UH,) = tables

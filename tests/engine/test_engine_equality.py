@@ -1,0 +1,179 @@
+"""Every way to run a step gives the parameters that one plain process gives.
+
+Three SGD steps (IR, STS with the middle-layer loss, IR), float32, no clipping. Tolerance: the
+largest difference of a parameter, over the largest movement of that parameter, is 1e-5 or two units
+in the last place of the parameter itself, whichever is larger: a difference of float32 numbers
+cannot be told more finely.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support import tiny
+from tests.support.ranks import run_ranks
+
+from trainer.engine.build import build, load_embedder
+from trainer.engine.ranks import Ranks, join
+from trainer.engine.step import Stepper
+from trainer.recipe.resolve import resolve
+from trainer.recipe.schema import EngineRecipe, LoraRecipe, ModelRecipe, Recipe
+
+pytestmark = pytest.mark.dist
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the same three steps."""
+
+    name: str
+    deepspeed: str = "zero3_fp32.json"
+    gather: str = "step"
+    max_tokens: int = 64
+    keep: int | None = None
+    checkpointing: bool = False
+
+
+FULL = [
+    Variant("one chunk", max_tokens=10_000),
+    Variant("zero1", deepspeed="zero1_fp32.json"),
+    Variant("zero2", deepspeed="zero2_fp32.json"),
+    Variant("twin"),
+    Variant("twin, nothing kept", keep=0),
+    Variant("twin, small chunks", max_tokens=16),
+    Variant("twin, checkpointing", checkpointing=True),
+    Variant("layer major", gather="chunk"),
+    Variant("layer major, small chunks", gather="chunk", max_tokens=16),
+    Variant("interleaved", gather="interleaved"),
+    Variant("interleaved, checkpointing", gather="interleaved", checkpointing=True, max_tokens=16),
+    Variant("offload", deepspeed="zero3_offload_fp32.json"),
+    Variant("offload, layer major", deepspeed="zero3_offload_fp32.json", gather="chunk"),
+]
+LORA = [
+    Variant("one chunk", max_tokens=10_000),
+    Variant("twin, small chunks", max_tokens=16, checkpointing=True),
+    Variant("layer major", gather="chunk"),
+    Variant("interleaved", gather="interleaved"),
+]
+
+
+def recipe_of(variant: Variant, model: Path, lora: LoraRecipe | None) -> Recipe:
+    """The tiny recipe run this way."""
+    return tiny.make_recipe(
+        model,
+        model=ModelRecipe(path=str(model), gradient_checkpointing=variant.checkpointing, lora=lora),
+        engine=EngineRecipe(
+            deepspeed=variant.deepspeed,
+            max_tokens_per_chunk=variant.max_tokens,
+            keep_graph_tokens=variant.keep,
+        ),
+    )
+
+
+def train(recipe: Recipe, gather: Any, ranks: Ranks) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Three steps through DeepSpeed; full final parameters and the losses."""
+    import deepspeed
+
+    resolved = resolve(recipe, world_size=ranks.world_size)
+    built = build(
+        recipe,
+        model_path=recipe.model.path,
+        config=dict(resolved.deepspeed),
+        gather=gather,
+        ranks=ranks,
+    )
+    stepper = Stepper(recipe, built, ranks, num_steps=3, warmup_steps=0)
+    losses = [stepper.run(batch).loss for batch in tiny.three_batches()]
+    final = {}
+    for name, parameter in built.engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            final[name] = parameter.detach().clone()
+    built.engine.destroy()
+    return final, losses
+
+
+def run_all(
+    rank: int, world_size: int, model: Path, variants: list[Variant], lora: LoraRecipe | None
+) -> dict[str, Any]:
+    """Body of a rank: each variant in turn."""
+    ranks = join(timeout_minutes=2)
+    return {v.name: train(recipe_of(v, model, lora), v.gather, ranks) for v in variants}
+
+
+def largest_difference(
+    got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], start: dict[str, torch.Tensor]
+) -> tuple[float, str]:
+    """Largest difference over movement, and its parameter."""
+    worst = (0.0, "")
+    assert got.keys() == want.keys()
+    for name, expected in want.items():
+        moved = (expected - start[name]).abs().max()
+        rounding = 2 * torch.finfo(torch.float32).eps * expected.abs().max()
+        excess = ((got[name] - expected).abs().max() - rounding).clamp_min(0)
+        if moved > 0:
+            worst = max(worst, (float(excess / moved), name))
+        else:
+            assert torch.equal(got[name], expected), name
+    return worst
+
+
+def plain_reference(
+    rank: int, world_size: int, model: Path, lora: LoraRecipe | None
+) -> dict[str, Any]:
+    """One process, no DeepSpeed, no cache: one forward of everything, autograd, SGD."""
+    from trainer.engine.chunks import plan_chunks
+    from trainer.engine.losses import _share_of, needs_middle
+    from trainer.engine.materialise import lengths_of, make_chunks, step_key
+
+    ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+    recipe = recipe_of(Variant("plain"), model, lora)
+    embedder = load_embedder(
+        recipe, model_path=str(model), config={"zero_optimization": {"stage": 0}}, ranks=ranks
+    )
+    start = {n: p.detach().clone() for n, p in embedder.named_parameters()}
+    trainable = [p for p in embedder.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=recipe.train.learning_rate)
+    losses = []
+    for step, batch in enumerate(tiny.three_batches()):
+        plan = plan_chunks(lengths_of(batch.texts), num_ranks=1, max_tokens=10**6)
+        key = step_key(recipe.seed, step)
+        (chunk,) = make_chunks(batch.texts, plan.ranks[0], key=key, device=ranks.device)
+        embedder.begin(chunk, key)
+        outputs = embedder(chunk, middle=needs_middle(batch, recipe.tasks))
+        place = torch.argsort(torch.from_numpy(plan.rows(0)))
+        terms = _share_of(batch, recipe.tasks, ranks)(tuple(v[place] for v in outputs))
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        losses.append(float(terms["loss"]))
+    final = {n: p.detach().clone() for n, p in embedder.named_parameters()}
+    return {"start": start, "final": final, "losses": losses}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_model(tiny.qwen3_config(), tmp_path_factory.mktemp("model"))
+
+
+def check(results: list[dict[str, Any]], reference: dict[str, Any]) -> None:
+    """All ranks hold the reference's parameters and saw its losses."""
+    for result in results:
+        for name, (final, losses) in result.items():
+            assert losses == pytest.approx(reference["losses"], rel=1e-5), name
+            worst, where = largest_difference(final, reference["final"], reference["start"])
+            assert worst < 1e-5, f"{name}: {where} differs by {worst:.2e} of its movement"
+
+
+def test_full_finetuning_is_the_same_any_way(model: Path) -> None:
+    (reference,) = run_ranks(plain_reference, 1, model, None)
+    check(run_ranks(run_all, 2, model, FULL, None, timeout_sec=240), reference)
+    alone = [replace(v, name=f"alone: {v.name}") for v in FULL[1:5]]
+    check(run_ranks(run_all, 1, model, alone, None, timeout_sec=120), reference)
+
+
+def test_lora_with_dropout_is_the_same_any_way(model: Path) -> None:
+    lora = LoraRecipe(rank=4, alpha=8, dropout=0.1, targets=("q_proj", "v_proj", "down_proj"))
+    (reference,) = run_ranks(plain_reference, 1, model, lora)
+    check(run_ranks(run_all, 2, model, LORA, lora, timeout_sec=180), reference)

@@ -1,0 +1,131 @@
+"""Tiny seeded models and batches for engine tests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModel, BertConfig, PretrainedConfig, Qwen3Config
+
+from trainer.data.batch import Batch, IrBatch, StepPlan, StsBatch, Texts
+from trainer.recipe.schema import (
+    DataRecipe,
+    EngineRecipe,
+    IrRecipe,
+    ModelRecipe,
+    Recipe,
+    SourceRecipe,
+    StsRecipe,
+    TasksRecipe,
+    TrainRecipe,
+)
+
+VOCABULARY = 97
+
+
+def qwen3_config(**changes: Any) -> PretrainedConfig:
+    """Four decoder layers of 32."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.15,
+    }
+    return Qwen3Config(**(settings | changes))
+
+
+def bert_config(**changes: Any) -> PretrainedConfig:
+    """Two encoder layers of 32, without dropout."""
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return BertConfig(**(settings | changes))
+
+
+def save_model(config: PretrainedConfig, folder: Path) -> Path:
+    """Random seeded weights as an ordinary model folder."""
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def make_recipe(path: Path, **changes: Any) -> Recipe:
+    """A recipe around a model folder; `changes` replace whole sections."""
+    sections: dict[str, Any] = {
+        "name": "tiny",
+        "output_dir": "unused",
+        "model": ModelRecipe(path=str(path)),
+        "data": DataRecipe(
+            sources=(
+                SourceRecipe(name="ir", task="ir", path="unused"),
+                SourceRecipe(name="sts", task="sts", path="unused"),
+            )
+        ),
+        "tasks": TasksRecipe(
+            ir=IrRecipe(global_batch_size=8, positives=2, negatives=1, temperature=0.1),
+            sts=StsRecipe(global_batch_size=8),
+        ),
+        "train": TrainRecipe(
+            max_steps=3,
+            optimizer="sgd",
+            schedule="constant",
+            learning_rate=0.005,
+            max_grad_norm=0.0,
+            weight_decay=0.0,
+        ),
+        "engine": EngineRecipe(max_tokens_per_chunk=64),
+    }
+    return Recipe(**(sections | changes))
+
+
+def make_texts(lengths: list[int], *, seed: int) -> Texts:
+    """Random token ids of the given lengths."""
+    rng = np.random.default_rng(seed)
+    ids = tuple(rng.integers(1, VOCABULARY, size=n).astype(np.int32) for n in lengths)
+    return Texts(token_ids=ids, num_prompt_tokens=np.zeros(len(ids), np.int64))
+
+
+def ir_batch(step: int, *, long_first: bool = False) -> IrBatch:
+    """8 queries, 2 positives and 1 negative each, with shared passages and a masked pair."""
+    rng = np.random.default_rng(100 + step)
+    lengths = rng.integers(2, 14, size=26)
+    if long_first:
+        lengths[:3] = 40
+    passages = rng.integers(8, 26, size=(8, 3))
+    return IrBatch(
+        plan=StepPlan(step=step, task="ir", source="ir", epoch=0, rows=np.arange(8)),
+        texts=make_texts(lengths.tolist(), seed=step),
+        query=np.arange(8),
+        passages=passages,
+        masked=np.array([[1, 4 * 3 + 2], [5, 0]], dtype=np.int64),
+    )
+
+
+def sts_batch(step: int) -> StsBatch:
+    """8 pairs with ties and two golds at the top of the scale."""
+    rng = np.random.default_rng(200 + step)
+    score = np.array([1.0, 0.9, 0.5, 0.5, 0.2, 0.0, 0.7, 0.3], dtype=np.float32)
+    return StsBatch(
+        plan=StepPlan(step=step, task="sts", source="sts", epoch=0, rows=np.arange(8)),
+        texts=make_texts(rng.integers(2, 14, size=16).tolist(), seed=50 + step),
+        text1=np.arange(8),
+        text2=np.arange(8, 16),
+        score=score,
+    )
+
+
+def three_batches() -> list[Batch]:
+    """IR with adversarial lengths, STS, IR."""
+    return [ir_batch(0, long_first=True), sts_batch(1), ir_batch(2)]

@@ -1,0 +1,131 @@
+"""From a resolved recipe to a DeepSpeed engine and the passes that drive it."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from trainer.engine.passes import InterleavedPasses, LayerPasses, Passes, TwinPasses
+from trainer.engine.ranks import Ranks
+from trainer.engine.twin import Twin
+from trainer.errors import RecipeError
+from trainer.model.adapters import add_lora
+from trainer.model.backbone import DTYPES, attention_kernel, load_backbone
+from trainer.model.embedder import Embedder
+from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
+from trainer.recipe.schema import EngineRecipe, Gather, Recipe, TrainRecipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What training needs of the model."""
+
+    engine: deepspeed.DeepSpeedEngine
+    """Owns parameters, gradients and optimizer; its module is an `Embedder`."""
+    passes: Passes
+    """Runs chunks through it."""
+    gather: Gather
+    """How the passes gather parameters; never `auto`."""
+
+
+def build(
+    recipe: Recipe, *, model_path: str, config: dict[str, Any], gather: Gather, ranks: Ranks
+) -> Built:
+    """Load the model, sharded from the start under ZeRO-3, and wrap it.
+
+    Args:
+        recipe: as loaded.
+        model_path: resolved `model.path`.
+        config: the whole DeepSpeed dict.
+        gather: `step`, `chunk` or `interleaved`.
+        ranks: this process; its group is up.
+
+    Raises:
+        RecipeError: the model cannot be loaded, or `gather: chunk` does not suit it.
+    Collective: yes.
+    """
+    embedder = load_embedder(recipe, model_path=model_path, config=config, ranks=ranks)
+    twin = Twin(embedder) if gather == "step" else None
+    if gather == "chunk":
+        embedder = _layer_major(embedder, recipe)
+    optimizer = make_optimizer(embedder, recipe.train, config, ranks)
+    engine, *_ = deepspeed.initialize(model=embedder, optimizer=optimizer, config=config)
+    return Built(engine, _passes(engine, twin, gather, recipe.engine), gather)
+
+
+def load_embedder(
+    recipe: Recipe, *, model_path: str, config: dict[str, Any], ranks: Ranks
+) -> Embedder:
+    """The recipe's model with its adapters and pooling. Collective: yes under ZeRO-3."""
+    stage3 = config["zero_optimization"]["stage"] == 3
+    kernel = attention_kernel(
+        recipe.engine.attention_kernel,
+        dtype=DTYPES[recipe.model.dtype],
+        device_type=ranks.device.type,
+    )
+    # new adapter weights must not depend on what drew random numbers before
+    torch.manual_seed(recipe.seed)
+    backbone = load_backbone(
+        recipe.model, model_path, kernel=kernel, zero3_config=config if stage3 else None
+    )
+    if recipe.model.lora is not None:
+        torch.manual_seed(recipe.seed)
+        backbone = add_lora(backbone, recipe.model.lora)
+    return Embedder(backbone, pooling=recipe.model.pooling, attention=recipe.model.attention)
+
+
+def _layer_major(embedder: Embedder, recipe: Recipe) -> LayerMajorEmbedder:
+    """Turn the embedder layer-major where its backbone allows."""
+    if not supports_layer_major(embedder.backbone):
+        raise RecipeError(
+            f"recipe: engine.gather = chunk; expected a Llama-style decoder with full attention in "
+            f"every layer, got {type(embedder.backbone).__name__}. Use `step` or `interleaved`."
+        )
+    if recipe.model.dtype == "bfloat16":
+        for parameter in embedder.parameters():
+            if parameter.requires_grad:
+                parameter.grad_dtype = torch.float32
+    return LayerMajorEmbedder.adopt(embedder)
+
+
+def _passes(
+    engine: deepspeed.DeepSpeedEngine, twin: Twin | None, gather: Gather, recipe: EngineRecipe
+) -> Passes:
+    """The passes that suit a way of gathering."""
+    if twin is not None:
+        keep = recipe.keep_graph_tokens
+        return TwinPasses(
+            engine, twin, keep_graph_tokens=recipe.max_tokens_per_chunk if keep is None else keep
+        )
+    return LayerPasses(engine) if gather == "chunk" else InterleavedPasses(engine)
+
+
+def make_optimizer(
+    embedder: nn.Module, recipe: TrainRecipe, config: dict[str, Any], ranks: Ranks
+) -> torch.optim.Optimizer:
+    """AdamW or SGD over the trainable parameters; no decay on one-dimensional ones.
+
+    The rate is set before each step from `trainer.engine.lr`.
+    """
+    trainable = [p for p in embedder.parameters() if p.requires_grad]
+    matrices = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) > 1]
+    others = [p for p in trainable if len(getattr(p, "ds_shape", p.shape)) <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.learning_rate)
+    settings = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
+    if "offload_optimizer" in config["zero_optimization"] and ranks.device.type == "cuda":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, **settings)
+        return optimizer
+    return torch.optim.AdamW(groups, **settings, fused=ranks.device.type == "cuda")
