@@ -44,7 +44,7 @@ def _is_local(path: str) -> bool:
 def _checked(path: str, folder: Path) -> str:
     """The folder, if it is one that holds a model."""
     if not folder.exists():
-        raise _error(path, "(missing)", "a folder that exists, or a hub id such as Qwen/Qwen3-0.6B")
+        raise _error(path, "missing", "a folder that exists, or a hub id such as Qwen/Qwen3-0.6B")
     if not folder.is_dir():
         raise _error(path, "a file", "the folder that holds the model's config.json")
     if not (folder / "config.json").is_file():

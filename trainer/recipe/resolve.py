@@ -25,28 +25,23 @@ class Resolved:
     """The dict for `deepspeed.initialize`."""
 
 
-def resolve(
-    recipe: Recipe, *, world_size: int, source_sizes: Mapping[str, int] | None = None
-) -> Resolved:
+def resolve(recipe: Recipe, *, world_size: int) -> Resolved:
     """Check the recipe's arithmetic and derive what the other rooms need.
 
     Args:
         recipe: as loaded.
         world_size: ranks over all hosts, at least 1.
-        source_sizes: rows of each source by name; a source that is not in it is not checked.
 
     Raises:
-        RecipeError: if a batch does not divide by the ranks, a batch has more rows than a source,
-            or the ds_config contradicts the recipe.
+        RecipeError: if a batch does not divide by the ranks, or the ds_config is missing, not
+            valid or against the recipe.
     """
-    rows_per_rank = {
-        task: _rows_per_rank(task, size, world_size)
-        for task, size in global_batch_sizes(recipe).items()
-    }
-    check_source_sizes(recipe, source_sizes or {}, world_size=world_size)
     return Resolved(
         world_size=world_size,
-        rows_per_rank=rows_per_rank,
+        rows_per_rank={
+            task: _rows_per_rank(task, size, world_size)
+            for task, size in global_batch_sizes(recipe).items()
+        },
         deepspeed=deepspeed_config(recipe, world_size=world_size),
     )
 
@@ -72,25 +67,6 @@ def _rows_per_rank(task: Task, size: int, world_size: int) -> int:
             f"of ranks = {world_size}. Use {' or '.join(nearest)}, or another number of ranks."
         )
     return size // world_size
-
-
-def check_source_sizes(recipe: Recipe, sizes: Mapping[str, int], *, world_size: int) -> None:
-    """Refuse a batch with more rows than a source of its task has.
-
-    Raises:
-        RecipeError: naming the source, its rows and the largest batch that fits.
-    """
-    batches = global_batch_sizes(recipe)
-    for source in recipe.data.sources:
-        rows, batch = sizes.get(source.name), batches[source.task]
-        if rows is not None and batch > rows:
-            largest = rows // world_size * world_size
-            advice = f"Use {largest} or less" if largest else "Use fewer ranks"
-            raise RecipeError(
-                f"recipe: tasks.{source.task}.global_batch_size = {batch}; expected at most the "
-                f"{rows} rows of source {source.name}, as a step must not hold a row twice. "
-                f"{advice}, or give the source more rows."
-            )
 
 
 def warmup_steps(recipe: Recipe, num_steps: int) -> int:

@@ -1,0 +1,137 @@
+"""The command line of `run.py`: arguments in, exit code and one message out.
+
+It must not import torch or the rooms that do: a mistake is told before anything heavy starts.
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trainer.errors import TrainerError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+OTHERS_WAIT_SEC = 5.0
+"""How long other ranks let the first one speak; launchers end them when it has."""
+UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+"""Bytes of each unit of memory that an argument may have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What the user asked for."""
+
+    recipe: str
+    """Path of the recipe."""
+    overrides: tuple[str, ...]
+    """`key.path=value`, in order."""
+    resume: bool
+    """Continue the newest valid checkpoint."""
+    dry_run: bool
+    """Check and print everything, train nothing."""
+    selfcheck: bool
+    """Compare the chunked gradient with the whole batch's, train nothing."""
+    gpus: int | None
+    """Ranks per host that a dry run plans for; None: the ranks that were started."""
+    hosts: int
+    """Hosts that a dry run plans for."""
+    gpu_memory_bytes: int | None
+    """Memory of one GPU that a dry run plans for; None: that of this machine."""
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Read the command line; a mistake in it ends the process with code 2 and the usage."""
+    parser = _parser()
+    found = parser.parse_intermixed_args(argv)
+    if not found.dry_run and (found.gpus, found.hosts, found.gpu_memory) != (None, 1, None):
+        parser.error("--gpus, --hosts and --gpu-memory plan a --dry-run; a run takes what it finds")
+    if found.dry_run and found.selfcheck:
+        parser.error("choose one of --dry-run and --selfcheck")
+    return Arguments(
+        recipe=found.recipe,
+        overrides=tuple(found.overrides),
+        resume=found.resume,
+        dry_run=found.dry_run,
+        selfcheck=found.selfcheck,
+        gpus=found.gpus,
+        hosts=found.hosts,
+        gpu_memory_bytes=found.gpu_memory,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        allow_abbrev=False,
+        description="Train a text embedder as a recipe says: deepspeed trainer/run.py --recipe "
+        "recipes/minilm.yaml. Also by torchrun, or by plain python as one process.",
+        epilog="Exit codes: 0 done, 2 a mistake of the recipe, the data or the command line, "
+        "1 fault, 130 or 143 interrupted.",
+    )
+    add = parser.add_argument
+    add("--recipe", required=True, metavar="FILE", help="what to train, a YAML file")
+    add("overrides", nargs="*", metavar="key.path=value", help="changes to the recipe")
+    add("--resume", action="store_true", help="continue the newest checkpoint of output_dir")
+    add("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
+    add("--selfcheck", action="store_true", help="compare chunked with whole-batch gradients")
+    add("--gpus", type=_count, metavar="N", help="dry run: GPUs per host")
+    add("--hosts", type=_count, default=1, metavar="N", help="dry run: hosts")
+    add("--gpu-memory", type=_bytes, metavar="80GB", help="dry run: memory of each GPU")
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; expected an integer of at least 1")
+    return int(text)
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Z]*)", text.upper())
+    if match is None or match[2] not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text}; expected a size such as 80GB or 141GiB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def launched_ranks() -> int:
+    """Processes that the launcher started, over all hosts; 1 under plain python."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the first over all hosts."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_speaker() -> bool:
+    """Whether this process is the first of its host, which tells what went wrong there."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0
+
+
+def set_up_logging() -> None:
+    """First rank: messages; others: errors. On stdout, as stderr is for what ends the run."""
+    level = logging.INFO if is_first_rank() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+
+
+def ending_with_code(command: Callable[[], int]) -> int:
+    """Run a command and turn its errors into an exit code and one message.
+
+    All ranks read the same files, so they meet the same mistake. The first of each host tells it;
+    the others wait, and speak only if they are still alive because the mistake is theirs alone.
+    """
+    try:
+        return command()
+    except TrainerError as error:
+        if not is_speaker():
+            time.sleep(OTHERS_WAIT_SEC)
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED

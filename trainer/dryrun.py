@@ -1,0 +1,203 @@
+"""`--dry-run`: check everything but the weights and print what the run would do.
+
+It trains nothing and writes nothing; sources on the hub are not downloaded, so their rows are
+counted only when the training starts.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, PretrainedConfig
+
+from trainer.checks import (
+    check_model,
+    check_output_dir,
+    check_packages,
+    open_data,
+    without_hub,
+)
+from trainer.cli import Arguments, is_first_rank, launched_ranks
+from trainer.data.plan import make_plan
+from trainer.engine.memory import (
+    MemoryPlan,
+    ModelShape,
+    device_memory,
+    measure_model,
+    plan_memory,
+    step_tokens,
+    usable,
+)
+from trainer.errors import RecipeError
+from trainer.model.backbone import load_config
+from trainer.recipe.model_path import resolve_model_path
+from trainer.recipe.resolve import Resolved, global_batch_sizes, resolve, warmup_steps
+from trainer.recipe.schema import Recipe
+
+GIB = 2**30
+
+
+def dry_run(recipe: Recipe, arguments: Arguments) -> int:
+    """Print the plan of a run; the exit code is 0.
+
+    Args:
+        recipe: as loaded.
+        arguments: `gpus`, `hosts` and `gpu_memory_bytes` describe the machines planned for.
+
+    Raises:
+        RecipeError: as a run would, except for what needs weights.
+        DataError: if a local data file or row is wrong.
+    """
+    if not is_first_rank():
+        return 0
+    ranks = launched_ranks() if arguments.gpus is None else arguments.gpus * arguments.hosts
+    resolved = resolve(recipe, world_size=ranks)
+    check_model(recipe)
+    check_packages(recipe)
+    check_output_dir(recipe.output_dir, resume=arguments.resume or recipe.resume == "auto")
+    sizes = {source.name: len(source) for source in open_data(without_hub(recipe))}
+    path = resolve_model_path(recipe.model.path)
+    config = load_config(recipe.model, path)
+    shape = measure_model(config, recipe.model.lora)
+    memory = plan_memory(
+        recipe,
+        shape,
+        deepspeed=resolved.deepspeed,
+        world_size=ranks,
+        usable_bytes=_usable_bytes(arguments),
+    )
+    sections = (
+        _model_section(recipe, config, shape, path),
+        _batch_section(recipe, resolved),
+        _step_section(recipe, sizes),
+        _memory_section(recipe, memory),
+        _deepspeed_section(recipe, resolved),
+    )
+    sys.stdout.write("\n\n".join((f"Dry run of {recipe.name}, {ranks} ranks", *sections)) + "\n")
+    return 0
+
+
+def _usable_bytes(arguments: Arguments) -> int | None:
+    if arguments.gpu_memory_bytes is not None:
+        return usable(arguments.gpu_memory_bytes)
+    return device_memory(arguments.gpus or launched_ranks())
+
+
+def _model_section(recipe: Recipe, config: PretrainedConfig, shape: ModelShape, path: str) -> str:
+    """What the backbone is, and whether its tokenizer is there."""
+    rows = [
+        ("path", path),
+        ("type", f"{config.model_type}, {shape.num_layers} layers of {shape.hidden_size}"),
+        ("parameters", f"{shape.num_parameters:,}"),
+        ("trained", f"{shape.num_trainable:,}"),
+        ("vector", f"{recipe.model.pooling} pooling, {recipe.model.attention} attention"),
+        ("tokenizer", _tokenizer(recipe, path)),
+    ]
+    return "Model\n" + "\n".join(f"  {name:<12}{value}" for name, value in rows)
+
+
+def _tokenizer(recipe: Recipe, path: str) -> str:
+    """The tokenizer in one phrase; a folder with a config alone has none."""
+    if Path(path).is_dir() and not list(Path(path).glob("*token*")):
+        return "none in this folder; training needs one"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path,
+            revision=recipe.model.revision,
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"recipe: model.path = {recipe.model.path}; expected a tokenizer that transformers can "
+            f"load. {str(error).strip().splitlines()[0]}"
+        ) from error
+    return f"{len(tokenizer):,} tokens, end token {tokenizer.eos_token or tokenizer.sep_token}"
+
+
+def _batch_section(recipe: Recipe, resolved: Resolved) -> str:
+    """Rows and tokens of a step, and the chunks they are cut into."""
+    budget = recipe.engine.max_tokens_per_chunk
+    sizes = global_batch_sizes(recipe)
+    rows = [("task", "rows a step", "rows a rank", "tokens a rank, at most", "chunks, at most")]
+    for task, tokens in step_tokens(recipe).items():
+        share = math.ceil(tokens / resolved.world_size)
+        per_rank = str(resolved.rows_per_rank[task])
+        chunks = str(math.ceil(share / budget))
+        rows.append((task, str(sizes[task]), per_rank, f"{share:,}", chunks))
+    return f"Batches, in chunks of at most {budget:,} padded tokens\n{table(rows)}"
+
+
+def _step_section(recipe: Recipe, sizes: Mapping[str, int]) -> str:
+    """How long the run is, and how often each source is seen."""
+    # under `alternate` the turns do not depend on the sizes, so any size stands for an unknown one
+    batches = global_batch_sizes(recipe)
+    guessed = {source.name: batches[source.task] for source in recipe.data.sources}
+    plan = make_plan(recipe, guessed | dict(sizes))
+    unknown = [name for name in guessed if name not in sizes]
+    if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
+        names = ", ".join(unknown)
+        return f"Steps\n  known when the rows of {names} are counted, at the start of the training"
+    num_steps = recipe.train.max_steps or plan.num_steps(recipe.train.epochs or 0)
+    rows = [("source", "task", "rows", "steps", "rows seen", "epochs", "never seen")]
+    for seen in plan.exposure(num_steps):
+        known = seen.source in sizes
+        rows.append(
+            (
+                seen.source,
+                seen.task,
+                f"{seen.num_rows:,}" if known else "on the hub",
+                f"{seen.steps:,}",
+                f"{seen.rows_seen:,}",
+                f"{seen.epochs:.2f}" if known else "?",
+                f"{seen.never:,}" if known else "?",
+            )
+        )
+    warmup = warmup_steps(recipe, num_steps)
+    title = f"Steps: {num_steps:,}, of which {warmup:,} warm up; schedule {recipe.data.schedule}"
+    return f"{title}\n{table(rows)}"
+
+
+def _memory_section(recipe: Recipe, memory: MemoryPlan) -> str:
+    """The estimate part by part, for both ways of gathering."""
+    rows = [("", "gather: step", "gather: chunk")]
+    step, chunk = memory.parts["step"], memory.parts["chunk"]
+    rows += [(part, _gib(step[part]), _gib(chunk[part])) for part in step]
+    rows.append(("total", _gib(memory.total("step")), _gib(memory.total("chunk"))))
+    lines = ["Memory of each GPU, GiB, estimated for texts of the greatest length", table(rows)]
+    if memory.host_bytes:
+        lines.append(f"  host memory of each rank: {_gib(memory.host_bytes)}")
+    if memory.usable_bytes is not None:
+        lines.append(f"  usable: {_gib(memory.usable_bytes)}; `gather: auto` takes {memory.gather}")
+    if not memory.fits:
+        lines.append(
+            "  does not fit: use more GPUs, a smaller engine.max_tokens_per_chunk, "
+            "model.gradient_checkpointing=true, or engine.deepspeed=zero3_offload_bf16.json"
+        )
+    kept = recipe.checkpoint.keep
+    lines.append(f"  disk: {_gib(memory.checkpoint_bytes)} for each of {kept} checkpoints")
+    return "\n".join(lines)
+
+
+def _deepspeed_section(recipe: Recipe, resolved: Resolved) -> str:
+    text = json.dumps(resolved.deepspeed, indent=2)
+    return f"DeepSpeed, from {recipe.engine.deepspeed}\n{text}"
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.2f}"
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of text as aligned columns: the first to the left, the others to the right."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  "
+        + "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )

@@ -1,0 +1,33 @@
+"""Start here: arguments -> recipe -> checks -> build -> fit -> close; it holds no logic.
+
+deepspeed trainer/run.py --recipe FILE [key.path=value ...]
+"""
+
+import sys
+
+from trainer.checks import check_run
+from trainer.cli import ending_with_code, launched_ranks, parse_arguments, set_up_logging
+from trainer.recipe.load import load_recipe
+
+
+def main() -> int:
+    """Do what the command line says and return the exit code."""
+    arguments = parse_arguments(sys.argv[1:])
+    set_up_logging()
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        from trainer.dryrun import dry_run
+
+        return dry_run(recipe, arguments)
+    resume = arguments.resume or recipe.resume == "auto" or arguments.selfcheck
+    sources = check_run(recipe, world_size=launched_ranks(), resume=resume)
+    # torch, transformers and deepspeed are imported from here on
+    from trainer.session import selfcheck, train
+
+    if arguments.selfcheck:
+        return selfcheck(recipe, sources)
+    return train(recipe, sources, resume=resume)
+
+
+if __name__ == "__main__":
+    sys.exit(ending_with_code(main))
