@@ -9,6 +9,7 @@ the end of an epoch open the next one.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 
@@ -129,8 +130,8 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
         sizes: number of records of each source, by name.
 
     Raises:
-        RecipeError: if a batch has more rows than its source, a task with sources has no batch
-            size or no turn in the pattern.
+        RecipeError: if a batch has more rows than its source, a task with sources has no settings
+            or no turn in the pattern, or the pattern names an unknown task.
     """
     sources = [_planned(source, recipe.tasks, sizes[source.name]) for source in recipe.data.sources]
     shares = _source_shares(recipe.data, sources)
@@ -185,6 +186,12 @@ def _task_shares(
     """Share of each task that has sources; tasks without sources take no turns."""
     if data.schedule != "alternate":
         return {task: sum(shares.values(), Fraction(0)) for task, shares in by_task.items()}
+    unknown = sorted(set(data.pattern) - set(get_args(Task)))
+    if unknown:
+        raise RecipeError(
+            f"recipe: data.pattern = {data.pattern}; expected tasks ir and sts only, not "
+            f"{', '.join(unknown)}. Correct the name."
+        )
     for task in by_task:
         if task not in data.pattern or data.pattern[task] < 1:
             raise RecipeError(

@@ -1,0 +1,249 @@
+"""The data plan: permutations, turns and their promises, for any recipe."""
+
+import time
+import tracemalloc
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.data_files import data_recipe
+from trainer.data.permutation import keys_of, permute
+from trainer.data.plan import DataPlan, make_plan
+from trainer.data.turns import make_turns, turn_at, turns_before
+from trainer.errors import RecipeError
+from trainer.recipe.schema import Recipe, SourceRecipe
+
+NUM_STEPS = 120
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> tuple[Recipe, dict[str, int]]:
+    """A recipe with one to five sources of random sizes and weights, and their sizes."""
+    tasks = draw(st.lists(st.sampled_from(["ir", "sts"]), min_size=1, max_size=5))
+    batch = {"ir": draw(st.integers(1, 16)), "sts": draw(st.integers(2, 16))}
+    weights = st.floats(0.01, 100, allow_nan=False)
+    sources = [
+        SourceRecipe(name=f"s{i}", task=task, path="unused", weight=draw(weights))
+        for i, task in enumerate(tasks)
+    ]
+    sizes = {source.name: draw(st.integers(batch[source.task], 300)) for source in sources}
+    data = {
+        "schedule": draw(st.sampled_from(["alternate", "proportional", "temperature"])),
+        "pattern": {"ir": draw(st.integers(1, 5)), "sts": draw(st.integers(1, 5))},
+        "temperature": draw(st.floats(0.5, 5)),
+    }
+    recipe = data_recipe(
+        sources,
+        data=data,
+        ir={"global_batch_size": batch["ir"]},
+        sts={"global_batch_size": batch["sts"]},
+        seed=draw(st.integers(0, 2**40)),
+    )
+    return recipe, sizes
+
+
+def shares_of(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
+    """Share of each source of all steps, by the documented formulas."""
+    tasks = {"ir": recipe.tasks.ir, "sts": recipe.tasks.sts}
+    raw = {}
+    for source in recipe.data.sources:
+        settings = tasks[source.task]
+        assert settings is not None
+        batches = sizes[source.name] / settings.global_batch_size
+        power = {"proportional": 1, "temperature": 1 / recipe.data.temperature, "alternate": 0}
+        raw[source.name] = source.weight * batches ** power[recipe.data.schedule]
+    if recipe.data.schedule == "alternate":
+        of_task = {source.name: source.task for source in recipe.data.sources}
+        sums: dict[str, float] = {}
+        for name, share in raw.items():
+            sums[of_task[name]] = sums.get(of_task[name], 0) + share
+        turns = {task: recipe.data.pattern[task] for task in sums}
+        raw = {n: s / sums[of_task[n]] * turns[of_task[n]] for n, s in raw.items()}
+    total = sum(raw.values())
+    return {name: share / total for name, share in raw.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(recipes())
+def test_every_epoch_is_a_permutation_and_leftovers_open_the_next(case):
+    recipe, sizes = case
+    plan = make_plan(recipe, sizes)
+    streams: dict[str, list[int]] = {name: [] for name in sizes}
+    for step in range(NUM_STEPS):
+        found = plan.at(step)
+        assert found.epoch == len(streams[found.source]) // sizes[found.source]
+        streams[found.source].extend(found.rows.tolist())
+    for name, stream in streams.items():
+        size = sizes[name]
+        for start in range(0, len(stream), size):
+            epoch = stream[start : start + size]
+            assert len(set(epoch)) == len(epoch)
+            assert set(epoch) <= set(range(size))
+            if size > 20 and start + 2 * size <= len(stream):
+                assert epoch != stream[start + size : start + 2 * size]
+
+
+@settings(max_examples=60, deadline=None)
+@given(recipes(), st.integers(0, 10**12))
+def test_each_task_keeps_its_share_in_every_window(case, start):
+    recipe, sizes = case
+    plan = make_plan(recipe, sizes)
+    task_of = {source.name: source.task for source in recipe.data.sources}
+    shares = {"ir": 0.0, "sts": 0.0}
+    for name, share in shares_of(recipe, sizes).items():
+        shares[task_of[name]] += share
+    tasks = [plan.at(start + step).task for step in range(NUM_STEPS)]
+    # Two tasks are within 1 under every schedule; 1e-6 is for the float shares of this test.
+    for task, share in shares.items():
+        counts = np.concatenate([[0], np.cumsum([found == task for found in tasks])])
+        surplus = counts - share * np.arange(len(counts))
+        assert surplus.max() - surplus.min() <= 1 + 1e-6
+
+
+@settings(max_examples=40, deadline=None)
+@given(recipes())
+def test_each_source_keeps_its_share_from_the_start(case):
+    recipe, sizes = case
+    steps = make_plan(recipe, sizes).source_steps(NUM_STEPS)
+    for name, share in shares_of(recipe, sizes).items():
+        # One per level of the tree: at most 5 sources and a task.
+        assert abs(steps[name] - share * NUM_STEPS) <= 5
+    assert sum(steps.values()) == NUM_STEPS
+
+
+@settings(max_examples=40, deadline=None)
+@given(recipes(), st.lists(st.integers(0, NUM_STEPS - 1), min_size=1, max_size=8))
+def test_a_step_asked_for_alone_is_the_step_reached_in_order(case, steps):
+    recipe, sizes = case
+    walked = [make_plan(recipe, sizes).at(step) for step in range(NUM_STEPS)]
+    for step in steps:
+        alone = make_plan(recipe, sizes).at(step)
+        assert (alone.task, alone.source, alone.epoch) == (
+            walked[step].task,
+            walked[step].source,
+            walked[step].epoch,
+        )
+        assert np.array_equal(alone.rows, walked[step].rows)
+
+
+@settings(max_examples=40, deadline=None)
+@given(recipes(), st.floats(0.01, 4))
+def test_epochs_become_the_fewest_steps_that_reach_them(case, epochs):
+    recipe, sizes = case
+    plan = make_plan(recipe, sizes)
+    num_steps = plan.num_steps(epochs)
+    assert min(found.epochs for found in plan.exposure(num_steps)) >= epochs
+    assert min(found.epochs for found in plan.exposure(num_steps - 1)) < epochs
+
+
+@settings(max_examples=20, deadline=None)
+@given(recipes())
+def test_exposure_counts_what_the_steps_draw(case):
+    recipe, sizes = case
+    plan = make_plan(recipe, sizes)
+    counts = {name: np.zeros(size, int) for name, size in sizes.items()}
+    for step in range(NUM_STEPS):
+        found = plan.at(step)
+        np.add.at(counts[found.source], found.rows, 1)
+    for row in plan.exposure(NUM_STEPS):
+        times = counts[row.source]
+        expected = [(times == k).sum() for k in range(3)] + [(times > 2).sum()]
+        assert [row.never, row.once, row.twice, row.more] == expected
+        assert row.rows_seen == times.sum()
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 15, 16, 17, 99, 1000, 4099])
+def test_permutation_is_one(num_rows):
+    rows = permute(np.arange(num_rows), num_rows, keys_of(7, "name", 3))
+    assert sorted(rows.tolist()) == list(range(num_rows))
+
+
+def test_permutations_of_four_rows_are_equally_likely():
+    seen: dict[tuple[int, ...], int] = {}
+    for seed in range(4800):
+        order = tuple(permute(np.arange(4), 4, keys_of(seed)).tolist())
+        seen[order] = seen.get(order, 0) + 1
+    # 200 expected each with a standard deviation of 14: five of them.
+    assert len(seen) == 24
+    assert all(abs(times - 200) < 70 for times in seen.values())
+
+
+def test_a_billion_rows_cost_no_memory_and_little_time():
+    sources = [
+        SourceRecipe(name="large", task="ir", path="unused"),
+        SourceRecipe(name="small", task="sts", path="unused"),
+    ]
+    recipe = data_recipe(sources, ir={"global_batch_size": 65_536})
+    tracemalloc.start()
+    plan = make_plan(recipe, {"large": 1_000_000_000, "small": 10})
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+    times = []
+    for step in range(10**7, 10**7 + 10, 2):
+        began = time.perf_counter()
+        found = plan.at(step)
+        times.append(time.perf_counter() - began)
+        assert len(np.unique(found.rows)) == 65_536
+    assert min(times) < 0.020
+
+
+def test_the_first_named_task_opens_a_one_to_one_pattern():
+    sources = [
+        SourceRecipe(name="a", task="ir", path="unused"),
+        SourceRecipe(name="b", task="sts", path="unused"),
+    ]
+    plan = make_plan(data_recipe(sources), {"a": 9, "b": 9})
+    assert [plan.at(step).task for step in range(4)] == ["ir", "sts", "ir", "sts"]
+
+
+def test_seeds_and_sources_have_their_own_orders():
+    def order(seed: int, name: str) -> list[int]:
+        source = SourceRecipe(name=name, task="ir", path="unused")
+        recipe = data_recipe([source], ir={"global_batch_size": 50}, seed=seed)
+        return make_plan(recipe, {name: 50}).at(0).rows.tolist()
+
+    assert order(1, "a") == order(1, "a")
+    assert order(1, "a") != order(2, "a")
+    assert order(1, "a") != order(1, "b")
+
+
+def test_turns_of_three_parties_add_up():
+    turns = make_turns({"a": Fraction(5), "b": Fraction(2), "c": Fraction(1)})
+    counted = {"a": 0, "b": 0, "c": 0}
+    for position in range(800):
+        name, before = turn_at(turns, position)
+        assert before == counted[name]
+        counted[name] += 1
+    assert counted == turns_before(turns, 800) == {"a": 500, "b": 200, "c": 100}
+
+
+def plan_of_one(data: dict[str, object] | None = None, **ir: int) -> DataPlan:
+    source = SourceRecipe(name="tiny", task="ir", path="unused")
+    return make_plan(data_recipe([source], ir=ir, data=data), {"tiny": 3})
+
+
+def test_a_batch_larger_than_its_source_is_refused():
+    with pytest.raises(RecipeError, match=r"global_batch_size = 4; expected at most 3, .* tiny"):
+        plan_of_one(global_batch_size=4)
+
+
+def test_a_pattern_without_a_turn_for_a_source_is_refused():
+    with pytest.raises(RecipeError, match=r"data.pattern = .*; expected at least one turn for ir"):
+        plan_of_one({"pattern": {"sts": 1}}, global_batch_size=2)
+
+
+def test_an_unknown_task_in_the_pattern_is_refused():
+    with pytest.raises(RecipeError, match=r"data.pattern = .*; expected tasks ir and sts"):
+        plan_of_one({"pattern": {"ir": 1, "sst": 1}}, global_batch_size=2)
+
+
+def test_a_source_without_settings_of_its_task_is_refused():
+    source = SourceRecipe(name="a", task="ir", path="unused")
+    recipe = data_recipe([source])
+    bare = type(recipe.tasks)(ir=None, sts=None)
+    changed = {field: getattr(recipe, field) for field in recipe.__dataclass_fields__}
+    with pytest.raises(RecipeError, match=r"tasks.ir = null; expected settings"):
+        make_plan(Recipe(**(changed | {"tasks": bare})), {"a": 5})
