@@ -141,6 +141,28 @@ def test_dense_and_sparse_masks_agree() -> None:
         )
 
 
+def test_absent_passages_are_left_out_for_every_query() -> None:
+    queries, passages = embeddings(3, 6), embeddings(5, 3, 6, seed=1)
+    absent = torch.zeros(5, 3, dtype=torch.bool)
+    absent[[0, 2, 4], [2, 1, 2]] = True
+    pairs = torch.tensor([[0, 2], [1, 4], [2, 14]])
+    dense = absent.flatten().repeat(3, 1)
+    dense[pairs[:, 0], pairs[:, 1]] = True
+    ours = info_nce(
+        queries,
+        passages,
+        num_positives=1,
+        temperature=TAU,
+        mask=pairs,
+        absent=absent,
+        first_row=2,
+    )
+    theirs = naive(queries, passages, 1, mask=dense, first_row=2)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    # what is absent gets no gradient
+    assert not grads(ours, passages)[0][absent].any()
+
+
 def test_everything_masked_leaves_the_target() -> None:
     queries, passages = embeddings(3, 4), embeddings(3, 2, 4, seed=1)
     mask = torch.ones(3, 6, dtype=torch.bool)
@@ -263,6 +285,8 @@ BAD_CALLS = [
     ({"mask": torch.zeros(4, 7, dtype=torch.bool)}, r"bool mask = \[4, 7\]; expected \[4, 4, 2\]"),
     ({"mask": torch.zeros(4, 3, dtype=torch.int64)}, r"expected bool or int64 \[M, 2\]"),
     ({"mask": torch.zeros(4, 8)}, r"expected bool or int64 \[M, 2\]"),
+    ({"absent": torch.zeros(4, 2)}, r"absent = .*; expected bool \[4, 2\]"),
+    ({"absent": torch.zeros(4, 3, dtype=torch.bool)}, r"expected bool \[4, 2\]"),
     ({"mask": torch.tensor([[4, 0]])}, "expected rows below 4, columns below 8"),
     ({"mask": torch.tensor([[0, 8]])}, "expected rows below 4, columns below 8"),
     ({"mask": torch.tensor([[0, -1]])}, "expected rows below 4, columns below 8"),

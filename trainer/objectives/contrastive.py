@@ -6,7 +6,7 @@ query, D embedding size, n pairs; b and t rows and columns of one tile.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ def info_nce(
     num_positives: int,
     temperature: float,
     mask: Tensor | None = None,
+    absent: Tensor | None = None,
     first_row: int = 0,
 ) -> Tensor:
     """Multi-positive InfoNCE: one cross-entropy per query and positive slot.
@@ -44,6 +45,8 @@ def info_nce(
             [B, G * (P + N)], True = left out; or int64 [M, 2] of pairs (row within these B, flat
             column of G * (P + N)), best kept on the CPU, where it costs no device synchronisation.
             A query's own positive slots always stay in.
+        absent: passages that do not exist, bool [G, P + N], left out for every query: what a mask
+            would say with one pair per query.
         first_row: global row of the first query.
 
     Returns:
@@ -51,7 +54,8 @@ def info_nce(
         of the global batch is the mean of the ranks' values weighted by their B.
 
     Raises:
-        ObjectiveError: if shapes, `num_positives`, `first_row`, `temperature` or `mask` do not fit.
+        ObjectiveError: if shapes, `num_positives`, `first_row`, `temperature`, `mask` or `absent`
+            do not fit.
 
     Collective: no.
     Reference: van den Oord et al. 2018, arXiv:1807.03748, eq. 4, with cosine in place of a bilinear
@@ -59,8 +63,19 @@ def info_nce(
     """
     _check(queries, passages, num_positives, first_row)
     require_temperature(temperature, "info_nce")
-    masks = _read_mask(mask, queries.shape[0], passages.shape[0], passages.shape[1])
-    job = _Job(num_positives, temperature, first_row, *masks)
+    dense, pairs = _read_mask(mask, queries.shape[0], passages.shape[0], passages.shape[1])
+    if absent is not None:
+        fits = absent.dtype == torch.bool and absent.shape == passages.shape[:2]
+        got, expected = [absent.dtype, shape(absent)], f"bool {shape(passages)[:2]}"
+        require(fits, "info_nce: absent", got, expected, "Give one flag per passage.")
+    job = _Job(
+        num_positives=num_positives,
+        temperature=temperature,
+        first_row=first_row,
+        dense=dense,
+        pairs=pairs,
+        absent=absent,
+    )
     losses: Tensor = _TiledInfoNCE.apply(queries, passages, job)
     return losses.sum() / max(1, losses.numel())
 
@@ -101,7 +116,7 @@ def paired_info_nce(
     return (losses[:, 0] * chosen).sum() / chosen.sum().clamp_min(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Job:
     """What the tiles need besides the embeddings."""
 
@@ -112,6 +127,8 @@ class _Job:
     """[B, G, P + N], bool."""
     pairs: Tensor | None = None
     """(row, group, slot) [M, 3], int64."""
+    absent: Tensor | None = None
+    """[G, P + N], bool."""
 
     def slot(self, groups: slice, slot: int) -> "_Job":
         """The same job with only the pairs of this slot and these groups."""
@@ -119,9 +136,7 @@ class _Job:
             return self
         group = self.pairs[:, 1]
         here = (self.pairs[:, 2] == slot) & (group >= groups.start) & (group < groups.stop)
-        return _Job(
-            self.num_positives, self.temperature, self.first_row, self.dense, self.pairs[here]
-        )
+        return replace(self, pairs=self.pairs[here])
 
     def logits(
         self, query: Tensor, passage: Tensor, rows: slice, groups: slice, slot: int
@@ -145,6 +160,9 @@ class _Job:
         if self.dense is not None:
             left_out = self.dense[rows, groups, slot].to(logits.device)
             logits.masked_fill_(left_out, -math.inf)
+        if self.absent is not None:
+            # [t], the same for every row
+            logits.masked_fill_(self.absent[groups, slot].to(logits.device), -math.inf)
         if self.pairs is not None:
             row = self.pairs[:, 0]
             here = self.pairs[(row >= rows.start) & (row < rows.stop)].to(logits.device)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from trainer.objectives.checks import require
@@ -63,24 +62,3 @@ def sts_loss(
         require(given, "sts_loss: temperatures", sorted(temperatures), f"{name} among them", advice)
         terms[name] = TEMPERED_TERMS[name](cosines, gold, temperature=temperatures[name])
     return terms
-
-
-def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The total loss.
-
-    Args:
-        terms: unweighted scalars [] by name, at least one.
-        weights: weight by name, for every name of `terms`.
-
-    Returns:
-        `sum weights[name] * terms[name]`, scalar [].
-
-    Raises:
-        ObjectiveError: if there is no term, or one has no weight.
-
-    Collective: no.
-    """
-    require(bool(terms), "weighted_sum: terms", "none", "at least one", "Give a weight above 0.")
-    missing = sorted(terms.keys() - weights.keys())
-    require(not missing, "weighted_sum: weights", sorted(weights), f"{missing} too", "Add them.")
-    return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
