@@ -56,24 +56,27 @@ def read_document(file: str | Path) -> Document:
             or a Python object.
     """
     name = str(file)
-    loader = yaml.SafeLoader(_read_text(name))
+    text = _read_text(name)
     try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-            got = "an empty file" if node is None else kind
-            raise RecipeError(
-                f"{name}: content = {got}; expected a mapping of sections such as `model:` and "
-                "`data:`. Start from one of the files in recipes/."
-            )
-        places: dict[KeyPath, str] = {}
-        _Walk(name, loader, places).visit(node, ())
-        values = loader.construct_document(node)
+        places, values = _parse_file(name, text)
     except yaml.YAMLError as error:
         raise RecipeError(_yaml_message(name, error)) from error
-    finally:
-        loader.dispose()
     return Document(file=name, values=values, places=places)
+
+
+def _parse_file(name: str, text: str) -> tuple[dict[KeyPath, str], dict[str, Any]]:
+    """Places and values of a YAML text whose root is a mapping."""
+    loader = yaml.SafeLoader(text)
+    node = loader.get_single_node()
+    if not isinstance(node, yaml.MappingNode):
+        kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        raise RecipeError(
+            f"{name}: content = {'an empty file' if node is None else kind}; expected a mapping of "
+            "sections such as `model:` and `data:`. Start from one of the files in recipes/."
+        )
+    places: dict[KeyPath, str] = {}
+    _Walk(name, loader, places).visit(node, ())
+    return places, loader.construct_document(node)
 
 
 def _read_text(name: str) -> str:

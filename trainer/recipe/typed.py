@@ -163,13 +163,13 @@ class _Builder:
         section = ".".join(path) or "the recipe"
         expected = f"a known key; {section} has {', '.join(known)}"
         nearest = _nearest(str(key), known)
-        if nearest:
-            return self._error((*path, str(key)), value, expected, f"Did you mean {nearest}?")
+        far = [name for name in _all_keys(self.root) if name.rsplit(".", 1)[-1] == key]
         if "." in str(key):
             advice = "Nest it under its section: dots are for overrides on the command line."
+        elif nearest or far:
+            advice = f"Did you mean {nearest or far[0]}?"
         else:
-            far = [name for name in _all_keys(self.root) if name.rsplit(".", 1)[-1] == key]
-            advice = f"Did you mean {far[0]}?" if far else f"Remove {where}."
+            advice = f"Remove {where}."
         return self._error((*path, str(key)), value, expected, advice)
 
     def _error(self, path: KeyPath, got: Any, expected: str, advice: str) -> RecipeError:

@@ -1,0 +1,260 @@
+"""A recipe is read as written, refused with one exact message, and survives a round trip."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.errors import RecipeError
+from trainer.recipe.load import dump_recipe, load_recipe
+from trainer.recipe.schema import LoraRecipe, Recipe
+
+TEXT = """\
+name: small
+output_dir: runs/small
+model:
+  path: some/folder
+data:
+  sources:
+    - {name: pairs, task: sts, path: pairs.jsonl}
+    - name: docs
+      task: ir
+      path: docs.jsonl
+tasks:
+  ir: {global_batch_size: 8}
+  sts: {global_batch_size: 8}
+train:
+  max_steps: 10
+  learning_rate: 1e-5
+"""
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    return write(tmp_path, TEXT)
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "small.yaml"
+    file.write_text(text)
+    return file
+
+
+def refused(file: Path, *overrides: str) -> str:
+    """The message of the error, whose form is the same for all."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert " = " in message
+    assert "; expected " in message
+    return message
+
+
+def test_values_and_defaults(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    assert recipe.train.learning_rate == 1e-5  # YAML 1.1 reads this spelling as text
+    assert recipe.data.sources[1].name == "docs"
+    assert recipe.model.pooling == "last"
+    assert recipe.tasks.sts is not None
+    assert recipe.tasks.sts.weights.rank_kl == 5.0
+    assert recipe.model.lora is None
+    assert recipe.data.pattern == {"ir": 1, "sts": 1}
+
+
+def test_pattern_default_is_cut_to_the_tasks_with_sources(tmp_path: Path) -> None:
+    text = TEXT.replace("    - {name: pairs, task: sts, path: pairs.jsonl}\n", "")
+    assert load_recipe(write(tmp_path, text)).data.pattern == {"ir": 1}
+
+
+def test_overrides(recipe_file: Path) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        [
+            "train.max_steps=3",
+            "train.max_steps=4",
+            "data.sources.0.path=first.jsonl",
+            "data.sources.docs.path=second.jsonl",
+            "data.sources.docs.query_instruction='a: b'",
+            "model.lora.rank=4",
+            "train.betas=[0.8, 0.9]",
+            "data.pattern.ir=3",
+            "eval.every_steps=5",
+            "model.dropout=",
+        ],
+    )
+    assert recipe.train.max_steps == 4
+    assert [source.path for source in recipe.data.sources] == ["first.jsonl", "second.jsonl"]
+    assert recipe.data.sources[1].query_instruction == "a: b"
+    assert recipe.model.lora == LoraRecipe(rank=4)
+    assert recipe.train.betas == (0.8, 0.9)
+    assert recipe.data.pattern == {"ir": 3, "sts": 1}
+    assert recipe.eval.every_steps == 5
+    assert recipe.model.dropout is None
+
+
+def test_round_trip(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file, ["model.lora.targets=[q_proj, v_proj]", "seed=7"])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again) == recipe
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rate=st.floats(min_value=1e-12, max_value=10.0),
+    instruction=st.text(max_size=30),
+    steps=st.integers(min_value=1),
+)
+def test_round_trip_of_any_value(
+    tmp_path_factory: pytest.TempPathFactory, rate: float, instruction: str, steps: int
+) -> None:
+    values: dict[str, Any] = yaml.safe_load(TEXT)
+    values["train"] |= {"learning_rate": rate, "max_steps": steps}
+    values["data"]["sources"][0]["query_instruction"] = instruction
+    folder = tmp_path_factory.mktemp("round")
+    recipe = load_recipe(write(folder, yaml.safe_dump(values)))
+    assert recipe.train.learning_rate == rate
+    assert recipe.data.sources[0].query_instruction == instruction
+    assert load_recipe(write(folder, dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.max_stepz=3", ["train.max_stepz = 3", "Did you mean max_steps?"]),
+        ("trian.max_steps=3", ["trian = ", "Did you mean train?"]),
+        ("learning_rate=3", ["Did you mean train.learning_rate?"]),
+        ("zzz=3", ["a known key; the recipe has name, output_dir", "Remove zzz."]),
+        ("train.max_steps=ten", ["train.max_steps = 'ten'", "an integer"]),
+        ("train.max_steps=1.5", ["train.max_steps = 1.5", "an integer"]),
+        ("train.max_steps=true", ["train.max_steps = true", "an integer"]),
+        ("train.max_steps=-3", ["train.max_steps = -3", "an integer of at least 1"]),
+        ("train.learning_rate=0", ["a number above 0"]),
+        ("train.learning_rate=.nan", ["a finite number"]),
+        ("train.learning_rate=fast", ["train.learning_rate = 'fast'", "a finite number"]),
+        ("model.dropout=1", ["of at least 0 and at most 0.99"]),
+        ("model.pooling=meen", ["one of last, mean, cls", "Did you mean mean?"]),
+        ("model.gradient_checkpointing=1", ["true or false"]),
+        ("name=3", ["name = 3", "text", "quotes"]),
+        ("name=", ["name = null", "text"]),
+        ("name=' '", ["text that is not empty"]),
+        ("model.lora.targets=q_proj", ["a list, or all-linear"]),
+        ("model.lora.targets=[]", ["at least one module name"]),
+        ("train.betas=[0.9]", ["a list of 2 values"]),
+        ("train.betas=[0.9, 1.0]", ["train.betas.1 = 1", "below 1"]),
+        ("train=5", ["train = 5", "a section"]),
+        ("data.sources=x", ["data.sources = 'x'", "a list"]),
+        ("data.sources=[]", ["at least one source"]),
+        ("data.pattern=3", ["`key: value` pairs"]),
+        ("data.pattern={ir: 1}", ["data.pattern.sts = (missing)", "every task with a source"]),
+        ("data.pattern.ir=0", ["data.pattern.ir = 0", "at least 1"]),
+        ("data.pattern.qa=1", ["data.pattern.qa = 1", "tasks that have a source: ir, sts"]),
+        ("data.sources.0.hub=a/b", ["only one of `path` and `hub`"]),
+        ("data.sources.pairs.path=", ["either `path` or `hub`"]),
+        ("data.sources.pairs.name=docs", ["data.sources.1.name = 'docs'"]),
+        ("data.sources.pairs.name=a.b", ["without dots"]),
+        ("data.sources.nothing.path=x", ["from 0 to 1", "pairs, docs"]),
+        ("data.sources.2.path=x", ["from 0 to 1"]),
+        ("data.sources.docs.score_range=[0, 5]", ["no range for an ir set"]),
+        ("data.sources.pairs.score_range=[5, 0]", ["[lowest, highest]"]),
+        ("data.prompt_template='{text} {title}'", ["{text} once"]),
+        ("data.prompt_template='{text'", ["{text} once"]),
+        ("train.epochs=2", ["only one of train.max_steps and train.epochs"]),
+        ("train.max_steps=null", ["either train.max_steps or train.epochs"]),
+        ("train.max_steps.x=3", ["a section that can hold `x`"]),
+        ("tasks.sts=null", ["tasks.sts = (missing)", "as source pairs is of this task"]),
+        ("tasks.sts={}", ["tasks.sts.global_batch_size = (missing)"]),
+        ("tasks.sts.weights={pearson: 0, rank_kl: 0, pro: 0, infonce: 0}", ["all 0"]),
+        ("model.trust_remote_code=true", ["without model.revision"]),
+        ("model=null", ["model.path = (missing)", "Add model.path."]),
+        ("train.max_steps", ["key.path=value"]),
+        ("train..max_steps=1", ["key.path=value"]),
+        ("train.max_steps=[", ["a YAML value"]),
+    ],
+)
+def test_wrong_override_is_named(recipe_file: Path, override: str, parts: list[str]) -> None:
+    message = refused(recipe_file, override)
+    for part in parts:
+        assert part in message
+    assert message.startswith((f"override {override}: ", f"{recipe_file}:"))
+
+
+def test_single_query_without_negatives_has_no_loss(recipe_file: Path) -> None:
+    overrides = ("tasks.ir.global_batch_size=1", "tasks.ir.negatives=0")
+    assert "at least 2 where negatives is 0" in refused(recipe_file, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "parts"),
+    [
+        ("  path: some/folder\n", "", "", ["model.path = (missing)"]),
+        ("  max_steps: 10", "  max_step: 10", ":15", ["Did you mean max_steps?"]),
+        ("  max_steps: 10", "  max_steps: 10\n  max_steps: 9", ":16", ["given twice", "line 15"]),
+        ("name: small", "name: !!python/object/apply:os.getcwd []", ":1", ["tag = !!python/"]),
+        ("name: small", "name: !thing x", ":1", ["tag = !thing"]),
+        ("name: small", "name: &a [*a]", ":1", ["nested over 20 deep"]),
+        ("name: small", "? [a]\n: b\nname: small", ":1", ["key = a list or a mapping"]),
+        ("name: small", "name: 'small", "", ["not YAML"]),
+        ("model:\n", "model:\n\tx: 1\n", ":4", ["not YAML"]),
+        ("  max_steps: 10", "  max_steps: 0", ":15", ["of at least 1"]),
+        ("train:\n", "train.seed: 1\ntrain:\n", ":14", ["Nest it under its section"]),
+    ],
+)
+def test_wrong_file_names_its_line(
+    tmp_path: Path, old: str, new: str, line: str, parts: list[str]
+) -> None:
+    assert old in TEXT
+    file = write(tmp_path, TEXT.replace(old, new, 1))
+    message = refused(file)
+    assert message.startswith(f"{file}{line}")
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "an empty file"),
+        (b"- a\n- b\n", "a list"),
+        (b"just text\n", "a single value"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"a: 1\n---\nb: 2\n", "not YAML"),
+        (b"name: a\x00b\n", "not YAML"),
+    ],
+)
+def test_file_that_is_no_recipe(tmp_path: Path, content: bytes, part: str) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_bytes(content)
+    assert part in refused(file)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    assert "recipe = (missing)" in refused(tmp_path / "none.yaml")
+    assert "unreadable" in refused(tmp_path)
+
+
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    text = TEXT.replace("ir: {global_batch_size: 8}", "ir: &b {global_batch_size: 8}").replace(
+        "sts: {global_batch_size: 8}", "sts: {<<: *b, rank_kl_temperature: 0.1}"
+    )
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.tasks.sts is not None
+    assert recipe.tasks.sts.global_batch_size == 8
+    assert recipe.tasks.sts.rank_kl_temperature == 0.1
+
+
+def test_code_in_a_tag_does_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    text = TEXT.replace("small", f"!!python/object/apply:os.mkdir ['{target}']", 1)
+    refused(write(tmp_path, text))
+    assert not target.exists()
+
+
+def test_recipe_is_frozen(recipe_file: Path) -> None:
+    recipe: Recipe = load_recipe(recipe_file)
+    with pytest.raises(AttributeError):
+        recipe.seed = 1  # type: ignore[misc]
