@@ -108,6 +108,7 @@ def _ir_share(batch: IrBatch, recipe: IrRecipe, ranks: Ranks) -> TableLoss:
     columns = (batch.passages >= 0).any(axis=0)
     index = batch.passages[:, columns]
     passages = torch.from_numpy(np.maximum(index, 0)).to(ranks.device)
+    absent = torch.from_numpy(index < 0)
     masked = torch.from_numpy(_masked_of(batch, columns, own))
 
     def share(tables: Vectors) -> dict[str, Tensor]:
@@ -118,6 +119,7 @@ def _ir_share(batch: IrBatch, recipe: IrRecipe, ranks: Ranks) -> TableLoss:
             num_positives=recipe.positives,
             temperature=recipe.temperature,
             mask=masked,
+            absent=absent,
             first_row=own.start,
         )
         return {"loss": loss, "infonce": loss}
@@ -126,7 +128,7 @@ def _ir_share(batch: IrBatch, recipe: IrRecipe, ranks: Ranks) -> TableLoss:
 
 
 def _masked_of(batch: IrBatch, columns: np.ndarray, own: slice) -> np.ndarray:
-    """Masked (own query row, flat passage) pairs, absent passages included [M, 2], int64."""
+    """Masked pairs as (own query row, flat passage among the kept columns) [M, 2], int64."""
     width = batch.passages.shape[1]
     rows, flat = batch.masked[:, 0], batch.masked[:, 1]
     mine = (rows >= own.start) & (rows < own.stop) & columns[flat % width]
@@ -136,12 +138,7 @@ def _masked_of(batch: IrBatch, columns: np.ndarray, own: slice) -> np.ndarray:
         [rows[mine] - own.start, flat[mine] // width * num_kept + kept_of[flat[mine] % width]],
         axis=1,
     )
-    absent = np.flatnonzero(batch.passages[:, columns].ravel() < 0)
-    own_rows = np.arange(own.stop - own.start)
-    everywhere = np.stack(
-        [np.repeat(own_rows, len(absent)), np.tile(absent, len(own_rows))], axis=1
-    )
-    return np.concatenate([known, everywhere]).astype(np.int64)
+    return known.astype(np.int64)
 
 
 def _sts_share(batch: StsBatch, recipe: StsRecipe, ranks: Ranks) -> TableLoss:

@@ -1,0 +1,131 @@
+"""Write the trained model as a folder that transformers and sentence-transformers load.
+
+Parameters are gathered one by one and written shard by shard, so no rank ever holds the model.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import deepspeed
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trainer.checkpoint.embedder_files import write_json
+from trainer.engine.ranks import Ranks
+from trainer.errors import CheckpointError
+
+SHARD_BYTES = 4 * 2**30
+"""Largest weight file; also the most that the first rank holds."""
+
+
+def export_model(
+    backbone: nn.Module,
+    folder: Path,
+    ranks: Ranks,
+    *,
+    write_embedder: Callable[[Path], None],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write `folder` as a whole: beside it first, renamed when complete.
+
+    Args:
+        backbone: whole or partitioned.
+        folder: replaced if it exists.
+        ranks: this process.
+        write_embedder: writes config, tokenizer and pooling files into a folder.
+        shard_bytes: largest weight file.
+
+    Raises:
+        CheckpointError: what was written is not what was meant.
+    Collective: yes.
+    """
+    partial = folder.with_name(f".partial-{folder.name}")
+    if ranks.is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_embedder(partial)
+    shapes = _write_weights(backbone, partial, ranks, shard_bytes)
+    if ranks.is_first:
+        check_written(partial, shapes)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    torch.distributed.barrier()
+
+
+def full_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter and persistent buffer once, by name, gathered while it is looked at.
+
+    Collective: yes under ZeRO-3.
+    """
+    for name, parameter in backbone.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield name, parameter.detach()
+    persistent = backbone.state_dict().keys()
+    for name, buffer in backbone.named_buffers():
+        if name in persistent:
+            yield name, buffer
+
+
+def _write_weights(
+    backbone: nn.Module, folder: Path, ranks: Ranks, shard_bytes: int
+) -> dict[str, torch.Size]:
+    """Write all tensors on the first rank; returns their shapes."""
+    shapes, files, held, held_bytes = {}, [], {}, 0
+    for name, tensor in full_tensors(backbone):
+        shapes[name] = tensor.shape
+        if not ranks.is_first:
+            continue
+        held[name] = tensor.to("cpu", copy=True).contiguous()
+        held_bytes += tensor.nbytes
+        if held_bytes >= shard_bytes:
+            files.append(_write_shard(folder, len(files), held))
+            held, held_bytes = {}, 0
+    if held:
+        files.append(_write_shard(folder, len(files), held))
+    if ranks.is_first:
+        _name_shards(folder, files)
+    return shapes
+
+
+def _write_shard(folder: Path, number: int, tensors: dict[str, Tensor]) -> list[str]:
+    """Write one weight file under a provisional name; returns the names in it."""
+    save_file(tensors, folder / f"{number}.safetensors", metadata={"format": "pt"})
+    return list(tensors)
+
+
+def _name_shards(folder: Path, files: list[list[str]]) -> None:
+    """Give weight files the names that transformers looks for, with an index for several."""
+    if len(files) == 1:
+        (folder / "0.safetensors").rename(folder / "model.safetensors")
+        return
+    weight_map = {}
+    for number, names in enumerate(files):
+        final = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        (folder / f"{number}.safetensors").rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+def check_written(folder: Path, shapes: dict[str, torch.Size]) -> None:
+    """Reopen the weight files and compare names and shapes.
+
+    Raises:
+        CheckpointError: a tensor is missing, empty or of another shape.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                found[name] = tuple(file.get_slice(name).get_shape())
+    expected = {name: tuple(shape) for name, shape in shapes.items()}
+    if found != expected:
+        wrong = sorted(n for n in {*found, *expected} if found.get(n) != expected.get(n))
+        raise CheckpointError(
+            f"{folder}: {wrong[0]} = {found.get(wrong[0])}; expected {expected.get(wrong[0])}. "
+            f"{len(wrong)} tensors differ; the export is incomplete."
+        )

@@ -1,0 +1,107 @@
+"""The list of a checkpoint's files with their sizes and hashes; what makes it complete."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import CheckpointError
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of the content, hexadecimal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint is and which files belong to it."""
+
+    step: int
+    """Steps done: the next step to take."""
+    world_size: int
+    """Ranks that wrote it."""
+    recipe: Mapping[str, Any]
+    """The resolved recipe."""
+    sources: Mapping[str, str]
+    """Fingerprint of each source."""
+    versions: Mapping[str, str]
+    """Of this project and of the libraries that shape the numbers."""
+    files: Mapping[str, FileEntry]
+    """By path relative to the checkpoint's folder."""
+
+
+def digest(path: Path) -> FileEntry:
+    """Size and hash of a file, read in blocks."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(size=path.stat().st_size, sha256=sha256)
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Entries of some files of a folder."""
+    return {name: digest(folder / name) for name in names}
+
+
+def files_of(folder: Path) -> list[str]:
+    """Relative paths of all files in a folder, sorted, the manifest itself left out."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != NAME)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest into a checkpoint."""
+    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
+    (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest.
+
+    Raises:
+        CheckpointError: it is missing, or not a manifest of this format.
+    """
+    path = folder / NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT:
+            raise KeyError("format")
+        files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
+        return Manifest(files=files, **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: {type(error).__name__}: {error}; expected a manifest of format {FORMAT}. "
+            f"The checkpoint is not complete; use another."
+        ) from error
+
+
+def verify(folder: Path) -> Manifest:
+    """Read the manifest and compare every file with it.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, of another size or changed.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise CheckpointError(f"{folder / NAME}: file = {name}; expected a path inside it.")
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing; expected {expected.size} bytes.")
+        if path.stat().st_size != expected.size:
+            raise CheckpointError(
+                f"{path}: size = {path.stat().st_size}; expected {expected.size} bytes."
+            )
+        if digest(path).sha256 != expected.sha256:
+            raise CheckpointError(f"{path}: content changed; its sha256 is not the manifest's.")
+    return manifest

@@ -1,0 +1,95 @@
+"""When things happen: steps, evaluations and saves in order, and an orderly end on a signal."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from trainer.data.batch import Batch
+from trainer.engine.ranks import Ranks, any_rank
+from trainer.engine.step import StepReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What the loop calls; every function is called on all ranks."""
+
+    step: Callable[[Batch], StepReport]
+    """Takes one optimizer step."""
+    report: Callable[[StepReport], None]
+    """Records it."""
+    evaluate: Callable[[int], None]
+    """Evaluates after so many steps."""
+    save: Callable[[int], None]
+    """Saves after so many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Which steps of the run are special; intervals in steps, None for never."""
+
+    start: int
+    """First step to take."""
+    stop: int
+    """One past the last step."""
+    eval_every: int | None
+    save_every: int | None
+
+
+class Interrupt:
+    """The first SIGINT or SIGTERM is remembered; the second has its ordinary effect."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + signal, as shells have it; 0 without one."""
+        return 0 if self.signal is None else 128 + self.signal
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Remember signals during the block."""
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        before = {kind: signal.signal(kind, self._note) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """Remember the signal and restore ordinary handling for the next one."""
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def fit(
+    batches: Iterator[Batch], schedule: Schedule, hooks: Hooks, ranks: Ranks, interrupt: Interrupt
+) -> int:
+    """Run from `start` to `stop`; a signal ends it after the current step, saved.
+
+    Returns:
+        Steps done.
+    Collective: yes.
+    """
+    if schedule.start == 0:
+        hooks.evaluate(0)
+    for done, batch in enumerate(batches, start=schedule.start + 1):
+        hooks.report(hooks.step(batch))
+        interrupted = any_rank(interrupt.signal is not None, ranks)
+        last = done == schedule.stop
+        if last or interrupted or _due(done, schedule.save_every):
+            hooks.save(done)
+        if interrupted:
+            return done
+        if last or _due(done, schedule.eval_every):
+            hooks.evaluate(done)
+    return schedule.stop
+
+
+def _due(done: int, every: int | None) -> bool:
+    """Whether an interval ends after so many steps."""
+    return every is not None and done % every == 0
