@@ -74,7 +74,19 @@ def array_ranges(data: mmap.mmap) -> np.ndarray:
                 ranges.append((start, found.end()))
     if depth:
         raise RowError("file", "an array that does not end", "JSON: [{...}, {...}]")
+    _check_gaps(data, ranges)
     return np.array(ranges, np.int64).reshape(-1, 2)
+
+
+def _check_gaps(data: mmap.mmap, ranges: list[tuple[int, int]]) -> None:
+    """Refuses an array that has anything but commas between its objects."""
+    ends = [_start(data), *(end for _, end in ranges)]
+    starts = [*(start for start, _ in ranges), len(data)]
+    gaps = [data[end:start].strip() for end, start in zip(ends, starts, strict=True)]
+    if gaps != [b"[", *[b","] * (len(ranges) - 1), b"]"]:
+        wrong = next(gap for gap in gaps if gap not in (b"[", b",", b"]"))
+        got = shown(wrong[:40].decode(errors="replace"))
+        raise RowError("file", f"{got} between objects", "JSON: [{...}, {...}]")
 
 
 def _newlines(data: mmap.mmap) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,0 +1,134 @@
+"""Global batches: slots, deduplication and masks, as worked out by hand."""
+
+import numpy as np
+import pytest
+
+from tests.support.data_files import byte_tokenizer, data_recipe, write_jsonl
+from trainer.data.batch import IrBatch, StsBatch
+from trainer.data.collate import ABSENT, draw_passages, known_positives
+from trainer.data.loader import batches
+from trainer.data.plan import make_plan
+from trainer.data.records import IrRecord
+from trainer.data.sources import open_sources
+from trainer.recipe.schema import IrRecipe, Recipe, SourceRecipe
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_tokenizer()
+
+
+def first_batch(recipe: Recipe, tokenizer, step: int = 0):
+    sources = open_sources(recipe.data)
+    plan = make_plan(recipe, {source.name: len(source) for source in sources})
+    return next(batches(plan, sources, tokenizer, recipe, step, step + 1))
+
+
+def decoded(batch, tokenizer) -> list[str]:
+    return [tokenizer.decode(ids) for ids in batch.texts.token_ids]
+
+
+def ir_recipe(tmp_path, rows: list[dict[str, object]], **ir: object) -> Recipe:
+    path = write_jsonl(tmp_path / "ir.jsonl", rows)
+    source = SourceRecipe(
+        name="ir", task="ir", path=str(path), query_instruction="Q:", passage_instruction="P:"
+    )
+    return data_recipe([source], ir={"global_batch_size": len(rows)} | ir, pooling="mean")
+
+
+def test_an_ir_batch_holds_each_text_once_and_points_to_it(tmp_path, tokenizer):
+    rows = [
+        {"query": "cat", "positives": ["mat"], "negatives": ["dog"]},
+        {"query": "sat", "positives": ["ran"], "negatives": ["mat"]},
+    ]
+    recipe = ir_recipe(tmp_path, rows)
+    batch = first_batch(recipe, tokenizer)
+    assert isinstance(batch, IrBatch)
+    texts = decoded(batch, tokenizer)
+    assert len(texts) == len(set(texts)) == 5
+    for row, number in enumerate(batch.plan.rows):
+        assert texts[batch.query[row]] == "Q:" + rows[number]["query"]
+        expected = ["P:" + rows[number]["positives"][0], "P:" + rows[number]["negatives"][0]]
+        assert [texts[index] for index in batch.passages[row]] == expected
+    assert batch.passages.dtype == batch.query.dtype == batch.masked.dtype == np.int64
+    # "mat", the positive of "cat", is the negative of "sat": masked for "cat" alone.
+    cat = [texts[index] for index in batch.query].index("Q:cat")
+    assert batch.masked.tolist() == [[cat, 2 * (1 - cat) + 1]]
+
+
+def test_mask_none_masks_nothing(tmp_path, tokenizer):
+    rows = [{"query": "q", "positives": ["p"]}, {"query": "r", "positives": ["p"]}]
+    recipe = ir_recipe(tmp_path, rows, mask="none")
+    assert first_batch(recipe, tokenizer).masked.shape == (0, 2)
+
+
+def test_known_positives_worked_out_by_hand():
+    records = [
+        IrRecord(query="a", positives=("1", "2", "3"), negatives=("9", "2")),
+        IrRecord(query="b", positives=("4",), negatives=("1", "8")),
+        IrRecord(query="a", positives=("5",), negatives=("7", "3")),
+        IrRecord(query="c", positives=("3",), negatives=("6", "6")),
+    ]
+    drawn = [["1", "9", "2"], ["4", "1", "8"], ["5", "7", "3"], ["3", "6", None]]
+    # Known of "a": 1, 2, 3 and 5, through both records; own slot 0 stays a target.
+    expected = {
+        (0, 2),  # its own negative is one of its positives
+        (0, 4),  # "1" as negative of "b"
+        (0, 6),  # "5", positive of the other record of "a"
+        (0, 8),  # "3", not drawn, as negative of the other "a"
+        (0, 9),  # "3" as positive of "c"
+        (2, 0),
+        (2, 2),
+        (2, 4),
+        (2, 8),
+        (2, 9),
+        (3, 8),
+    }
+    found = list(known_positives(records, drawn, 1))
+    assert set(found) == expected
+    assert len(found) == len(expected)
+
+
+def test_slots_are_filled_by_drawing_again():
+    ir = IrRecipe(global_batch_size=1, positives=5, negatives=3)
+    record = IrRecord(query="q", positives=("a", "b"), negatives=("x", "y", "z", "w"))
+    seen = set()
+    for seed in range(20):
+        drawn = draw_passages(record, ir, str(seed))
+        assert drawn == draw_passages(record, ir, str(seed))
+        assert sorted(drawn[:5]) in (["a", "a", "a", "b", "b"], ["a", "a", "b", "b", "b"])
+        assert len(set(drawn[5:])) == 3
+        seen.add(tuple(drawn))
+    assert len(seen) > 10
+
+
+def test_records_without_negatives_leave_their_slots_absent(tmp_path, tokenizer):
+    rows = [{"query": "cat", "positives": ["mat"]}, {"query": "dog", "positives": ["ran"]}]
+    batch = first_batch(ir_recipe(tmp_path, rows, negatives=2), tokenizer)
+    assert (batch.passages[:, 1:] == ABSENT).all()
+    assert (batch.passages[:, 0] >= 0).all()
+    assert len(batch.texts.token_ids) == 4
+    batch = first_batch(ir_recipe(tmp_path, rows, negatives=0), tokenizer)
+    assert batch.passages.shape == (2, 1)
+
+
+def test_an_sts_batch_keeps_pairs_and_scores(tmp_path, tokenizer):
+    rows = [{"text1": "cat", "text2": f"dog {i % 3}", "score": i} for i in range(6)]
+    path = write_jsonl(tmp_path / "sts.jsonl", rows)
+    source = SourceRecipe(name="sts", task="sts", path=str(path), query_instruction="S:")
+    batch = first_batch(data_recipe([source], sts={"global_batch_size": 6}), tokenizer)
+    assert isinstance(batch, StsBatch)
+    texts = decoded(batch, tokenizer)
+    assert len(texts) == 4
+    for row, number in enumerate(batch.plan.rows):
+        assert texts[batch.text1[row]] == "S:cat"
+        assert texts[batch.text2[row]] == "S:" + rows[number]["text2"]
+    assert batch.score.tolist() == pytest.approx([number / 5 for number in batch.plan.rows])
+    assert batch.score.dtype == np.float32
+
+
+def test_a_row_draws_anew_when_it_comes_again(tmp_path, tokenizer):
+    rows = [{"query": "q", "positives": ["p"], "negatives": [f"n{i}" for i in range(50)]}]
+    recipe = ir_recipe(tmp_path, rows)
+    drawn = {decoded(first_batch(recipe, tokenizer, step), tokenizer)[-1] for step in range(6)}
+    assert len(drawn) > 3
