@@ -96,6 +96,13 @@ def test_overrides(recipe_file: Path) -> None:
     assert recipe.model.dropout is None
 
 
+@pytest.mark.parametrize("text", ["2024", "true", "a: b", "{instruction} {text}", "[", "1e-5"])
+def test_override_of_a_text_needs_no_quotes(recipe_file: Path, text: str) -> None:
+    # quotes would have to survive the shells of the launcher and of remote hosts
+    recipe = load_recipe(recipe_file, [f"data.sources.docs.query_instruction={text}"])
+    assert recipe.data.sources[1].query_instruction == text
+
+
 def test_round_trip(recipe_file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(recipe_file, ["model.lora.targets=[q_proj, v_proj]", "seed=7"])
     again = tmp_path / "again.yaml"
@@ -139,7 +146,7 @@ def test_round_trip_of_any_value(
         ("model.dropout=1", ["of at least 0 and at most 0.99"]),
         ("model.pooling=meen", ["one of last, mean, cls", "Did you mean mean?"]),
         ("model.gradient_checkpointing=1", ["true or false"]),
-        ("name=3", ["name = 3", "text", "quotes"]),
+        ("train={max_steps: 3, schedule: 1}", ["train.schedule = 1", "one of cosine"]),
         ("name=", ["name = null", "text"]),
         ("name=' '", ["text that is not empty"]),
         ("model.lora.targets=q_proj", ["a list, or all-linear"]),
@@ -173,7 +180,7 @@ def test_round_trip_of_any_value(
         ("model=null", ["model.path = (missing)", "Add model.path."]),
         ("train.max_steps", ["key.path=value"]),
         ("train..max_steps=1", ["key.path=value"]),
-        ("train.max_steps=[", ["a YAML value"]),
+        ("train.max_steps=[", ["train.max_steps = '['", "an integer"]),
     ],
 )
 def test_wrong_override_is_named(recipe_file: Path, override: str, parts: list[str]) -> None:
@@ -201,6 +208,7 @@ def test_single_query_without_negatives_has_no_loss(recipe_file: Path) -> None:
         ("name: small", "name: 'small", "", ["not YAML"]),
         ("model:\n", "model:\n\tx: 1\n", ":4", ["not YAML"]),
         ("  max_steps: 10", "  max_steps: 0", ":15", ["of at least 1"]),
+        ("name: small", "name: 3", ":1", ["name = 3", "text", "quotes"]),
         ("train:\n", "train.seed: 1\ntrain:\n", ":14", ["Nest it under its section"]),
     ],
 )

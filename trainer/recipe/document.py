@@ -5,7 +5,7 @@ A *path* here is the tuple of keys that leads to a value: `("data", "sources", "
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Document:
     """Mappings, lists and scalars as YAML gave them."""
     places: dict[KeyPath, str]
     """`file:line` or `override key=value` of every value."""
+    raw: dict[KeyPath, str] = field(default_factory=dict)
+    """Values of overrides as typed, for keys that hold text: a shell eats the quotes of YAML."""
 
     def place(self, path: KeyPath) -> str:
         """Where the value at `path`, or the nearest value around it, was written."""
@@ -168,8 +170,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     A list item is named by its index or by its `name`: `data.sources.stsb.path=x`.
 
     Raises:
-        RecipeError: if an override has no `=`, its value is not YAML, or it names an item that a
-            list does not have.
+        RecipeError: if an override has no `=`, or names an item that a list does not have.
     """
     values = copy.deepcopy(document.values)
     changed = Document(file=document.file, values=values, places=dict(document.places))
@@ -180,7 +181,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
 
 def _apply(document: Document, override: str) -> None:
     """Write one override into the document's values and places."""
-    keys, value = _parse(override)
+    keys, text = _split(override)
     place = f"override {override}"
     container: Any = document.values
     path: KeyPath = ()
@@ -193,15 +194,16 @@ def _apply(document: Document, override: str) -> None:
             document.places[path] = place
         container = container[slot]
     slot = _slot(container, keys[-1], path, override)
-    container[slot] = value
+    container[slot] = _value(text)
     path = (*path, str(slot))
     for known in [known for known in document.places if known[: len(path)] == path]:
         del document.places[known]
     document.places[path] = place
+    document.raw[path] = text
 
 
-def _parse(override: str) -> tuple[list[str], Any]:
-    """Split `key.path=value` and parse the value as YAML."""
+def _split(override: str) -> tuple[list[str], str]:
+    """The keys and the text of `key.path=value`."""
     name, equals, text = override.partition("=")
     keys = name.split(".")
     if not equals or not all(keys) or any(character.isspace() for character in name):
@@ -209,13 +211,15 @@ def _parse(override: str) -> tuple[list[str], Any]:
             f"override {override}: form = {shorten(override)}; expected key.path=value without "
             "spaces around the dots and the equals sign. Write for example train.max_steps=100."
         )
+    return keys, text
+
+
+def _value(text: str) -> Any:
+    """The value that a text spells in YAML, or the text itself where it spells none."""
     try:
-        return keys, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            f"override {override}: {name} = {shorten(text)}; expected a YAML value. Quote it, or "
-            "put it into the recipe file."
-        ) from error
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _slot(container: Any, key: str, path: KeyPath, override: str) -> str | int:

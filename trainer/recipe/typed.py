@@ -107,6 +107,8 @@ class _Builder:
     def _scalar(self, value: Any, hint: Any, path: KeyPath) -> Any:
         if hint is float:
             return self._number(value, path)
+        if hint is str and value is not None and not isinstance(value, str):
+            value = self.document.raw.get(path, value)
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
         expected, advice = {

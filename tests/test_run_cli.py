@@ -1,0 +1,324 @@
+"""The real command: a mistake ends it with code 2 and one message, early, and leaves nothing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.data_files import write_jsonl
+from trainer.checks import check_output_dir
+from trainer.cli import ending_with_code
+from trainer.errors import RecipeError, StepError
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = ROOT / "trainer" / "run.py"
+HEAVY = ("torch", "transformers", "deepspeed", "datasets", "peft")
+
+RECIPE = """\
+name: small
+output_dir: out
+model: {path: model}
+data:
+  sources:
+    - {name: pairs, task: sts, path: pairs.jsonl}
+    - {name: docs, task: ir, path: docs.jsonl}
+tasks:
+  ir: {global_batch_size: 4, negatives: 0}
+  sts: {global_batch_size: 4}
+train: {max_steps: 2}
+engine: {deepspeed: zero3_fp32.json}
+eval:
+  sets:
+    - {name: held_out, task: sts, path: pairs.jsonl}
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run left."""
+
+    code: int
+    out: str
+    message: str
+    """stderr without Python's report of imports."""
+    imported: frozenset[str]
+    """Top-level names of all modules that were imported."""
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> Ended:
+    """Run the command in a folder; Python itself reports on stderr what was imported."""
+    command = [sys.executable, "-X", "importtime", str(RUN), *arguments]
+    clean = {key: value for key, value in os.environ.items() if "RANK" not in key}
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=clean | {"HOME": str(folder), "HF_HUB_OFFLINE": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    lines = done.stderr.splitlines()
+    reports = [line for line in lines if line.startswith("import time:")]
+    modules = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in reports}
+    message = "\n".join(line for line in lines if line not in reports)
+    return Ended(done.returncode, done.stdout, message, frozenset(modules))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a right recipe, its data and a model's config; nothing else."""
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    scored = [{"text1": f"a {n}", "text2": f"b {n}", "score": n / 2} for n in range(8)]
+    write_jsonl(tmp_path / "pairs.jsonl", scored)
+    asked = [{"query": f"q {n}", "positives": [f"p {n}"]} for n in range(8)]
+    write_jsonl(tmp_path / "docs.jsonl", asked)
+    return tmp_path
+
+
+def assert_refused(project: Path, *arguments: str, parts: list[str], **environment: str) -> None:
+    """Code 2, one line on stderr with all parts, no heavy import, no file made or changed."""
+    before = snapshot(project)
+    ended = run(project, "--recipe", "small.yaml", *arguments, **environment)
+    assert ended.code == 2, ended
+    assert "Traceback" not in ended.message + ended.out
+    assert len(ended.message.splitlines()) == 1, ended.message
+    for part in ["; expected ", *parts]:
+        assert part in ended.message
+    assert not ended.imported & set(HEAVY)
+    assert snapshot(project) == before
+
+
+def snapshot(folder: Path) -> dict[Path, bytes | None]:
+    return {file: file.read_bytes() if file.is_file() else None for file in folder.rglob("*")}
+
+
+Change = Callable[[Path], object]
+
+
+def edit(old: str, new: str) -> Change:
+    """Replace a part of the recipe."""
+
+    def change(project: Path) -> None:
+        text = (project / "small.yaml").read_text()
+        assert old in text
+        (project / "small.yaml").write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def spoil(file: str, line: str) -> Change:
+    """Put a line after the first of a data file."""
+
+    def change(project: Path) -> None:
+        lines = (project / file).read_text().splitlines()
+        lines.insert(1, line)
+        (project / file).write_text("\n".join(lines) + "\n")
+
+    return change
+
+
+def write(file: str, text: str) -> Change:
+    """Make a file."""
+
+    def change(project: Path) -> None:
+        (project / file).parent.mkdir(exist_ok=True)
+        (project / file).write_text(text)
+
+    return change
+
+
+def scored(score: object) -> str:
+    return json.dumps({"text1": "a", "text2": "b", "score": score})
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda project: (project / "small.yaml").unlink(), ["small.yaml: recipe = (missing)"]),
+        (write("small.yaml", "name: [a"), ["small.yaml", "not YAML"]),
+        (edit("max_steps", "max_stepz"), ["small.yaml:11: train.max_stepz", "mean max_steps?"]),
+        (edit("max_steps: 2", "max_steps: two"), ["train.max_steps = 'two'", "an integer"]),
+        (edit("path: model", "path: no/model/here"), ["model.path = no/model/here (missing)"]),
+        (edit("path: model", "path: /no/model"), ["model.path = /no/model (missing)"]),
+        (edit("path: model", "path: nobody/nothing"), ["model.path = nobody/nothing"]),
+        (edit("docs.jsonl", "none.jsonl"), ["none.jsonl"]),
+        (write("docs.jsonl", ""), ["docs.jsonl"]),
+        (write("docs.jsonl", "\n\n"), ["docs.jsonl"]),
+        (spoil("docs.jsonl", "{not json"), ["docs.jsonl:2", "JSON"]),
+        (spoil("docs.jsonl", '{"query": "q"}'), ["docs.jsonl:2", "positives"]),
+        (spoil("docs.jsonl", '{"query": "q", "positives": []}'), ["docs.jsonl:2", "positives"]),
+        (spoil("pairs.jsonl", '{"text1": "a", "score": 1}'), ["pairs.jsonl:2", "text2"]),
+        (spoil("pairs.jsonl", scored("high")), ["pairs.jsonl:2", "score"]),
+        (spoil("pairs.jsonl", scored(None)), ["pairs.jsonl:2", "score"]),
+        (spoil("pairs.jsonl", scored(float("nan"))), ["pairs.jsonl:2", "score"]),
+        (edit("global_batch_size: 4", "global_batch_size: 9"), ["at most", "8", "source docs"]),
+        (write("out/metrics.jsonl", "{}"), ["output_dir = out", "metrics.jsonl", "--resume"]),
+        (write("out/recipe.yaml", "{}"), ["output_dir = out", "recipe.yaml"]),
+        (write("out", "a file"), ["output_dir = out (is a file)"]),
+        (edit("zero3_fp32.json", "zero3_bf16.json"), ["bf16.enabled = true", "model.dtype"]),
+        (edit("zero3_fp32.json", "zero9.json"), ["zero9.json", "zero3_fp32.json"]),
+        (edit("held_out, task: sts, path: pairs", "held_out, task: sts, path: gone"), ["gone"]),
+    ],
+)
+def test_mistake_in_a_file(project: Path, change: Change, parts: list[str]) -> None:
+    change(project)
+    assert_refused(project, parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.max_stepz=3", ["override train.max_stepz=3", "mean max_steps?"]),
+        ("data.sources.nobody.path=x", ["override data.sources.nobody.path=x", "pairs, docs"]),
+        ("train.max_steps", ["override train.max_steps", "key.path=value"]),
+        ("tasks.ir.global_batch_size=9", ["at most", "8", "source docs"]),
+        ("engine.attention_kernel=flash_attention_2", ["flash_attn", "pip install"]),
+    ],
+)
+def test_mistake_in_an_override(project: Path, override: str, parts: list[str]) -> None:
+    assert_refused(project, override, parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train_batch_size", 8),
+        ("train_micro_batch_size_per_gpu", 2),
+        ("gradient_accumulation_steps", 2),
+        ("gradient_clipping", 1.0),
+        ("optimizer", {"type": "Adam"}),
+    ],
+)
+def test_ds_config_that_sets_what_the_recipe_owns(project: Path, key: str, value: object) -> None:
+    config = {"zero_optimization": {"stage": 3}, key: value}
+    (project / "mine.json").write_text(json.dumps(config))
+    assert_refused(project, "engine.deepspeed=mine.json", parts=["mine.json", key, "Remove"])
+
+
+def test_batch_that_the_ranks_do_not_divide(project: Path) -> None:
+    parts = ["tasks.ir.global_batch_size = 4", "= 3", "Use 3 or 6"]
+    assert_refused(project, parts=parts, WORLD_SIZE="3", RANK="0", LOCAL_RANK="0")
+
+
+def test_every_command_line_mistake_is_one(project: Path) -> None:
+    for arguments in (["--resum"], ["--gpus", "2"], ["--gpu-memory", "much", "--dry-run"]):
+        ended = run(project, "--recipe", "small.yaml", *arguments)
+        assert ended.code == 2
+        assert re.search(r"^run\.py: error: ", ended.message, re.MULTILINE)
+        assert not ended.imported & set(HEAVY)
+    assert run(project).code == 2
+
+
+def test_help_is_light(project: Path) -> None:
+    ended = run(project, "--help")
+    assert ended.code == 0
+    assert "--recipe FILE" in ended.out
+    assert "argparse" in ended.imported
+    assert not ended.imported & set(HEAVY)
+
+
+def test_options_may_stand_between_overrides(project: Path) -> None:
+    arguments = ("seed=1", "--resume", "train.max_steps=x", "--local_rank=1")
+    ended = run(project, "--recipe", "small.yaml", *arguments)
+    assert ended.code == 2
+    assert "override train.max_steps=x" in ended.message
+
+
+@pytest.mark.parametrize("name", ["qwen7b", "qwen7b_lora"])
+def test_dry_run_of_a_7b_recipe_needs_its_config_only(tmp_path: Path, name: str) -> None:
+    (tmp_path / "7b").mkdir()
+    config = {
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+    }
+    (tmp_path / "7b" / "config.json").write_text(json.dumps(config))
+    before = snapshot(tmp_path)
+    recipe = str(ROOT / "recipes" / f"{name}.yaml")
+    planned_for = ("--gpus", "8", "--hosts", "2", "--gpu-memory", "80GB")
+    ended = run(tmp_path, "--recipe", recipe, "--dry-run", "model.path=7b", *planned_for)
+    assert ended.code == 0, ended
+    for part in (f"{name}, 16 ranks", "Batches", "Steps: 1,000", "50 warm up", "Memory", "total"):
+        assert part in ended.out
+    assert f"{7_070_619_136:,}" in ended.out or name == "qwen7b_lora"
+    assert '"train_batch_size": 16' in ended.out
+    assert snapshot(tmp_path).keys() - before.keys() <= {tmp_path / ".cache", tmp_path / ".triton"}
+
+
+def test_dry_run_counts_local_rows(project: Path) -> None:
+    ended = run(project, "--recipe", "small.yaml", "--dry-run", "train={epochs: 3}")
+    assert ended.code == 0, ended
+    # 8 rows in batches of 4, three epochs of both sources: 6 turns each
+    assert "Steps: 12" in ended.out
+    assert re.search(r"pairs +sts +8 +6 +24 +3\.00 +0", ended.out)
+
+
+def test_dry_run_tells_the_same_mistakes(project: Path) -> None:
+    ended = run(project, "--recipe", "small.yaml", "--dry-run", "--gpus", "3")
+    assert ended.code == 2
+    assert "tasks.ir.global_batch_size = 4" in ended.message
+    ended = run(project, "--recipe", "small.yaml", "--dry-run", "data.sources.docs.path=none.jsonl")
+    assert ended.code == 2
+    assert "none.jsonl" in ended.message
+
+
+def test_resuming_an_empty_folder_starts_fresh_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    check_output_dir(str(tmp_path / "new"), resume=True)
+    assert "no checkpoint to resume" in caplog.text
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(RecipeError("a"), 2), (StepError("a"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise error
+
+    assert ending_with_code(fail) == code
+    assert capsys.readouterr().err == ("" if code == 130 else "a\n")
+
+
+def test_folder_that_is_not_writable(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    if os.access(tmp_path, os.W_OK):
+        pytest.skip("this user may write anywhere")
+    with pytest.raises(RecipeError, match="read-only"):
+        check_output_dir(str(tmp_path / "new"), resume=False)
+
+
+@pytest.mark.dist
+def test_launcher_ends_with_the_same_code_and_one_message(project: Path) -> None:
+    launcher = Path(sys.executable).with_name("deepspeed")
+    arguments = ["--num_accelerators", "2", str(RUN), "--recipe", "small.yaml", "seed=x"]
+    environment = {key: value for key, value in os.environ.items() if "RANK" not in key}
+    done = subprocess.run(
+        [str(launcher), *arguments],
+        cwd=project,
+        env=environment | {"PATH": f"{launcher.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).count("seed = 'x'; expected an integer") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (project / "out").exists()
