@@ -75,8 +75,7 @@ class DataPlan:
 
     def at(self, step: int) -> StepPlan:
         """What a step trains on, `step` counted from 0."""
-        task, task_turn = turn_at(self.tasks, step)
-        name, turn = turn_at(self.turns[task], task_turn)
+        name, turn = self.turn(step)
         source = self.sources[name]
         first = turn * source.batch_size
         return StepPlan(
@@ -86,6 +85,11 @@ class DataPlan:
             epoch=first // source.num_rows,
             rows=_rows(source, first, self.seed),
         )
+
+    def turn(self, step: int) -> tuple[str, int]:
+        """The source of a step, and how many steps it had before."""
+        task, task_turn = turn_at(self.tasks, step)
+        return turn_at(self.turns[task], task_turn)
 
     def source_steps(self, num_steps: int) -> dict[str, int]:
         """How many of the first steps each source gets."""
