@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
 from trainer.checks import (
     check_model,
@@ -21,6 +21,7 @@ from trainer.checks import (
 )
 from trainer.cli import Arguments, is_first_rank, launched_ranks
 from trainer.data.plan import make_plan
+from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
 from trainer.engine.memory import (
     MemoryPlan,
     ModelShape,
@@ -30,7 +31,6 @@ from trainer.engine.memory import (
     step_tokens,
     usable,
 )
-from trainer.errors import RecipeError
 from trainer.model.backbone import load_config
 from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.resolve import Resolved, global_batch_sizes, resolve, warmup_steps
@@ -102,18 +102,15 @@ def _tokenizer(recipe: Recipe, path: str) -> str:
     """The tokenizer in one phrase; a folder with a config alone has none."""
     if Path(path).is_dir() and not list(Path(path).glob("*token*")):
         return "none in this folder; training needs one"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path,
-            revision=recipe.model.revision,
-            trust_remote_code=recipe.model.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"recipe: model.path = {recipe.model.path}; expected a tokenizer that transformers can "
-            f"load. {str(error).strip().splitlines()[0]}"
-        ) from error
-    return f"{len(tokenizer):,} tokens, end token {tokenizer.eos_token or tokenizer.sep_token}"
+    tokenizer = load_tokenizer(
+        path,
+        pooling=recipe.model.pooling,
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    check_instructions(make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling), recipe)
+    last = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])[-1]
+    return f"{len(tokenizer):,} tokens; a text ends with {last}"
 
 
 def _batch_section(recipe: Recipe, resolved: Resolved) -> str:
