@@ -1,0 +1,265 @@
+"""Merge checkpoints of one model by how far each moved, straight from ZeRO shards, on a CPU.
+
+It must not compute or open anything itself: it reads arguments, shows progress, and calls
+`trainer.merge`.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import TrainerError
+
+DESCRIPTION = """\
+Merge checkpoints of one base model into a folder that transformers and sentence-transformers load.
+
+Inputs, mixed freely: Hugging Face folders (safetensors), DeepSpeed ZeRO-1/2/3 checkpoints (a tag
+folder, a `checkpoints` folder, a whole run folder) of any world size, full or LoRA, and PEFT
+adapters. Tensors stream through a few megabytes; sums run in float64 and are rounded once.
+
+With theta0 the base, theta_k a checkpoint and D_k = theta_k - theta0, per tensor:
+  delta            theta0 + lambda * sum_k w_k D_k,  w_k = ||D_k||^alpha / sum_j ||D_j||^alpha
+  uniform          theta0 + lambda * sum_k D_k / K
+  task_arithmetic  theta0 + lambda * sum_k weight_k D_k
+  ties             theta0 + lambda * mean of the trimmed D_k that agree with the elected sign
+The weights of `delta` follow the idea of CoDiEmb's abstract (arXiv 2508.11442), which gives no
+formula; this one is ours. A tensor that no checkpoint moved keeps the base's bits.
+"""
+EPILOG = """\
+examples:
+  python tools/delta_merge.py --base B --checkpoints run/checkpoints/step-800 run --output O
+  python tools/delta_merge.py --base B --checkpoints A C --output O --method ties --density 0.3
+  python tools/delta_merge.py --base B --checkpoints A C --output O --granularity row --alpha 2
+  python tools/delta_merge.py --base B --checkpoints A C --output O --dry-run
+
+exit codes: 0 done, 1 a fault, 2 a mistake in arguments or inputs (nothing is left), 130 interrupted
+"""
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `512MiB`, `5GB` or `1000`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a size such as 512MiB or 5GB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_inputs(parser)
+    _add_method(parser)
+    _add_limits(parser)
+    return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--base", type=Path, required=True, help="pre-trained model, theta0: a folder")
+    add(
+        "--checkpoints",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="CHECKPOINT",
+        help="theta_1 .. theta_K, e.g. --checkpoints run_a run_b/checkpoints/step-800",
+    )
+    add("--output", type=Path, required=True,
+        help="folder to make; it appears complete and checked, or not at all")  # fmt: skip
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--method",
+        choices=("delta", "uniform", "task_arithmetic", "ties"),
+        default="delta",
+        help="formula, see above (default: delta)",
+    )
+    add(
+        "--granularity",
+        choices=("tensor", "row", "element"),
+        default="tensor",
+        help="what shares a weight under delta: w_k from ||D_k|| of the tensor, of each row of its "
+        "first dimension, or |D_k| of each scalar; other methods give the same at any "
+        "(default: tensor)",
+    )
+    add(
+        "--alpha",
+        type=float,
+        default=1.0,
+        help="exponent in w_k ~ ||D_k||^alpha; 0: uniform; below 0: who moved least wins, and "
+        "who did not move at all takes everything (default: 1)",
+    )
+    add(
+        "--lambda",
+        dest="lambda_",
+        type=float,
+        default=1.0,
+        help="factor of the summed change: theta0 + lambda * (...); 0.5 goes half the way "
+        "(default: 1)",
+    )
+    add(
+        "--weights",
+        type=float,
+        nargs="+",
+        help="weight_k of task_arithmetic, one per checkpoint, e.g. --weights 0.7 0.3 "
+        "(default: 1 each)",
+    )
+    add(
+        "--density",
+        type=float,
+        default=0.2,
+        help="ties: keep the largest |D_k| of each tensor, this share of its scalars, "
+        "at least one (default: 0.2)",
+    )
+    add(
+        "--dtype",
+        choices=("base", "bfloat16", "float32"),
+        default="base",
+        help="of the result's floating-point tensors (default: that of each in the base)",
+    )
+    add("--allow-nan", action="store_true",
+        help="go on where a checkpoint holds NaN or infinity; such scalars stay so")  # fmt: skip
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--max-shard-size",
+        type=parse_size,
+        default="5GB",
+        help="largest file of weights; a tensor is never split (default: 5GB)",
+    )
+    add(
+        "--memory-budget",
+        type=parse_size,
+        default="512MiB",
+        help="largest anonymous memory of the process; does not grow with the model "
+        "(default: 512MiB)",
+    )
+    add("--workers", type=int, default=2, help="threads; disks and cores decide (default: 2)")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="check everything, print what would be done, and stop",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="continue an interrupted merge of the same inputs, settings and output",
+    )
+    add(
+        "--hash",
+        action="store_true",
+        dest="hash_files",
+        help="read all inputs and outputs whole and put their sha256 into merge.json",
+    )
+    add("--json", action="store_true", help="print one JSON object as the last line")  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; gives its exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        result = _dry_run(arguments) if arguments.dry_run else _merge(arguments)
+    except TrainerError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues", file=sys.stderr)
+        return 130
+    if arguments.json:
+        print(json.dumps(result))
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> Any:
+    from trainer.merge import MergeSettings
+
+    return MergeSettings(
+        method=arguments.method,
+        granularity=arguments.granularity,
+        alpha=arguments.alpha,
+        lambda_=arguments.lambda_,
+        weights=None if arguments.weights is None else tuple(arguments.weights),
+        density=arguments.density,
+        dtype=arguments.dtype,
+        max_shard_bytes=arguments.max_shard_size,
+        memory_budget_bytes=arguments.memory_budget,
+        num_workers=arguments.workers,
+        allow_nan=arguments.allow_nan,
+        hash_files=arguments.hash_files,
+    )
+
+
+def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
+    from trainer.merge import merge_checkpoints
+
+    with _Bar() as bar:
+        report = merge_checkpoints(
+            arguments.base,
+            arguments.checkpoints,
+            arguments.output,
+            _settings(arguments),
+            progress=bar.update,
+            resume=arguments.resume,
+        )
+    speed = (report.input_bytes + report.output_bytes) / report.seconds / 1e9
+    print(
+        f"{arguments.output}: {len(report.outcomes)} tensors, {report.output_bytes / 1e9:.2f} GB "
+        f"in {report.seconds:.1f} s ({speed:.2f} GB/s read and written)"
+    )
+    return {
+        "output": str(report.output),
+        "tensors": len(report.outcomes),
+        "input_bytes": report.input_bytes,
+        "output_bytes": report.output_bytes,
+        "seconds": report.seconds,
+    }
+
+
+def _dry_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from trainer.merge.driver import describe
+
+    result = describe(arguments.base, arguments.checkpoints, arguments.output, _settings(arguments))
+    for name, value in result.items():
+        print(f"{name:>18}: {value:,}" if isinstance(value, int) else f"{name:>18}: {value}")
+    return result
+
+
+class _Bar(AbstractContextManager["_Bar"]):
+    """Progress on stderr with bytes per second and time left, where stderr is a terminal.
+
+    The total is learned with the first call, because inputs are opened inside the merge.
+    """
+
+    def __enter__(self) -> "_Bar":
+        from tqdm import tqdm
+
+        self.bar = tqdm(unit="B", unit_scale=True, disable=None, desc="merge", smoothing=0.1)
+        return self
+
+    def update(self, done_bytes: int, total_bytes: int) -> None:
+        """Take a step."""
+        self.bar.total = total_bytes
+        self.bar.update(done_bytes)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Which tensor is which across wrappers, adapters and heads: rules on names; it reads no file."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from trainer.errors import CheckpointError
+
+WRAPPERS = ("module.", "_orig_mod.", "backbone.", "base_model.model.")
+"""Prefixes of modules that hold the backbone: data parallelism, torch.compile, the trainer's
+embedder, peft. They are taken off outside in, where all names of a checkpoint carry them."""
+
+BACKBONE_PREFIXES = ("model.", "transformer.", "bert.", "roberta.", "gpt_neox.", "electra.",
+                     "deberta.", "distilbert.", "albert.", "mpnet.")  # fmt: skip
+"""Attribute under which transformers' models with a head keep the backbone."""
+
+HEADS = ("lm_head.", "score.", "classifier.", "cls.", "qa_outputs.", "embed_out.", "lm_head",
+         "vocab_transform.", "vocab_projector.", "vocab_layer_norm.", "generator_")  # fmt: skip
+"""Beginnings of names outside the backbone that an embedder does not have."""
+
+ADAPTER_PART = re.compile(
+    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"(\.default)?(\.weight)?"
+)
+REPLACED = re.compile(r"(?P<module>.+)\.modules_to_save\.default\.(?P<leaf>.+)")
+ORIGINAL = re.compile(r".+\.original_module\..+")
+BASE_LAYER = re.compile(r"(?P<module>.+)\.base_layer\.(?P<leaf>.+)")
+FOREIGN_PART = re.compile(
+    r".*\.(lora_|modules_to_save\.|ia3_|hada_|lokr_|vera_|oft_|boft_|trainable_tokens|"
+    r"token_adapter|prompt_encoder).*"
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Named(Generic[T]):
+    """The tensors of a checkpoint under the backbone's own names."""
+
+    plain: dict[str, T]
+    """Whole tensors."""
+    adapters: dict[str, dict[str, T]]
+    """Parts of the adapter of each module, by module name: A, B, embedding_A, embedding_B,
+    magnitude_vector."""
+
+
+def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
+    """Take wrappers off and tell whole tensors from parts of adapters.
+
+    Args:
+        path: whose names they are, for messages.
+        tensors: anything by name.
+
+    Raises:
+        CheckpointError: if a name belongs to an adapter of a kind that cannot be merged, or two
+            names mean the same tensor.
+    """
+    plain: dict[str, T] = {}
+    adapters: dict[str, dict[str, T]] = {}
+    wrapper = common_wrapper(tensors)
+    for full, tensor in tensors.items():
+        name = full.removeprefix(wrapper)
+        part = ADAPTER_PART.fullmatch(name)
+        if part:
+            adapters.setdefault(part["module"], {})[part["part"]] = tensor
+        elif not ORIGINAL.fullmatch(name):
+            plain_name = _plain_name(path, name)
+            if plain_name in plain:
+                raise CheckpointError(
+                    f"{path}: {full} = a second {plain_name}; expected each tensor once. Save the "
+                    "checkpoint with one adapter."
+                )
+            plain[plain_name] = tensor
+    return Named(plain, adapters)
+
+
+def _plain_name(path: Path, name: str) -> str:
+    for pattern in (REPLACED, BASE_LAYER):
+        match = pattern.fullmatch(name)
+        if match:
+            return f"{match['module']}.{match['leaf']}"
+    if FOREIGN_PART.fullmatch(name):
+        raise CheckpointError(
+            f"{path}: {name} = part of an adapter; expected LoRA or DoRA named `default`. Merge "
+            "it into its base with peft first."
+        )
+    return name
+
+
+def common_wrapper(names: Iterable[str]) -> str:
+    """The wrappers' prefix that all names of a checkpoint carry."""
+    known, prefix = tuple(names), ""
+    for wrapper in WRAPPERS:
+        if known and all(name.startswith(prefix + wrapper) for name in known):
+            prefix += wrapper
+    return prefix
+
+
+def backbone_prefix(names: Iterable[str]) -> str:
+    """Prefix under which a model with a head keeps its backbone; empty for a bare backbone.
+
+    Rule: the one of `BACKBONE_PREFIXES` that begins some names, where all others are heads.
+    """
+    known = tuple(names)
+    for prefix in BACKBONE_PREFIXES:
+        inside = [name for name in known if name.startswith(prefix)]
+        outside = [name for name in known if not name.startswith(prefix)]
+        if inside and all(name.startswith(HEADS) for name in outside):
+            return prefix
+    return ""

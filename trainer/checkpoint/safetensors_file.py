@@ -1,0 +1,174 @@
+"""The safetensors container: its header, and tensors mapped from it; it must not know models.
+
+Layout: 8 bytes little-endian length of the header, the header (JSON), then the tensors' bytes
+without gaps. Everything is checked before a tensor is touched, because a mapped file that ends
+early would kill the process instead of raising.
+"""
+
+import hashlib
+import json
+import mmap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.checkpoint.tensors import StoredTensor, numel
+from trainer.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Dtypes by their name in a header; 8-bit floats and packed integers are left out on purpose."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header that the format allows."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one tensor lies in a file."""
+
+    dtype: torch.dtype
+    """Dtype on disk."""
+    shape: tuple[int, ...]
+    """Sizes."""
+    start: int
+    """First byte, from the beginning of the file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return numel(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file holds."""
+
+    slots: dict[str, Slot]
+    """Tensors by name, in the order of their bytes."""
+    file_bytes: int
+    """Size of the file."""
+    sha256: str
+    """Hash of the header's bytes with its length."""
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a file.
+
+    Raises:
+        CheckpointError: if the file is cut, or the header is damaged or does not fit the file.
+    """
+    file_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file_bytes - 8):
+            raise _damaged(path, f"header of {length} bytes in a file of {file_bytes}")
+        raw = file.read(length)
+    slots = _slots(path, _parse(path, raw), 8 + length)
+    _check_gapless(path, slots, 8 + length, file_bytes)
+    return Header(slots, file_bytes, hashlib.sha256(prefix + raw).hexdigest())
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name stands twice")
+        return dict(pairs)
+
+    try:
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=no_twins)
+    except ValueError as error:
+        raise _damaged(path, f"header is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise _damaged(path, "header is no JSON object")
+    metadata = content.pop("__metadata__", {"format": "pt"})
+    if not isinstance(metadata, dict) or metadata.get("format") != "pt":
+        raise _damaged(path, f"metadata = {metadata!r:.80}")
+    return content
+
+
+def _slots(path: Path, content: Mapping[str, Any], data_start: int) -> dict[str, Slot]:
+    slots = {}
+    for name, entry in content.items():
+        try:
+            start, stop = (int(offset) for offset in entry["data_offsets"])
+            slot = Slot(DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), data_start + start)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, f"entry {name!r} = {entry!r:.120}") from error
+        if min((*slot.shape, 0)) < 0 or slot.num_bytes != stop - start:
+            raise _damaged(path, f"entry {name!r} = {entry!r:.120}")
+        slots[name] = slot
+    return dict(sorted(slots.items(), key=lambda item: item[1].start))
+
+
+def _check_gapless(path: Path, slots: Mapping[str, Slot], start: int, file_bytes: int) -> None:
+    for name, slot in slots.items():
+        if slot.start != start:
+            raise _damaged(path, f"{name!r} starts at byte {slot.start} where {start} ends")
+        start += slot.num_bytes
+    if start != file_bytes:
+        raise _damaged(path, f"tensors end at byte {start} of {file_bytes}")
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {what}; expected a whole safetensors file. Copy or save it again."
+    )
+
+
+def map_tensors(path: Path, header: Header) -> dict[str, StoredTensor]:
+    """The tensors of a file, mapped; nothing is read yet.
+
+    Args:
+        path: the file.
+        header: what `read_header` gave for it.
+
+    Returns:
+        Tensors by name.
+    """
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return {name: StoredTensor(slot.shape, (_view(mapped, slot),)) for name, slot in
+            header.slots.items()}  # fmt: skip
+
+
+def _view(mapped: mmap.mmap, slot: Slot) -> torch.Tensor:
+    count = numel(slot.shape)
+    if count == 0:
+        return torch.empty(0, dtype=slot.dtype)
+    with warnings.catch_warnings():
+        # torch warns that the buffer is read-only; nobody writes to it
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(mapped, dtype=slot.dtype, count=count, offset=slot.start)
+
+
+def encode_header(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+    """Header of a file that holds `tensors` in this order, with its length, padded to 8 bytes.
+
+    Args:
+        tensors: name, dtype and shape of each; put wide dtypes first, to keep them aligned.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    stop = 0
+    for name, dtype, shape in tensors:
+        start, stop = stop, stop + numel(shape) * dtype.itemsize
+        content[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, stop]}
+    raw = json.dumps(content, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw

@@ -1,0 +1,143 @@
+"""Tensors that are read slice by slice from where they lie; it must not know file formats.
+
+Every reader of checkpoints gives its tensors in one of these shapes, so that what works on them
+(merging, comparing, converting) never holds more than a block.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+ReadInto = Callable[[int, Tensor], None]
+"""`read(start, out)` fills 1-D `out`, of any float dtype, from element `start` on."""
+
+
+class SlicedTensor(Protocol):
+    """A tensor of known shape whose elements are read in slices, in row-major order."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the whole tensor."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which it is stored, or in which it would be if it were."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that an open reader holds besides the caller's `out`, bytes."""
+
+    def open(self) -> ReadInto:
+        """A reader; what it holds is freed with it."""
+
+
+def numel(shape: Sequence[int]) -> int:
+    """Number of elements of a shape."""
+    return math.prod(shape)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor whose elements lie in one or several pieces, each mapped from a file."""
+
+    shape: tuple[int, ...]
+    """Sizes of the whole tensor."""
+    pieces: tuple[Tensor, ...]
+    """1-D tensors of one dtype; in this order they hold exactly the elements, no padding."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype on disk."""
+        return self.pieces[0].dtype
+
+    @property
+    def resident_bytes(self) -> int:
+        """Nothing: pages of mapped files belong to the system."""
+        return 0
+
+    def open(self) -> ReadInto:
+        """A reader that copies, and converts where `out` has another dtype."""
+        ends = list(accumulate(piece.numel() for piece in self.pieces))
+
+        def read(start: int, out: Tensor) -> None:
+            filled, index = 0, bisect_right(ends, start)
+            while filled < out.numel():
+                piece = self.pieces[index]
+                offset = start + filled - (ends[index] - piece.numel())
+                count = min(out.numel() - filled, piece.numel() - offset)
+                out[filled : filled + count].copy_(piece[offset : offset + count])
+                filled, index = filled + count, index + 1
+
+        return read
+
+
+@dataclass(frozen=True)
+class LowRankTensor:
+    """A weight plus a low-rank update: `W + scale * left @ right`, computed row by row.
+
+    With `magnitude` m (DoRA, Liu et al. 2024, arXiv:2402.09353, eq. 5) each row is then scaled to
+    norm m_row. Sums run in float64, so that the result is that of one rounding.
+    """
+
+    weight: SlicedTensor
+    """W [rows, columns]."""
+    left: SlicedTensor
+    """[rows, rank], or [rank, rows] when `transposed`."""
+    right: SlicedTensor
+    """[rank, columns], or [columns, rank] when `transposed`."""
+    scale: float
+    """Factor of the update, no unit."""
+    transposed: bool = False
+    """Both factors are stored transposed."""
+    magnitude: SlicedTensor | None = None
+    """[rows], or any shape with as many elements."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of W."""
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of W."""
+        return self.weight.dtype
+
+    @property
+    def resident_bytes(self) -> int:
+        """Both factors in float64, and one row."""
+        return 8 * (numel(self.left.shape) + numel(self.right.shape) + self.shape[1])
+
+    def open(self) -> ReadInto:
+        """A reader that computes the rows a slice touches."""
+        columns = self.shape[1]
+        left, right = read_whole(self.left), read_whole(self.right)
+        if self.transposed:
+            left, right = left.t(), right.t()
+        magnitude = None if self.magnitude is None else read_whole(self.magnitude).view(-1, 1)
+        read_weight = self.weight.open()
+
+        def read(start: int, out: Tensor) -> None:
+            first, last = start // columns, -(-(start + out.numel()) // columns)
+            block = torch.empty(last - first, columns, dtype=torch.float64)
+            read_weight(first * columns, block.view(-1))
+            block.addmm_(left[first:last], right, alpha=self.scale)
+            if magnitude is not None:
+                norm = torch.linalg.vector_norm(block, dim=1, keepdim=True)
+                block.mul_(magnitude[first:last] / norm)
+            skip = start - first * columns
+            out.copy_(block.view(-1)[skip : skip + out.numel()])
+
+        return read
+
+
+def read_whole(tensor: SlicedTensor) -> Tensor:
+    """All elements in memory, in the tensor's shape, float64."""
+    flat = torch.empty(numel(tensor.shape), dtype=torch.float64)
+    tensor.open()(0, flat)
+    return flat.view(tensor.shape)

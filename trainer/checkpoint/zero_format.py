@@ -1,0 +1,347 @@
+"""Tensors of a DeepSpeed ZeRO checkpoint by name, without DeepSpeed and without joining its shards.
+
+Layout (measured with DeepSpeed 0.19.8). `*_model_states.pt` holds names and shapes of the trained
+parameters per group, frozen weights and buffers; `*_optim_states.pt`, one per rank, holds a slice
+of the float32 masters, which are the truth of a bf16 run:
+
+- stage 3: each parameter is cut into W slices of ceil(numel / W); a group of a rank is the
+  concatenation of its slices. The padding of the last slices is not zero.
+- stages 1 and 2: the groups of the ranks, joined, hold the parameters one after the other, with
+  padding where `param_alignment_paddings` says so and at the end.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer.checkpoint.tensors import StoredTensor, numel
+from trainer.checkpoint.unpickle import load_pickled
+from trainer.errors import CheckpointError
+
+STATE_FILE = re.compile(
+    r"(?P<bf16>bf16_)?(zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_"
+    r"(?P<kind>model|optim)_states\.pt"
+)
+FOREIGN_FILE = re.compile(r"(layer_|expert_|expp_).*\.pt")
+
+
+@dataclass(frozen=True)
+class ZeroTensors:
+    """What a tag folder holds."""
+
+    tensors: dict[str, StoredTensor]
+    """Trained parameters (float32 masters), frozen ones and buffers, by the module's names."""
+    aliases: dict[str, str]
+    """Names that share another's storage (tied weights)."""
+    files: tuple[Path, ...]
+    """Files that were read, in order."""
+    world_size: int
+    """Ranks that wrote it."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    model: tuple[Path, ...]
+    """By rank at stage 3, one otherwise."""
+    optim: tuple[Path, ...]
+    """By rank."""
+
+
+def is_zero_folder(folder: Path) -> bool:
+    """Whether a folder looks like a DeepSpeed tag folder."""
+    return any(folder.glob("*_model_states.pt")) or any(folder.glob("*_optim_states.pt"))
+
+
+def read_zero(folder: Path) -> ZeroTensors:
+    """Open a tag folder of ZeRO stage 1, 2 or 3.
+
+    Args:
+        folder: the folder with the `.pt` files.
+
+    Returns:
+        All its tensors, mapped.
+
+    Raises:
+        CheckpointError: if a rank's file is missing, stale, cut or unsafe, if the files disagree
+            about world size, step or sizes, or if the checkpoint is of tensor, pipeline or expert
+            parallelism.
+    """
+    files = _find_files(folder)
+    optim = [load_pickled(path) for path in files.optim]
+    model = [load_pickled(path) for path in files.model]
+    states = [_field(path, one, "optimizer_state_dict") for path, one in zip(files.optim, optim,
+              strict=True)]  # fmt: skip
+    _check_world(files, model, states)
+    tensors = dict(_trained(files, model, states))
+    tensors |= _frozen(files, model)
+    aliases = {str(a): str(b) for a, b in model[0].get("shared_params", {}).items()}
+    untrained = _whole_in_module(model[0], partitioned=_is_stage_3(states))
+    tensors |= {name: one for name, one in untrained.items() if name not in {*tensors, *aliases}}
+    return ZeroTensors(tensors, aliases, files.optim + files.model, len(files.optim))
+
+
+def _find_files(folder: Path) -> _Files:
+    found: dict[tuple[str, str], dict[int, Path]] = {}
+    for path in sorted(folder.glob("*.pt")):
+        match = STATE_FILE.fullmatch(path.name)
+        if FOREIGN_FILE.fullmatch(path.name) or (match and int(match["mp"]) > 0):
+            raise CheckpointError(
+                f"{path}: kind = tensor-, pipeline- or expert-parallel state; expected data "
+                "parallelism only. Merge a checkpoint that ZeRO alone sharded."
+            )
+        if match is None:
+            continue
+        layout = "ranks" if match["rank"] or match["kind"] == "optim" else "single"
+        kind = f"{match['bf16'] or ''}{match['kind']}"
+        found.setdefault((kind, layout), {})[int(match["rank"] or 0)] = path
+    model = _only_layout(folder, found, ("model",))
+    optim = _only_layout(folder, found, ("optim", "bf16_optim"))
+    return _Files(_complete(folder, model, "model"), _complete(folder, optim, "optim"))
+
+
+def _only_layout(
+    folder: Path, found: Mapping[tuple[str, str], dict[int, Path]], kinds: Sequence[str]
+) -> dict[int, Path]:
+    """The one set of files of a kind; two sets mean that one run wrote over another."""
+    sets = [paths for (kind, _), paths in found.items() if kind in kinds]
+    if not sets:
+        raise CheckpointError(
+            f"{folder}: *{kinds[0]}_states.pt = none; expected one per rank. Name a DeepSpeed tag "
+            "folder whose saving was complete."
+        )
+    if len(sets) > 1:
+        newest = max(sets, key=lambda paths: max(p.stat().st_mtime_ns for p in paths.values()))
+        stale = [paths[min(paths)].name for paths in sets if paths is not newest]
+        raise CheckpointError(
+            f"{folder}: {kinds[0]} states = two layouts, {', '.join(stale)} beside "
+            f"{newest[min(newest)].name}; expected those of one run. Move the stale files away."
+        )
+    return sets[0]
+
+
+def _complete(folder: Path, paths: Mapping[int, Path], kind: str) -> tuple[Path, ...]:
+    missing = sorted(set(range(max(paths) + 1)) - set(paths))
+    if missing:
+        name = next(iter(paths.values())).name
+        names = [re.sub(r"rank_\d+", f"rank_{rank}", name, count=1) for rank in missing]
+        raise CheckpointError(
+            f"{folder}: {kind} states = ranks {sorted(paths)}; expected {', '.join(names)} too. "
+            "Copy the missing file, or use another checkpoint."
+        )
+    return tuple(paths[rank] for rank in sorted(paths))
+
+
+def _check_world(files: _Files, model: Sequence[Any], states: Sequence[Any]) -> None:
+    """Every file must be of the same run: world size and step agree, one file per rank."""
+    said = {path: int(_field(path, one, "dp_world_size")) for path, one in zip(files.model, model,
+            strict=True)}  # fmt: skip
+    for path, state in zip(files.optim, states, strict=True):
+        count = _field(path, state, "partition_count")
+        said[path] = max(count) if isinstance(count, list) else int(count)
+    world_size = said[files.optim[0]]
+    stale = [path.name for path, size in said.items() if size != world_size]
+    stale += [path.name for path in files.optim[world_size:]]
+    if len(files.model) > 1:
+        stale += [path.name for path in files.model[world_size:]]
+    if stale:
+        raise CheckpointError(
+            f"{files.optim[0].parent}: world size = {world_size}; expected files of {world_size} "
+            f"ranks only, but {', '.join(sorted(set(stale)))} are of another run. Move the stale "
+            "files away."
+        )
+    _check_ranks(files, world_size)
+    _check_steps(files, model)
+
+
+def _check_ranks(files: _Files, world_size: int) -> None:
+    for paths in (files.optim, files.model if len(files.model) > 1 else files.optim):
+        if len(paths) < world_size:
+            names = [re.sub(r"rank_\d+", f"rank_{rank}", paths[0].name, count=1)
+                     for rank in range(len(paths), world_size)]  # fmt: skip
+            raise CheckpointError(
+                f"{paths[0].parent}: world size = {world_size}; expected {', '.join(names)} too. "
+                "Copy the missing file, or use another checkpoint."
+            )
+
+
+def _check_steps(files: _Files, model: Sequence[Any]) -> None:
+    steps = {p.name: one.get("global_steps") for p, one in zip(files.model, model, strict=True)}
+    common = Counter(steps.values()).most_common(1)[0][0]
+    odd = [f"{name} at step {step}" for name, step in steps.items() if step != common]
+    if odd:
+        raise CheckpointError(
+            f"{files.model[0].parent}: {', '.join(odd)}; expected step {common} as in the other "
+            "ranks' files. Copy the files of one saving."
+        )
+
+
+def _trained(
+    files: _Files, model: Sequence[Any], states: Sequence[Any]
+) -> Iterator[tuple[str, StoredTensor]]:
+    groups = _field(files.model[0], model[0], "param_shapes")
+    key = "fp32_flat_groups" if _is_stage_3(states) else "single_partition_of_fp32_groups"
+    flats = [_field(path, state, key) for path, state in zip(files.optim, states, strict=True)]
+    for path, flat in zip(files.optim, flats, strict=True):
+        if len(flat) != len(groups):
+            raise _misfit(path, f"{len(flat)} groups of parameters", str(len(groups)))
+    for index, shapes in enumerate(groups):
+        parts = [_flat(flat[index]) for flat in flats]
+        if _is_stage_3(states):
+            yield from _sliced_group(files, shapes, parts)
+        else:
+            paddings = states[0].get("param_alignment_paddings")
+            gaps = paddings[index] if paddings else [0] * len(shapes)
+            yield from _joined_group(files, shapes, parts, gaps)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """[n] without history: masters are saved as tensors that require gradients."""
+    return tensor.detach().reshape(-1)
+
+
+def _sliced_group(
+    files: _Files, shapes: Mapping[str, Sequence[int]], parts: Sequence[Tensor]
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Stage 3: slice r of every parameter lies in rank r's part."""
+    offset, world_size = 0, len(parts)
+    wanted = sum(-(-numel(shape) // world_size) for shape in shapes.values())
+    for path, part in zip(files.optim, parts, strict=True):
+        if part.numel() != wanted:
+            raise _misfit(path, f"a flat group of {part.numel()} elements", str(wanted))
+    for name, shape in shapes.items():
+        width = -(-numel(shape) // world_size)
+        slices = [part[offset : offset + width] for part in parts]
+        yield name, _unpadded(shape, slices)
+        offset += width
+
+
+def _unpadded(shape: Sequence[int], slices: Sequence[Tensor]) -> StoredTensor:
+    """Join equal slices, leaving out the padding behind the last element."""
+    left, pieces = numel(shape), []
+    for piece in slices:
+        pieces.append(piece[: min(left, piece.numel())])
+        left -= pieces[-1].numel()
+    return StoredTensor(tuple(shape), tuple(pieces))
+
+
+def _joined_group(
+    files: _Files,
+    shapes: Mapping[str, Sequence[int]],
+    parts: Sequence[Tensor],
+    gaps: Sequence[int],
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Stages 1 and 2: the ranks' parts, joined, hold the parameters one after the other."""
+    available = sum(part.numel() for part in parts)
+    wanted = sum(numel(shape) for shape in shapes.values()) + sum(gaps[:-1])
+    # the end is padded to a multiple of 2 W, or of a few elements more where ranks align
+    if not wanted <= available < wanted + 2 * len(parts) + sum(gaps) + 512:
+        raise _misfit(files.optim[0], f"flat groups of {available} elements in all", str(wanted))
+    offset = 0
+    for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
+        yield name, StoredTensor(tuple(shape), tuple(_cut(parts, offset, numel(shape))))
+        offset += numel(shape) + gap
+
+
+def _cut(parts: Sequence[Tensor], start: int, count: int) -> Iterator[Tensor]:
+    """Pieces that hold elements `start` to `start + count` of the joined parts."""
+    for part in parts:
+        piece = part[max(0, start) : max(0, start + count)]
+        if piece.numel():
+            yield piece
+        start -= part.numel()
+
+
+def _frozen(files: _Files, model: Sequence[Any]) -> dict[str, StoredTensor]:
+    """Weights that were not trained; none where saving left them out."""
+    shapes, fragments = model[0].get("frozen_param_shapes"), model[0].get("frozen_param_fragments")
+    if not shapes or not fragments:
+        return {}
+    tensors = {}
+    for name, shape in shapes.items():
+        ranks = [_flat(_field(path, one, "frozen_param_fragments")[name])
+                 for path, one in zip(files.model, model, strict=True)]  # fmt: skip
+        if sum(part.numel() for part in ranks) < numel(shape):
+            raise _misfit(files.model[0], f"{name} in fewer elements", str(numel(shape)))
+        tensors[name] = _unpadded(shape, ranks)
+    return tensors
+
+
+def _is_stage_3(states: Sequence[Any]) -> bool:
+    return "fp32_flat_groups" in states[0]
+
+
+def _whole_in_module(model: Mapping[str, Any], *, partitioned: bool) -> dict[str, StoredTensor]:
+    """Tensors that lie whole in the module's state: buffers, and at stage 1 frozen weights.
+
+    At stage 3 the parameters there are empty placeholders.
+    """
+    module = model.get("module") or {}
+    names = (model.get("buffer_names") or ()) if partitioned else module
+    return {name: StoredTensor(tuple(module[name].shape), (_flat(module[name]),))
+            for name in names if name in module}  # fmt: skip
+
+
+def _field(path: Path, content: Mapping[str, Any], name: str) -> Any:
+    if name not in content:
+        raise CheckpointError(
+            f"{path}: {name} = absent; expected it in a file of DeepSpeed ZeRO stage 1, 2 or 3. "
+            "Is it a checkpoint of another stage or tool?"
+        )
+    return content[name]
+
+
+def _misfit(path: Path, found: str, wanted: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: {found}; expected {wanted}. The files are of different runs or damaged; use "
+        "another checkpoint."
+    )
+
+
+def latest_tag(folder: Path) -> Path:
+    """The tag folder that `latest` of a checkpoints folder names.
+
+    Raises:
+        CheckpointError: if it names nothing that is there.
+    """
+    tag = (folder / "latest").read_text(encoding="utf-8").strip()
+    target = folder / tag
+    if not tag or Path(tag).name != tag or not target.is_dir():
+        raise CheckpointError(
+            f"{folder / 'latest'}: tag = {tag!r}; expected the name of a folder beside it. Name "
+            "the tag folder itself."
+        )
+    return target
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The trainer's manifest of a tag folder, if it has one; sizes of files are checked.
+
+    Raises:
+        CheckpointError: if it is damaged, or a file it names is missing or of another size.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = {str(name): int(entry["size"]) for name, entry in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: content = damaged ({error}); expected the trainer's manifest. Use an older "
+            "checkpoint."
+        ) from error
+    for name, size in files.items():
+        file = folder / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            raise CheckpointError(
+                f"{file}: size = {'no file' if found is None else found}; expected {size} bytes as "
+                "in manifest.json. Copy the checkpoint again."
+            )
+    return dict(manifest)

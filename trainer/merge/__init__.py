@@ -1,0 +1,6 @@
+"""Merge checkpoints of one model into one; it must not train, and must not hold a model."""
+
+from trainer.merge.driver import MergeReport, merge_checkpoints
+from trainer.merge.settings import MergeSettings
+
+__all__ = ["MergeReport", "MergeSettings", "merge_checkpoints"]

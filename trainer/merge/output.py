@@ -1,0 +1,323 @@
+"""Write a model's shards tensor by tensor into a folder that looks unfinished until it is done.
+
+Files lie in `<output>.partial-<id>` and are renamed in one move. Their headers are written last,
+so that even a shard of full size opens nowhere before its tensors are complete. A journal names
+the finished tensors with a checksum of their bytes: `--resume` reads these again before trusting
+them.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, uint8
+
+from trainer.checkpoint.safetensors_file import Slot, encode_header, read_header
+from trainer.checkpoint.shards import INDEX, SINGLE
+from trainer.errors import CheckpointError
+from trainer.merge.stream import MergeItem
+
+JOURNAL = ".journal.jsonl"
+READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One file of weights."""
+
+    name: str
+    """File name."""
+    header: bytes
+    """What it begins with."""
+    slots: dict[str, Slot]
+    """Where its tensors lie."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size when complete."""
+        return len(self.header) + sum(slot.num_bytes for slot in self.slots.values())
+
+
+def plan_shards(items: Sequence[MergeItem], max_shard_bytes: int) -> list[ShardFile]:
+    """Cut tensors, in their order, into files of at most `max_shard_bytes` where they fit."""
+    shards: list[list[MergeItem]] = [[]]
+    used = 0
+    for item in items:
+        if shards[-1] and used + item.num_bytes > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(item)
+        used += item.num_bytes
+    if len(shards) == 1:
+        return [_lay_out(SINGLE, shards[0])]
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    return [_lay_out(name, shard) for name, shard in zip(names, shards, strict=True)]
+
+
+def _lay_out(name: str, items: Sequence[MergeItem]) -> ShardFile:
+    # wide dtypes first keep every tensor aligned to its own size
+    ordered = sorted(items, key=lambda item: -item.dtype.itemsize)
+    header = encode_header([(item.name, item.dtype, item.base.shape) for item in ordered])
+    start, slots = len(header), {}
+    for item in ordered:
+        slots[item.name] = Slot(item.dtype, tuple(item.base.shape), start)
+        start += item.num_bytes
+    return ShardFile(name, header, slots)
+
+
+def index_json(shards: Sequence[ShardFile]) -> str:
+    """Content of the index of several shards."""
+    total = sum(slot.num_bytes for shard in shards for slot in shard.slots.values())
+    weight_map = {name: shard.name for shard in shards for name in shard.slots}
+    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return json.dumps(content, indent=2)
+
+
+class WordSum:
+    """Checksum of a stream of bytes: its 64-bit little-endian words, summed modulo 2^64.
+
+    Guards against bytes that did not arrive, at the speed of memory; it is no cryptographic hash.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.tail = b""
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes."""
+        if self.tail:
+            data = memoryview(self.tail + bytes(data))
+        whole = len(data) // 8 * 8
+        words = np.frombuffer(data[:whole], dtype="<u8")
+        self.total = (self.total + int(words.sum(dtype=np.uint64))) % 2**64
+        self.tail = bytes(data[whole:])
+
+    def hexdigest(self) -> str:
+        """The sum so far, with what is left of the last word."""
+        return f"{(self.total + int.from_bytes(self.tail, 'little')) % 2**64:016x}"
+
+
+class TensorWriter:
+    """Writes one tensor's bytes at its place, in order."""
+
+    def __init__(self, descriptor: int, slot: Slot) -> None:
+        self.descriptor = descriptor
+        self.slot = slot
+        self.position = slot.start
+        self.checksum = WordSum()
+
+    def write(self, values: Tensor) -> None:
+        """Append elements [n] of the slot's dtype."""
+        data = values.view(uint8).numpy().data
+        self.checksum.update(data)
+        while data:
+            written = os.pwrite(self.descriptor, data, self.position)
+            self.position += written
+            data = data[written:]
+
+    def finish(self) -> str:
+        """Read the bytes back and compare; gives the checksum.
+
+        Raises:
+            CheckpointError: if the file does not hold what was written.
+        """
+        digest = self.checksum.hexdigest()
+        if stored_checksum(self.descriptor, self.slot) != digest:
+            raise CheckpointError(
+                f"output: bytes {self.slot.start} to {self.position} = other than written; "
+                "expected the same. The disk or its driver is faulty."
+            )
+        return digest
+
+
+def stored_checksum(descriptor: int, slot: Slot) -> str:
+    """Checksum of a tensor's bytes as the file holds them."""
+    checksum, buffer = WordSum(), bytearray(READ_BYTES)
+    position, stop = slot.start, slot.start + slot.num_bytes
+    while position < stop:
+        view = memoryview(buffer)[: min(READ_BYTES, stop - position)]
+        count = os.preadv(descriptor, [view], position)
+        if count == 0:
+            break
+        checksum.update(view[:count])
+        position += count
+    return checksum.hexdigest()
+
+
+class PartialFolder(AbstractContextManager["PartialFolder"]):
+    """The unfinished output: its files are open while it is entered.
+
+    Left by an error of ours it vanishes; left by an interruption it stays for `--resume`.
+    """
+
+    def __init__(
+        self, output: Path, identity: str, shards: Sequence[ShardFile], *, resume: bool
+    ) -> None:
+        self.output = output
+        self.path = output.with_name(f"{output.name}.partial-{identity}")
+        self.shards = shards
+        self.resume = resume
+        self.descriptors: dict[str, int] = {}
+
+    def __enter__(self) -> "PartialFolder":
+        """Make the folder, and the files at their full size; start or keep the journal."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            for shard in self.shards:
+                flags = os.O_RDWR | os.O_CREAT
+                self.descriptors[shard.name] = os.open(self.path / shard.name, flags, 0o644)
+                os.truncate(self.path / shard.name, shard.num_bytes)
+        except OSError as error:
+            self._close()
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise disk_error(self.output, error) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files; remove what an error left."""
+        self._close()
+        if isinstance(error, Exception):
+            shutil.rmtree(self.path, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise disk_error(self.output, error) from error
+
+    def _lock(self) -> None:
+        """Take the journal; a second merge of the same kind at the same time is refused."""
+        descriptor = os.open(self.path / JOURNAL, os.O_RDWR | os.O_CREAT, 0o644)
+        self.descriptors[JOURNAL] = descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._close()
+            raise CheckpointError(
+                f"{self.path}: writer = another process; expected none. Wait for that merge, or "
+                "end it."
+            ) from error
+        if not self.resume:
+            os.truncate(self.path / JOURNAL, 0)
+
+    def _close(self) -> None:
+        for descriptor in self.descriptors.values():
+            os.close(descriptor)
+        self.descriptors.clear()
+
+    def writer(self, name: str) -> TensorWriter:
+        """A writer for one tensor."""
+        for shard in self.shards:
+            if name in shard.slots:
+                return TensorWriter(self.descriptors[shard.name], shard.slots[name])
+        raise KeyError(name)
+
+    def note(self, entry: Mapping[str, Any]) -> None:
+        """Add a finished tensor to the journal."""
+        with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(entry) + "\n")
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Tensors that the journal names and whose bytes are what it says, by name."""
+        entries = {str(one["name"]): one for one in _journal_lines(self.path / JOURNAL)}
+        places = {name: (shard.name, slot) for shard in self.shards
+                  for name, slot in shard.slots.items()}  # fmt: skip
+        good = {}
+        for name, entry in entries.items():
+            file, slot = places.get(name, ("", None))
+            if slot and stored_checksum(self.descriptors[file], slot) == entry.get("checksum"):
+                good[name] = entry
+        return good
+
+    def seal(self) -> None:
+        """Write the headers, bring everything to disk, and read the headers again."""
+        for shard in self.shards:
+            os.pwrite(self.descriptors[shard.name], shard.header, 0)
+            os.fsync(self.descriptors[shard.name])
+            if read_header(self.path / shard.name).slots != shard.slots:
+                raise CheckpointError(
+                    f"{self.path / shard.name}: header = other than written; expected the same. "
+                    "The disk or its driver is faulty."
+                )
+        if len(self.shards) > 1:
+            (self.path / INDEX).write_text(index_json(self.shards), encoding="utf-8")
+
+    def publish(self) -> None:
+        """Give the folder its name; nothing is written afterwards."""
+        (self.path / JOURNAL).unlink(missing_ok=True)
+        for path in self.path.rglob("*"):
+            if path.is_file() and path.suffix != ".safetensors":
+                _sync(path)
+        _sync(self.path)
+        if self.output.exists():
+            raise CheckpointError(f"{self.output}: folder = present by now; expected none. Merge "
+                                  "into another folder.")  # fmt: skip
+        self.path.rename(self.output)
+        _sync(self.output.parent)
+
+
+def _journal_lines(path: Path) -> list[dict[str, Any]]:
+    """Entries of a journal; a last line that was cut is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_error(output: Path, error: OSError) -> Exception:
+    """Our error for what a full or closed disk raises, the error itself otherwise."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
+                       errno.ENOTDIR, errno.EEXIST):  # fmt: skip
+        return CheckpointError(
+            f"{output}: writing = {error.strerror}; expected a folder with room for the result. "
+            "Free space, or merge to another disk."
+        )
+    return error
+
+
+def check_output(output: Path, needed_bytes: int) -> None:
+    """Refuse an output that exists or does not fit, before anything is written.
+
+    Args:
+        output: folder to make.
+        needed_bytes: size of all its files.
+
+    Raises:
+        CheckpointError: if it exists, or the disk has less room.
+    """
+    if output.exists() or output.is_symlink():
+        raise CheckpointError(
+            f"{output}: folder = present; expected none. Merge into another folder, or move this "
+            "one away."
+        )
+    parent = output.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise CheckpointError(
+            f"{output}: free disk = {free:,} bytes; expected at least {needed_bytes:,}. Free "
+            "space, or merge to another disk."
+        )

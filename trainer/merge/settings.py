@@ -1,0 +1,97 @@
+"""What a merge may be asked to do, with defaults and bounds; it must not read files."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from trainer.errors import CheckpointError
+
+Method = Literal["delta", "uniform", "task_arithmetic", "ties"]
+Granularity = Literal["tensor", "row", "element"]
+OutputDType = Literal["base", "bfloat16", "float32"]
+
+FORMULAS: dict[str, str] = {
+    "delta": "theta0 + lambda * sum_k w_k D_k, w_k = ||D_k||^alpha / sum_j ||D_j||^alpha",
+    "uniform": "theta0 + lambda * sum_k D_k / K",
+    "task_arithmetic": "theta0 + lambda * sum_k weight_k D_k",
+    "ties": "theta0 + lambda * mean of the trimmed D_k that agree with the elected sign",
+}
+"""D_k = theta_k - theta0, per tensor; K checkpoints."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """How checkpoints are merged."""
+
+    method: Method = "delta"
+    """Formula, see `FORMULAS`."""
+    granularity: Granularity = "tensor"
+    """What shares one weight under `delta`: a tensor, a row of its first dimension, a scalar."""
+    alpha: float = 1.0
+    """Exponent of the norms under `delta`; 0 is uniform, below 0 favours who moved least."""
+    lambda_: float = 1.0
+    """Factor of the summed change."""
+    weights: tuple[float, ...] | None = None
+    """One per checkpoint, for `task_arithmetic`; null: 1 each."""
+    density: float = 0.2
+    """Share of each tensor's largest changes that `ties` keeps, in (0, 1]."""
+    dtype: OutputDType = "base"
+    """Dtype of floating-point tensors; `base` keeps that of each tensor of the base."""
+    max_shard_bytes: int = 5_000_000_000
+    """Largest file of weights, bytes; a tensor is never split."""
+    memory_budget_bytes: int | None = 512 << 20
+    """Largest anonymous memory of the process, bytes; null: no bound, for use inside a program."""
+    num_workers: int = 2
+    """Threads, at least 1."""
+    allow_nan: bool = False
+    """Go on where a checkpoint holds NaN or infinity."""
+    hash_files: bool = False
+    """Read inputs and outputs whole for their sha256."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides the result, for `merge.json` and for telling merges apart."""
+        left_out = ("memory_budget_bytes", "num_workers", "hash_files")
+        return {name: one for name, one in asdict(self).items() if name not in left_out}
+
+
+def check_settings(settings: MergeSettings, num_checkpoints: int) -> None:
+    """Refuse settings out of bounds or at odds with each other.
+
+    Args:
+        settings: as asked.
+        num_checkpoints: how many will be merged.
+
+    Raises:
+        CheckpointError: naming the first that is wrong.
+    """
+    choices = {"method": Method, "granularity": Granularity, "dtype": OutputDType}
+    for name, kind in choices.items():
+        if getattr(settings, name) not in get_args(kind):
+            raise _wrong(name, getattr(settings, name), f"one of {', '.join(get_args(kind))}")
+    for name in ("alpha", "lambda_"):
+        if not math.isfinite(getattr(settings, name)):
+            raise _wrong(name.rstrip("_"), getattr(settings, name), "a finite number")
+    if not 0 < settings.density <= 1:
+        raise _wrong("density", settings.density, "a number above 0 and at most 1")
+    if settings.num_workers < 1:
+        raise _wrong("workers", settings.num_workers, "at least 1")
+    if settings.max_shard_bytes < 1:
+        raise _wrong("max_shard_size", settings.max_shard_bytes, "at least 1 byte")
+    if num_checkpoints < 1:
+        raise _wrong("checkpoints", num_checkpoints, "at least 1")
+    _check_weights(settings, num_checkpoints)
+
+
+def _check_weights(settings: MergeSettings, num_checkpoints: int) -> None:
+    if settings.weights is None:
+        return
+    if settings.method != "task_arithmetic":
+        raise _wrong("weights", settings.weights, "none, unless method is task_arithmetic")
+    if len(settings.weights) != num_checkpoints:
+        raise _wrong("weights", settings.weights, f"{num_checkpoints}, one per checkpoint")
+    if not all(map(math.isfinite, settings.weights)):
+        raise _wrong("weights", settings.weights, "finite numbers")
+
+
+def _wrong(name: str, found: object, wanted: str) -> CheckpointError:
+    return CheckpointError(f"merge: {name} = {found}; expected {wanted}. Change it.")
