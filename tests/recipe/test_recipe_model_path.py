@@ -1,6 +1,8 @@
 """`model.path` leads to a folder, into a package, or to the hub, and says what is missing."""
 
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,9 +27,30 @@ def test_folder(model: Path) -> None:
     assert resolve_model_path("./models/small") == "models/small"
 
 
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Something that listens where the hub is looked for."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        yield server
+
+
 @pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B", "gpt2", "BAAI/bge-m3"])
-def test_hub_id_is_left_as_it_is(model: Path, name: str) -> None:
+def test_hub_id_is_left_as_it_is(model: Path, hub: socket.socket, name: str) -> None:
     assert resolve_model_path(name) == name
+
+
+def test_hub_out_of_reach_is_told_at_once(
+    model: Path, hub: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.close()
+    with pytest.raises(RecipeError, match=r"no such folder, not downloaded, and .* reached"):
+        resolve_model_path("nobody/nothing")
+    monkeypatch.setenv("HF_HUB_CACHE", str(model.parent))
+    (model.parent / "models--nobody--nothing").mkdir()
+    assert resolve_model_path("nobody/nothing") == "nobody/nothing"
 
 
 @pytest.mark.parametrize(

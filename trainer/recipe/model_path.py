@@ -3,12 +3,19 @@
 import importlib.util
 import os
 import re
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from trainer.errors import RecipeError
 
+HUB_TIMEOUT_SEC = 1.5
+"""How long to wait for the hub to take a connection."""
+
 _PACKAGE = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 _YES = ("1", "true", "yes", "on")
 
 
@@ -23,14 +30,14 @@ def resolve_model_path(path: str) -> str:
 
     Raises:
         RecipeError: if the folder or the package is missing, the folder has no config.json, or
-            a hub id is asked for offline and was never downloaded.
+            a hub id was never downloaded and the hub is switched off or out of reach.
     """
     if path.startswith(_PACKAGE):
         return _in_package(path)
     folder = Path(path).expanduser()
     if _is_local(path):
         return _checked(path, folder)
-    _refuse_offline(path)
+    _refuse_unreachable(path)
     return path
 
 
@@ -67,16 +74,34 @@ def _in_package(path: str) -> str:
     return _checked(path, Path(next(iter(spec.submodule_search_locations))) / inner)
 
 
-def _refuse_offline(path: str) -> None:
-    """Say at once what the hub client would say after long retries."""
-    offline = any(
-        os.environ.get(name, "").lower() in _YES
-        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    if offline and not (cache / f"models--{path.replace('/', '--')}").is_dir():
+def _refuse_unreachable(path: str) -> None:
+    """Say at once what the hub client would say after minutes of retries."""
+    if _hub_folder(path).is_dir():
+        return
+    if any(os.environ.get(name, "").lower() in _YES for name in _OFFLINE):
         raise _error(path, "not downloaded", "a folder, or a model in the hub cache while offline")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if not any(os.environ.get(name) for name in _PROXIES) and not _answers(endpoint):
+        found = f"no such folder, not downloaded, and {endpoint} cannot be reached"
+        raise _error(path, found, "a folder that exists, or a hub id and a network")
+
+
+def _hub_folder(path: str) -> Path:
+    """Where the hub client keeps a downloaded model."""
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
+    return cache / f"models--{path.replace('/', '--')}"
+
+
+def _answers(endpoint: str) -> bool:
+    """Whether a connection to the hub can be opened."""
+    url = urlsplit(endpoint)
+    port = url.port or (80 if url.scheme == "http" else 443)
+    try:
+        socket.create_connection((url.hostname or "", port), timeout=HUB_TIMEOUT_SEC).close()
+    except OSError:
+        return False
+    return True
 
 
 def _error(path: str, found: str, expected: str) -> RecipeError:
