@@ -201,7 +201,7 @@ def test_unknown_formats_and_columns_are_told_with_what_is_known(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"colour": "red"}])
     with pytest.raises(DataError, match=r"a\.jsonl:1: columns = colour; expected .*positives"):
         open_source(ir_source(path), ".")
-    with pytest.raises(DataError, match=r"format = foo; expected one of records, .*beir"):
+    with pytest.raises(DataError, match=r"format = foo; expected one of codiemb, records, .*beir"):
         open_source(ir_source(path, format="foo"), ".")
 
 

@@ -202,13 +202,13 @@ def open_qrels(folder: Path, split: str) -> Table:
             f"{path}: split = {split}; expected one of the splits in the folder: {splits}. "
             "Correct split or add the file."
         )
-    file = open_text_file(path, _decode_qrel, line_ranges)
+    file = open_text_file(path, _decode_qrel, line_ranges, kind="lines")
     header = _decode_qrel_line(file.data[file.ranges[0, 0] : file.ranges[0, 1]])
     if len(header) == 3 and not _is_number(header[2]):
         file = replace(file, ranges=file.ranges[1:])
     if not len(file):
         raise DataError(f"{path}: rows = 0; expected at least one judgement. Fill it or remove it.")
-    return Table((file,), typed=False)
+    return Table((replace(file, typed=False),))
 
 
 def _judgement(beir: BeirFolder, qrels: Table) -> Callable[[int], tuple[int, int, int]]:

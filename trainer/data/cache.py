@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -51,6 +52,24 @@ def cached_arrays(identity: str, build: Callable[[], Arrays]) -> Arrays:
         if not folder.is_dir():
             _write(folder, build())
     return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
+
+
+def cached_file(identity: str, name: str, write: Callable[[IO[bytes]], None]) -> Path:
+    """A file that `write` fills, from the cache where it is there already.
+
+    Raises:
+        OSError: if the cache cannot be written.
+    """
+    folder = cache_root() / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    with _locked(folder.with_suffix(".lock")):
+        if not path.exists():
+            building = folder / f"{name}.building"
+            with building.open("wb") as file:
+                write(file)
+            building.rename(path)
+    return path
 
 
 @contextmanager

@@ -106,12 +106,16 @@ class TextFile:
 
     path: Path
     """What is read."""
+    name: Path
+    """What messages call it; differs from `path` for a compressed file."""
     decode: Decoder
     """Bytes of a row to its fields."""
     ranges: np.ndarray = field(repr=False)
     """First and last byte of each row [n, 2], int64."""
     sha256: str
     """Of the whole file, hexadecimal."""
+    typed: bool = True
+    """Whether it tells numbers from texts."""
 
     @cached_property
     def data(self) -> mmap.mmap:
@@ -137,7 +141,7 @@ class TextFile:
         """`path:line` of a row, for messages; counts lines, so it is slow."""
         first = int(self.ranges[row, 0])
         before = sum(int(np.searchsorted(at, first - start)) for start, at in _newlines(self.data))
-        return f"{self.path}:{before + 1}"
+        return f"{self.name}:{before + 1}"
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -159,28 +163,43 @@ def map_file(path: Path) -> mmap.mmap:
         ) from error
 
 
-def open_text_file(path: Path, decode: Decoder, index: Indexer) -> TextFile:
+def open_text_file(
+    path: Path, decode: Decoder, index: Indexer, *, kind: str, name: Path | None = None
+) -> TextFile:
     """A text file with its rows indexed, from the cache where it is large.
+
+    Args:
+        path: what is read.
+        decode: bytes of a row to its fields.
+        index: the whole file to the byte ranges of its rows.
+        kind: tells indexers apart in the cache.
+        name: what messages call the file, `path` if not given.
 
     Raises:
         DataError: if it is missing, unreadable, without rows, or cannot be indexed.
     """
     data = map_file(path)
+    name = name or path
 
     def build() -> Arrays:
-        digest = hashlib.sha256()
-        for start in range(0, len(data), BLOCK_BYTES):
-            digest.update(data[start : start + BLOCK_BYTES])
-        return {"ranges": index(data), "sha256": np.frombuffer(digest.digest(), np.uint8)}
+        return {"ranges": index(data), "sha256": digest_of(data)}
 
     try:
         if len(data) < CACHE_FROM_BYTES:
             arrays = build()
         else:
-            arrays = cached_arrays(f"rows|{index.__name__}|{file_identity(path)}", build)
+            arrays = cached_arrays(f"rows|{kind}|{file_identity(path)}", build)
     except RowError as fault:
-        raise DataError(f"{path}: {fault}. Correct the file.") from None
+        raise DataError(f"{name}: {fault}. Correct the file.") from None
     if not len(arrays["ranges"]):
-        raise DataError(f"{path}: rows = 0; expected at least one row. Fill it or remove it.")
+        raise DataError(f"{name}: rows = 0; expected at least one row. Fill it or remove it.")
     sha256 = arrays["sha256"].tobytes().hex()
-    return TextFile(path=path, decode=decode, ranges=arrays["ranges"], sha256=sha256)
+    return TextFile(path=path, name=name, decode=decode, ranges=arrays["ranges"], sha256=sha256)
+
+
+def digest_of(data: mmap.mmap) -> np.ndarray:
+    """SHA-256 of a file's content [32], uint8."""
+    digest = hashlib.sha256()
+    for start in range(0, len(data), BLOCK_BYTES):
+        digest.update(data[start : start + BLOCK_BYTES])
+    return np.frombuffer(digest.digest(), np.uint8)

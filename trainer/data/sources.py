@@ -11,9 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
+from trainer.data.arrow import open_hub_set
 from trainer.data.beir import BeirRecords, is_beir_folder, open_folder, open_records, read_gains
 from trainer.data.evalsets import IrEvalSet, StsEvalSet, ir_eval_set
-from trainer.data.fields import RowError
+from trainer.data.fields import RowError, shown
 from trainer.data.formats import find_adapter
 from trainer.data.formats.adapter import Adapter, ScoredPair
 from trainer.data.records import IrRecord, Record, StsRecord
@@ -167,8 +168,11 @@ def open_source(recipe: SourceRecipe, root: str, *, skip: bool = False) -> Sourc
         DataError: if a file is missing or empty, or a row is spoiled; names file and line.
     """
     owner = f"data.sources.{recipe.name}"
+    if recipe.hub is not None:
+        file = open_hub_set(recipe.hub, recipe.split, owner=owner)
+        return _table_source(recipe, Table((file,)), skip=skip)
     if recipe.path is None:
-        raise DataError(f"{owner}: path = null; expected a file, folder or glob. Set it.")
+        raise DataError(f"{owner}: path = null; expected a file, folder or glob. Set path or hub.")
     folder = _beir_folder(recipe.path, root, recipe.format)
     if folder is None:
         return _table_source(recipe, open_table(recipe.path, root, owner=owner), skip=skip)
@@ -222,6 +226,7 @@ def _table_source(recipe: SourceRecipe | EvalSetRecipe, table: Table, *, skip: b
 
     identity = f"{adapter.name}|{adapter.task}|{given}"
     scan = scan_table(table, parse, identity=identity, skip=skip)
+    _warn_of_instruction(recipe, adapter, table, scan)
     scale = given or (_found_scale(table, scan) if adapter.task == "sts" else KNOWN_SCALES[0])
     return TableSource(
         recipe=recipe,
@@ -231,6 +236,23 @@ def _table_source(recipe: SourceRecipe | EvalSetRecipe, table: Table, *, skip: b
         score_range=scale,
         describe=_describe(adapter, table, scan, scale),
     )
+
+
+def _warn_of_instruction(
+    recipe: SourceRecipe | EvalSetRecipe, adapter: Adapter, table: Table, scan: Scan
+) -> None:
+    """Says so if rows carry an instruction that the recipe does not use."""
+    if not len(scan.rows):
+        return
+    carried = adapter.instruction(table.row(int(scan.rows[0])))
+    if carried and carried != recipe.query_instruction:
+        logger.warning(
+            "%s: rows carry the instruction %s, which is not used; set query_instruction of %s to "
+            "train with it",
+            table.name,
+            shown(carried),
+            recipe.name,
+        )
 
 
 def _check_score(score: float, low: float, high: float) -> None:

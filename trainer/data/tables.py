@@ -4,30 +4,40 @@ import glob
 import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainer.data import compressed
+from trainer.data.arrow import open_arrow_file
+from trainer.data.delimited import Delimited, delimited_ranges, read_header
 from trainer.data.fields import Row, RowError
 from trainer.data.files import TextFile, array_ranges, decode_json, line_ranges, open_text_file
 from trainer.errors import DataError
 
 ROWS_TO_FIND_COLUMNS = 100
 """Rows that are looked at to find a format; an early row may be spoiled."""
-JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+COLUMNAR = (".parquet", ".arrow")
+KINDS = (".jsonl", ".ndjson", ".json", *DELIMITERS, *COLUMNAR)
 
 
 class TableFile(Protocol):
     """Rows of one file."""
 
     @property
-    def path(self) -> Path:
-        """The file."""
+    def name(self) -> Path:
+        """What messages call it."""
 
     @property
     def sha256(self) -> str:
         """Content of the file, hexadecimal."""
+
+    @property
+    def typed(self) -> bool:
+        """Whether it tells numbers from texts."""
 
     def __len__(self) -> int: ...
 
@@ -44,8 +54,6 @@ class Table:
 
     files: tuple[TableFile, ...]
     """In the order of their names."""
-    typed: bool = True
-    """Whether the files tell numbers from texts."""
     ends: tuple[int, ...] = field(init=False)
     """Rows up to and including each file."""
 
@@ -62,7 +70,7 @@ class Table:
             RowError: if the row cannot be decoded.
         """
         file, inner = self._locate(index)
-        return Row(file.values(inner), self.typed)
+        return Row(file.values(inner), file.typed)
 
     def place(self, index: int) -> str:
         """`path:line` of a row."""
@@ -91,7 +99,7 @@ class Table:
     def name(self) -> str:
         """The file, or the first of several."""
         more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
-        return f"{self.files[0].path}{more}"
+        return f"{self.files[0].name}{more}"
 
     @property
     def sha256(self) -> str:
@@ -125,23 +133,23 @@ def open_table(pattern: str, root: str, *, owner: str) -> Table:
 
 
 def table_of(paths: Sequence[Path]) -> Table:
-    """The table of some files, all of one kind.
+    """The table of some files.
 
     Raises:
         DataError: if one is unreadable, empty or of an unknown kind.
     """
-    return Table(tuple(_open_json(path) for path in paths))
+    return Table(tuple(_open_file(path) for path in paths))
 
 
 def find_files(pattern: str, root: str, *, owner: str) -> list[Path]:
     """The files that a path, folder or glob names, sorted.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are none, or a folder holds several kinds of data files.
     """
     path = Path(root).expanduser() / Path(pattern).expanduser()
     if path.is_dir():
-        found = [file for file in path.iterdir() if _is_data(file)]
+        found = _in_folder(path, owner)
     elif path.exists():
         found = [path]
     else:
@@ -155,16 +163,71 @@ def find_files(pattern: str, root: str, *, owner: str) -> list[Path]:
     return files
 
 
-def _is_data(path: Path) -> bool:
-    return path.suffix in JSON_SUFFIXES
+def _in_folder(folder: Path, owner: str) -> list[Path]:
+    """The data files of a folder, which are all of one kind.
+
+    A folder with Arrow files is one that `datasets` saved, whose JSON files describe it.
+    """
+    by_kind: dict[str, list[Path]] = {}
+    for file in folder.iterdir():
+        if _kind(file) in KINDS:
+            by_kind.setdefault(_kind(file), []).append(file)
+    if ".arrow" in by_kind:
+        return by_kind[".arrow"]
+    if len(by_kind) > 1:
+        raise DataError(
+            f"{owner}: path = {folder}; expected data files of one kind, not "
+            f"{', '.join(sorted(by_kind))}. Name those meant with a glob, such as "
+            f"{folder.name}/*{min(by_kind)}."
+        )
+    return [file for files in by_kind.values() for file in files]
 
 
-def _open_json(path: Path) -> TextFile:
-    """JSON lines, or, in a `.json` file that starts with a bracket, an array of objects."""
-    is_array = path.suffix == ".json" and path.is_file() and _first_byte(path) == b"["
-    return open_text_file(path, decode_json, array_ranges if is_array else line_ranges)
+def _kind(path: Path) -> str:
+    """Suffix of the plain file."""
+    return Path(path.stem).suffix if path.suffix in compressed.SUFFIXES else path.suffix
+
+
+def _open_file(path: Path) -> TableFile:
+    """Opens a file as its suffix says.
+
+    Raises:
+        DataError: if it is unreadable, empty or of an unknown kind.
+    """
+    kind = _kind(path)
+    if kind not in KINDS:
+        known = ", ".join([*KINDS, *(f"the same with {suffix}" for suffix in compressed.SUFFIXES)])
+        raise DataError(
+            f"{path}: suffix = {kind or 'none'}; expected {known}. Rename or convert it."
+        )
+    plain = compressed.unpacked(path)
+    if kind in COLUMNAR:
+        return open_arrow_file(plain)
+    if kind in DELIMITERS:
+        return _open_delimited(plain, path, DELIMITERS[kind])
+    if kind == ".json" and _first_byte(plain) == b"[":
+        return open_text_file(plain, decode_json, array_ranges, kind="array", name=path)
+    return open_text_file(plain, decode_json, line_ranges, kind="lines", name=path)
+
+
+def _open_delimited(plain: Path, path: Path, delimiter: str) -> TextFile:
+    """A CSV or TSV file; its first row names the columns."""
+    index = partial(delimited_ranges, delimiter=delimiter)
+    file = open_text_file(plain, decode_json, index, kind=f"rows{delimiter}", name=path)
+    start, end = file.ranges[0]
+    try:
+        header = read_header(file.data[start:end], delimiter)
+    except RowError as fault:
+        raise DataError(f"{file.place(0)}: {fault}. Correct the header.") from None
+    if len(file) == 1:
+        raise DataError(f"{path}: rows = 0; expected at least one row. Fill it or remove it.")
+    decode = Delimited(delimiter, header).decode
+    return replace(file, ranges=file.ranges[1:], decode=decode, typed=False)
 
 
 def _first_byte(path: Path) -> bytes:
+    """The first byte that is not blank; nothing if the file cannot be read."""
+    if not path.is_file():
+        return b""
     with path.open("rb") as file:
         return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]

@@ -1,11 +1,17 @@
 """The known formats of raw rows. A new one is one file here and one line in `ADAPTERS`."""
 
-from trainer.data.formats import own
+from trainer.data.formats import codiemb, flag_embedding, own, sentence_transformers, tevatron
 from trainer.data.formats.adapter import Adapter
 from trainer.errors import DataError
 from trainer.recipe.schema import Task
 
-ADAPTERS: tuple[Adapter, ...] = (*own.ADAPTERS,)
+ADAPTERS: tuple[Adapter, ...] = (
+    *codiemb.ADAPTERS,
+    *own.ADAPTERS,
+    *sentence_transformers.ADAPTERS,
+    *flag_embedding.ADAPTERS,
+    *tevatron.ADAPTERS,
+)
 """The first whose columns are all there is taken; narrower ones come first."""
 
 

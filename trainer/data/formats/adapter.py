@@ -17,6 +17,11 @@ class ScoredPair(NamedTuple):
     score: float
 
 
+def no_instruction(row: Row) -> str:
+    """For formats whose rows carry none."""
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     """How the rows of one format become records of one task."""
@@ -29,3 +34,5 @@ class Adapter:
     """Fields that a row of this format has; enough to tell it from the others."""
     parse: Callable[[Row], IrRecord | ScoredPair]
     """Row to record; raises RowError."""
+    instruction: Callable[[Row], str] = no_instruction
+    """The instruction that a row itself carries; training takes it from the recipe."""

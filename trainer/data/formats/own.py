@@ -1,8 +1,9 @@
 """This project's own records: `query, positives[, negatives]` and `text1, text2, score`."""
 
-from trainer.data.fields import Row
+from trainer.data.fields import Row, RowError, shown
 from trainer.data.formats.adapter import Adapter, ScoredPair
 from trainer.data.records import IrRecord
+from trainer.recipe.schema import Task
 
 
 def parse_ir(row: Row) -> IrRecord:
@@ -11,6 +12,7 @@ def parse_ir(row: Row) -> IrRecord:
     Raises:
         RowError: if a field is missing or wrong, or there is no positive.
     """
+    _check_task(row, "ir")
     return IrRecord(
         query=row.text("query"),
         positives=row.texts("positives"),
@@ -24,7 +26,16 @@ def parse_sts(row: Row) -> ScoredPair:
     Raises:
         RowError: if a field is missing or wrong.
     """
+    _check_task(row, "sts")
     return ScoredPair(row.text("text1"), row.text("text2"), row.number("score"))
+
+
+def _check_task(row: Row, task: Task) -> None:
+    """A row may name its task, and then it is the source's."""
+    if row.has("task") and row.values["task"] != task:
+        raise RowError(
+            "task", shown(row.values["task"]), f'"{task}", as the source says, or nothing'
+        )
 
 
 ADAPTERS = (

@@ -1,0 +1,136 @@
+"""Parquet, Arrow and hub sets as tables of rows, memory-mapped by `datasets`.
+
+Importing this module is cheap; `datasets` is imported when the first such file is opened.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.data.cache import Arrays, cached_arrays, file_identity
+from trainer.data.fields import shown
+from trainer.data.files import CACHE_FROM_BYTES, digest_of, map_file
+from trainer.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+READ_AHEAD_ROWS = 1000
+"""Rows read at once when they are asked for in order, as the first check does."""
+
+
+@dataclass
+class ArrowFile:
+    """The rows of one columnar file or hub split."""
+
+    name: Path
+    """What messages call it."""
+    rows: "Dataset"
+    """Memory-mapped."""
+    sha256: str
+    """Of the file's content, or the split's own fingerprint."""
+    typed: bool = True
+    """Columns have types."""
+    block_start: int = 0
+    """First row read ahead."""
+    block: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
+    """Rows read ahead."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def values(self, row: int) -> Mapping[str, Any]:
+        """The fields of a row."""
+        if row == self.block_start + len(self.block):
+            self.block_start = row
+            columns = self.rows[row : row + READ_AHEAD_ROWS]
+            rows = zip(*columns.values(), strict=True)
+            self.block = [dict(zip(columns, values, strict=True)) for values in rows]
+        if self.block_start <= row < self.block_start + len(self.block):
+            return self.block[row - self.block_start]
+        return self.rows[row]
+
+    def place(self, row: int) -> str:
+        """`path:row`, counted from 1 as lines are."""
+        return f"{self.name}:{row + 1}"
+
+
+def open_arrow_file(path: Path) -> ArrowFile:
+    """A Parquet or Arrow file.
+
+    Raises:
+        DataError: if it is missing, empty or damaged.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowInvalid
+
+    data = map_file(path)
+
+    def build() -> Arrays:
+        return {"sha256": digest_of(data)}
+
+    is_large = len(data) >= CACHE_FROM_BYTES
+    arrays = cached_arrays(f"sha256|{file_identity(path)}", build) if is_large else build()
+    try:
+        rows = _from_stream(path) if path.suffix == ".arrow" else _no_rows(path)
+        kind = path.suffix.removeprefix(".")
+        if rows is None:
+            rows = load_dataset(kind, data_files=str(path), split="train")
+    except (ArrowInvalid, DatasetGenerationError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: content = {shown(str(error))}; expected a whole {path.suffix[1:]} file. "
+            "Write it anew."
+        ) from error
+    return _checked(ArrowFile(path, rows, arrays["sha256"].tobytes().hex()))
+
+
+def open_hub_set(name: str, split: str, *, owner: str) -> ArrowFile:
+    """A split of a set of the hub, downloaded once.
+
+    Args:
+        name: `organisation/set`, or `organisation/set:configuration`.
+        split: as the set names it.
+        owner: recipe key of the source, for messages.
+
+    Raises:
+        DataError: if the set, its configuration or its split is not there or cannot be loaded.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    path, _, configuration = name.partition(":")
+    try:
+        rows = load_dataset(path, configuration or None, split=split)
+    except (OSError, ValueError, DatasetGenerationError) as error:
+        raise DataError(
+            f"{owner}: hub = {name}; expected a set with split {split} that can be loaded "
+            f"({shown(str(error))}). Correct hub or split, or look at the network."
+        ) from error
+    return _checked(ArrowFile(Path(name), rows, rows._fingerprint))
+
+
+def _from_stream(path: Path) -> "Dataset | None":
+    """An Arrow stream, mapped in place; None for the file form, which has to be copied."""
+    from datasets import Dataset
+    from pyarrow import ArrowInvalid
+
+    try:
+        return Dataset.from_file(str(path))
+    except ArrowInvalid:
+        return None
+
+
+def _no_rows(path: Path) -> "Dataset | None":
+    """An empty set for a Parquet file without rows, which `datasets` cannot load; else None."""
+    from datasets import Dataset
+    from pyarrow.parquet import read_metadata
+
+    return None if read_metadata(path).num_rows else Dataset.from_list([])
+
+
+def _checked(file: ArrowFile) -> ArrowFile:
+    if not len(file):
+        raise DataError(f"{file.name}: rows = 0; expected at least one row. Fill it or remove it.")
+    return file
