@@ -158,15 +158,16 @@ def _step_section(recipe: Recipe, sizes: Mapping[str, int]) -> str:
 
 def _memory_section(recipe: Recipe, memory: MemoryPlan) -> str:
     """The estimate part by part, for both ways of gathering."""
-    rows = [("", "gather: step", "gather: chunk")]
-    step, chunk = memory.parts["step"], memory.parts["chunk"]
-    rows += [(part, _gib(step[part]), _gib(chunk[part])) for part in step]
-    rows.append(("total", _gib(memory.total("step")), _gib(memory.total("chunk"))))
+    ways = memory.parts
+    rows = [("", *(f"gather: {way}" for way in ways))]
+    rows += [(part, *(_gib(ways[way][part]) for way in ways)) for part in ways["step"]]
+    rows.append(("total", *(_gib(memory.total(way)) for way in ways)))
     lines = ["Memory of each GPU, GiB, estimated for texts of the greatest length", table(rows)]
     if memory.host_bytes:
         lines.append(f"  host memory of each rank: {_gib(memory.host_bytes)}")
     if memory.usable_bytes is not None:
-        lines.append(f"  usable: {_gib(memory.usable_bytes)}; `gather: auto` takes {memory.gather}")
+        chosen = recipe.engine.gather if recipe.engine.gather != "auto" else memory.gather
+        lines.append(f"  usable: {_gib(memory.usable_bytes)}; gather: {chosen}")
     if not memory.fits:
         lines.append(
             "  does not fit: use more GPUs, a smaller engine.max_tokens_per_chunk, "

@@ -31,6 +31,7 @@ SHAPE = ModelShape(
     layer_parameters=500_000_000,
     num_layers=28,
     hidden_size=3584,
+    is_layered=True,
     layer_elements=110_000,
 )
 
@@ -113,14 +114,31 @@ def test_tokens_of_a_step() -> None:
     assert step_tokens(recipe) == {"ir": 1024 * (128 + 5 * 512), "sts": 512 * 2 * 128}
 
 
-def test_choice_follows_the_memory() -> None:
-    step = plan().total("step")
-    assert plan(usable_bytes=step).gather == "step"
-    tight = plan(usable_bytes=step - 1)
-    assert tight.gather == "chunk"
-    assert tight.fits
-    assert not plan(usable_bytes=10**9).fits
+def test_choice_is_the_fastest_that_fits() -> None:
+    totals = {way: plan().total(way) for way in plan().parts}
+    assert totals["interleaved"] < totals["chunk"] < totals["step"]
+    for way, total in totals.items():
+        assert plan(usable_bytes=total).gather == way
+        assert plan(usable_bytes=total).fits
+    tight = plan(usable_bytes=totals["interleaved"] - 1)
+    assert tight.gather == "interleaved"
+    assert not tight.fits
+    assert plan(usable_bytes=None).gather == "step"
     assert plan(usable_bytes=None).fits
+
+
+def test_slower_way_is_not_taken_where_it_needs_more() -> None:
+    # adapters need no gradients of the whole, so states between layers can outweigh the weights
+    adapters = dataclasses.replace(SHAPE, num_trainable=80_000_000)
+    step = plan(shape=adapters).total("step")
+    assert plan(shape=adapters).total("chunk") > step
+    assert plan(shape=adapters, usable_bytes=step - 1).gather == "interleaved"
+
+
+def test_encoders_do_not_run_layer_by_layer() -> None:
+    shape = measure_model(bert_config(), None)
+    assert list(plan(shape=shape).parts) == ["step", "interleaved"]
+    assert "chunk" in plan(shape=measure_model(qwen3_config(), None)).parts
 
 
 def test_memory_of_this_machine() -> None:

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
+from trainer.model.layer_major import supports_layer_major
 from trainer.objectives.contrastive import TILE_BYTES
 from trainer.recipe.resolve import global_batch_sizes
 from trainer.recipe.schema import LoraRecipe, Recipe, Task
 
-Way = Literal["step", "chunk"]
-"""When ZeRO-3 gathers parameters: once per step, or once per layer."""
+Way = Literal["step", "chunk", "interleaved"]
+"""When ZeRO-3 gathers parameters: once per step, once per layer, or for every chunk."""
 
 RESERVED_BYTES = 2 * 2**30
 """CUDA context, cuBLAS workspaces and fragmentation of the allocator, per GPU."""
@@ -54,6 +55,8 @@ class ModelShape:
     """Repeated blocks."""
     hidden_size: int
     """Elements of a token's hidden state."""
+    is_layered: bool
+    """Whether chunks can run layer by layer, as `gather: chunk` has them."""
     layer_elements: int
     """Elements that a token leaves in one layer for its backward pass.
 
@@ -67,7 +70,7 @@ class MemoryPlan:
     """Bytes on each GPU, part by part."""
 
     parts: Mapping[Way, Mapping[str, int]]
-    """Bytes by name for each value of `engine.gather` that `auto` chooses from."""
+    """Bytes by name for each value of `engine.gather` that suits the model, fastest first."""
     host_bytes: int
     """On the CPU side, for each rank."""
     checkpoint_bytes: int
@@ -81,10 +84,11 @@ class MemoryPlan:
 
     @property
     def gather(self) -> Way:
-        """The faster way that fits: `step` if there is room, else `chunk`."""
-        if self.usable_bytes is None or self.total("step") <= self.usable_bytes:
+        """The fastest way that fits, else the one that needs least."""
+        if self.usable_bytes is None:
             return "step"
-        return "chunk"
+        fitting = [way for way in self.parts if self.total(way) <= self.usable_bytes]
+        return fitting[0] if fitting else min(self.parts, key=self.total)
 
     @property
     def fits(self) -> bool:
@@ -114,6 +118,7 @@ def measure_model(config: PretrainedConfig, lora: LoraRecipe | None) -> ModelSha
         layer_parameters=max([_count(block), *embeddings]),
         num_layers=max(1, len(blocks)),
         hidden_size=hidden_size,
+        is_layered=supports_layer_major(model),
         layer_elements=elements + NORM_ELEMENTS * hidden_size,
     )
 
@@ -146,11 +151,16 @@ def plan_memory(
     common = {part: 0 if part in moved else size for part, size in resident.items()}
     common["embeddings and loss"] = _loss_bytes(recipe, shape)
     common["buckets"] = _bucket_bytes(shape, zero)
+    whole = _whole_model_bytes(recipe, shape, zero["stage"])
+    by_layer = _layer_bytes(recipe, shape, world_size)
+    # chunk by chunk: whole chunks' activations over parameters that come and go by layer
+    parts: dict[Way, dict[str, int]] = {"step": common | whole}
+    if shape.is_layered:
+        parts["chunk"] = common | by_layer
+    kept = {part: whole[part] for part in ("activations", "states between layers")}
+    parts["interleaved"] = common | by_layer | kept
     return MemoryPlan(
-        parts={
-            "step": common | _whole_model_bytes(recipe, shape, zero["stage"]),
-            "chunk": common | _layer_bytes(recipe, shape, world_size),
-        },
+        parts=parts,
         host_bytes=sum(resident[part] for part in moved),
         checkpoint_bytes=_checkpoint_bytes(recipe, shape, zero["stage"]),
         usable_bytes=usable_bytes,
