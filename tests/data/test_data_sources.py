@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from tests.support.data_files import write_beir, write_jsonl, write_qrels
+from trainer.data.overlap import count_overlaps, warn_of_overlaps
 from trainer.data.records import IrRecord, StsRecord
 from trainer.data.sources import IrEvalSet, StsEvalSet, open_eval_set, open_source, open_sources
 from trainer.errors import DataError
@@ -400,3 +402,23 @@ def test_checking_data_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_training_rows_that_are_evaluated_on_are_counted(beir, tmp_path, caplog):
+    write_jsonl(
+        tmp_path / "a.jsonl", [GOOD_STS, {"text1": "b", "text2": "a", "score": 0}, GOOD_STS]
+    )
+    write_jsonl(tmp_path / "b.jsonl", [{**GOOD_STS, "text1": "x"}, GOOD_STS])
+    write_jsonl(tmp_path / "c.jsonl", [GOOD_IR, {**GOOD_IR, "query": "second"}])
+    recipes = [sts_source("a.jsonl"), ir_source("c.jsonl"), ir_source("beir")]
+    recipes = [replace(recipe, name=f"s{i}") for i, recipe in enumerate(recipes)]
+    data = DataRecipe(sources=tuple(recipes), root=str(tmp_path))
+    sets = {
+        "pairs": open_eval_set(EvalSetRecipe(name="pairs", task="sts", path="b.jsonl"), data),
+        "search": open_eval_set(EvalSetRecipe(name="search", task="ir", path="beir"), data),
+    }
+    sources = open_sources(data)
+    expected = {("s0", "pairs"): 3, ("s1", "search"): 1, ("s2", "search"): 1}
+    assert count_overlaps(sources, sets) == expected
+    warn_of_overlaps(sources, sets)
+    assert "data.sources.s0: 3 rows are also in eval.sets.pairs" in caplog.text

@@ -19,6 +19,8 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
+LAYOUT = 1
+"""Raised when what is kept, or how rows are checked, changes: older entries are made anew."""
 
 
 def cache_root() -> Path:
@@ -47,7 +49,7 @@ def cached_arrays(identity: str, build: Callable[[], Arrays]) -> Arrays:
     except OSError as error:
         logger.warning("%s: not writable (%s); data is indexed anew at each start", root, error)
         return build()
-    folder = root / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    folder = root / _key(identity)
     with _locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
             _write(folder, build())
@@ -60,7 +62,7 @@ def cached_file(identity: str, name: str, write: Callable[[IO[bytes]], None]) ->
     Raises:
         OSError: if the cache cannot be written.
     """
-    folder = cache_root() / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    folder = cache_root() / _key(identity)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     with _locked(folder.with_suffix(".lock")):
@@ -70,6 +72,10 @@ def cached_file(identity: str, name: str, write: Callable[[IO[bytes]], None]) ->
                 write(file)
             building.rename(path)
     return path
+
+
+def _key(identity: str) -> str:
+    return hashlib.sha256(f"{LAYOUT}|{identity}".encode()).hexdigest()[:32]
 
 
 @contextmanager

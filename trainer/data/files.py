@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,13 @@ class TextFile:
         """The file's bytes."""
         return map_file(self.path)
 
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """`ranges` without the cost that a memory-mapped array adds to each access."""
+        return self.ranges.view(np.ndarray)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "data"}
+        return {key: value for key, value in self.__dict__.items() if key not in ("data", "bounds")}
 
     def __len__(self) -> int:
         return len(self.ranges)
@@ -134,13 +140,14 @@ class TextFile:
         Raises:
             RowError: if it cannot be decoded.
         """
-        start, end = self.ranges[row]
+        start, end = self.bounds[row]
         return self.decode(self.data[start:end])
 
     def place(self, row: int) -> str:
         """`path:line` of a row, for messages; counts lines, so it is slow."""
-        first = int(self.ranges[row, 0])
-        before = sum(int(np.searchsorted(at, first - start)) for start, at in _newlines(self.data))
+        first = int(self.bounds[row, 0])
+        blocks = takewhile(lambda block: block[0] <= first, _newlines(self.data))
+        before = sum(int(np.searchsorted(breaks, first - start)) for start, breaks in blocks)
         return f"{self.name}:{before + 1}"
 
 

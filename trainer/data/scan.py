@@ -34,17 +34,14 @@ class Scan:
 
     rows: np.ndarray
     """Table rows that can be used [n], int64, ascending."""
-    keys: np.ndarray
-    """What each usable row is about [n], uint64; equal for equal texts in either order."""
+    topics: np.ndarray
+    """Keys of what usable rows ask: a query, or a pair in either order [n], uint64, ascending."""
     scores: np.ndarray
     """Scores as written [n], float64; empty for IR."""
     num_skipped: int
     """Rows left out."""
-
-    @property
-    def num_duplicates(self) -> int:
-        """Rows whose texts all occur in an earlier row."""
-        return len(self.keys) - len(np.unique(self.keys))
+    num_duplicates: int
+    """Usable rows whose query and positives, or whose pair, an earlier row has too."""
 
 
 def scan_table(table: Table, parse: Parse, *, identity: str, skip: bool) -> Scan:
@@ -61,30 +58,44 @@ def scan_table(table: Table, parse: Parse, *, identity: str, skip: bool) -> Scan
     """
 
     def build() -> Arrays:
-        rows, keys, scores = array("q"), array("Q"), array("d")
+        rows, keys, topics, scores = array("q"), array("Q"), array("Q"), array("d")
         for row, record in parsed_rows(table, parse, skip=skip):
             rows.append(row)
             keys.append(record_key(record))
+            topics.append(topic_key(record))
             if isinstance(record, ScoredPair):
                 scores.append(record.score)
+        distinct = np.sort(np.array(keys, np.uint64))
         return {
-            "rows": np.frombuffer(rows, np.int64) if rows else np.empty(0, np.int64),
-            "keys": np.frombuffer(keys, np.uint64) if keys else np.empty(0, np.uint64),
-            "scores": np.frombuffer(scores, np.float64) if scores else np.empty(0),
+            "rows": np.array(rows, np.int64),
+            "topics": np.sort(np.array(topics, np.uint64)),
+            "scores": np.array(scores, np.float64),
+            "num_duplicates": np.array(np.sum(distinct[1:] == distinct[:-1])),
         }
 
     cached = len(table) >= CACHE_FROM_ROWS
     arrays = cached_arrays(f"scan|{table.sha256}|{identity}|{skip}", build) if cached else build()
-    return Scan(num_skipped=len(table) - len(arrays["rows"]), **arrays)
+    return Scan(
+        rows=arrays["rows"],
+        topics=arrays["topics"],
+        scores=arrays["scores"],
+        num_skipped=len(table) - len(arrays["rows"]),
+        num_duplicates=int(arrays["num_duplicates"]),
+    )
 
 
 def record_key(record: IrRecord | ScoredPair) -> int:
-    """64 bits of a record's texts; a pair's order and a record's negatives do not count."""
+    """64 bits of what a record teaches: query and positives, or a pair in either order."""
     if isinstance(record, ScoredPair):
-        texts = sorted((record.text1, record.text2))
-    else:
-        texts = [record.query, *sorted(record.positives)]
-    return text_key("\\0".join(texts))
+        return topic_key(record)
+    return text_key("\0".join([record.query, *sorted(record.positives)]))
+
+
+def topic_key(record: IrRecord | ScoredPair) -> int:
+    """64 bits of what a record asks: its query, or its pair in either order."""
+    if isinstance(record, ScoredPair):
+        return text_key("\0".join(sorted((record.text1, record.text2))))
+    return text_key(record.query)
 
 
 def text_key(text: str) -> int:

@@ -18,7 +18,7 @@ from trainer.data.fields import RowError, shown
 from trainer.data.formats import find_adapter
 from trainer.data.formats.adapter import Adapter, ScoredPair
 from trainer.data.records import IrRecord, Record, StsRecord
-from trainer.data.scan import Scan, scan_table
+from trainer.data.scan import Scan, scan_table, text_key
 from trainer.data.tables import Table, open_table
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe, Task
@@ -48,6 +48,10 @@ class Source(Protocol):
     def describe(self) -> str:
         """One line for a person."""
 
+    @property
+    def topics(self) -> np.ndarray:
+        """Keys of what its records ask: queries, or pairs in either order [n], uint64."""
+
     def __len__(self) -> int: ...
 
     def record(self, row: int) -> Record:
@@ -66,6 +70,8 @@ class TableSource:
     """Raw row to record."""
     rows: np.ndarray
     """Table rows that are used [n], int64."""
+    topics: np.ndarray
+    """Keys of the queries or pairs [n], uint64, ascending."""
     score_range: tuple[float, float]
     """Scores that become 0 and 1."""
     describe: str
@@ -126,6 +132,12 @@ class BeirSource:
     def fingerprint(self) -> str:
         """Digest of the files' contents."""
         return self.records.sha256
+
+    @property
+    def topics(self) -> np.ndarray:
+        """Keys of the queries [n], uint64, ascending."""
+        queries = map(self.records.folder.query, self.records.query.tolist())
+        return np.sort(np.fromiter(map(text_key, queries), np.uint64))
 
     @property
     def describe(self) -> str:
@@ -233,6 +245,7 @@ def _table_source(recipe: SourceRecipe | EvalSetRecipe, table: Table, *, skip: b
         table=table,
         adapter=adapter,
         rows=scan.rows,
+        topics=scan.topics,
         score_range=scale,
         describe=_describe(adapter, table, scan, scale),
     )
