@@ -6,11 +6,14 @@ road to the same numbers.
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tests.support.ranks import run_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,3 +152,38 @@ def _save_truth(rank: int, engine: Any, folder: Path) -> None:
             truth[name] = parameter.detach().clone()
     if rank == 0:
         torch.save(truth, folder / "truth.pt")
+
+
+SETS = {
+    1: [
+        ZeroSpec(name="w1-z3-fp32", stage=3),
+        ZeroSpec(name="w1-z2-bf16", stage=2, dtype="bfloat16"),
+    ],
+    2: [
+        ZeroSpec(name="w2-z3-fp32", stage=3),
+        ZeroSpec(name="w2-z3-bf16", stage=3, dtype="bfloat16"),
+        ZeroSpec(name="w2-z2-fp32", stage=2),
+        ZeroSpec(name="w2-z1-bf16", stage=1, dtype="bfloat16"),
+        ZeroSpec(name="w2-z3-bf16-lora", stage=3, dtype="bfloat16", lora=True),
+        ZeroSpec(name="w2-z1-fp32-lora", stage=1, lora=True),
+        ZeroSpec(name="w2-z3-fp32-dora", stage=3, lora=True, dora=True),
+        ZeroSpec(name="w2-z3-fp32-lora-only", stage=3, lora=True, drop_frozen=True),
+    ],
+    3: [
+        ZeroSpec(name="w3-z3-bf16", stage=3, dtype="bfloat16"),
+        ZeroSpec(name="w3-z1-fp32", stage=1),
+        ZeroSpec(name="w3-z2-fp32-lora", stage=2, lora=True),
+    ],
+}
+"""What `make_checkpoint_set` writes, by number of ranks."""
+
+
+@lru_cache(maxsize=1)
+def make_checkpoint_set(folder: Path) -> Path:
+    """Write a base and all of `SETS` below `folder`, once per test session."""
+    write_base(folder / "base")
+    for world_size, specs in SETS.items():
+        run_ranks(
+            write_zero_checkpoints, world_size, folder / "base", folder, specs, timeout_sec=240
+        )
+    return folder

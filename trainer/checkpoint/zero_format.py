@@ -52,6 +52,12 @@ class _Files:
     optim: tuple[Path, ...]
     """By rank."""
 
+    @property
+    def by_rank(self) -> tuple[tuple[Path, ...], ...]:
+        """The sets that must hold one file per rank."""
+        sharded = "zero_pp_rank" in self.model[0].name
+        return (self.optim, self.model) if sharded else (self.optim,)
+
 
 def is_zero_folder(folder: Path) -> bool:
     """Whether a folder looks like a DeepSpeed tag folder."""
@@ -146,9 +152,7 @@ def _check_world(files: _Files, model: Sequence[Any], states: Sequence[Any]) -> 
         said[path] = max(count) if isinstance(count, list) else int(count)
     world_size = said[files.optim[0]]
     stale = [path.name for path, size in said.items() if size != world_size]
-    stale += [path.name for path in files.optim[world_size:]]
-    if len(files.model) > 1:
-        stale += [path.name for path in files.model[world_size:]]
+    stale += [path.name for paths in files.by_rank for path in paths[world_size:]]
     if stale:
         raise CheckpointError(
             f"{files.optim[0].parent}: world size = {world_size}; expected files of {world_size} "
@@ -160,7 +164,7 @@ def _check_world(files: _Files, model: Sequence[Any], states: Sequence[Any]) -> 
 
 
 def _check_ranks(files: _Files, world_size: int) -> None:
-    for paths in (files.optim, files.model if len(files.model) > 1 else files.optim):
+    for paths in files.by_rank:
         if len(paths) < world_size:
             names = [re.sub(r"rank_\d+", f"rank_{rank}", paths[0].name, count=1)
                      for rank in range(len(paths), world_size)]  # fmt: skip

@@ -30,6 +30,8 @@ MAX_BLOCK = 1 << 17
 """Elements of a block: float64 buffers of this size stay in a core's share of the cache."""
 MIN_BLOCK = 1 << 12
 """Below this, calls cost more than arithmetic."""
+INTERPRETER_BYTES = 192 << 20
+"""Python and torch alone; what a larger program holds besides is not the merge's."""
 RESERVE_BYTES = 48 << 20
 """What allocator, threads and file tables take besides the buffers."""
 EXTRA_FILE_BYTES = 32 << 20
@@ -170,7 +172,7 @@ def block_size(plan: MergePlan, settings: MergeSettings) -> int:
     if settings.memory_budget_bytes is None:
         return MAX_BLOCK
     num_checkpoints = len(plan.identities) - 1
-    fixed = anonymous_bytes() + RESERVE_BYTES + settings.num_workers * _resident_bytes(plan)
+    fixed = _fixed_bytes() + settings.num_workers * _resident_bytes(plan)
     per_element = settings.num_workers * bytes_per_element(num_checkpoints, settings)
     block = (settings.memory_budget_bytes - fixed) // per_element
     if block < MIN_BLOCK:
@@ -186,7 +188,12 @@ def peak_bytes(plan: MergePlan, settings: MergeSettings) -> int:
     """Anonymous memory that a merge needs at most, bytes."""
     per_element = bytes_per_element(len(plan.identities) - 1, settings)
     worker = _resident_bytes(plan) + block_size(plan, settings) * per_element
-    return anonymous_bytes() + RESERVE_BYTES + settings.num_workers * worker
+    return _fixed_bytes() + settings.num_workers * worker
+
+
+def _fixed_bytes() -> int:
+    """What is held whatever the block: the program, up to its usual size, and the reserve."""
+    return min(anonymous_bytes(), INTERPRETER_BYTES) + RESERVE_BYTES
 
 
 def _resident_bytes(plan: MergePlan) -> int:
