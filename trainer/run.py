@@ -22,10 +22,12 @@ def main() -> int:
     resume = arguments.resume or recipe.resume == "auto" or arguments.selfcheck
     sources = check_run(recipe, world_size=launched_ranks(), resume=resume)
     # torch, transformers and deepspeed are imported from here on
-    from trainer.session import selfcheck, train
-
     if arguments.selfcheck:
+        from trainer.selfcheck import selfcheck
+
         return selfcheck(recipe, sources)
+    from trainer.session import train
+
     return train(recipe, sources, resume=resume)
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+WASTE_SHARE = 32
+"""A chunk's padding is at most the token budget over this; a chunk's fixed cost is about as much."""
+
 
 @dataclass(frozen=True)
 class ChunkPlan:
@@ -44,7 +47,8 @@ def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> Chun
 
     Texts are sorted by length and dealt in rounds of W, the direction changing each round, so ranks
     carry nearly equal tokens whatever the lengths. A chunk is a run of whole rounds: every rank
-    cuts at the same rounds, so counts agree without talking, and the padding stays small.
+    cuts at the same rounds, so counts agree without talking. A chunk also ends where its padding
+    would pass `max_tokens` / WASTE_SHARE, so full chunks stay under a few per cent of padding.
 
     Args:
         lengths: tokens of each text [U], int64, at least 1.
@@ -59,14 +63,27 @@ def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> Chun
     dealt: list[list[list[int]]] = [[] for _ in range(num_ranks)]
     start = 0
     while start < num_rounds:
-        longest = int(lengths[order[start * num_ranks]])
-        stop = min(num_rounds, start + max(1, max_tokens // longest))
+        stop = _end_of_chunk(lengths[order[::num_ranks]], start, max_tokens)
         for rank in range(num_ranks):
             dealt[rank].append(_rows_of(order, rank, start, stop, num_ranks))
         start = stop
     ranks = tuple(tuple(np.array(c, dtype=np.int64) for c in chunks) for chunks in dealt)
     padded = sum(len(c) * int(lengths[c].max()) for chunks in ranks for c in chunks if len(c))
     return ChunkPlan(ranks=ranks, padded_tokens=padded, real_tokens=int(lengths.sum()))
+
+
+def _end_of_chunk(longest: np.ndarray, start: int, max_tokens: int) -> int:
+    """One past the last round of the chunk that starts at round `start`.
+
+    Args:
+        longest: tokens of the longest text of each round, descending.
+        start: first round.
+        max_tokens: padded tokens of a chunk.
+    """
+    width = int(longest[start])
+    rounds = longest[start : start + max(1, max_tokens // width)]
+    padding = np.cumsum(width - rounds)
+    return start + int(np.searchsorted(padding, max_tokens // WASTE_SHARE, side="right"))
 
 
 def _rows_of(order: np.ndarray, rank: int, start: int, stop: int, num_ranks: int) -> list[int]:

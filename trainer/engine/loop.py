@@ -75,19 +75,21 @@ def fit(
         Steps done.
     Collective: yes.
     """
-    if schedule.start == 0:
-        hooks.evaluate(0)
-    for done, batch in enumerate(batches, start=schedule.start + 1):
+    start, stop = schedule.start, schedule.stop
+    # saved before evaluated: the evaluation of a resumed step may be missing and is made again
+    if start in (0, stop) or _due(start, schedule.eval_every):
+        hooks.evaluate(start)
+    for done, batch in enumerate(batches, start=start + 1):
         hooks.report(hooks.step(batch))
         interrupted = any_rank(interrupt.signal is not None, ranks)
-        last = done == schedule.stop
+        last = done == stop
         if last or interrupted or _due(done, schedule.save_every):
             hooks.save(done)
         if interrupted:
             return done
         if last or _due(done, schedule.eval_every):
             hooks.evaluate(done)
-    return schedule.stop
+    return stop
 
 
 def _due(done: int, every: int | None) -> bool:

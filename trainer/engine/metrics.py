@@ -1,4 +1,4 @@
-"""Where a run's numbers go: one JSON line a step, TensorBoard, a progress bar; first rank only."""
+"""Where the numbers of a run go: a JSON line a step, TensorBoard, a progress bar."""
 
 import contextlib
 import json
@@ -47,15 +47,41 @@ def keep_lines_before(path: Path, step: int) -> None:
     os.replace(partial, path)
 
 
-class MetricsWriter:
-    """Writes the numbers of a run; use as a context manager."""
+class Recorder:
+    """Takes the numbers of a run and keeps none: what all ranks but the first use."""
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Finish."""
+        self.close()
+
+    def step(self, report: StepReport) -> None:
+        """Record a step."""
+
+    def evaluation(self, steps_done: int, results: dict[str, dict[str, float]]) -> None:
+        """Record an evaluation made after `steps_done` steps."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class FileRecorder(Recorder):
+    """Writes files, TensorBoard events, a progress bar and, when asked, Weights & Biases."""
 
     def __init__(
         self, folder: Path, *, start: int, stop: int, wandb_project: str | None, name: str
     ) -> None:
         """Open files in the run's folder; lines of steps from `start` on are dropped first."""
         keep_lines_before(folder / "metrics.jsonl", start)
-        keep_lines_before(folder / "eval.jsonl", max(start, 1) if start else 0)
+        keep_lines_before(folder / "eval.jsonl", start)
         self._steps = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._evals = (folder / "eval.jsonl").open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
@@ -65,15 +91,8 @@ class MetricsWriter:
         self._last_loss: dict[str, str] = {}
         self._wandb = _start_wandb(wandb_project, name, folder)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close files and trackers."""
         self._bar.close()
         self._board.close()
         self._steps.close()

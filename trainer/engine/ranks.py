@@ -44,12 +44,21 @@ def join(timeout_minutes: float) -> Ranks:
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    else:
+        _share_cores()
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(minutes=timeout_minutes),
         verbose=False,
     )
     return Ranks(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+
+
+def _share_cores() -> None:
+    """Ranks of one host split its cores; two that both take all slow each other down."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
 
 
 def leave() -> None:

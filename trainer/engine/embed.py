@@ -1,0 +1,51 @@
+"""Embed any list of texts on all ranks together, for evaluation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.batch import Texts
+from trainer.data.tokens import TextEncoder
+from trainer.engine.chunks import plan_chunks
+from trainer.engine.materialise import lengths_of, make_chunks
+from trainer.engine.passes import Passes
+from trainer.engine.ranks import Ranks
+from trainer.objectives.gather import gather_rows
+
+
+def embed_texts(
+    texts: Sequence[str],
+    *,
+    instruction: str,
+    max_tokens: int,
+    encoder: TextEncoder,
+    passes: Passes,
+    ranks: Ranks,
+    chunk_tokens: int,
+) -> Tensor:
+    """Vectors of texts, each rank embedding its share.
+
+    Args:
+        texts: n texts, the same on all ranks.
+        instruction: put before each.
+        max_tokens: longest text with instruction and end token.
+        encoder: of the run.
+        passes: runs the model.
+        ranks: this process.
+        chunk_tokens: padded tokens of one forward on one rank.
+
+    Returns:
+        Vectors [n, H], float32, norm 1, on this rank's device, equal on all ranks.
+    Collective: yes.
+    """
+    encoded = encoder.encode(texts, instruction=instruction, max_tokens=max_tokens)
+    prompts = np.full(len(texts), encoded.num_prompt_tokens, dtype=np.int64)
+    distinct = Texts(token_ids=tuple(encoded.token_ids), num_prompt_tokens=prompts)
+    plan = plan_chunks(lengths_of(distinct), num_ranks=ranks.world_size, max_tokens=chunk_tokens)
+    chunks = make_chunks(distinct, plan.ranks[ranks.rank], key=0, device=ranks.device)
+    gathered = gather_rows(passes.embed(chunks), counts=plan.counts)
+    order = np.concatenate([plan.rows(rank) for rank in range(ranks.world_size)])
+    # rank order -> text order [n, H]
+    return gathered[torch.from_numpy(np.argsort(order)).to(ranks.device)]
