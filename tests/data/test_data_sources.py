@@ -181,6 +181,9 @@ def test_the_only_row_spoiled_is_named_too(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b"}])
     with pytest.raises(DataError, match=r"a\.jsonl:1: score = nothing"):
         open_source(sts_source(path), ".")
+    path.write_text("{}\n")
+    with pytest.raises(DataError, match=r"a\.jsonl:1: columns = none; expected those of a format"):
+        open_source(sts_source(path), ".")
     path.write_text("{oops\n")
     with pytest.raises(DataError, match=r"a\.jsonl:1: row = "):
         open_source(sts_source(path), ".")

@@ -73,6 +73,10 @@ def test_other_pooling_and_other_end_tokens_are_left_alone(tmp_path):
 def test_tokenizers_that_cannot_serve_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: tokenizer = .*; expected tokenizer files"):
         load_tokenizer(str(tmp_path / "nowhere"), pooling="last")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(DataError, match=r"bare: tokenizer = .*; expected tokenizer files"):
+        load_tokenizer(str(tmp_path / "bare"), pooling="last")
     endless = saved(byte_tokenizer(pad_token="<pad>"), tmp_path / "a")
     with pytest.raises(DataError, match=r"eos_token = null; expected an end token"):
         load_tokenizer(endless, pooling="last")

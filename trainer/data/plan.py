@@ -75,7 +75,10 @@ class DataPlan:
 
     def at(self, step: int) -> StepPlan:
         """What a step trains on, `step` counted from 0."""
-        name, turn = self.turn(step)
+        return self.source_step(*self.turn(step), step)
+
+    def source_step(self, name: str, turn: int, step: int) -> StepPlan:
+        """A source's step number `turn`, which is the run's step number `step`."""
         source = self.sources[name]
         first = turn * source.batch_size
         return StepPlan(

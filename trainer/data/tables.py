@@ -91,7 +91,7 @@ class Table:
                 names.update(self.row(index).values)
             except RowError as fault:
                 faults.append(fault)
-        if not names:
+        if faults and not names:
             raise self.error(0, faults[0])
         return frozenset(names)
 

@@ -102,15 +102,15 @@ def load_tokenizer(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: tokenizer = {shown(str(error))}; expected tokenizer files beside the model. "
-            "Correct model.path or add them."
-        ) from error
+        raise _no_tokenizer(path, shown(str(error))) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(
             f"{path}: tokenizer = {type(tokenizer).__name__}; expected a fast one (tokenizer.json)."
             " Convert it with transformers."
         )
+    if not tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids:
+        # transformers makes up an empty one for a folder that has a config alone
+        raise _no_tokenizer(path, f"{len(tokenizer)} tokens, none for the letter a")
     if pooling == "last":
         _append_end_token(tokenizer, path)
     if tokenizer.pad_token_id is None:
@@ -160,6 +160,13 @@ def check_instructions(encoder: TextEncoder, recipe: Recipe) -> None:
                 encoder.encode(["a"], instruction=instruction, max_tokens=max_tokens)
             except DataError as error:
                 raise DataError(f"{owner}.{key}: {error}") from error
+
+
+def _no_tokenizer(path: str, found: str) -> DataError:
+    return DataError(
+        f"{path}: tokenizer = {found}; expected tokenizer files beside the model. Correct "
+        "model.path or add them."
+    )
 
 
 def _append_end_token(tokenizer: "PreTrainedTokenizerFast", path: str) -> None:

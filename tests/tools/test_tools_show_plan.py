@@ -1,0 +1,93 @@
+"""The plan shown before a run is the plan of the run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.data_files import byte_tokenizer, write_jsonl
+from trainer.data.plan import make_plan
+from trainer.recipe.load import load_recipe
+
+TOOL = Path(__file__).parents[2] / "tools" / "show_plan.py"
+RECIPE = """\
+name: plan
+output_dir: {root}/run
+model: {{path: {root}/model}}
+data:
+  root: {root}
+  sources:
+    - {{name: pairs, task: sts, path: sts.jsonl}}
+    - {{name: search, task: ir, path: ir.jsonl}}
+tasks:
+  ir: {{global_batch_size: 4, negatives: 0}}
+  sts: {{global_batch_size: 4}}
+train: {{max_steps: 10}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    sts = [{"text1": f"a{i}", "text2": "b", "score": i / 8} for i in range(8)]
+    write_jsonl(tmp_path / "sts.jsonl", sts)
+    ir = [{"query": f"q{i}", "positives": ["p"]} for i in range(50)]
+    write_jsonl(tmp_path / "ir.jsonl", ir)
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3"}')
+    path = tmp_path / "plan.yaml"
+    path.write_text(RECIPE.format(root=tmp_path))
+    return path
+
+
+def show(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOL), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_json_lines_are_the_steps_of_the_run(recipe):
+    shown = show("--recipe", recipe, "--start", 3, "--steps", 4, "--json")
+    assert shown.returncode == 0, shown.stderr
+    plan = make_plan(load_recipe(recipe), {"pairs": 8, "search": 50})
+    lines = [json.loads(line) for line in shown.stdout.splitlines()]
+    for line, step in zip(lines, range(3, 7), strict=True):
+        found = plan.at(step)
+        assert line == {
+            "step": step,
+            "task": found.task,
+            "source": found.source,
+            "epoch": found.epoch,
+            "rows": found.rows.tolist(),
+        }
+    assert len(show("--recipe", recipe, "--json").stdout.splitlines()) == 10
+
+
+def test_the_table_counts_rows_and_tokens(recipe):
+    shown = show("--recipe", recipe, "--steps", 1)
+    assert shown.returncode == 0, shown.stderr
+    cells = [line.split() for line in shown.stdout.splitlines()]
+    # 5 steps of 4 rows each: 8 pairs are seen twice, 4 of them once more; 20 of 50 queries once.
+    assert cells[2][:9] == ["sts", "pairs", "8", "5", "2.50", "0", "0", "4", "4"]
+    assert cells[3][:9] == ["ir", "search", "50", "5", "0.40", "30", "20", "0", "0"]
+    assert [line[:2] for line in cells[4:6]] == [["sts", "all"], ["ir", "all"]]
+    assert all(float(line[9]) > 0 for line in cells[2:6])
+    assert cells[-1][:4] == ["0", "ir", "search", "0"]
+
+
+def test_without_a_tokenizer_the_rest_is_shown(recipe):
+    (recipe.parent / "model" / "tokenizer.json").unlink()
+    (recipe.parent / "model" / "tokenizer_config.json").unlink()
+    shown = show("--recipe", recipe)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[2].split()[9] == "-"
+    assert "tokens are not estimated" in shown.stderr
+
+
+def test_mistakes_end_with_code_two(recipe):
+    (recipe.parent / "ir.jsonl").write_text("{}\n")
+    shown = show("--recipe", recipe)
+    assert shown.returncode == 2
+    assert "ir.jsonl:1: " in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert show("--recipe", recipe, "--start", "-1").returncode == 2

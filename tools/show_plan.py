@@ -1,0 +1,207 @@
+"""Show, before a run, which rows it will train on: exposure of every source, and single steps.
+
+It must not decide anything: the run computes the same plan from the same code.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from trainer.cli import ending_with_code
+from trainer.data.batch import StepPlan
+from trainer.data.collate import make_batch
+from trainer.data.plan import DataPlan, Exposure, make_plan
+from trainer.data.sources import Source, open_sources
+from trainer.data.tokens import load_tokenizer, make_encoder
+from trainer.errors import TrainerError
+from trainer.recipe.load import load_recipe
+from trainer.recipe.model_path import resolve_model_path
+from trainer.recipe.schema import Recipe
+
+DESCRIPTION = """\
+Show, before a run, how often the rows of each source are seen, and which rows single steps train
+on. The plan is a pure function of the recipe and the sizes of the sources: any step can be asked
+for, and no number of ranks or workers changes it.
+"""
+EPILOG = """\
+examples:
+  python tools/show_plan.py --recipe recipes/minilm.yaml
+  python tools/show_plan.py --recipe recipes/minilm.yaml data.schedule=proportional --steps 8
+  python tools/show_plan.py --recipe recipes/minilm.yaml --start 1000 --steps 3 --json
+"""
+SAMPLED_ROWS = 256
+"""Rows of each source's first step that are tokenised to estimate its tokens."""
+SHOWN_ROWS = 6
+"""Row ids of a step that the table shows."""
+COLUMNS = ("task", "source", "rows", "steps", "epochs", "never", "once", "twice", "more", "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What the user asked for."""
+
+    recipe: str
+    """Path of the recipe."""
+    overrides: tuple[str, ...]
+    """`key.path=value`, in order."""
+    start: int
+    """First step shown."""
+    steps: int | None
+    """Number of steps shown; None: none in the table, all with --json."""
+    as_json: bool
+    """One JSON object per step in place of the table."""
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Read the command line; a mistake in it ends the process with code 2 and the usage."""
+    parser = argparse.ArgumentParser(
+        prog="show_plan.py",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--recipe", required=True, metavar="FILE", help="what to train, a YAML file")
+    add("overrides", nargs="*", metavar="key.path=value", help="changes to the recipe")
+    add("--start", type=_count, default=0, metavar="S", help="first step to show, from 0")
+    add("--steps", type=_count, metavar="N", help="number of steps to show")
+    add("--json", action="store_true", help="one JSON object per step, nothing else")
+    found = parser.parse_intermixed_args(argv)
+    return Arguments(
+        recipe=found.recipe,
+        overrides=tuple(found.overrides),
+        start=found.start,
+        steps=found.steps,
+        as_json=found.json,
+    )
+
+
+def main() -> int:
+    """Print the table or the steps and return the exit code."""
+    arguments = parse_arguments(sys.argv[1:])
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    sources = open_sources(recipe.data)
+    plan = make_plan(recipe, {source.name: len(source) for source in sources})
+    num_steps = recipe.train.max_steps or plan.num_steps(recipe.train.epochs or 0)
+    if arguments.as_json:
+        shown = num_steps - arguments.start if arguments.steps is None else arguments.steps
+        for step in range(arguments.start, arguments.start + shown):
+            print(json.dumps(step_line(plan.at(step))))
+        return 0
+    print_exposure(plan, num_steps, estimate_tokens(recipe, plan, sources))
+    if arguments.steps is not None:
+        print_steps(plan, arguments.start, arguments.steps)
+    return 0
+
+
+def step_line(step: StepPlan) -> dict[str, object]:
+    """What a step trains on; rows are those of the global batch, in order."""
+    return {
+        "step": step.step,
+        "task": step.task,
+        "source": step.source,
+        "epoch": step.epoch,
+        "rows": step.rows.tolist(),
+    }
+
+
+def estimate_tokens(
+    recipe: Recipe, plan: DataPlan, sources: Sequence[Source]
+) -> Mapping[str, float] | None:
+    """Mean tokens of a step of each source, from its first steps; None without a tokenizer."""
+    model = recipe.model
+    try:
+        tokenizer = load_tokenizer(
+            resolve_model_path(model.path),
+            pooling=model.pooling,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except TrainerError as error:
+        print(f"tokens are not estimated: {error}", file=sys.stderr)
+        return None
+    encoder = make_encoder(tokenizer, recipe.data, pooling=model.pooling)
+    means = {}
+    for source in sources:
+        step = plan.source_step(source.name, 0, 0)
+        sample = replace(step, rows=step.rows[:SAMPLED_ROWS])
+        batch = make_batch(sample, source, encoder, recipe)
+        tokens = sum(map(len, batch.texts.token_ids))
+        means[source.name] = tokens * len(step.rows) / len(sample.rows)
+    return means
+
+
+def print_exposure(plan: DataPlan, num_steps: int, tokens: Mapping[str, float] | None) -> None:
+    """One line per source, then one per task."""
+    exposure = plan.exposure(num_steps)
+    totals = {seen.source: tokens[seen.source] * seen.steps for seen in exposure} if tokens else {}
+    lines = [exposure_line(seen, totals) for seen in exposure]
+    for task in dict.fromkeys(seen.task for seen in exposure):
+        parts = [seen for seen in exposure if seen.task == task]
+        whole = sum(totals.get(part.source, 0.0) for part in parts)
+        lines.append(exposure_line(whole_task(parts), {"all": whole} if tokens else {}))
+    print(f"{num_steps:,} steps; rows seen never, once, twice, more often; tokens estimated")
+    print_table(COLUMNS, lines)
+
+
+def exposure_line(seen: Exposure, tokens: Mapping[str, float]) -> list[str]:
+    """The cells of one line; tokens are unknown where there is no tokenizer."""
+    counts = [seen.never, seen.once, seen.twice, seen.more]
+    return [
+        seen.task,
+        seen.source,
+        f"{seen.num_rows:,}",
+        f"{seen.steps:,}",
+        f"{seen.epochs:.2f}",
+        *(f"{count:,}" for count in counts),
+        f"{tokens[seen.source]:.3g}" if tokens else "-",
+    ]
+
+
+def whole_task(parts: Sequence[Exposure]) -> Exposure:
+    """The sources of a task as one source named `all`."""
+    num_rows = sum(part.num_rows for part in parts)
+    rows_seen = sum(part.rows_seen for part in parts)
+    return Exposure(
+        task=parts[0].task,
+        source="all",
+        num_rows=num_rows,
+        steps=sum(part.steps for part in parts),
+        rows_seen=rows_seen,
+        epochs=rows_seen / num_rows,
+        never=sum(part.never for part in parts),
+        once=sum(part.once for part in parts),
+        twice=sum(part.twice for part in parts),
+        more=sum(part.more for part in parts),
+    )
+
+
+def print_steps(plan: DataPlan, start: int, num_steps: int) -> None:
+    """One line per step with its first rows."""
+    lines = []
+    for step in map(plan.at, range(start, start + num_steps)):
+        rows = " ".join(map(str, step.rows[:SHOWN_ROWS].tolist()))
+        more = f" ... ({len(step.rows)})" if len(step.rows) > SHOWN_ROWS else ""
+        lines.append([f"{step.step:,}", step.task, step.source, str(step.epoch), rows + more])
+    print()
+    print_table(("step", "task", "source", "epoch", "rows"), lines)
+
+
+def print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *lines, strict=True)]
+    for line in (columns, *lines):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}; expected an integer of at least 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(ending_with_code(main))
