@@ -36,6 +36,6 @@ def test_adversarial_lengths_leave_ranks_equal() -> None:
 
 def test_padding_stays_under_a_few_per_cent() -> None:
     rng = np.random.default_rng(0)
-    lengths = np.minimum(512, rng.lognormal(4.5, 0.7, size=4096).astype(int) + 4)
+    lengths = np.minimum(512, rng.lognormal(4.5, 0.7, size=16_384).astype(int) + 4)
     plan = plan_chunks(lengths, num_ranks=8, max_tokens=16_384)
     assert plan.padding_fraction < 0.04

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from tests.support import tiny
 from tests.support.ranks import run_ranks
-
 from trainer.engine.build import build, load_embedder
 from trainer.engine.ranks import Ranks, join
 from trainer.engine.step import Stepper

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WASTE_SHARE = 32
-"""A chunk's padding is at most the token budget over this; a chunk's fixed cost is about as much."""
+WASTE_SHARE = 64
+"""A chunk pads at most its token budget over this: about what one more chunk costs in time."""
 
 
 @dataclass(frozen=True)
