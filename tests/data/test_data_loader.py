@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support.data_files import byte_tokenizer, data_recipe, write_jsonl
+from trainer.data import files
 from trainer.data.batch import IrBatch
 from trainer.data.loader import batches
 from trainer.data.plan import make_plan
@@ -72,6 +73,26 @@ def test_workers_change_nothing_and_leave_nothing(recipe):
                 assert np.array_equal(one.passages, other.passages)
                 assert np.array_equal(one.masked, other.masked)
     assert children() == before
+
+
+def test_workers_read_every_kind_of_file(recipe, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setenv("TRAINER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "CACHE_FROM_BYTES", 0)
+    ir, sts = recipe.data.sources
+    datasets.Dataset.from_json(ir.path, cache_dir=str(tmp_path)).to_parquet(tmp_path / "a.parquet")
+    datasets.Dataset.from_json(sts.path, cache_dir=str(tmp_path)).to_csv(tmp_path / "a.csv")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    changed = (
+        replace(ir, path=str(tmp_path / "a.parquet")),
+        replace(sts, path=str(tmp_path / "a.csv")),
+    )
+    other = replace(recipe, data=replace(recipe.data, sources=changed))
+    pairs = zip(run(with_workers(other, 2), 0, 4), run(recipe, 0, 4), strict=True)
+    for found, expected in pairs:
+        for ids, same in zip(found.texts.token_ids, expected.texts.token_ids, strict=True):
+            assert np.array_equal(ids, same)
 
 
 def test_closing_early_ends_the_workers(recipe):

@@ -305,6 +305,11 @@ SPOILED_BEIR = {
         '{"_id": "x", "title": 2, "text": "t"}',
         r"corpus\.jsonl:6: title = 2; expected a text",
     ),
+    "half a surrogate": (
+        "corpus.jsonl",
+        '{"_id": "x", "text": "\\ud800"}',
+        r"corpus\.jsonl:6: text = .*; expected valid Unicode",
+    ),
     "document id twice": (
         "corpus.jsonl",
         '{"_id": "d1", "text": "x"}',

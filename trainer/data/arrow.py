@@ -37,6 +37,9 @@ class ArrowFile:
     block: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
     """Rows read ahead."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"block_start": 0, "block": []}
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trainer.data.cache import Arrays, cached_arrays
-from trainer.data.fields import Row, RowError, shown
+from trainer.data.fields import Row, RowError, check_string, shown
 from trainer.data.files import line_ranges, open_text_file
 from trainer.data.records import IrRecord
 from trainer.data.scan import CACHE_FROM_ROWS, parsed_rows, text_key
@@ -123,13 +123,9 @@ def document_text(row: Row) -> str:
     Raises:
         RowError: if one is no text.
     """
-    parts = []
-    for field in ("title", "text"):
-        value = row.values.get(field) if field == "title" else row.require(field, "a text")
-        if not isinstance(value, str | None):
-            raise RowError(field, shown(value), "a text")
-        parts.append((value or "").strip())
-    return " ".join(filter(None, parts))
+    text = check_string("text", row.require("text", "a text")).strip()
+    title = check_string("title", row.values["title"]).strip() if row.has("title") else ""
+    return f"{title} {text}".strip()
 
 
 def open_folder(folder: Path, *, skip: bool) -> BeirFolder:
@@ -256,17 +252,18 @@ def _check_positives(beir: BeirFolder, positives: Mapping[int, object], split: s
 
 def _hard_negatives(
     beir: BeirFolder, split: str, positives: Mapping[int, Container[int]], *, skip: bool
-) -> tuple[dict[int, list[int]], str]:
+) -> tuple[dict[int, np.ndarray], str]:
     """Corpus rows of each query's hard negatives without its judged positives, and a digest."""
     path = beir.folder / f"hard_negatives.{split}.jsonl"
     if not path.exists():
         return {}, ""
     table = table_of([path])
-    mined: dict[int, list[int]] = {}
+    mined: dict[int, np.ndarray] = {}
     for _, (query, documents) in parsed_rows(table, _mined(beir, table), skip=skip):
         if query in positives:
             judged = positives[query]
-            mined[query] = [row for row in dict.fromkeys(documents) if row not in judged]
+            kept = [row for row in dict.fromkeys(documents) if row not in judged]
+            mined[query] = np.array(kept, np.int64)
     return mined, table.sha256
 
 
@@ -298,9 +295,7 @@ def _check_document(row: Row) -> str:
 
 
 def _check_query(row: Row) -> str:
-    text = row.require("text", "a text")
-    if not isinstance(text, str):
-        raise RowError("text", shown(text), "a text")
+    check_string("text", row.require("text", "a text"))
     return row.identifier("_id")
 
 

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 SHOWN_CHARS = 60
 """Characters of a wrong value that a message repeats."""
 
@@ -32,11 +34,21 @@ def check_text(field: str, value: object) -> str:
     Raises:
         RowError: if it is not a string, blank, or holds half a surrogate pair.
     """
+    text = check_string(field, value)
+    if not text or text.isspace():
+        raise RowError(field, shown(value), "a text that is not empty")
+    return text
+
+
+def check_string(field: str, value: object) -> str:
+    """The value, if it is a text, possibly blank.
+
+    Raises:
+        RowError: if it is not a string or holds half a surrogate pair, which no tokenizer takes.
+    """
     if not isinstance(value, str):
         raise RowError(field, shown(value), "a text")
-    if not value or value.isspace():
-        raise RowError(field, shown(value), "a text that is not empty")
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+    if not value.isascii() and HALF_PAIR.search(value):
         raise RowError(field, shown(value), "valid Unicode (half of a surrogate pair found)")
     return value
 

@@ -21,7 +21,7 @@ from trainer.data.cache import Arrays, cached_arrays, file_identity
 from trainer.data.fields import RowError, shown
 from trainer.errors import DataError
 
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 22
 """Read at a time while indexing."""
 CACHE_FROM_BYTES = 1 << 25
 """Smaller files are indexed anew at each start, in a fraction of a second."""

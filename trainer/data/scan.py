@@ -57,7 +57,11 @@ def scan_table(table: Table, parse: Parse, *, identity: str, skip: bool) -> Scan
         DataError: at the first spoiled row, or if more than 1% of the rows are spoiled, or all.
     """
 
+    cached = len(table) >= CACHE_FROM_ROWS
+
     def build() -> Arrays:
+        if cached:
+            logger.info("%s: checking %d rows, once for all runs", table.name, len(table))
         rows, keys, topics, scores = array("q"), array("Q"), array("Q"), array("d")
         for row, record in parsed_rows(table, parse, skip=skip):
             rows.append(row)
@@ -73,7 +77,6 @@ def scan_table(table: Table, parse: Parse, *, identity: str, skip: bool) -> Scan
             "num_duplicates": np.array(np.sum(distinct[1:] == distinct[:-1])),
         }
 
-    cached = len(table) >= CACHE_FROM_ROWS
     arrays = cached_arrays(f"scan|{table.sha256}|{identity}|{skip}", build) if cached else build()
     return Scan(
         rows=arrays["rows"],
