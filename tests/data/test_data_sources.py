@@ -3,32 +3,21 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
-from tests.support.data_files import write_beir, write_jsonl, write_qrels
-from trainer.data.overlap import count_overlaps, warn_of_overlaps
+from tests.support.data_files import (
+    GOOD_IR,
+    GOOD_STS,
+    all_records,
+    ir_source,
+    sts_source,
+    write_jsonl,
+)
 from trainer.data.records import IrRecord, StsRecord
-from trainer.data.sources import IrEvalSet, StsEvalSet, open_eval_set, open_source, open_sources
+from trainer.data.sources import StsEvalSet, open_eval_set, open_source
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe
-
-GOOD_IR = {"query": "q", "positives": ["p"], "negatives": ["n"]}
-GOOD_STS = {"text1": "a", "text2": "b", "score": 1.0}
-
-
-def ir_source(path: object, **changes: object) -> SourceRecipe:
-    return SourceRecipe(name="set", task="ir", path=str(path), **changes)
-
-
-def sts_source(path: object, **changes: object) -> SourceRecipe:
-    return SourceRecipe(name="set", task="sts", path=str(path), **changes)
-
-
-def all_records(recipe: SourceRecipe) -> list[object]:
-    source = open_source(recipe, ".")
-    return [source.record(row) for row in range(len(source))]
 
 
 def test_ir_rows_become_records(tmp_path):
@@ -239,168 +228,11 @@ def test_fingerprints_follow_the_content(tmp_path):
     assert open_source(ir_source(path), ".").fingerprint != first
 
 
-@pytest.fixture
-def beir(tmp_path):
-    """Three documents, two judged queries, mined negatives with a judged one among them."""
-    folder = write_beir(
-        tmp_path / "beir",
-        corpus={"d1": "one", "d2": "two", "d3": "three", "d4": ""},
-        queries={"q1": "first", "q2": "second", "q3": ""},
-    )
-    (folder / "corpus.jsonl").open("a").write('{"_id": 5, "title": "Five", "text": "fifth"}\n')
-    write_qrels(
-        folder, "train", [("q1", "d1", 2), ("q1", "d2", 0), ("q2", "5", 1), ("q1", "d3", 1)]
-    )
-    write_qrels(folder, "dev", [("q2", "d1", 2), ("q3", "d2", 1), ("q2", "d2", 0)])
-    mined = [
-        {"query_id": "q1", "negatives": ["d2", "d3", "d2"]},
-        {"query_id": "q3", "negatives": []},
-    ]
-    write_jsonl(folder / "hard_negatives.train.jsonl", mined)
-    return folder
-
-
-def test_beir_folders_give_one_record_per_judged_query(beir):
-    assert all_records(ir_source(beir)) == [
-        IrRecord(query="first", positives=("one", "three"), negatives=("two",)),
-        IrRecord(query="second", positives=("Five fifth",)),
-    ]
-
-
-def test_beir_evaluation_keeps_gains_and_the_whole_corpus(beir, tmp_path):
-    held_out = EvalSetRecipe(name="dev", task="ir", path="beir")
-    found = open_eval_set(held_out, DataRecipe(sources=(), root=str(tmp_path)))
-    assert isinstance(found, IrEvalSet)
-    assert found.query_ids == ("q2", "q3")
-    assert found.queries == ("second", "")
-    assert found.corpus_ids == ("d1", "d2", "d3", "d4", "5")
-    assert list(found.corpus) == ["one", "two", "three", "", "Five fifth"]
-    assert found.qrels == {"q2": {"d1": 2, "d2": 0}, "q3": {"d2": 1}}
-
-
 def test_sts_evaluation_is_normalised(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{**GOOD_STS, "score": 4}, {**GOOD_STS, "score": 1}])
     held_out = EvalSetRecipe(name="dev", task="sts", path="a.jsonl")
     found = open_eval_set(held_out, DataRecipe(sources=(), root=str(tmp_path)))
     assert found == StsEvalSet(text1=("a", "a"), text2=("b", "b"), score=(0.8, 0.2))
-
-
-def test_evaluation_sets_of_the_wrong_kind_are_refused(beir, tmp_path):
-    data = DataRecipe(sources=(), root=str(tmp_path))
-    write_jsonl(tmp_path / "a.jsonl", [GOOD_IR])
-    with pytest.raises(DataError, match=r"eval\.sets\.x: path = a\.jsonl; expected a BEIR folder"):
-        open_eval_set(EvalSetRecipe(name="x", task="ir", path="a.jsonl"), data)
-    with pytest.raises(DataError, match=r"eval\.sets\.x: path = beir; expected a file of scored"):
-        open_eval_set(EvalSetRecipe(name="x", task="sts", path="beir"), data)
-    with pytest.raises(DataError, match=r"data\.sources\.set: task = sts; expected ir"):
-        open_source(sts_source(beir), ".")
-
-
-SPOILED_BEIR = {
-    "document without id": ("corpus.jsonl", '{"text": "x"}', r"corpus\.jsonl:6: _id = nothing"),
-    "document without text": ("corpus.jsonl", '{"_id": "x"}', r"corpus\.jsonl:6: text = nothing"),
-    "number as text": ("corpus.jsonl", '{"_id": "x", "text": 1}', r"corpus\.jsonl:6: text = 1"),
-    "number as title": (
-        "corpus.jsonl",
-        '{"_id": "x", "title": 2, "text": "t"}',
-        r"corpus\.jsonl:6: title = 2; expected a text",
-    ),
-    "half a surrogate": (
-        "corpus.jsonl",
-        '{"_id": "x", "text": "\\ud800"}',
-        r"corpus\.jsonl:6: text = .*; expected valid Unicode",
-    ),
-    "document id twice": (
-        "corpus.jsonl",
-        '{"_id": "d1", "text": "x"}',
-        r'corpus\.jsonl:6: _id = "d1"; expected a new id',
-    ),
-    "query id twice": (
-        "queries.jsonl",
-        '{"_id": "q1", "text": "x"}',
-        r'queries\.jsonl:4: _id = "q1"; expected a new id',
-    ),
-    "query not json": ("queries.jsonl", "{", r"queries\.jsonl:4: row = .*; expected JSON"),
-    "unknown query": (
-        "qrels/train.tsv",
-        "qX\td1\t1",
-        r'train\.tsv:6: query-id = "qX"; expected an',
-    ),
-    "unknown document": (
-        "qrels/train.tsv",
-        "q1\tdX\t1",
-        r'train\.tsv:6: corpus-id = "dX"; expecte',
-    ),
-    "word as gain": (
-        "qrels/train.tsv",
-        "q1\td1\thigh",
-        r'train\.tsv:6: score = "high"; expected a',
-    ),
-    "half a gain": (
-        "qrels/train.tsv",
-        "q1\td1\t0.5",
-        r"train\.tsv:6: score = 0.5; expected a whol",
-    ),
-    "two fields": (
-        "qrels/train.tsv",
-        "q1\td1",
-        r"train\.tsv:6: line = .*; expected query-id, corp",
-    ),
-    "spaces for tabs": ("qrels/train.tsv", "q1 d1 1", r"train\.tsv:6: line = .*parted by tabs"),
-    "blank query judged": ("qrels/train.tsv", "q3\td1\t1", r'train\.tsv:6: query-id = "q3".*text'),
-    "blank positive": (
-        "qrels/train.tsv",
-        "q1\td4\t1",
-        r'train\.tsv:6: corpus-id = "d4".*with text',
-    ),
-    "unknown mined": (
-        "hard_negatives.train.jsonl",
-        '{"query_id": "q2", "negatives": ["d1", "dX"]}',
-        r'train\.jsonl:3: negatives\[1\] = "dX"; expected an _id of corpus\.jsonl',
-    ),
-    "mined for nobody": (
-        "hard_negatives.train.jsonl",
-        '{"query_id": "qX", "negatives": []}',
-        r'train\.jsonl:3: query_id = "qX"; expected an _id of queries\.jsonl',
-    ),
-    "mined is no list": (
-        "hard_negatives.train.jsonl",
-        '{"query_id": "q2", "negatives": "d1"}',
-        r'train\.jsonl:3: negatives = "d1"; expected a list',
-    ),
-}
-
-
-@pytest.mark.parametrize(("file", "line", "message"), SPOILED_BEIR.values(), ids=SPOILED_BEIR)
-def test_a_spoiled_beir_line_is_named(beir, file, line, message):
-    with (beir / file).open("a") as handle:
-        handle.write(line + "\n")
-    with pytest.raises(DataError, match=message):
-        open_source(ir_source(beir), ".")
-
-
-def test_a_query_without_positives_is_named(beir):
-    write_qrels(beir, "train", [("q1", "d1", 1), ("q2", "d2", 0)])
-    with pytest.raises(DataError, match=r"train\.tsv: query-id = q2; expected at least one doc"):
-        open_source(ir_source(beir), ".")
-
-
-def test_missing_parts_of_a_beir_folder_are_named(beir):
-    with pytest.raises(DataError, match=r"test\.tsv: split = test; expected one of .*: dev, train"):
-        open_source(ir_source(beir, split="test"), ".")
-    write_qrels(beir, "train", [])
-    with pytest.raises(DataError, match=r"train\.tsv: rows = 0"):
-        open_source(ir_source(beir), ".")
-    (beir / "queries.jsonl").unlink()
-    with pytest.raises(DataError, match=r"queries\.jsonl: No such file"):
-        open_source(ir_source(beir), ".")
-
-
-def test_sources_open_together_and_are_described(beir, caplog):
-    data = DataRecipe(sources=(ir_source(beir), ir_source(beir)))
-    with caplog.at_level("INFO"):
-        assert [len(source) for source in open_sources(data)] == [2, 2]
-    assert "source set: beir, 2 queries of split train, 5 documents" in caplog.text
 
 
 def test_checking_data_imports_nothing_heavy():
@@ -410,23 +242,3 @@ def test_checking_data_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_training_rows_that_are_evaluated_on_are_counted(beir, tmp_path, caplog):
-    write_jsonl(
-        tmp_path / "a.jsonl", [GOOD_STS, {"text1": "b", "text2": "a", "score": 0}, GOOD_STS]
-    )
-    write_jsonl(tmp_path / "b.jsonl", [{**GOOD_STS, "text1": "x"}, GOOD_STS])
-    write_jsonl(tmp_path / "c.jsonl", [GOOD_IR, {**GOOD_IR, "query": "second"}])
-    recipes = [sts_source("a.jsonl"), ir_source("c.jsonl"), ir_source("beir")]
-    recipes = [replace(recipe, name=f"s{i}") for i, recipe in enumerate(recipes)]
-    data = DataRecipe(sources=tuple(recipes), root=str(tmp_path))
-    sets = {
-        "pairs": open_eval_set(EvalSetRecipe(name="pairs", task="sts", path="b.jsonl"), data),
-        "search": open_eval_set(EvalSetRecipe(name="search", task="ir", path="beir"), data),
-    }
-    sources = open_sources(data)
-    expected = {("s0", "pairs"): 3, ("s1", "search"): 1, ("s2", "search"): 1}
-    assert count_overlaps(sources, sets) == expected
-    warn_of_overlaps(sources, sets)
-    assert "data.sources.s0: 3 rows are also in eval.sets.pairs" in caplog.text

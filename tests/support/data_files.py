@@ -8,6 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from trainer.data.records import Record
+from trainer.data.sources import open_source
 from trainer.recipe.schema import (
     DataRecipe,
     IrRecipe,
@@ -18,6 +20,9 @@ from trainer.recipe.schema import (
     TasksRecipe,
     TrainRecipe,
 )
+
+GOOD_IR = {"query": "q", "positives": ["p"], "negatives": ["n"]}
+GOOD_STS = {"text1": "a", "text2": "b", "score": 1.0}
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> Path:
@@ -87,3 +92,19 @@ def byte_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     backend.train_from_iterator(["the cat sat on the mat and the dog ran"] * 3, trainer)
     names = special or {"pad_token": "<pad>", "eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def ir_source(path: object, **changes: Any) -> SourceRecipe:
+    """An IR source named `set`."""
+    return SourceRecipe(name="set", task="ir", path=str(path), **changes)
+
+
+def sts_source(path: object, **changes: Any) -> SourceRecipe:
+    """An STS source named `set`."""
+    return SourceRecipe(name="set", task="sts", path=str(path), **changes)
+
+
+def all_records(recipe: SourceRecipe) -> list[Record]:
+    """Every record of a source, in order."""
+    source = open_source(recipe, ".")
+    return [source.record(row) for row in range(len(source))]

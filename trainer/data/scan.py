@@ -56,7 +56,6 @@ def scan_table(table: Table, parse: Parse, *, identity: str, skip: bool) -> Scan
     Raises:
         DataError: at the first spoiled row, or if more than 1% of the rows are spoiled, or all.
     """
-
     cached = len(table) >= CACHE_FROM_ROWS
 
     def build() -> Arrays:
