@@ -20,14 +20,13 @@ def learning_rate(
         peak: rate after warmup.
         num_steps: steps of the run.
         warmup_steps: steps of the linear rise; its first step already has peak / warmup_steps.
-        shape: decay from the end of warmup to the last step.
-        min_ratio: rate at the last step as a share of the peak.
+        shape: decay from the end of warmup on.
+        min_ratio: where the decay would arrive after the last step, as a share of the peak.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    # 0 at the end of warmup, 1 at the last step
-    done = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
-    done = min(1.0, done)
+    # 0 at the end of warmup; 1 would be one past the last step, so that no step is without effect
+    done = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
     if shape == "constant":
         return peak
     share = 0.5 * (1 + math.cos(math.pi * done)) if shape == "cosine" else 1 - done

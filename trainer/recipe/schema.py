@@ -201,7 +201,7 @@ class TrainRecipe:
     warmup_ratio: float = bounded(0.05, low=0, high=1)
     """Share of the steps over which the rate rises linearly from 0."""
     min_learning_rate_ratio: float = bounded(0.0, low=0, high=1)
-    """Rate at the last step as a share of the peak."""
+    """Where the decay would arrive after the last step, as a share of the peak."""
     max_grad_norm: float = bounded(1.0, low=0)
     """Gradient clipping by global L2 norm; 0 switches it off."""
     weight_decay: float = bounded(0.01, low=0)

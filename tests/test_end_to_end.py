@@ -1,0 +1,185 @@
+"""The command as users start it: by deepspeed, torchrun and python; resumed; exported; searched."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.corpus import make_workspace
+
+pytestmark = pytest.mark.dist
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+LIMIT_SEC = 240
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's root and return it finished, whatever its exit code."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SEC,
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        check=False,
+    )
+
+
+def by_deepspeed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Two ranks by DeepSpeed's launcher."""
+    port = f"--master_port={free_port()}"
+    return run("deepspeed", port, "--num_accelerators", "2", "trainer/run.py", *arguments)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def without_clock(line: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in line.items() if k not in ("seconds", "tokens_per_sec")}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workspace")
+    make_workspace(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(workspace: Path) -> Path:
+    """The run folder of 20 steps on two ranks."""
+    result = by_deepspeed("--recipe", str(workspace / "recipe.yaml"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return workspace / "run"
+
+
+def test_output_folder_has_every_part(finished: Path) -> None:
+    steps = lines(finished / "metrics.jsonl")
+    assert [line["step"] for line in steps] == list(range(20))
+    assert {line["task"] for line in steps} == {"ir", "sts"}
+    assert {"source", "loss", "infonce", "learning_rate", "grad_norm", "tokens"} <= set(steps[0])
+    evaluations = lines(finished / "eval.jsonl")
+    assert [line["step"] for line in evaluations] == [0, 10, 20]
+    assert evaluations[0]["sets"].keys() == {"pairs", "docs"}
+    checkpoints = finished / "checkpoints"
+    assert (checkpoints / "latest").read_text() == "step-20"
+    manifest = json.loads((checkpoints / "step-10" / "manifest.json").read_text())
+    assert manifest["world_size"] == 2
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_same_losses_on_one_rank_by_python(finished: Path, workspace: Path) -> None:
+    result = run(
+        sys.executable,
+        "trainer/run.py",
+        "--recipe",
+        str(workspace / "recipe.yaml"),
+        f"output_dir={workspace}/alone",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    alone, together = (lines(f / "metrics.jsonl") for f in (workspace / "alone", finished))
+    # issue of float32 sums in another order, over 20 Adam steps
+    for one, two in zip(alone, together, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4), one["step"]
+        assert (one["task"], one["source"], one["tokens"]) == (
+            two["task"],
+            two["source"],
+            two["tokens"],
+        )
+
+
+def test_resumed_by_torchrun_equals_uninterrupted(finished: Path, workspace: Path) -> None:
+    cut = workspace / "cut"
+    shutil.copytree(finished, cut)
+    shutil.rmtree(cut / "checkpoints" / "step-20")
+    shutil.rmtree(cut / "model")
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "torn')
+    result = run(
+        "torchrun",
+        "--nproc-per-node=2",
+        f"--master-port={free_port()}",
+        "trainer/run.py",
+        "--recipe",
+        str(workspace / "recipe.yaml"),
+        "--resume",
+        f"output_dir={cut}",
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "resumed from step-10" in result.stdout
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        again, before = lines(cut / name), lines(finished / name)
+        assert list(map(without_clock, again)) == list(map(without_clock, before))
+    weights = (f / "model" / "model.safetensors" for f in (cut, finished))
+    first, second = (path.read_bytes() for path in weights)
+    assert first == second
+
+
+def test_export_gives_the_trainers_vectors(finished: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from trainer.data.tokens import load_tokenizer, make_encoder
+    from trainer.engine.embed import embed_texts
+    from trainer.engine.ranks import Ranks
+    from trainer.recipe.load import load_recipe
+
+    recipe = load_recipe(finished / "recipe.yaml", [])
+    model = SentenceTransformer(str(finished / "model"))
+    assert model.prompts["query"] == "w1 w2 "
+    assert model.max_seq_length == 16
+    texts = ["w3", "w4 w5 w6", " ".join(f"w{i}" for i in range(40))]
+    theirs = model.encode(texts, prompt_name="query", normalize_embeddings=False)
+    ours = embed_texts(
+        texts,
+        instruction="w1 w2 ",
+        max_tokens=16,
+        encoder=make_encoder(
+            load_tokenizer(str(finished.parent / "model"), pooling="last"),
+            recipe.data,
+            pooling="last",
+        ),
+        passes=PlainPasses(finished / "model"),
+        ranks=Ranks(rank=0, world_size=1, device=torch.device("cpu")),
+        chunk_tokens=64,
+    )
+    assert np.abs(theirs - ours.numpy()).max() < 1e-6
+
+
+class PlainPasses:
+    """The embedder of a folder of weights, run without an engine."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModel
+
+        from trainer.model.embedder import Embedder
+
+        backbone = AutoModel.from_pretrained(folder)
+        self.embedder = Embedder(backbone, pooling="last", attention="causal").eval()
+
+    def embed(self, chunks: list[Any]) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([self.embedder(chunk)[0] for chunk in chunks])
+
+
+def test_output_folder_of_another_run_is_refused(finished: Path) -> None:
+    result = by_deepspeed("--recipe", str(finished.parent / "recipe.yaml"))
+    assert result.returncode == 2
+    assert "holds a run" in result.stderr
+    assert "Traceback" not in result.stderr
