@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import TrainerError
+from trainer.recipe.model_path import resolve_model_path
 
 DESCRIPTION = """\
 Merge checkpoints of one base model into a folder that transformers and sentence-transformers load.
@@ -67,7 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--base", type=Path, required=True, help="pre-trained model, theta0: a folder")
+    add(
+        "--base",
+        required=True,
+        help="pre-trained model, theta0: a folder, or package:NAME/FOLDER of a Python package",
+    )
     add(
         "--checkpoints",
         type=Path,
@@ -205,12 +210,18 @@ def _settings(arguments: argparse.Namespace) -> Any:
     )
 
 
+def _base_folder(base: str) -> Path:
+    """A folder as it is; one inside a package is looked up as a recipe's model.path is."""
+    return Path(resolve_model_path(base) if base.startswith("package:") else base)
+
+
 def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
     from trainer.merge import merge_checkpoints
 
+    base = _base_folder(arguments.base)
     with _Bar() as bar:
         report = merge_checkpoints(
-            arguments.base,
+            base,
             arguments.checkpoints,
             arguments.output,
             _settings(arguments),
@@ -234,7 +245,9 @@ def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
 def _dry_run(arguments: argparse.Namespace) -> dict[str, Any]:
     from trainer.merge.driver import describe
 
-    result = describe(arguments.base, arguments.checkpoints, arguments.output, _settings(arguments))
+    result = describe(
+        _base_folder(arguments.base), arguments.checkpoints, arguments.output, _settings(arguments)
+    )
     for name, value in result.items():
         print(f"{name:>18}: {value:,}" if isinstance(value, int) else f"{name:>18}: {value}")
     return result

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer.data.overlap import warn_of_overlaps
 from trainer.data.plan import make_plan
 from trainer.data.sources import Source, open_eval_set, open_sources
 from trainer.errors import RecipeError
@@ -56,8 +57,10 @@ def open_data(recipe: Recipe) -> tuple[Source, ...]:
         DataError: if a file is missing or empty, or a row is spoiled.
     """
     sources = open_sources(recipe.data)
-    for held_out in recipe.eval.sets:
-        open_eval_set(held_out, recipe.data)
+    warn_of_overlaps(
+        sources,
+        {held_out.name: open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets},
+    )
     return sources
 
 

@@ -73,7 +73,10 @@ def _write_weights(
     backbone: nn.Module, folder: Path, ranks: Ranks, shard_bytes: int
 ) -> dict[str, torch.Size]:
     """Write all tensors on the first rank; returns their shapes."""
-    shapes, files, held, held_bytes = {}, [], {}, 0
+    shapes: dict[str, torch.Size] = {}
+    files: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    held_bytes = 0
     for name, tensor in full_tensors(backbone):
         shapes[name] = tensor.shape
         if not ranks.is_first:
@@ -101,7 +104,7 @@ def _name_shards(folder: Path, files: list[list[str]]) -> None:
     if len(files) == 1:
         (folder / "0.safetensors").rename(folder / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(files):
         final = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
         (folder / f"{number}.safetensors").rename(folder / final)

@@ -122,7 +122,11 @@ def make_optimizer(
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rate)
-    settings = {"lr": recipe.learning_rate, "betas": recipe.betas, "eps": recipe.epsilon}
+    settings: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "betas": recipe.betas,
+        "eps": recipe.epsilon,
+    }
     if "offload_optimizer" in config["zero_optimization"] and ranks.device.type == "cuda":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from trainer.engine.memory import device_memory, measure_model, plan_memory
@@ -25,17 +26,23 @@ def choose_gather(
         world_size: number of ranks.
 
     Returns:
-        `step`, `chunk` or `interleaved`; the same on ranks with equal memory.
+        `step`, `chunk` or `interleaved`; the first rank's choice everywhere.
+    Collective: yes.
     """
     if recipe.engine.gather != "auto":
         return recipe.engine.gather
     if deepspeed["zero_optimization"]["stage"] < 3:
         return "step"
+    local_ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
     plan = plan_memory(
         recipe,
         measure_model(config, recipe.model.lora),
         deepspeed=deepspeed,
         world_size=world_size,
-        usable_bytes=device_memory(int(os.environ.get("LOCAL_WORLD_SIZE", world_size))),
+        usable_bytes=device_memory(int(local_ranks)),
     )
-    return plan.gather
+    # ranks may see different free memory; all must take the same way
+    choice: list[Any] = [plan.gather]
+    dist.broadcast_object_list(choice)
+    chosen: Gather = choice[0]
+    return chosen

@@ -105,7 +105,7 @@ def _ir_share(batch: IrBatch, recipe: IrRecipe, ranks: Ranks) -> TableLoss:
     own = _own_slice(len(batch.query), ranks)
     weight = (own.stop - own.start) / len(batch.query)
     query = torch.from_numpy(batch.query[own]).to(ranks.device)
-    columns = (batch.passages >= 0).any(axis=0)
+    columns = np.any(batch.passages >= 0, axis=0, keepdims=False)
     index = batch.passages[:, columns]
     passages = torch.from_numpy(np.maximum(index, 0)).to(ranks.device)
     absent = torch.from_numpy(index < 0)

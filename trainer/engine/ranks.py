@@ -57,7 +57,7 @@ def join(timeout_minutes: float) -> Ranks:
 def _share_cores() -> None:
     """Ranks of one host split its cores; two that both take all slow each other down."""
     if "OMP_NUM_THREADS" not in os.environ:
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE", "1"))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_ranks))
 
 

@@ -26,8 +26,8 @@ from trainer.merge.stream import MergeItem, Outcome, Scratch, bytes_per_element,
 
 logger = logging.getLogger(__name__)
 
-MAX_BLOCK = 1 << 17
-"""Elements of a block: float64 buffers of this size stay in a core's share of the cache."""
+MAX_BLOCK = 1 << 18
+"""Elements of a block: large enough that calls cost little, small enough for a shared cache."""
 MIN_BLOCK = 1 << 12
 """Below this, calls cost more than arithmetic."""
 INTERPRETER_BYTES = 192 << 20
@@ -65,6 +65,7 @@ class _Job:
     scratches: "queue.SimpleQueue[Scratch]"
     stop: Event
     progress: Progress
+    input_bytes: int
 
 
 class _StoppedError(Exception):
@@ -221,7 +222,7 @@ def _merge_all(
     scratches: queue.SimpleQueue[Scratch] = queue.SimpleQueue()
     for _ in range(settings.num_workers):
         scratches.put(Scratch.allocate(len(plan.identities) - 1, block))
-    job = _Job(plan, settings, folder, scratches, Event(), progress)
+    job = _Job(plan, settings, folder, scratches, Event(), progress, plan.input_bytes)
     outcomes = _resumed(job)
     left = [item for item in plan.items if item.name not in outcomes]
     # the largest first, so that no worker is left alone with one at the end
@@ -244,7 +245,7 @@ def _resumed(job: _Job) -> dict[str, Outcome]:
     sizes = {item.name: item.input_bytes for item in job.plan.items}
     for name, entry in job.folder.finished().items():
         outcomes[name] = Outcome(tuple(entry["norms"]), tuple(entry["weights"]))
-        job.progress(sizes[name], job.plan.input_bytes)
+        job.progress(sizes[name], job.input_bytes)
     return outcomes
 
 
@@ -262,13 +263,12 @@ def _collect(
 def _merge_one(job: _Job, item: MergeItem) -> tuple[Outcome, str]:
     writer = job.folder.writer(item.name)
     per_byte = item.input_bytes / max(1, item.num_bytes)
-    total = job.plan.input_bytes
 
     def write(values: Tensor) -> None:
         if job.stop.is_set():
             raise _StoppedError
         writer.write(values)
-        job.progress(round(values.numel() * values.itemsize * per_byte), total)
+        job.progress(round(values.numel() * values.itemsize * per_byte), job.input_bytes)
 
     scratch = job.scratches.get()
     try:

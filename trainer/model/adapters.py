@@ -23,7 +23,7 @@ def add_lora(backbone: nn.Module, recipe: LoraRecipe) -> nn.Module:
             backbone,
             LoraConfig(
                 r=recipe.rank,
-                lora_alpha=recipe.alpha,
+                lora_alpha=recipe.alpha,  # type: ignore[arg-type] # peft divides by the rank
                 lora_dropout=recipe.dropout,
                 target_modules=targets,
                 use_rslora=recipe.rslora,

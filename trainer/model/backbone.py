@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
-from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from trainer.errors import RecipeError
 from trainer.recipe.schema import ModelRecipe
@@ -106,7 +106,7 @@ def _open_attention(backbone: nn.Module, recipe: ModelRecipe) -> None:
     if recipe.attention == "bidirectional":
         for module in backbone.modules():
             if getattr(module, "is_causal", False) is True:
-                module.is_causal = False
+                module.is_causal = False  # type: ignore[assignment]
 
 
 def _freeze_unused(backbone: nn.Module) -> None:

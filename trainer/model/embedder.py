@@ -4,6 +4,7 @@ It must not know batches, losses or collectives.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,14 +66,14 @@ class Embedder(nn.Module):
         self.dropout_keys: DropoutKeys = key_dropouts(backbone)
 
     @property
-    def config(self) -> object:
+    def config(self) -> Any:
         """The backbone's config; DeepSpeed and peft look for it on the wrapped module."""
         return self.backbone.config
 
     @property
     def vector_size(self) -> int:
         """H."""
-        return int(self.backbone.config.hidden_size)
+        return int(self.config.hidden_size)
 
     def mask_for(self, chunk: Chunk) -> Tensor | None:
         """Attention mask [B, L], int64, or None where the fused kernel needs none.

@@ -25,7 +25,7 @@ class ChunkRun:
 
     chunks: Sequence[Chunk]
     """In the order of their tokens."""
-    masks: Sequence[Tensor | None]
+    masks: Sequence[Any]
     """Attention mask of each chunk as its layers expect it."""
     rotary: tuple[Tensor, Tensor]
     """Cosines and sines for positions up to the longest chunk, each [1, L, R]."""
@@ -134,12 +134,12 @@ class LayerMajorEmbedder(Embedder):
             step_key=step_key,
         )
 
-    def _layer_mask(self, chunk: Chunk, hidden_TH: Tensor) -> Tensor | None:
+    def _layer_mask(self, chunk: Chunk, hidden_TH: Tensor) -> Any:
         """The mask that transformers would build for full attention over this chunk."""
         from transformers.masking_utils import create_causal_mask
 
         num_texts, length = chunk.input_ids.shape
-        mask: Tensor | None = create_causal_mask(
+        mask: Any = create_causal_mask(
             config=decoder_of(self.backbone).config,
             inputs_embeds=hidden_TH.new_empty(num_texts, length, 1),
             attention_mask=self.mask_for(chunk),
