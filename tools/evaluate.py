@@ -1,0 +1,181 @@
+"""Score an embedder on held-out sets: `python tools/evaluate.py --model DIR --sets PATH ...`.
+
+DIR is a sentence-transformers folder, a hub id, or the output folder of a run, which is scored
+with the text lengths of its recipe. A set is a BEIR folder or a file of scored pairs, written
+PATH or PATH:task. With `--json` the last line is `{set: {metric: value}}`.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from trainer.cli import ending_with_code
+from trainer.data.beir import is_beir_folder
+from trainer.data.sources import open_eval_set
+from trainer.errors import DataError, RecipeError
+from trainer.recipe.load import load_recipe
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe, Task
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+
+    from trainer.evaluation.evaluate import Side
+
+PROMPTS: dict[tuple[Task, str], str] = {
+    ("ir", "query"): "query",
+    ("ir", "passage"): "document",
+    ("sts", "query"): "sts",
+}
+"""Name of the model's prompt for each side of each task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Longest texts of each side, tokens; None: as the model says."""
+
+    query: int | None = None
+    passage: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelEmbedder:
+    """Embeds with a sentence-transformers model and its own prompts."""
+
+    model: "SentenceTransformer"
+    task: Task
+    limits: Limits
+
+    def __call__(self, texts: Sequence[str], *, side: "Side") -> "Tensor":
+        """Vectors [n, D], float32, norm 1."""
+        limit = self.limits.query if side == "query" else self.limits.passage
+        if limit is not None:
+            self.model.max_seq_length = limit
+        name = PROMPTS[self.task, side]
+        return self.model.encode(
+            list(texts),
+            prompt=self.model.prompts.get(name),
+            convert_to_tensor=True,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        ).float()
+
+
+def read_set(text: str, split: str) -> EvalSetRecipe:
+    """A set from `PATH` or `PATH:task`.
+
+    Raises:
+        DataError: if there is nothing at the path.
+    """
+    path, colon, task = text.rpartition(":")
+    if not colon or task not in get_args(Task):
+        path, task = text, "ir" if is_beir_folder(Path(text)) else "sts"
+    if not Path(path).expanduser().exists():
+        raise DataError(
+            f"--sets: {path} = missing; expected a BEIR folder or a file of scored pairs, "
+            f"written PATH or PATH:task with task {' or '.join(get_args(Task))}. Check the path."
+        )
+    name = Path(path).name.removesuffix(".jsonl")
+    return EvalSetRecipe(name=name, task="ir" if task == "ir" else "sts", path=path, split=split)
+
+
+def read_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
+    """All sets, each under a name of its own.
+
+    Raises:
+        DataError: if a path is missing, or two sets share a name.
+    """
+    sets = [read_set(text, split) for text in texts]
+    names = [held_out.name for held_out in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f"--sets: {name} = {names.count(name)} sets; expected one of each name. "
+                "Score them in separate calls, or rename one."
+            )
+    return sets
+
+
+def find_model(path: str) -> tuple[str, Limits]:
+    """Where the model lies and how long its texts are.
+
+    Raises:
+        RecipeError: if a folder holds neither a run with an exported model nor a model.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        return path, Limits()  # a hub id, or a mistake that the hub client tells
+    if (folder / "modules.json").is_file():
+        return str(folder), Limits()
+    if (folder / "model" / "modules.json").is_file() and (folder / "recipe.yaml").is_file():
+        data = load_recipe(folder / "recipe.yaml").data
+        limits = Limits(query=data.query_max_tokens, passage=data.passage_max_tokens)
+        return str(folder / "model"), limits
+    raise RecipeError(
+        f"{folder}: modules.json = missing; expected a sentence-transformers folder, or the "
+        "output folder of a finished run. Give another --model."
+    )
+
+
+def evaluate(path: str, sets: Sequence[EvalSetRecipe]) -> dict[str, dict[str, float]]:
+    """Metrics of each set.
+
+    Raises:
+        RecipeError: if there is no model.
+        DataError: if a set is wrong.
+    """
+    model_path, limits = find_model(path)
+    data = DataRecipe(sources=())
+    opened = [open_eval_set(held_out, data) for held_out in sets]
+    # Heavy: mistakes in paths and rows are told before these are imported.
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    from trainer.evaluation.evaluate import evaluate_set
+
+    disable_progress_bar()
+    try:
+        model = SentenceTransformer(model_path)
+    except OSError as error:
+        raise RecipeError(
+            f"--model: {path} = not found ({str(error).splitlines()[0]}); expected a folder or a "
+            "hub id. Check the path."
+        ) from error
+    return {
+        held_out.name: evaluate_set(texts, ModelEmbedder(model, held_out.task, limits))
+        for held_out, texts in zip(sets, opened, strict=True)
+    }
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """Sets, metrics and values in columns."""
+    width = max(len(name) for name in results)
+    lines = [f"{'set':{width}}  {'metric':14}   value"]
+    for name, metrics in results.items():
+        lines += [f"{name:{width}}  {metric:14}  {value:6.4f}" for metric, value in metrics.items()]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Score a model and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="folder, run folder or hub id")
+    parser.add_argument("--sets", required=True, nargs="+", metavar="PATH[:task]")
+    parser.add_argument("--split", default="dev", help="which qrels of a BEIR folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    results = evaluate(arguments.model, read_sets(arguments.sets, arguments.split))
+    print(table(results))
+    if arguments.json:
+        print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(ending_with_code(main))
