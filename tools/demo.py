@@ -73,7 +73,8 @@ def train(folder: Path) -> None:
     """Train from the start or from the newest checkpoint, unless a finished run is there."""
     if (folder / "model").is_dir():
         print(
-            f"{FOLDER} holds a finished run; shown below. `python tools/demo.py --fresh` repeats it."
+            f"{FOLDER} holds a finished run, shown below. "
+            "`python tools/demo.py --fresh` trains anew."
         )
         return
     started = (folder / "recipe.yaml").exists()

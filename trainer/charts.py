@@ -1,0 +1,188 @@
+"""Line charts as SVG text, for pages that load nothing; it must not read files.
+
+Letters: n points of a series.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 640, 260
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 40
+"""Size of a chart and its margins, in SVG units."""
+MAX_POINTS = 400
+"""More points than that are averaged in equal runs: a screen shows no more."""
+SMOOTHING_SHARE = 25
+"""The smooth line is a mean over this fraction of the points: n / 25."""
+NUM_TICKS = 5
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+"""Told apart under every common colour blindness, and in grey: Okabe and Ito 2008."""
+DASHES = ("none", "7 3", "2 3", "9 3 2 3")
+"""A second difference between series, for print."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line."""
+
+    name: str
+    """In the legend."""
+    x: Sequence[float]
+    """Ascending [n]."""
+    y: Sequence[float]
+    """Finite [n]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Maps values to SVG units."""
+
+    low: float
+    high: float
+    start: float
+    """Unit of `low`."""
+    stop: float
+    """Unit of `high`."""
+
+    def __call__(self, value: float) -> float:
+        """The unit of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Round numbers, about NUM_TICKS of them, from at or below `low` to at or above `high`."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / NUM_TICKS))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m * NUM_TICKS >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, max(last, first + 1) + 1)]
+
+
+def tick_label(value: float) -> str:
+    """A short number: 1200 -> 1,200 and 0.00002 -> 2e-05."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1_000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def thinned(series: Series) -> Series:
+    """At most MAX_POINTS points, each the mean of a run of neighbours."""
+    run = math.ceil(len(series.x) / MAX_POINTS)
+    if run <= 1:
+        return series
+    starts = range(0, len(series.x), run)
+    return Series(
+        name=series.name,
+        x=[_mean(series.x[start : start + run]) for start in starts],
+        y=[_mean(series.y[start : start + run]) for start in starts],
+    )
+
+
+def smoothed(series: Series) -> Series:
+    """The mean of each point and as many neighbours on either side."""
+    reach = len(series.y) // SMOOTHING_SHARE // 2
+    count = len(series.y)
+    return Series(
+        name=series.name,
+        x=series.x,
+        y=[
+            _mean(
+                series.y[
+                    at - min(reach, at, count - 1 - at) : at + min(reach, at, count - 1 - at) + 1
+                ]
+            )
+            for at in range(count)
+        ],
+    )
+
+
+def line_chart(title: str, unit: str, series: Sequence[Series], *, x_name: str = "step") -> str:
+    """A chart of one or several series over steps.
+
+    Args:
+        title: what is drawn, for screen readers.
+        unit: of the y axis; may be empty.
+        series: at least one, each with at least one point.
+        x_name: of the x axis.
+
+    Returns:
+        An `<svg>` element that scales to the width of its place.
+    """
+    thin = [thinned(one) for one in series]
+    ticks_x = nice_ticks(min(min(s.x) for s in thin), max(max(s.x) for s in thin))
+    ticks_y = nice_ticks(min(min(s.y) for s in thin), max(max(s.y) for s in thin))
+    at_x = Scale(low=ticks_x[0], high=ticks_x[-1], start=LEFT, stop=WIDTH - RIGHT)
+    at_y = Scale(low=ticks_y[0], high=ticks_y[-1], start=HEIGHT - BOTTOM, stop=TOP)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        *_grid(ticks_x, ticks_y, at_x, at_y),
+        _text(WIDTH - RIGHT, HEIGHT - 6, x_name, "end"),
+        _text(4, HEIGHT - 6, unit, "start") if unit else "",
+    ]
+    for number, one in enumerate(thin):
+        parts += _lines(one, at_x, at_y, number)
+    return "".join([*parts, "</svg>"]) + (_legend(thin) if len(thin) > 1 else "")
+
+
+def _grid(
+    ticks_x: Sequence[float], ticks_y: Sequence[float], at_x: Scale, at_y: Scale
+) -> list[str]:
+    """Horizontal lines, and the numbers of both axes."""
+    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    parts = []
+    for tick in ticks_y:
+        y = at_y(tick)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
+        parts.append(_text(LEFT - 8, y + 4, tick_label(tick), "end"))
+    for tick in ticks_x:
+        parts.append(_text(at_x(tick), bottom + 18, tick_label(tick), "middle"))
+    return parts
+
+
+def _lines(series: Series, at_x: Scale, at_y: Scale, number: int) -> list[str]:
+    """The values thin and pale, their running mean strong; few points are dots too."""
+    colour = COLOURS[number % len(COLOURS)]
+    dash = DASHES[number % len(DASHES)]
+    smooth = smoothed(series)
+    parts = []
+    if smooth.y != series.y:
+        parts.append(f'<path class="raw" stroke="{colour}" d="{_path(series, at_x, at_y)}"/>')
+    path = _path(smooth, at_x, at_y)
+    parts.append(f'<path class="line" stroke="{colour}" stroke-dasharray="{dash}" d="{path}"/>')
+    if len(series.x) <= SMOOTHING_SHARE:
+        parts += [
+            f'<circle fill="{colour}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3.5"/>'
+            for x, y in zip(series.x, series.y, strict=True)
+        ]
+    return parts
+
+
+def _path(series: Series, at_x: Scale, at_y: Scale) -> str:
+    """SVG path data through all points."""
+    points = zip(series.x, series.y, strict=True)
+    return "M" + "L".join(f"{at_x(x):.1f} {at_y(y):.1f}" for x, y in points)
+
+
+def _legend(series: Sequence[Series]) -> str:
+    """Names beside samples of their lines."""
+    items = []
+    for number, one in enumerate(series):
+        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+        sample = (
+            f'<svg class="sample" viewBox="0 0 34 10"><path class="line" stroke="{colour}" '
+            f'stroke-dasharray="{dash}" d="M1 5H33"/></svg>'
+        )
+        items.append(f"<span>{sample}{escape(one.name)}</span>")
+    return f'<p class="legend">{"".join(items)}</p>'
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
