@@ -165,6 +165,18 @@ def test_models_with_heads_keep_them_and_their_names(toys: Path) -> None:
     assert merged["lm_head.weight"].unique().tolist() == [1.5]
 
 
+def test_buffers_that_models_compute_may_be_missing(toys: Path) -> None:
+    buffers = {"embeddings.position_ids": torch.arange(9), "layers.0.inv_freq": torch.ones(4)}
+    save_model(toys / "base", {**toy_tensors(0), **buffers})
+    save_model(toys / "b", {**toy_tensors(2), "layers.1.inv_freq": torch.ones(4)})
+
+    assert delta_merge.main(command(toys)) == 0
+
+    assert set(load_file(toys / "out" / "model.safetensors")) == set(toy_tensors(0))
+    report = json.loads((toys / "out" / "merge.json").read_text())
+    assert set(report["left_out"]) == set(buffers)
+
+
 def test_dry_run_writes_nothing(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert delta_merge.main(command(toys, "--dry-run", "--json")) == 0
 
@@ -229,10 +241,14 @@ def flip(folder: Path) -> None:
 
 
 def pooled_otherwise(folder: Path) -> None:
-    for name, mode in (("a", "mean"), ("b", "last")):
-        (folder / name / "1_Pooling").mkdir()
-        (folder / name / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
-        (folder / name / "1_Pooling" / "config.json").write_text(json.dumps({"mode": mode}))
+    pool(folder / "a", {"pooling_mode": "mean"})
+    pool(folder / "b", {"pooling_mode": "lasttoken"})
+
+
+def pool(folder: Path, config: dict[str, object]) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(config))
 
 
 MISTAKES = [
@@ -245,7 +261,7 @@ MISTAKES = [
     (spoil, r"a: layers.0.proj.weight, element 19 = nan"),
     (cut, r"a/model.safetensors: tensors end at byte"),
     (flip, r"not in the base"),
-    (pooled_otherwise, r"pooling = other than"),
+    (pooled_otherwise, r"pooling = lasttoken; expected mean"),
 ]
 
 
@@ -284,6 +300,17 @@ def test_allow_nan_goes_on(toys: Path) -> None:
 
     merged = load_file(toys / "out" / "model.safetensors")
     assert sum(int(one.isnan().sum()) for one in merged.values()) == 1
+
+
+def test_old_and_new_names_of_one_pooling_agree(toys: Path) -> None:
+    pool(toys / "a", {"pooling_mode": "lasttoken", "include_prompt": True})
+    old = {"pooling_mode_cls_token": False, "pooling_mode_lasttoken": True}
+    pool(toys / "b", {**old, "pooling_mode_mean_tokens": False})
+
+    assert delta_merge.main(command(toys)) == 0
+
+    pooling = json.loads((toys / "out" / "1_Pooling" / "config.json").read_text())
+    assert pooling == {"pooling_mode": "lasttoken", "include_prompt": True}
 
 
 def test_an_existing_output_is_left_alone(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:

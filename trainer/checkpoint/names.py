@@ -32,6 +32,11 @@ FOREIGN_PART = re.compile(
     r"token_adapter|prompt_encoder).*"
 )
 
+COMPUTED = re.compile(
+    r"(.*\.)?(position_ids|token_type_ids|inv_freq|masked_bias|cos_cached|sin_cached)"
+)
+"""Buffers that a model computes when it is built; only older savings hold them."""
+
 T = TypeVar("T")
 
 

@@ -5,6 +5,7 @@ then the base.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,19 +97,31 @@ def _refuse_weights(folder: Path) -> None:
 
 
 def _check_pooling(groups: Sequence[Sequence[Path]]) -> None:
-    seen: dict[Path, Any] = {}
+    seen: dict[Path, set[str]] = {}
     for group in groups:
         folder = _first_with(group, ("modules.json",))
         pooling = folder / "1_Pooling" / "config.json" if folder else None
         if pooling is not None and pooling.is_file():
-            seen[pooling] = read_json(pooling)
-    for path, content in seen.items():
+            seen[pooling] = _pooling_modes(read_json(pooling))
+    for path, modes in seen.items():
         first = next(iter(seen))
-        if content != seen[first]:
+        if modes != seen[first]:
             raise CheckpointError(
-                f"{path}: pooling = other than {first}'s; expected the same. Models that pool "
-                "differently cannot be merged."
+                f"{path}: pooling = {', '.join(sorted(modes))}; expected "
+                f"{', '.join(sorted(seen[first]))} as in {first}. Models that pool differently "
+                "cannot be merged."
             )
+
+
+def _pooling_modes(config: Mapping[str, Any]) -> set[str]:
+    """Ways of pooling, by the names that sentence-transformers gives them since release 6."""
+    modes = config.get("pooling_mode")
+    if modes is not None:
+        return {modes} if isinstance(modes, str) else set(modes)
+    marker = "pooling_mode_"
+    switches = [key.removeprefix(marker) for key, on in config.items()
+                if key.startswith(marker) and on is True]  # fmt: skip
+    return {re.sub(r"_tokens?$", "", switch) for switch in switches}
 
 
 def check_architecture(base: Sequence[Path], others: Mapping[Path, Sequence[Path]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainer.checkpoint.adapters import adapted
-from trainer.checkpoint.names import BACKBONE_PREFIXES, HEADS, backbone_prefix
+from trainer.checkpoint.names import BACKBONE_PREFIXES, COMPUTED, HEADS, backbone_prefix
 from trainer.checkpoint.shards import Source, fingerprint, identity, open_source
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
@@ -30,7 +30,8 @@ class MergePlan:
     items: tuple[MergeItem, ...]
     """Tensors of the result in the base's order."""
     left_out: tuple[str, ...]
-    """Tensors of the base that no embedder needs: heads that not every checkpoint has."""
+    """Tensors of the base that not every checkpoint has and no embedder needs: heads, and buffers
+    that models compute themselves."""
     shards: tuple[ShardFile, ...]
     """Files of weights."""
     assets: Assets
@@ -75,7 +76,11 @@ def plan_merge(base: Path, checkpoints: Sequence[Path], settings: MergeSettings)
     root = {_bare(name, prefix): tensor for name, tensor in base_source.plain.items()}
     matched = [_matched(one, root) for one in sources]
     _check_base_identity(base_source, root, sources)
-    kept = [name for name in root if not _is_head(name) or all(name in one for one in matched)]
+    kept = [
+        name
+        for name, tensor in root.items()
+        if not _may_lack(name, tensor) or all(name in one for one in matched)
+    ]
     for source, own in zip(sources, matched, strict=True):
         _check_complete(source.path, kept, own, root)
     restore = prefix if all(_common_prefix(one, root) == prefix for one in sources) else ""
@@ -109,6 +114,12 @@ def _is_head(name: str) -> bool:
     return name.startswith(HEADS)
 
 
+def _may_lack(name: str, tensor: SlicedTensor) -> bool:
+    """Whether a checkpoint is whole without this tensor: heads, and buffers that models compute."""
+    computed = COMPUTED.fullmatch(name) or not tensor.dtype.is_floating_point
+    return _is_head(name) or bool(computed)
+
+
 def _common_prefix(source: Source, root: Mapping[str, SlicedTensor]) -> str:
     """Prefix under which a checkpoint keeps the base's names: the one that fits most of them."""
     names = {*source.plain, *(f"{module}.weight" for module in source.adapters)}
@@ -124,7 +135,11 @@ def _matched(source: Source, root: Mapping[str, SlicedTensor]) -> dict[str, Slic
     prefix = _common_prefix(source, root)
     own = {_bare(name, prefix): tensor for name, tensor in source.plain.items()}
     tied = {_bare(name, prefix) for name in source.tied}
-    foreign = [name for name in own if name not in root and name not in tied and not _is_head(name)]
+    foreign = [
+        name
+        for name, tensor in own.items()
+        if name not in root and name not in tied and not _may_lack(name, tensor)
+    ]
     if foreign:
         raise CheckpointError(
             f"{source.path}: {_some(foreign)} = not in the base; expected the base's tensors only. "
