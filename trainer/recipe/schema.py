@@ -81,7 +81,7 @@ class SourceRecipe:
     path: str | None = None
     """File, folder or glob; relative to `data.root`. Exactly one of `path` and `hub`."""
     hub: str | None = None
-    """Data set id on the Hugging Face hub."""
+    """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`."""
     split: str = "train"
     """Split of a hub set, or of the qrels of a BEIR folder."""
     format: str | None = None
@@ -223,7 +223,7 @@ class EngineRecipe:
     keep_graph_tokens: int | None = bounded(None, low=0)
     """Padded tokens whose graph pass 1 keeps, so that they run once; null: one chunk's worth."""
     gather: Gather = "auto"
-    """When ZeRO-3 gathers parameters: once per step, once per layer, per chunk pass, or `auto`."""
+    """ZeRO-3 gathers once per `step`, per layer (`chunk`), per chunk (`interleaved`), or `auto`."""
     attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """`auto`: flash attention where installed and on a GPU, else torch's fused kernel."""
     timeout_minutes: float = bounded(30.0, above=0)
