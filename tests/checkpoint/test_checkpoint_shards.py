@@ -309,6 +309,14 @@ def test_every_flipped_byte_of_a_header_is_noticed(tmp_path: Path) -> None:
             assert set(source.plain) != names or padding, (position, flip)
 
 
+def test_a_folder_of_weights_and_loose_adapters_is_refused(tmp_path: Path) -> None:
+    names = ["q.base_layer.weight", "q.lora_A.default.weight", "q.lora_B.default.weight"]
+    save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match="q = a weight with an adapter beside it"):
+        open_source(tmp_path)
+
+
 def test_folders_of_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="folder = absent"):
         open_source(tmp_path / "nothing")

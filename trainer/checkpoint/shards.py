@@ -163,10 +163,16 @@ def _open_safetensors(folder: Path) -> Source:
             tensors[name] = tensor
     if (place / INDEX).is_file():
         _check_index(place / INDEX, tensors)
+    named = sort_names(folder, tensors)
+    if named.adapters:
+        raise CheckpointError(
+            f"{folder}: {next(iter(named.adapters))} = a weight with an adapter beside it; expected "
+            "whole weights, or an adapter with its config. Save it merged, or as an adapter."
+        )
     return Source(
         path=folder,
         kind="safetensors",
-        plain=sort_names(folder, tensors).plain,
+        plain=named.plain,
         adapters={},
         lora=None,
         tied=frozenset(),
