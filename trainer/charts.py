@@ -4,13 +4,13 @@ Letters: n points of a series.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 40
-"""Size of a chart and its margins, in SVG units."""
+WIDTH, HEIGHT = 480, 240
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 44
+"""Size of a chart and its margins, in SVG units; text of 14 units is legible on a phone."""
 MAX_POINTS = 400
 """More points than that are averaged in equal runs: a screen shows no more."""
 SMOOTHING_SHARE = 25
@@ -33,6 +33,18 @@ class Series:
     """Ascending [n]."""
     y: Sequence[float]
     """Finite [n]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """How the values of a chart are drawn."""
+
+    unit: str = ""
+    """Written below the axis."""
+    logarithmic: bool = False
+    """Equal ratios at equal distances; all values must be above 0."""
+    smooth: bool = True
+    """Whether single values scatter, so that their running mean is drawn over them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,81 +96,87 @@ def thinned(series: Series) -> Series:
 
 def smoothed(series: Series) -> Series:
     """The mean of each point and as many neighbours on either side."""
-    reach = len(series.y) // SMOOTHING_SHARE // 2
     count = len(series.y)
-    return Series(
-        name=series.name,
-        x=series.x,
-        y=[
-            _mean(
-                series.y[
-                    at - min(reach, at, count - 1 - at) : at + min(reach, at, count - 1 - at) + 1
-                ]
-            )
-            for at in range(count)
-        ],
-    )
+    most = count // SMOOTHING_SHARE // 2
+    means = []
+    for at in range(count):
+        reach = min(most, at, count - 1 - at)
+        means.append(_mean(series.y[at - reach : at + reach + 1]))
+    return Series(name=series.name, x=series.x, y=means)
 
 
-def line_chart(title: str, unit: str, series: Sequence[Series], *, x_name: str = "step") -> str:
+def line_chart(title: str, axis: Axis, series: Sequence[Series]) -> str:
     """A chart of one or several series over steps.
 
     Args:
         title: what is drawn, for screen readers.
-        unit: of the y axis; may be empty.
+        axis: of the values.
         series: at least one, each with at least one point.
-        x_name: of the x axis.
 
     Returns:
-        An `<svg>` element that scales to the width of its place.
+        An `<svg>` element that scales to the width of its place, and a legend for several series.
     """
-    thin = [thinned(one) for one in series]
-    ticks_x = nice_ticks(min(min(s.x) for s in thin), max(max(s.x) for s in thin))
-    ticks_y = nice_ticks(min(min(s.y) for s in thin), max(max(s.y) for s in thin))
+    drawn = [_drawn(one, axis) for one in series]
+    ticks_x = nice_ticks(min(min(s.x) for s in drawn), max(max(s.x) for s in drawn))
+    low, high = min(min(s.y) for s in drawn), max(max(s.y) for s in drawn)
+    ticks_y = [*range(math.floor(low), math.ceil(high) + 1)] if axis.logarithmic else None
+    # All values in one power of ten: finer ticks, which then are no powers of ten.
+    ticks_y = ticks_y if ticks_y and len(ticks_y) > 1 else nice_ticks(low, high)
     at_x = Scale(low=ticks_x[0], high=ticks_x[-1], start=LEFT, stop=WIDTH - RIGHT)
     at_y = Scale(low=ticks_y[0], high=ticks_y[-1], start=HEIGHT - BOTTOM, stop=TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *_grid(ticks_x, ticks_y, at_x, at_y),
-        _text(WIDTH - RIGHT, HEIGHT - 6, x_name, "end"),
-        _text(4, HEIGHT - 6, unit, "start") if unit else "",
+        *_grid({at_x(tick): tick_label(tick) for tick in ticks_x}, _labels(ticks_y, at_y, axis)),
+        _text(WIDTH - RIGHT, HEIGHT - 4, "step", "end"),
+        _text(4, HEIGHT - 4, axis.unit, "start") if axis.unit else "",
     ]
-    for number, one in enumerate(thin):
-        parts += _lines(one, at_x, at_y, number)
-    return "".join([*parts, "</svg>"]) + (_legend(thin) if len(thin) > 1 else "")
+    for number, one in enumerate(drawn):
+        smooth = smoothed(one) if axis.smooth else one
+        parts += _lines(_path(one, at_x, at_y), _path(smooth, at_x, at_y), number)
+        if len(one.x) <= SMOOTHING_SHARE:
+            parts += _dots(one, at_x, at_y, number)
+    return "".join([*parts, "</svg>"]) + (_legend(drawn) if len(drawn) > 1 else "")
 
 
-def _grid(
-    ticks_x: Sequence[float], ticks_y: Sequence[float], at_x: Scale, at_y: Scale
-) -> list[str]:
-    """Horizontal lines, and the numbers of both axes."""
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+def _drawn(series: Series, axis: Axis) -> Series:
+    """Few enough points, on the axis' own scale."""
+    thin = thinned(series)
+    y = [math.log10(value) for value in thin.y] if axis.logarithmic else thin.y
+    return Series(name=thin.name, x=thin.x, y=y)
+
+
+def _labels(ticks: Sequence[float], at_y: Scale, axis: Axis) -> dict[float, str]:
+    """Height and label of each tick of the values."""
+    values = [10.0**tick for tick in ticks] if axis.logarithmic else ticks
+    return {at_y(tick): tick_label(value) for tick, value in zip(ticks, values, strict=True)}
+
+
+def _grid(labels_x: Mapping[float, str], labels_y: Mapping[float, str]) -> list[str]:
+    """Horizontal lines, and the numbers of both axes, by their place."""
     parts = []
-    for tick in ticks_y:
-        y = at_y(tick)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
-        parts.append(_text(LEFT - 8, y + 4, tick_label(tick), "end"))
-    for tick in ticks_x:
-        parts.append(_text(at_x(tick), bottom + 18, tick_label(tick), "middle"))
+    for y, label in labels_y.items():
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(_text(LEFT - 8, y + 5, label, "end"))
+    for x, label in labels_x.items():
+        parts.append(_text(x, HEIGHT - BOTTOM + 19, label, "middle"))
     return parts
 
 
-def _lines(series: Series, at_x: Scale, at_y: Scale, number: int) -> list[str]:
-    """The values thin and pale, their running mean strong; few points are dots too."""
+def _lines(raw: str, smooth: str, number: int) -> list[str]:
+    """The values thin and pale, their running mean strong, from their SVG paths."""
+    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    pale = [f'<path class="raw" stroke="{colour}" d="{raw}"/>'] if raw != smooth else []
+    strong = f'<path class="line" stroke="{colour}" stroke-dasharray="{dash}" d="{smooth}"/>'
+    return [*pale, strong]
+
+
+def _dots(series: Series, at_x: Scale, at_y: Scale, number: int) -> list[str]:
+    """A dot for each value."""
     colour = COLOURS[number % len(COLOURS)]
-    dash = DASHES[number % len(DASHES)]
-    smooth = smoothed(series)
-    parts = []
-    if smooth.y != series.y:
-        parts.append(f'<path class="raw" stroke="{colour}" d="{_path(series, at_x, at_y)}"/>')
-    path = _path(smooth, at_x, at_y)
-    parts.append(f'<path class="line" stroke="{colour}" stroke-dasharray="{dash}" d="{path}"/>')
-    if len(series.x) <= SMOOTHING_SHARE:
-        parts += [
-            f'<circle fill="{colour}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3.5"/>'
-            for x, y in zip(series.x, series.y, strict=True)
-        ]
-    return parts
+    return [
+        f'<circle fill="{colour}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3.5"/>'
+        for x, y in zip(series.x, series.y, strict=True)
+    ]
 
 
 def _path(series: Series, at_x: Scale, at_y: Scale) -> str:

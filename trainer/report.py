@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from trainer.charts import Series, line_chart
+from trainer.charts import Axis, Series, line_chart
 from trainer.errors import DataError
 
 TASK_NAMES = {"ir": "retrieval", "sts": "similarity"}
@@ -26,26 +26,30 @@ METRIC_NAMES = {
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 44rem; margin: 0 auto; padding: 1rem; }
+  max-width: 62rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; font-weight: 600; }
 p { margin: .25rem 0; }
 .note { color: #555; font-size: .9rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; max-width: 44rem; }
+.charts { display: grid; gap: 0 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+figure { margin: 1rem 0 0; break-inside: avoid; max-width: 34rem; }
+figcaption { font-weight: 600; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child, th.left, td.left { text-align: left; }
 th { font-weight: 600; border-bottom: 2px solid #888; }
 svg { width: 100%; height: auto; display: block; }
-svg text { font: 13px system-ui, sans-serif; fill: #444; }
+svg text { font: 14px system-ui, sans-serif; fill: #444; }
 svg .grid { stroke: #e2e2e2; }
 svg .raw { fill: none; stroke-width: 1; opacity: .3; }
 svg .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 .legend span { margin-right: 1.25rem; white-space: nowrap; }
 .legend .sample { display: inline-block; width: 34px; vertical-align: middle; margin-right: .4rem; }
 pre { background: #f5f5f5; padding: .75rem; overflow-x: auto; font-size: .85rem; }
-@media print { body { max-width: none; } h3, svg { break-inside: avoid; break-after: avoid; } }
+@media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding: .3rem .25rem; } }
+@media print { body { max-width: none; font-size: 11pt; } h2 { break-after: avoid; } }
 """
 
 
@@ -161,7 +165,7 @@ def evaluation_section(evaluations: Sequence[Mapping[str, Any]]) -> str:
         for metric, value in metrics.items()
     ]
     table = f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
-    curves = evaluation_curves(evaluations) if len(evaluations) > 2 else ""
+    curves = evaluation_figure(evaluations) if len(evaluations) > 2 else ""
     return f"<h2>Held-out sets</h2>{table}{curves}"
 
 
@@ -176,7 +180,7 @@ def _evaluation_row(name: str, metric: str, before: float | None, after: float) 
     )
 
 
-def evaluation_curves(evaluations: Sequence[Mapping[str, Any]]) -> str:
+def evaluation_figure(evaluations: Sequence[Mapping[str, Any]]) -> str:
     """The first metric of each set over the steps, all sets in one chart."""
     series = []
     for name, metrics in evaluations[-1]["sets"].items():
@@ -190,32 +194,46 @@ def evaluation_curves(evaluations: Sequence[Mapping[str, Any]]) -> str:
             x, y = zip(*points, strict=True)
             shown = f"{name}, {METRIC_NAMES.get(metric, metric)}"
             series.append(Series(name=shown, x=x, y=y))
-    return f"<h3>Over the steps</h3>{line_chart('Metrics of held-out sets', '', series)}"
+    return figure("Over the steps", Axis(smooth=False), series)
 
 
 def training_section(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Loss of each task, its terms, learning rate, gradient norm, speed and padding."""
-    charts = ["<h2>Training</h2>"]
-    charts.append('<p class="note">Pale: each step. Strong: mean over neighbouring steps.</p>')
-    for task in tasks_of(steps):
-        title = f"Loss, {TASK_NAMES[task]}"
-        charts.append(chart(title, "nats" if task == "ir" else "", steps, "loss", (task,)))
+    """Loss of each task, gradient norm, speed, padding and learning rate."""
     tasks = tasks_of(steps)
-    charts.append(chart("Gradient norm, before clipping", "", steps, "grad_norm", tasks))
-    charts.append(chart("Speed", "tokens/s", steps, "tokens_per_sec", tasks))
-    charts.append(chart("Padding, share of tokens", "", steps, "padding_fraction", tasks))
+    figures = [
+        figure(
+            f"Loss, {TASK_NAMES[task]}",
+            Axis(unit="nats" if task == "ir" else ""),
+            task_series(steps, "loss", (task,)),
+        )
+        for task in tasks
+    ]
+    norms = task_series(steps, "grad_norm", tasks)
+    positive = all(value > 0 for one in norms for value in one.y)
+    figures += [
+        figure("Gradient norm before clipping", Axis(logarithmic=positive), norms),
+        figure("Speed", Axis(unit="tokens/s"), task_series(steps, "tokens_per_sec", tasks)),
+        figure("Padding, share of tokens", Axis(), task_series(steps, "padding_fraction", tasks)),
+    ]
     rate = Series(name="all", x=[s["step"] for s in steps], y=[s["learning_rate"] for s in steps])
-    charts.append(f"<h3>Learning rate</h3>{line_chart('Learning rate', '', [rate])}")
-    return "".join(charts)
+    figures.append(figure("Learning rate", Axis(smooth=False), [rate]))
+    return (
+        '<h2>Training</h2><p class="note">Pale: each step. Strong: mean over neighbouring steps.'
+        f'</p><div class="charts">{"".join(figures)}</div>'
+    )
 
 
-def chart(
-    title: str, unit: str, steps: Sequence[Mapping[str, Any]], key: str, tasks: Sequence[str]
-) -> str:
-    """A heading and a chart of one number, a line for each task."""
+def task_series(steps: Sequence[Mapping[str, Any]], key: str, tasks: Sequence[str]) -> list[Series]:
+    """A number over the steps of each task."""
     series = []
     for task in tasks:
-        points = [(s["step"], s[key]) for s in steps if s["task"] == task]
+        points = [(step["step"], step[key]) for step in steps if step["task"] == task]
         x, y = zip(*points, strict=True)
         series.append(Series(name=TASK_NAMES[task], x=x, y=y))
-    return f"<h3>{escape(title)}</h3>{line_chart(title, unit, series)}"
+    return series
+
+
+def figure(title: str, axis: Axis, series: Sequence[Series]) -> str:
+    """A chart under its title."""
+    chart = line_chart(title, axis, series)
+    return f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>"
