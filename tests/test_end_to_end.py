@@ -183,3 +183,13 @@ def test_output_folder_of_another_run_is_refused(finished: Path) -> None:
     assert result.returncode == 2
     assert "holds a run" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_selfcheck_passes_and_names_a_planted_error(finished: Path, workspace: Path) -> None:
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), "--selfcheck")
+    passed = by_deepspeed(*recipe)
+    assert passed.returncode == 0, passed.stdout + passed.stderr
+    assert "selfcheck passed" in passed.stdout
+    planted = run(sys.executable, "tests/support/planted.py", *recipe)
+    assert planted.returncode == 1, planted.stdout + planted.stderr
+    assert "backbone.layers.1.mlp.up_proj.weight" in planted.stderr

@@ -124,7 +124,7 @@ def plain_reference(
 ) -> dict[str, Any]:
     """One process, no DeepSpeed, no cache: one forward of everything, autograd, SGD."""
     from trainer.engine.chunks import plan_chunks
-    from trainer.engine.losses import _share_of, needs_middle
+    from trainer.engine.losses import needs_middle, whole_loss
     from trainer.engine.materialise import lengths_of, make_chunks, step_key
 
     ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
@@ -142,12 +142,11 @@ def plain_reference(
         (chunk,) = make_chunks(batch.texts, plan.ranks[0], key=key, device=ranks.device)
         embedder.begin(chunk, key)
         outputs = embedder(chunk, middle=needs_middle(batch, recipe.tasks))
-        place = torch.argsort(torch.from_numpy(plan.rows(0)))
-        terms = _share_of(batch, recipe.tasks, ranks)(tuple(v[place] for v in outputs))
+        loss = whole_loss(batch, recipe.tasks, plan, ranks.device)(outputs)
         optimizer.zero_grad()
-        terms["loss"].backward()
+        loss.backward()
         optimizer.step()
-        losses.append(float(terms["loss"]))
+        losses.append(float(loss.detach()))
     final = {n: p.detach().clone() for n, p in embedder.named_parameters()}
     return {"start": start, "final": final, "losses": losses}
 

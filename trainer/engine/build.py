@@ -31,6 +31,8 @@ class Built:
     """Runs chunks through it."""
     gather: Gather
     """How the passes gather parameters; never `auto`."""
+    twin: Twin
+    """The same model without hooks."""
 
 
 def build(
@@ -50,12 +52,12 @@ def build(
     Collective: yes.
     """
     embedder = load_embedder(recipe, model_path=model_path, config=config, ranks=ranks)
-    twin = Twin(embedder) if gather == "step" else None
+    twin = Twin(embedder)
     if gather == "chunk":
         embedder = _layer_major(embedder, recipe)
     optimizer = make_optimizer(embedder, recipe.train, config, ranks)
     engine, *_ = deepspeed.initialize(model=embedder, optimizer=optimizer, config=config)
-    return Built(engine, _passes(engine, twin, gather, recipe.engine), gather)
+    return Built(engine, _passes(engine, twin, gather, recipe.engine), gather, twin)
 
 
 def load_embedder(
@@ -94,10 +96,10 @@ def _layer_major(embedder: Embedder, recipe: Recipe) -> LayerMajorEmbedder:
 
 
 def _passes(
-    engine: deepspeed.DeepSpeedEngine, twin: Twin | None, gather: Gather, recipe: EngineRecipe
+    engine: deepspeed.DeepSpeedEngine, twin: Twin, gather: Gather, recipe: EngineRecipe
 ) -> Passes:
     """The passes that suit a way of gathering."""
-    if twin is not None:
+    if gather == "step":
         keep = recipe.keep_graph_tokens
         return TwinPasses(
             engine, twin, keep_graph_tokens=recipe.max_tokens_per_chunk if keep is None else keep

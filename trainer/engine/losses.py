@@ -65,6 +65,22 @@ def step_loss(batch: Batch, tasks: TasksRecipe, plan: ChunkPlan, ranks: Ranks) -
     return pull
 
 
+def whole_loss(
+    batch: Batch, tasks: TasksRecipe, plan: ChunkPlan, device: torch.device
+) -> Callable[[Vectors], Tensor]:
+    """The loss of a batch on one process alone, for autograd: no cache, no collective.
+
+    Args:
+        batch: the global batch.
+        tasks: temperatures and weights.
+        plan: of one rank, in whose order the vectors come.
+        device: of the vectors.
+    """
+    share = _share_of(batch, tasks, Ranks(rank=0, world_size=1, device=device))
+    place = torch.argsort(torch.from_numpy(plan.rows(0))).to(device)
+    return lambda vectors: share(tuple(v[place] for v in vectors))["loss"]
+
+
 def _own_rows(
     gradient_UH: Tensor, order: Tensor, plan: ChunkPlan, ranks: Ranks, *, unused: bool
 ) -> Tensor:
