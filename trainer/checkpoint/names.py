@@ -1,4 +1,4 @@
-"""Which tensor is which across wrappers, adapters and heads: rules on names; it reads no file."""
+"""Which tensor is which across wrappers, adapters and heads, by name; it must not read files."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
 
 WRAPPERS = ("module.", "_orig_mod.", "backbone.", "base_model.model.")
@@ -115,3 +116,14 @@ def backbone_prefix(names: Iterable[str]) -> str:
         if inside and all(name.startswith(HEADS) for name in outside):
             return prefix
     return ""
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor lies outside the backbone, by its name without the backbone's prefix."""
+    return name.startswith(HEADS)
+
+
+def is_optional(name: str, tensor: SlicedTensor) -> bool:
+    """Whether an embedder is whole without this tensor: heads, and buffers that models compute."""
+    computed = COMPUTED.fullmatch(name) or not tensor.dtype.is_floating_point
+    return is_head(name) or bool(computed)

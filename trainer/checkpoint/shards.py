@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from trainer.checkpoint.adapters import LoraSettings, settings_from_peft, settings_from_recipe
-from trainer.checkpoint.names import common_wrapper, sort_names
+from trainer.checkpoint.names import backbone_prefix, common_wrapper, is_optional, sort_names
 from trainer.checkpoint.safetensors_file import map_tensors, read_header
 from trainer.checkpoint.tensors import SlicedTensor, numel
 from trainer.checkpoint.zero_format import is_zero_folder, latest_tag, read_manifest, read_zero
@@ -166,8 +166,8 @@ def _open_safetensors(folder: Path) -> Source:
     named = sort_names(folder, tensors)
     if named.adapters:
         raise CheckpointError(
-            f"{folder}: {next(iter(named.adapters))} = a weight with an adapter beside it; expected "
-            "whole weights, or an adapter with its config. Save it merged, or as an adapter."
+            f"{folder}: {next(iter(named.adapters))} = a weight with an adapter beside it; "
+            "expected whole weights, or an adapter with its config. Save it as one of the two."
         )
     return Source(
         path=folder,
@@ -310,3 +310,17 @@ def fingerprint(tensors: Mapping[str, SlicedTensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def base_fingerprint(source: Source) -> str:
+    """Fingerprint of a pre-trained model's backbone, whatever head or buffers it is saved with.
+
+    A checkpoint that records it under `base.fingerprint` of its manifest is merged with that base
+    only.
+
+    Args:
+        source: the opened model.
+    """
+    prefix = backbone_prefix(source.plain)
+    bare = {name.removeprefix(prefix): tensor for name, tensor in source.plain.items()}
+    return fingerprint({name: one for name, one in bare.items() if not is_optional(name, one)})

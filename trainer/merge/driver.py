@@ -103,9 +103,9 @@ def merge_checkpoints(
     check_settings(settings, len(checkpoints))
     plan = plan_merge(base, checkpoints, settings)
     block = block_size(plan, settings)
-    check_output(output, plan.output_bytes + EXTRA_FILE_BYTES)
-    shards = plan.shards
-    with PartialFolder(output, plan_id(plan, settings), shards, resume=resume) as folder:
+    partial = PartialFolder(output, plan_id(plan, settings), plan.shards, resume=resume)
+    check_output(output, plan.output_bytes + EXTRA_FILE_BYTES - partial.allocated_bytes())
+    with partial as folder:
         with _single_threaded_torch():
             outcomes = _merge_all(plan, settings, folder, block, progress)
         folder.seal()

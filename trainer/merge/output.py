@@ -28,6 +28,9 @@ from trainer.merge.stream import MergeItem
 
 JOURNAL = ".journal.jsonl"
 READ_BYTES = 1 << 20
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR,
+               errno.EEXIST)  # fmt: skip
+"""What a full or closed disk raises; a mistake of the user, not a fault."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,9 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
         except OSError as error:
             self._close()
             shutil.rmtree(self.path, ignore_errors=True)
-            raise disk_error(self.output, error) from error
+            if error.errno in DISK_ERRORS:
+                raise _disk_error(self.output, error) from error
+            raise
         return self
 
     def __exit__(
@@ -193,8 +198,13 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
         self._close()
         if isinstance(error, Exception):
             shutil.rmtree(self.path, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise disk_error(self.output, error) from error
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise _disk_error(self.output, error) from error
+
+    def allocated_bytes(self) -> int:
+        """Disk that an interrupted merge already took."""
+        files = self.path.glob("*") if self.resume else ()
+        return sum(512 * file.stat().st_blocks for file in files)
 
     def _lock(self) -> None:
         """Take the journal; a second merge of the same kind at the same time is refused."""
@@ -286,15 +296,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def disk_error(output: Path, error: OSError) -> Exception:
-    """Our error for what a full or closed disk raises, the error itself otherwise."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES,
-                       errno.ENOTDIR, errno.EEXIST):  # fmt: skip
-        return CheckpointError(
-            f"{output}: writing = {error.strerror}; expected a folder with room for the result. "
-            "Free space, or merge to another disk."
-        )
-    return error
+def _disk_error(output: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{output}: writing = {error.strerror}; expected a folder with room for the result. Free "
+        "space, or merge to another disk."
+    )
 
 
 def check_output(output: Path, needed_bytes: int) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from trainer.checkpoint.adapters import adapted
-from trainer.checkpoint.names import BACKBONE_PREFIXES, COMPUTED, HEADS, backbone_prefix
-from trainer.checkpoint.shards import Source, fingerprint, identity, open_source
+from trainer.checkpoint.names import BACKBONE_PREFIXES, backbone_prefix, is_head, is_optional
+from trainer.checkpoint.shards import Source, base_fingerprint, identity, open_source
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
 from trainer.merge.assets import Assets, check_architecture, find_assets
@@ -75,11 +75,11 @@ def plan_merge(base: Path, checkpoints: Sequence[Path], settings: MergeSettings)
     prefix = backbone_prefix(base_source.plain)
     root = {_bare(name, prefix): tensor for name, tensor in base_source.plain.items()}
     matched = [_matched(one, root) for one in sources]
-    _check_base_identity(base_source, root, sources)
+    _check_base_identity(base_source, sources)
     kept = [
         name
         for name, tensor in root.items()
-        if not _may_lack(name, tensor) or all(name in one for one in matched)
+        if not is_optional(name, tensor) or all(name in one for one in matched)
     ]
     for source, own in zip(sources, matched, strict=True):
         _check_complete(source.path, kept, own, root)
@@ -87,7 +87,7 @@ def plan_merge(base: Path, checkpoints: Sequence[Path], settings: MergeSettings)
     paths = (base_source.path, *(one.path for one in sources))
     items = tuple(
         MergeItem(
-            name=name if _is_head(name) else restore + name,
+            name=name if is_head(name) else restore + name,
             base=root[name],
             tuned=tuple(one[name] for one in matched),
             dtype=_output_dtype(root[name].dtype, settings),
@@ -110,16 +110,6 @@ def _bare(name: str, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def _is_head(name: str) -> bool:
-    return name.startswith(HEADS)
-
-
-def _may_lack(name: str, tensor: SlicedTensor) -> bool:
-    """Whether a checkpoint is whole without this tensor: heads, and buffers that models compute."""
-    computed = COMPUTED.fullmatch(name) or not tensor.dtype.is_floating_point
-    return _is_head(name) or bool(computed)
-
-
 def _common_prefix(source: Source, root: Mapping[str, SlicedTensor]) -> str:
     """Prefix under which a checkpoint keeps the base's names: the one that fits most of them."""
     names = {*source.plain, *(f"{module}.weight" for module in source.adapters)}
@@ -138,7 +128,7 @@ def _matched(source: Source, root: Mapping[str, SlicedTensor]) -> dict[str, Slic
     foreign = [
         name
         for name, tensor in own.items()
-        if name not in root and name not in tied and not _may_lack(name, tensor)
+        if name not in root and name not in tied and not is_optional(name, tensor)
     ]
     if foreign:
         raise CheckpointError(
@@ -152,16 +142,11 @@ def _matched(source: Source, root: Mapping[str, SlicedTensor]) -> dict[str, Slic
     return own
 
 
-def _check_base_identity(
-    base: Source, root: Mapping[str, SlicedTensor], sources: Sequence[Source]
-) -> None:
+def _check_base_identity(base: Source, sources: Sequence[Source]) -> None:
     """A manifest that names its base's fingerprint must mean this base."""
     for source in sources:
         recorded = ((source.manifest or {}).get("base") or {}).get("fingerprint")
-        if recorded is None:
-            continue
-        backbone = {name: tensor for name, tensor in root.items() if not _is_head(name)}
-        if fingerprint(backbone) != recorded:
+        if recorded is not None and recorded != base_fingerprint(base):
             raise CheckpointError(
                 f"{source.path}: base = trained from other weights than {base.path}; expected its "
                 "own base. Name the folder that the recipe's model.path named."
