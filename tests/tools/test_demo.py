@@ -1,0 +1,71 @@
+"""The demo's driver: what it shows, keeps and removes; the run itself is `make demo`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools import demo
+from trainer.recipe.load import load_recipe
+
+
+def evaluation(step: int, ndcg: float, spearman: float) -> dict[str, object]:
+    metrics = {"docs": {"ndcg_at_10": ndcg, "mrr_at_10": 0.5}, "pairs": {"spearman": spearman}}
+    return {"step": step, "sets": metrics}
+
+
+def test_table_compares_the_first_and_the_last_evaluation(tmp_path: Path) -> None:
+    lines = [evaluation(0, 0.02, 0.25), evaluation(5, 0.2, 0.4), evaluation(9, 0.34, 0.5)]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = demo.table(*demo.evaluations(tmp_path))
+    assert [row.split() for row in table.splitlines()[-2:]] == [
+        ["docs", "nDCG@10", "0.020", "0.340", "+0.320"],
+        ["pairs", "Spearman", "0.250", "0.500", "+0.250"],
+    ]
+    assert "After 9 steps" in table
+
+
+def test_a_run_without_both_evaluations_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "eval.jsonl").write_text(json.dumps(evaluation(0, 0.1, 0.1)) + "\n")
+    with pytest.raises(SystemExit, match="1"):
+        demo.evaluations(tmp_path)
+    assert "lines = 1; expected an evaluation before and one after" in capsys.readouterr().err
+
+
+def test_a_fresh_run_keeps_data_and_base_model(tmp_path: Path) -> None:
+    kept = ("data", "base")
+    for name in (*kept, "checkpoints", "model", "tensorboard"):
+        (tmp_path / name).mkdir()
+    for name in ("recipe.yaml", "metrics.jsonl", "eval.jsonl", "report.html"):
+        (tmp_path / name).touch()
+    demo.remove_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_finished_run_is_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    demo.train(tmp_path)
+    assert "holds a finished run" in capsys.readouterr().out
+
+
+def test_a_command_that_fails_ends_the_demo_with_its_code(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="3"):
+        demo.run("python", "-c", "raise SystemExit(3)")
+    assert "ended with exit code 3" in capfd.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        demo.run("no-such-command")
+
+
+def test_ranks_share_the_batches_of_the_recipe() -> None:
+    recipe = load_recipe(demo.ROOT / demo.RECIPE)
+    assert recipe.output_dir == demo.FOLDER
+    assert recipe.tasks.ir is not None
+    assert recipe.tasks.sts is not None
+    assert recipe.tasks.ir.global_batch_size % demo.BATCH_DIVISOR == 0
+    assert recipe.tasks.sts.global_batch_size % demo.BATCH_DIVISOR == 0

