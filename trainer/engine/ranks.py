@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -46,6 +47,10 @@ def join(timeout_minutes: float) -> Ranks:
         torch.cuda.set_device(device)
     else:
         _share_cores()
+        # else DeepSpeed compiles an all-reduce of its own, a minute in each new environment
+        deepspeed.ops.__compatible_ops__ = {}
+    # DeepSpeed calls collectives by names that torch is renaming; nothing a user could mend
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(minutes=timeout_minutes),
