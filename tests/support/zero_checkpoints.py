@@ -4,7 +4,6 @@ The truth is read from the live engine, so that readers of the files are tested 
 road to the same numbers.
 """
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.ranks import run_ranks
+from trainer.engine.ranks import join
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def write_zero_checkpoints(
         specs: what to write, one after the other.
     Collective: yes.
     """
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    join(timeout_minutes=5)
     for index, spec in enumerate(specs):
         _write_one(rank, base, folder / spec.name, spec, seed=10 * world_size + index)
 
