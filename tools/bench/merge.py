@@ -1,7 +1,8 @@
 """Measure merging: against mergekit, and against only reading and writing the same bytes.
 
-Models are made of random bfloat16 numbers in the shape of Qwen2.5; two checkpoints lie near their
-base. Memory is the anonymous memory of the whole process tree, sampled while it runs.
+Models are made by `merge_models.py`: random bfloat16 numbers in the shape of Qwen2.5, two
+checkpoints near their base. Memory is the anonymous memory of the whole process tree, sampled
+while it runs.
 
   python tools/bench/merge.py --workdir /scratch --mergekit /venv/bin/mergekit-yaml
   python tools/bench/merge.py --workdir /scratch --sizes 0.5B 1.5B 7B --parts io
@@ -18,28 +19,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from trainer.checkpoint.safetensors_file import encode_header
-
 ROOT = Path(__file__).parents[2]
-SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden": 256, "inner": 768, "layers": 4, "kv": 64, "vocab": 20_000},
-    "0.5B": {"hidden": 896, "inner": 4864, "layers": 24, "kv": 128, "vocab": 151_936},
-    "1.5B": {"hidden": 1536, "inner": 8960, "layers": 28, "kv": 256, "vocab": 151_936},
-    "7B": {"hidden": 3584, "inner": 18_944, "layers": 28, "kv": 512, "vocab": 152_064},
-}
-"""Sizes of Qwen2.5; the 7B shape has an output head of its own, as there."""
-SHARD_BYTES = 4_000_000_000
+SIZES = ("tiny", "0.5B", "1.5B", "7B")
 CHUNK_BYTES = 8 << 20
-NUM_RANKS = 4
-NOISE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -52,129 +39,11 @@ class Run:
     """Largest anonymous memory of the process tree."""
 
 
-def tensor_shapes(size: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a Qwen2.5 of this size, as its causal language model is saved."""
-    s = SHAPES[size]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (s["vocab"], s["hidden"])}
-    for i in range(s["layers"]):
-        for name, shape in _layer_shapes(s).items():
-            shapes[f"model.layers.{i}.{name}"] = shape
-    shapes["model.norm.weight"] = (s["hidden"],)
-    if size == "7B":
-        shapes["lm_head.weight"] = (s["vocab"], s["hidden"])
-    return shapes
-
-
-def _layer_shapes(s: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    return {
-        "input_layernorm.weight": (s["hidden"],),
-        "mlp.down_proj.weight": (s["hidden"], s["inner"]),
-        "mlp.gate_proj.weight": (s["inner"], s["hidden"]),
-        "mlp.up_proj.weight": (s["inner"], s["hidden"]),
-        "post_attention_layernorm.weight": (s["hidden"],),
-        "self_attn.k_proj.bias": (s["kv"],),
-        "self_attn.k_proj.weight": (s["kv"], s["hidden"]),
-        "self_attn.o_proj.weight": (s["hidden"], s["hidden"]),
-        "self_attn.q_proj.bias": (s["hidden"],),
-        "self_attn.q_proj.weight": (s["hidden"], s["hidden"]),
-        "self_attn.v_proj.bias": (s["kv"],),
-        "self_attn.v_proj.weight": (s["kv"], s["hidden"]),
-    }
-
-
-def make_model(folder: Path, size: str, seed: int) -> None:
-    """Write a model: the base for seed 0, else the base with small changes."""
-    folder.mkdir(parents=True)
-    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
-    used = 0
-    for name, shape in tensor_shapes(size).items():
-        num_bytes = 2 * torch.Size(shape).numel()
-        if shards[-1] and used + num_bytes > SHARD_BYTES:
-            shards.append([])
-            used = 0
-        shards[-1].append((name, shape))
-        used += num_bytes
-    weight_map: dict[str, str] = {}
-    for index, shard in enumerate(shards):
-        file = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
-        weight_map |= dict.fromkeys((name for name, _ in shard), file)
-        _write_shard(folder / file, shard, seed)
-    index_file = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index_file))
-    (folder / "config.json").write_text(json.dumps(config(size)))
-
-
-def config(size: str) -> dict[str, Any]:
-    """Content of config.json."""
-    s = SHAPES[size]
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "hidden_size": s["hidden"],
-        "intermediate_size": s["inner"],
-        "num_hidden_layers": s["layers"],
-        "num_attention_heads": s["hidden"] // 64 if s["hidden"] < 1536 else s["hidden"] // 128,
-        "num_key_value_heads": s["kv"] // (64 if s["hidden"] < 1536 else 128),
-        "vocab_size": s["vocab"],
-        "tie_word_embeddings": size != "7B",
-        "torch_dtype": "bfloat16",
-    }
-
-
-def _write_shard(path: Path, shard: Sequence[tuple[str, tuple[int, ...]]], seed: int) -> None:
-    with path.open("wb") as file:
-        file.write(encode_header([(name, torch.bfloat16, shape) for name, shape in shard]))
-        for name, shape in shard:
-            for block in numbers(name, torch.Size(shape).numel(), seed):
-                file.write(block.bfloat16().view(torch.uint8).numpy().data)
-
-
-def numbers(name: str, count: int, seed: int) -> Iterator[Tensor]:
-    """A tensor's values in blocks, float32; seed 0 is the base that others lie near."""
-    start = sum(name.encode()) * 7919
-    while count > 0:
-        block = _noise(0).roll(start)[: min(count, NOISE)] * 0.02
-        if seed:
-            block = block + _noise(seed).roll(start)[: len(block)] * 0.001
-        yield block
-        count -= len(block)
-        start += 104_729
-
-
-_NOISE: dict[int, Tensor] = {}
-
-
-def _noise(seed: int) -> Tensor:
-    if seed not in _NOISE:
-        _NOISE[seed] = torch.randn(NOISE, generator=torch.Generator().manual_seed(seed))
-    return _NOISE[seed]
-
-
-def make_zero3(folder: Path, size: str, seed: int) -> None:
-    """Write the float32 masters of a checkpoint as ZeRO-3 shards of four ranks."""
-    tag = folder / "step-1"
-    tag.mkdir(parents=True)
-    (folder / "latest").write_text("step-1")
-    shapes = {f"backbone.{name.removeprefix('model.')}": torch.Size(shape) for name, shape in
-              tensor_shapes(size).items() if name != "lm_head.weight"}  # fmt: skip
-    groups = [dict(list(shapes.items())[i::3]) for i in range(3)]
-    for rank in range(NUM_RANKS):
-        flats = [_rank_slice(group, rank, seed) for group in groups]
-        state = {"zero_stage": 3, "partition_count": NUM_RANKS, "fp32_flat_groups": flats}
-        name = f"zero_pp_rank_{rank}_mp_rank_00"
-        torch.save({"optimizer_state_dict": state}, tag / f"bf16_{name}_optim_states.pt")
-        model = {"module": {}, "buffer_names": [], "param_shapes": groups, "shared_params": {},
-                 "frozen_param_shapes": {}, "frozen_param_fragments": {}, "ds_version": "0.19.8",
-                 "dp_world_size": NUM_RANKS, "global_steps": 1}  # fmt: skip
-        torch.save(model, tag / f"{name}_model_states.pt")
-
-
-def _rank_slice(group: dict[str, torch.Size], rank: int, seed: int) -> Tensor:
-    parts = []
-    for name, shape in group.items():
-        width = -(-shape.numel() // NUM_RANKS)
-        parts.append(torch.cat(list(numbers(f"{name}{rank}", width, seed))))
-    return torch.cat(parts)
+def make(kind: str, folder: Path, size: str, seed: int) -> None:
+    """Make a model or a ZeRO-3 checkpoint, in a process of its own so that its memory goes."""
+    script = str(ROOT / "tools" / "bench" / "merge_models.py")
+    command = [sys.executable, script, kind, str(folder), "--size", size, "--seed", str(seed)]
+    subprocess.run(command, check=True)
 
 
 def measure(command: Sequence[str], log: Path) -> Run:
@@ -257,7 +126,7 @@ def versus_mergekit(folder: Path, program: Path, repeats: int) -> dict[str, Any]
 def versus_zero_to_fp32(folder: Path, size: str, program: Path) -> dict[str, Any]:
     """Ours from ZeRO-3 shards against DeepSpeed's converter for each, then mergekit."""
     for seed, name in ((1, "zero_a"), (2, "zero_b")):
-        make_zero3(folder / name, size, seed)
+        make("zero3", folder / name, size, seed)
     mine = ours(folder, ("zero_a", "zero_b"))
     theirs = []
     for name in ("zero_a", "zero_b"):
@@ -354,22 +223,21 @@ def bench_size(size: str, arguments: argparse.Namespace) -> dict[str, Any]:
     folder = arguments.workdir / f"merge-bench-{size}"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        make_model(folder / "base", size, 0)
-        make_model(folder / "a", size, 1)
+        make("model", folder / "base", size, 0)
+        make("model", folder / "a", size, 1)
         if size == "7B":
             # one checkpoint under two names, so that the disk holds it once
             shutil.copytree(folder / "a", folder / "b", copy_function=os.link)
         else:
-            make_model(folder / "b", size, 2)
-        _NOISE.clear()
+            make("model", folder / "b", size, 2)
         return _parts(size, folder, arguments)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _parts(size: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    result: dict[str, Any] = {"parameters": sum(
-        torch.Size(shape).numel() for shape in tensor_shapes(size).values())}  # fmt: skip
+    stored = sum(path.stat().st_size for path in (folder / "base").glob("*.safetensors"))
+    result: dict[str, Any] = {"base_bytes": stored}
     if "merge" in arguments.parts:
         result["merge_peak_anon_bytes"] = ours(folder).peak_bytes
     if "mergekit" in arguments.parts and arguments.mergekit:
@@ -413,7 +281,7 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--workdir", type=Path, required=True, help="scratch folder; what is made is removed")
-    add("--sizes", nargs="+", choices=list(SHAPES), default=["1.5B"])
+    add("--sizes", nargs="+", choices=SIZES, default=["1.5B"])
     add("--parts", nargs="+", choices=["merge", "mergekit", "io", "zero"],
         default=["merge", "mergekit", "io"])  # fmt: skip
     add("--mergekit", type=Path, help="mergekit-yaml of an environment that has it")
