@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from trainer import __version__
+from trainer.checkpoint.base_identity import check_same_base, identify_base
 from trainer.checkpoint.embedder_files import write_embedder_files
-from trainer.checkpoint.export import export_model
+from trainer.checkpoint.export import ExportRequest, export_model
+from trainer.checkpoint.manifest import BaseIdentity
 from trainer.checkpoint.resume import check_same_run, find_checkpoint, load_checkpoint
 from trainer.checkpoint.save import SaveRequest, save_checkpoint
 from trainer.data.loader import batches
@@ -95,7 +97,9 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> "
         recipe, model_path=path, config=dict(resolved.deepspeed), gather=gather, ranks=ranks
     )
     plan = make_plan(recipe, {source.name: len(source) for source in sources})
-    return Session(recipe, sources, ranks, built, tokenizer, encoder, plan)
+    name, revision = recipe.model.path, recipe.model.revision
+    base = identify_base(name, path, ranks, revision=revision) if recipe.model.lora else None
+    return Session(recipe, sources, ranks, built, tokenizer, encoder, plan, base)
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ class Session:
     tokenizer: PreTrainedTokenizerFast
     encoder: TextEncoder
     plan: DataPlan
+    base: BaseIdentity | None
+    """What adapters belong to; None where all parameters are trained."""
 
     @property
     def folder(self) -> Path:
@@ -140,6 +146,8 @@ class Session:
                 sources=self.fingerprints,
                 world_size=self.ranks.world_size,
             )
+            if self.base is not None:
+                check_same_base(found.tag, found.manifest.base, self.base)
             start = load_checkpoint(self.built.engine, checkpoints, found, self.ranks)
             logger.info("resumed from %s: next step is %d", found.tag, start)
         if self.ranks.is_first:
@@ -199,6 +207,7 @@ class Session:
             sources=self.fingerprints,
             versions={"trainer": __version__, **{name: version(name) for name in LIBRARIES}},
             write_embedder=self._write_embedder,
+            base=self.base,
         )
         save_checkpoint(
             self.built.engine,
@@ -210,12 +219,15 @@ class Session:
 
     def export(self) -> None:
         """Write `model/`."""
-        export_model(
-            self.built.engine.module.backbone,
-            self.folder / "model",
-            self.ranks,
+        path = resolve_model_path(self.recipe.model.path)
+        request = ExportRequest(
+            kind=self.recipe.checkpoint.export,
+            base=str(Path(path).resolve()) if Path(path).is_dir() else path,
+            revision=self.recipe.model.revision,
             write_embedder=self._write_embedder,
         )
+        backbone = self.built.engine.module.backbone
+        export_model(backbone, self.folder / "model", request, self.ranks)
 
     def _write_embedder(self, folder: Path) -> None:
         """Config, tokenizer, pooling and prompts."""

@@ -5,38 +5,53 @@ Parameters are gathered one by one and written shard by shard, so no rank ever h
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import deepspeed
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainer.checkpoint.adapter_export import merged_tensors, write_adapter
+from trainer.checkpoint.agree import on_first_rank
 from trainer.checkpoint.embedder_files import write_json
 from trainer.engine.ranks import Ranks
 from trainer.errors import CheckpointError
+from trainer.recipe.schema import Export
 
 SHARD_BYTES = 4 * 2**30
 """Largest weight file; also the most that the first rank holds."""
+ADAPTER_FOLDER = "adapter"
+"""Where `both` puts the adapter, inside the folder of merged weights."""
 
 
-def export_model(
-    backbone: nn.Module,
-    folder: Path,
-    ranks: Ranks,
-    *,
-    write_embedder: Callable[[Path], None],
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What is written, and where its base is found."""
+
+    kind: Export
+    """Of an adapter run: `merged` weights, the `adapter` alone, or both. Others ignore it."""
+    base: str
+    """Folder or hub id of the base, written into an adapter's config."""
+    revision: str | None
+    """Of a hub base."""
+    write_embedder: Callable[[Path], None]
+    """Writes config, tokenizer and pooling files into a folder; called on the first rank."""
+    shard_bytes: int = SHARD_BYTES
+    """Largest weight file."""
+
+
+def export_model(backbone: nn.Module, folder: Path, request: ExportRequest, ranks: Ranks) -> None:
     """Write `folder` as a whole: beside it first, renamed when complete.
 
     Args:
         backbone: whole or partitioned.
-        folder: replaced if it exists.
+        folder: replaced if it exists; `both` puts the adapter into its subfolder `adapter`.
+        request: see its fields.
         ranks: this process.
-        write_embedder: writes config, tokenizer and pooling files into a folder.
-        shard_bytes: largest weight file.
 
     Raises:
         CheckpointError: what was written is not what was meant.
@@ -45,24 +60,56 @@ def export_model(
     partial = folder.with_name(f".partial-{folder.name}")
     if ranks.is_first:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_embedder(partial)
-    shapes = _write_weights(backbone, partial, ranks, shard_bytes)
+    if not isinstance(backbone, PeftModel) or request.kind != "adapter":
+        _export_weights(backbone, partial, request, ranks)
+    if isinstance(backbone, PeftModel) and request.kind != "merged":
+        place = partial if request.kind == "adapter" else partial / ADAPTER_FOLDER
+        _export_adapter(backbone, place, request, ranks)
     if ranks.is_first:
-        check_written(partial, shapes)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     torch.distributed.barrier()
 
 
-def full_tensors(backbone: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter and persistent buffer once, by name, gathered while it is looked at.
+def _export_weights(
+    backbone: nn.Module, folder: Path, request: ExportRequest, ranks: Ranks
+) -> None:
+    """A folder of whole weights, adapters merged."""
+    _start_folder(folder, request, ranks)
+    shapes = _write_weights(backbone, folder, ranks, request.shard_bytes)
+    on_first_rank(lambda: check_written(folder, shapes), ranks)
+
+
+def _export_adapter(
+    backbone: PeftModel, folder: Path, request: ExportRequest, ranks: Ranks
+) -> None:
+    """A folder of the adapter alone."""
+    _start_folder(folder, request, ranks)
+    shapes = write_adapter(backbone, folder, ranks, base=request.base, revision=request.revision)
+    on_first_rank(lambda: check_written(folder, shapes), ranks)
+
+
+def _start_folder(folder: Path, request: ExportRequest, ranks: Ranks) -> None:
+    """Make a folder with everything but weights."""
+    if ranks.is_first:
+        folder.mkdir(parents=True)
+        request.write_embedder(folder)
+
+
+def full_tensors(backbone: nn.Module, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter and persistent buffer once, by the bare backbone's name.
+
+    A parameter is gathered while it is looked at; adapters are merged on the first rank.
 
     Collective: yes under ZeRO-3.
     """
-    for name, parameter in backbone.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
-            yield name, parameter.detach()
+    if isinstance(backbone, PeftModel):
+        yield from merged_tensors(backbone, ranks)
+        backbone = backbone.get_base_model()
+    else:
+        for name, parameter in backbone.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                yield name, parameter.detach()
     persistent = backbone.state_dict().keys()
     for name, buffer in backbone.named_buffers():
         if name in persistent:
@@ -77,7 +124,7 @@ def _write_weights(
     files: list[list[str]] = []
     held: dict[str, Tensor] = {}
     held_bytes = 0
-    for name, tensor in full_tensors(backbone):
+    for name, tensor in full_tensors(backbone, ranks):
         shapes[name] = tensor.shape
         if not ranks.is_first:
             continue

@@ -24,6 +24,16 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaseIdentity:
+    """Which model adapters belong to."""
+
+    path: str
+    """`model.path` of the recipe: folder, hub id or package."""
+    files: Mapping[str, FileEntry]
+    """Config and weight files by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What a checkpoint is and which files belong to it."""
 
@@ -39,6 +49,8 @@ class Manifest:
     """Of this project and of the libraries that shape the numbers."""
     files: Mapping[str, FileEntry]
     """By path relative to the checkpoint's folder."""
+    base: BaseIdentity | None = None
+    """The frozen base of an adapter run, which the checkpoint does not hold; None for others."""
 
 
 def digest(path: Path) -> FileEntry:
@@ -76,13 +88,22 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise KeyError("format")
-        files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
-        return Manifest(files=files, **content)
+        base = content.pop("base", None)
+        return Manifest(
+            files=_entries(content.pop("files")),
+            base=base and BaseIdentity(path=base["path"], files=_entries(base["files"])),
+            **content,
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: {type(error).__name__}: {error}; expected a manifest of format {FORMAT}. "
             f"The checkpoint is not complete; use another."
         ) from error
+
+
+def _entries(content: Mapping[str, Any]) -> dict[str, FileEntry]:
+    """Files by name, from JSON."""
+    return {name: FileEntry(**entry) for name, entry in content.items()}
 
 
 def verify(folder: Path) -> Manifest:

@@ -9,6 +9,7 @@ from typing import Any
 import deepspeed
 import torch.distributed as dist
 
+from trainer.checkpoint.agree import on_first_rank
 from trainer.checkpoint.manifest import Manifest, verify
 from trainer.checkpoint.save import tags_in
 from trainer.engine.ranks import Ranks
@@ -39,17 +40,7 @@ def find_checkpoint(folder: Path, ranks: Ranks) -> Found | None:
         CheckpointError: there are checkpoints, and none is valid.
     Collective: yes.
     """
-    message: list[Any] = [None]
-    if ranks.is_first:
-        try:
-            message[0] = _newest_valid(folder)
-        except CheckpointError as error:
-            message[0] = error
-    dist.broadcast_object_list(message)
-    if isinstance(message[0], CheckpointError):
-        raise message[0]
-    found: Found | None = message[0]
-    return found
+    return on_first_rank(lambda: _newest_valid(folder), ranks)
 
 
 def _newest_valid(folder: Path) -> Found | None:

@@ -6,7 +6,7 @@ DeepSpeed writes its own files under a temporary name; the manifest is added, th
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,18 @@ from typing import Any
 import deepspeed
 import torch.distributed as dist
 
-from trainer.checkpoint.manifest import FileEntry, Manifest, digests, files_of, write_manifest
+from trainer.checkpoint.agree import on_first_rank
+from trainer.checkpoint.manifest import (
+    BaseIdentity,
+    FileEntry,
+    Manifest,
+    digests,
+    files_of,
+    write_manifest,
+)
+from trainer.checkpoint.zero_format import read_zero
 from trainer.engine.ranks import Ranks
+from trainer.errors import CheckpointError
 
 LATEST = "latest"
 PREFIX = "step-"
@@ -36,6 +46,8 @@ class SaveRequest:
     """Of this project and its libraries."""
     write_embedder: Callable[[Path], None]
     """Writes config, tokenizer and pooling files into a folder; called on the first rank."""
+    base: BaseIdentity | None = None
+    """The frozen base of an adapter run, which is not saved."""
 
 
 def tag_of(step: int) -> str:
@@ -67,6 +79,9 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        CheckpointError: what was written lacks a trained parameter.
     Collective: yes.
     """
     tag, partial = tag_of(request.step), PARTIAL + tag_of(request.step)
@@ -84,6 +99,8 @@ def save_checkpoint(
     )
     dist.barrier()
     entries = _hash_in_shares(folder / partial, ranks)
+    trained = _trained_shapes(engine)
+    on_first_rank(lambda: check_saved(folder / partial, trained), ranks)
     if ranks.is_first:
         manifest = Manifest(
             step=request.step,
@@ -92,6 +109,7 @@ def save_checkpoint(
             sources=request.sources,
             versions=request.versions,
             files=entries,
+            base=request.base,
         )
         write_manifest(folder / partial, manifest)
         _publish(folder, partial, tag)
@@ -117,6 +135,34 @@ def _hash_in_shares(folder: Path, ranks: Ranks) -> dict[str, FileEntry]:
     shares: list[Any] = [None] * ranks.world_size
     dist.all_gather_object(shares, digests(folder, names))
     return {name: entry for share in shares for name, entry in share.items()}
+
+
+def _trained_shapes(engine: deepspeed.DeepSpeedEngine) -> dict[str, tuple[int, ...]]:
+    """Full shapes of the trained parameters by name."""
+    return {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in engine.module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def check_saved(folder: Path, trained: Mapping[str, tuple[int, ...]]) -> None:
+    """Reopen DeepSpeed's files and look for every trained parameter in its full shape.
+
+    Args:
+        folder: a tag folder.
+        trained: full shapes by the module's names.
+
+    Raises:
+        CheckpointError: a parameter is missing, empty or of another shape.
+    """
+    found = {name: tensor.shape for name, tensor in read_zero(folder).tensors.items()}
+    wrong = [name for name, shape in trained.items() if found.get(name) != shape]
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: {wrong[0]} = {found.get(wrong[0])}; expected {trained[wrong[0]]}. "
+            f"{len(wrong)} of {len(trained)} trained parameters were not saved whole."
+        )
 
 
 def _publish(folder: Path, partial: str, tag: str) -> None:

@@ -13,6 +13,7 @@ Attention = Literal["causal", "bidirectional"]
 DType = Literal["float32", "bfloat16"]
 Schedule = Literal["alternate", "proportional", "temperature"]
 Gather = Literal["auto", "chunk", "step", "interleaved"]
+Export = Literal["adapter", "merged", "both"]
 
 
 def bounded(
@@ -270,6 +271,9 @@ class CheckpointRecipe:
     """Null: only after the last step."""
     keep: int = bounded(2, low=1)
     """Newest checkpoints kept; older ones are deleted."""
+    export: Export = "merged"
+    """`model/` of an adapter run: the base with adapters merged, the `adapter` alone (a peft folder
+    that names its base), or `both`: merged, with the peft folder in `model/adapter/`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,122 @@
+"""Adapters as a folder for peft, and merged into their base one weight at a time.
+
+It writes no embedder files and does not know how a folder becomes visible.
+"""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from trainer.checkpoint.names import ADAPTER_PART
+from trainer.checkpoint.shards import ADAPTER_WEIGHTS
+from trainer.checkpoint.tensors import LowRankTensor, StoredTensor
+from trainer.engine.ranks import Ranks
+from trainer.model.adapters import ADAPTER
+
+BASE = ".base_layer"
+"""What peft puts into the name of an adapted module's own weight."""
+MERGE_ELEMENTS = 2**24
+"""Elements of a weight that are merged at once, in float64."""
+
+
+def merged_tensors(model: PeftModel, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+    """The base's parameters by their own names, adapters added where there are some.
+
+    One weight is gathered at a time, with its factors. The sum is computed in float64 on the first
+    rank and rounded once to the weight's dtype; other ranks get the weight as it is.
+
+    Args:
+        model: whole or partitioned.
+        ranks: this process.
+
+    Collective: yes under ZeRO-3.
+    """
+    base = model.get_base_model()
+    for module_name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            yield f"{module_name}.weight", _merged_weight(module, ranks)
+    for name, parameter in base.named_parameters():
+        if ADAPTER_PART.fullmatch(name) or name.endswith(f"{BASE}.weight"):
+            continue
+        with deepspeed.zero.GatheredParameters([parameter]):
+            yield name.replace(f"{BASE}.", "."), parameter.detach()
+
+
+def _merged_weight(layer: Any, ranks: Ranks) -> Tensor:
+    """W + scale B A of one adapted linear module [out, in], DoRA's magnitudes applied."""
+    base = layer.get_base_layer()
+    parts = {"A": layer.lora_A[ADAPTER].weight, "B": layer.lora_B[ADAPTER].weight}
+    if ADAPTER in layer.lora_magnitude_vector:
+        parts["magnitude"] = layer.lora_magnitude_vector[ADAPTER].weight
+    with deepspeed.zero.GatheredParameters([base.weight, *parts.values()]):
+        if not ranks.is_first:
+            return base.weight.detach()
+        stored = {name: _stored(parameter) for name, parameter in parts.items()}
+        merged = LowRankTensor(
+            _stored(base.weight),
+            stored["B"],
+            stored["A"],
+            layer.scaling[ADAPTER],
+            magnitude=stored.get("magnitude"),
+        )
+        return _computed(merged)
+
+
+def _stored(parameter: nn.Parameter) -> StoredTensor:
+    """A gathered parameter on the CPU, as the merge's arithmetic takes it."""
+    return StoredTensor(tuple(parameter.shape), (parameter.detach().cpu().reshape(-1),))
+
+
+def _computed(tensor: LowRankTensor) -> Tensor:
+    """All elements, in the dtype of the weight."""
+    whole = torch.empty(tensor.shape, dtype=tensor.dtype)
+    read = tensor.open()
+    for start in range(0, whole.numel(), MERGE_ELEMENTS):
+        read(start, whole.view(-1)[start : start + MERGE_ELEMENTS])
+    return whole
+
+
+def write_adapter(
+    model: PeftModel, folder: Path, ranks: Ranks, *, base: str, revision: str | None
+) -> dict[str, torch.Size]:
+    """Write weights and config of the adapter, gathered one parameter at a time.
+
+    Args:
+        model: whole or partitioned.
+        folder: exists.
+        ranks: this process.
+        base: folder or hub id under which peft finds the base.
+        revision: of a hub base.
+
+    Returns:
+        Shapes by the names in the file.
+    Collective: yes under ZeRO-3.
+    """
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, torch.Size] = {}
+    for full, parameter in model.named_parameters():
+        part = ADAPTER_PART.fullmatch(full)
+        if part is None:
+            continue
+        # `.weight` also for magnitudes, which peft saves without: transformers needs it
+        name = f"{part['module']}.lora_{part['part']}.weight"
+        with deepspeed.zero.GatheredParameters([parameter]):
+            shapes[name] = parameter.shape
+            if ranks.is_first:
+                tensors[name] = parameter.detach().to("cpu", copy=True).contiguous()
+    if ranks.is_first:
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        config = copy.copy(model.peft_config[ADAPTER])
+        config.inference_mode = True
+        config.base_model_name_or_path = base
+        config.revision = revision
+        config.save_pretrained(str(folder))
+    return shapes

@@ -1,0 +1,120 @@
+"""The identity of the frozen base of an adapter run: size and sha256 of each file it consists of.
+
+The files are read once at the start of a run, each rank its share of its host's copy, so that a
+base that was changed by one byte, or that differs between hosts, is told before the first step.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from trainer.checkpoint.manifest import BaseIdentity, FileEntry, digest
+from trainer.engine.ranks import Ranks
+from trainer.errors import CheckpointError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
+           "pytorch_model.bin", "pytorch_model.bin.index.json")  # fmt: skip
+"""Names under which transformers looks for weights, in its order."""
+CONFIG = "config.json"
+
+
+def base_files(path: str, revision: str | None) -> list[Path]:
+    """The config and weight files that transformers loads, config first.
+
+    Args:
+        path: resolved folder, or a hub id that was loaded before.
+        revision: of the hub model.
+
+    Raises:
+        CheckpointError: no weights in a format that transformers loads.
+    """
+    config = [file for file in [_file(path, CONFIG, revision)] if file is not None]
+    for name in WEIGHTS:
+        weights = _file(path, name, revision)
+        if weights is None:
+            continue
+        if not name.endswith(".index.json"):
+            return [*config, weights]
+        shards, _ = get_checkpoint_shard_files(path, str(weights), revision=revision)
+        return [*config, weights, *map(Path, sorted(shards))]
+    raise CheckpointError(
+        f"{path}: weights = none; expected one of {', '.join(WEIGHTS)}. Save the base again."
+    )
+
+
+def _file(path: str, name: str, revision: str | None) -> Path | None:
+    """A file of a model folder or of the hub's cache, or None where the model has none."""
+    found = cached_file(
+        path,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def identify_base(
+    name: str, path: str, ranks: Ranks, *, revision: str | None = None
+) -> BaseIdentity:
+    """Hash the base's files; each rank reads a share of them.
+
+    Args:
+        name: `model.path` of the recipe.
+        path: resolved.
+        ranks: this process.
+        revision: of a hub model.
+
+    Raises:
+        CheckpointError: no weights, or a file that is not the same on all hosts.
+    Collective: yes.
+    """
+    files = base_files(path, revision)
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
+    share = files[int(os.environ.get("LOCAL_RANK", "0")) % num_local :: num_local]
+    shares: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(shares, {file.name: digest(file) for file in share})
+    entries: dict[str, FileEntry] = {}
+    for rank, part in enumerate(shares):
+        for file, entry in part.items():
+            if entries.setdefault(file, entry) != entry:
+                raise CheckpointError(
+                    f"{path}/{file}: sha256 = {entry.sha256[:16]} on the host of rank {rank}; "
+                    f"expected {entries[file].sha256[:16]}, as on the first host. Copy the same "
+                    f"base to all hosts."
+                )
+    return BaseIdentity(path=name, files={file.name: entries[file.name] for file in files})
+
+
+def check_same_base(tag: str, saved: BaseIdentity | None, current: BaseIdentity) -> None:
+    """Refuse to continue adapters on another base.
+
+    Args:
+        tag: name of the checkpoint, for messages.
+        saved: from its manifest.
+        current: the base that was loaded.
+
+    Raises:
+        CheckpointError: naming the base, and the file that differs.
+    """
+    if saved is None:
+        raise CheckpointError(
+            f"checkpoint {tag}: base = absent; expected the identity of {current.path}. The "
+            f"manifest is not of an adapter run; use another checkpoint."
+        )
+    for name in sorted({*saved.files, *current.files}):
+        was, now = saved.files.get(name), current.files.get(name)
+        if was != now:
+            raise CheckpointError(
+                f"checkpoint {tag}: base {current.path}/{name} = {_shown(now)}; expected "
+                f"{_shown(was)}, as when its adapters were trained on {saved.path}. Point "
+                f"model.path to that base, or start anew in another output_dir."
+            )
+
+
+def _shown(entry: FileEntry | None) -> str:
+    """A file in a few words."""
+    return "absent" if entry is None else f"{entry.size} bytes, sha256 {entry.sha256[:16]}"
