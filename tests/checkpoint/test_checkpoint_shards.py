@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tests.support.zero_checkpoints import SETS, make_checkpoint_set, write_base
-from trainer.checkpoint.shards import fingerprint, identity, open_source
+from trainer.checkpoint.shards import file_hash, fingerprint, identity, open_source
 from trainer.checkpoint.tensors import LowRankTensor, StoredTensor, read_whole
 from trainer.checkpoint.zero_format import read_zero
 from trainer.errors import CheckpointError
@@ -199,10 +199,16 @@ def test_a_bare_pickle_is_refused_unrun(zero3: Path, tmp_path: Path) -> None:
 
 @pytest.mark.dist
 def test_the_manifest_is_held_to(zero3: Path) -> None:
-    files = {p.name: {"size": p.stat().st_size, "sha256": ""} for p in zero3.glob("*.pt")}
+    files = {p.name: {"size": p.stat().st_size, "sha256": file_hash(p)} for p in zero3.glob("*.pt")}
     manifest = zero3 / "manifest.json"
     manifest.write_text(json.dumps({"files": files}))
     assert identity(open_source(zero3), hash_files=False)["manifest_sha256"]
+
+    altered = {name: entry | {"sha256": "0"} for name, entry in files.items()}
+    manifest.write_text(json.dumps({"files": altered}))
+    identity(open_source(zero3), hash_files=False)
+    with pytest.raises(CheckpointError, match=r"sha256 = \w+; expected 0 as in manifest"):
+        identity(open_source(zero3), hash_files=True)
 
     dropped = dict(list(files.items())[1:])
     manifest.write_text(json.dumps({"files": dropped}))
@@ -314,6 +320,14 @@ def test_a_folder_of_weights_and_loose_adapters_is_refused(tmp_path: Path) -> No
     save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "model.safetensors")
 
     with pytest.raises(CheckpointError, match="q = a weight with an adapter beside it"):
+        open_source(tmp_path)
+
+
+def test_hostile_json_is_refused(tmp_path: Path) -> None:
+    deep = b"[" * 100_000
+    (tmp_path / "model.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep)
+
+    with pytest.raises(CheckpointError, match="header is not JSON"):
         open_source(tmp_path)
 
 

@@ -92,7 +92,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
     try:
         content = json.loads(raw.decode("utf-8"), object_pairs_hook=no_twins)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"header is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise _damaged(path, "header is no JSON object")

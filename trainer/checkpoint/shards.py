@@ -85,7 +85,8 @@ def _open_zero(folder: Path) -> Source:
     if manifest is not None:
         _refuse_unlisted(folder, manifest)
     zero = read_zero(folder)
-    assets = (folder / "embedder", folder.parent.parent / "model")
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    assets = (folder / "embedder", run / "model")
     twins = {alias: zero.tensors[name] for alias, name in zero.aliases.items()}
     everything = {**zero.tensors, **twins}
     named = sort_names(folder, everything)
@@ -242,7 +243,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: content = not JSON ({error}); expected JSON. Copy the file again."
         ) from error
@@ -257,12 +258,15 @@ def identity(source: Source, *, hash_files: bool) -> dict[str, Any]:
 
     Returns:
         A dict for JSON.
+
+    Raises:
+        CheckpointError: if a file's hash is not that of the manifest.
     """
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     for file in source.files:
         files[file.name] = {"size": file.stat().st_size, "header_sha256": _header_hash(file)}
         if hash_files:
-            files[file.name]["sha256"] = file_hash(file)
+            files[file.name]["sha256"] = _checked_hash(source, file)
     manifest = source.path / "manifest.json"
     return {
         "path": str(source.path.resolve()),
@@ -270,6 +274,17 @@ def identity(source: Source, *, hash_files: bool) -> dict[str, Any]:
         "files": files,
         "manifest_sha256": file_hash(manifest) if source.manifest is not None else None,
     }
+
+
+def _checked_hash(source: Source, file: Path) -> str:
+    found = file_hash(file)
+    recorded = (source.manifest or {"files": {}})["files"].get(file.name, {}).get("sha256", found)
+    if recorded != found:
+        raise CheckpointError(
+            f"{file}: sha256 = {found}; expected {recorded} as in manifest.json. Copy the "
+            "checkpoint again."
+        )
+    return found
 
 
 def _header_hash(file: Path) -> str:

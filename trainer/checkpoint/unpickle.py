@@ -31,6 +31,11 @@ ALLOWED = (
 """Classes of DeepSpeed that its checkpoints hold; their code is never imported."""
 
 
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+              pickle.UnpicklingError)  # fmt: skip
+"""What torch's readers raise for files that are cut, damaged or of another kind."""
+
+
 def load_pickled(path: Path) -> dict[str, Any]:
     """Open a file that `torch.save` wrote; its tensors stay on disk, mapped into memory.
 
@@ -48,8 +53,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
         _refuse_code(path)
         with safe_globals([(_Inert, name) for name in ALLOWED]):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    # what torch and zip readers raise for files that are cut, empty or of another kind
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path}: content = unreadable ({_first_line(error)}); expected a whole file of "
             "torch.save. Copy it again, or use an older checkpoint."

@@ -16,7 +16,11 @@ LAYER = re.compile(
 )
 PALETTE = ((0, 34, 78), (65, 77, 107), (124, 123, 120), (188, 175, 111), (254, 232, 56))
 """Dark blue over grey to yellow: even steps of brightness, told apart by colour-blind readers."""
-CELL_WIDTH, CELL_HEIGHT, LEFT, TOP = 34, 16, 70, 150
+CELL_WIDTH, CELL_HEIGHT, LEFT = 34, 16, 70
+LIGHT = 0.6
+"""Share of the palette from which black text is read better than white."""
+LABEL_HEIGHT = 5
+"""Room above the cells per letter of the longest label, which stands slantwise."""
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Merge</title>
@@ -115,13 +119,14 @@ def _svg(
     index: int,
     top: float,
 ) -> str:
-    width, height = LEFT + CELL_WIDTH * len(columns) + 120, TOP + CELL_HEIGHT * len(rows) + 5
+    above = 20 + LABEL_HEIGHT * max(len(column.removesuffix(".weight")) for column in columns)
+    width, height = LEFT + CELL_WIDTH * len(columns) + above, above + CELL_HEIGHT * len(rows) + 5
     parts = [f'<svg width="{width}" height="{height}" role="img">']
     for i, column in enumerate(columns):
         x, label = LEFT + CELL_WIDTH * i + 20, html.escape(column.removesuffix(".weight"))
-        parts.append(f'<text transform="translate({x},{TOP - 5}) rotate(-50)">{label}</text>')
+        parts.append(f'<text transform="translate({x},{above - 5}) rotate(-50)">{label}</text>')
     for j, row in enumerate(rows):
-        y = TOP + CELL_HEIGHT * j
+        y = above + CELL_HEIGHT * j
         parts.append(f'<text x="{LEFT - 6}" y="{y + 12}" text-anchor="end">{row}</text>')
         for i, column in enumerate(columns):
             if (row, column) in cells:
@@ -131,11 +136,13 @@ def _svg(
 
 def _cell(name: str, numbers: Any, index: int, at: tuple[int, int], top: float) -> str:
     weight, norm = numbers["weights"][index], numbers["norms"][index]
-    colour = _colour(abs(weight) / top) if any(numbers["norms"]) else "#fff"
+    moved, share = any(numbers["norms"]), abs(weight) / top
     tip = html.escape(f"{name}: weight {weight:.4f}, norm {norm:.4g}")
     return (
         f'<rect x="{at[0]}" y="{at[1]}" width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}" '
-        f'fill="{colour}" stroke="#ccc"><title>{tip}</title></rect>'
+        f'fill="{_colour(share) if moved else "#fff"}" stroke="#ccc"><title>{tip}</title></rect>'
+        f'<text x="{at[0] + 4}" y="{at[1] + 11}" style="font-size:10px" pointer-events="none" '
+        f'fill="{"#fff" if share < LIGHT else "#000"}">{f"{weight:.2f}" if moved else ""}</text>'
     )
 
 
@@ -150,7 +157,7 @@ def _colour(share: float) -> str:
 
 def _legend(top: float) -> str:
     steps = [
-        f'<span style="background:{_colour(i / 4)};color:{"#fff" if i < 3 else "#000"};'
+        f'<span style="background:{_colour(i / 4)};color:{"#fff" if i / 4 < LIGHT else "#000"};'
         f'padding:2px 10px">{top * i / 4:.3g}</span>'
         for i in range(5)
     ]

@@ -51,7 +51,7 @@ class MergeSettings:
     def recorded(self) -> dict[str, Any]:
         """What decides the result, for `merge.json` and for telling merges apart."""
         left_out = ("memory_budget_bytes", "num_workers", "hash_files")
-        return {name: one for name, one in asdict(self).items() if name not in left_out}
+        return {name.rstrip("_"): one for name, one in asdict(self).items() if name not in left_out}
 
 
 def check_settings(settings: MergeSettings, num_checkpoints: int) -> None:
