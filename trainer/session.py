@@ -19,6 +19,7 @@ from trainer.checkpoint.export import ExportRequest, export_model
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.checkpoint.resume import check_same_run, find_checkpoint, load_checkpoint
 from trainer.checkpoint.save import SaveRequest, save_checkpoint
+from trainer.data.evalsets import IrEvalSet, StsEvalSet
 from trainer.data.loader import batches
 from trainer.data.plan import DataPlan, make_plan
 from trainer.data.sources import Source, open_eval_set
@@ -36,6 +37,7 @@ from trainer.recipe.load import dump_recipe
 from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.resolve import resolve, warmup_steps
 from trainer.recipe.schema import EvalSetRecipe, Recipe
+from trainer.report import write_report
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ def train(recipe: Recipe, sources: tuple[Source, ...], *, resume: bool) -> int:
             session = open_session(recipe, sources, ranks)
             start = session.prepare(resume=resume)
             done = session.fit(start, interrupt)
+            if ranks.is_first:
+                write_report(session.folder)
             if interrupt.signal is None:
                 session.export()
                 logger.info("done: %d steps, model in %s", done, session.folder / "model")
@@ -99,7 +103,8 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> "
     plan = make_plan(recipe, {source.name: len(source) for source in sources})
     name, revision = recipe.model.path, recipe.model.revision
     base = identify_base(name, path, ranks, revision=revision) if recipe.model.lora else None
-    return Session(recipe, sources, ranks, built, tokenizer, encoder, plan, base)
+    eval_sets = tuple(open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets)
+    return Session(recipe, sources, ranks, built, tokenizer, encoder, plan, base, eval_sets)
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class Session:
     encoder: TextEncoder
     plan: DataPlan
     base: BaseIdentity | None
+    eval_sets: tuple[StsEvalSet | IrEvalSet, ...]
     """What adapters belong to; None where all parameters are trained."""
 
     @property
@@ -193,10 +199,8 @@ class Session:
         """Metrics of every evaluation set."""
         with self.built.passes.held():
             return {
-                held_out.name: evaluate_set(
-                    open_eval_set(held_out, self.recipe.data), SetEmbedder(self, held_out)
-                )
-                for held_out in self.recipe.eval.sets
+                held_out.name: evaluate_set(records, SetEmbedder(self, held_out))
+                for held_out, records in zip(self.recipe.eval.sets, self.eval_sets, strict=True)
             }
 
     def save(self, done: int) -> None:

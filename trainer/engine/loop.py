@@ -1,6 +1,7 @@
 """When things happen: steps, evaluations and saves in order, and an orderly end on a signal."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,11 +38,17 @@ class Schedule:
     save_every: int | None
 
 
+SAME_EVENT_SEC = 5.0
+"""A signal so soon after the first is the same wish: DeepSpeed's launcher answers a Ctrl-C, which
+the terminal sends to all, by a SIGTERM of its own."""
+
+
 class Interrupt:
-    """The first SIGINT or SIGTERM is remembered; the second has its ordinary effect."""
+    """The first SIGINT or SIGTERM is remembered; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._noted_at = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -60,10 +67,12 @@ class Interrupt:
                 signal.signal(kind, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal and restore ordinary handling for the next one."""
-        self.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        """Remember the first signal; end at a later one."""
+        if self.signal is None:
+            self.signal, self._noted_at = number, time.monotonic()
+        elif time.monotonic() - self._noted_at > SAME_EVENT_SEC:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 def fit(

@@ -158,7 +158,7 @@ def _masked_of(batch: IrBatch, columns: np.ndarray, own: slice) -> np.ndarray:
 
 
 def _sts_share(batch: StsBatch, recipe: StsRecipe, ranks: Ranks) -> TableLoss:
-    """Pearson, RankKL, PRO and the auxiliary InfoNCE, weighted.
+    """Pearson, RankKL, PRO, CoSENT and the auxiliary InfoNCE, weighted.
 
     Over the pairs of all ranks each rank would compute the same; it then counts 1 / W of it.
     """
@@ -170,8 +170,13 @@ def _sts_share(batch: StsBatch, recipe: StsRecipe, ranks: Ranks) -> TableLoss:
         "pearson": recipe.weights.pearson,
         "rank_kl": recipe.weights.rank_kl,
         "pro": recipe.weights.pro,
+        "cosent": recipe.weights.cosent,
     }
-    temperatures = {"rank_kl": recipe.rank_kl_temperature, "pro": recipe.pro_temperature}
+    temperatures = {
+        "rank_kl": recipe.rank_kl_temperature,
+        "pro": recipe.pro_temperature,
+        "cosent": recipe.cosent_temperature,
+    }
 
     def share(tables: Vectors) -> dict[str, Tensor]:
         cosine = (tables[0][first] * tables[0][second]).sum(dim=1)

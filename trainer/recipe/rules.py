@@ -3,7 +3,6 @@
 Each rule is a function that raises on the first breach; `check_rules` runs them all.
 """
 
-import string
 from collections.abc import Callable, Sequence
 
 from trainer.errors import RecipeError
@@ -136,18 +135,15 @@ def _check_pattern(recipe: Recipe, fail: Fail) -> None:
 
 
 def _check_template(recipe: Recipe, fail: Fail) -> None:
-    """The prompt template joins {instruction} and {text} and nothing else."""
+    """The prompt template is an instruction, then the text: exports keep nothing after a text."""
     template = recipe.data.prompt_template
-    try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError:
-        fields = []
-    if fields.count("text") != 1 or set(fields) - {"text", "instruction"}:
+    head = template.removesuffix("{text}")
+    if head == template or "{text}" in head or head.count("{instruction}") != 1:
         raise fail(
             "data.prompt_template",
             template,
-            "{text} once and, if wanted, {instruction}",
-            "Write for example '{instruction}{text}'; a literal brace is doubled.",
+            "{instruction} once and {text} once, at the end",
+            "Write for example '{instruction}{text}'.",
         )
 
 

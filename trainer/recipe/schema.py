@@ -153,6 +153,8 @@ class StsWeights:
     """Weight of PRO."""
     infonce: float = bounded(1.0, low=0)
     """Weight of the auxiliary InfoNCE on the middle hidden layer."""
+    cosent: float = bounded(0.0, low=0)
+    """Weight of CoSENT, the usual STS loss; for comparisons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,8 @@ class StsRecipe:
     """tau_r."""
     pro_temperature: float = bounded(0.05, above=0)
     """tau_p."""
+    cosent_temperature: float = bounded(0.05, above=0)
+    """Divides CoSENT's differences of cosines."""
     infonce_temperature: float = bounded(0.02, above=0)
     """Temperature of the auxiliary InfoNCE."""
     infonce_threshold: float = bounded(0.8, low=0, high=1)
