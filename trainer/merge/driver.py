@@ -106,7 +106,7 @@ def merge_checkpoints(
     partial = PartialFolder(output, plan_id(plan, settings), plan.shards, resume=resume)
     check_output(output, plan.output_bytes + EXTRA_FILE_BYTES - partial.allocated_bytes())
     with partial as folder:
-        with _single_threaded_torch():
+        with _single_threaded_torch(), _flushing(folder):
             outcomes = _merge_all(plan, settings, folder, block, progress)
         folder.seal()
         copy_assets(plan.assets, folder.path, plan.dtype)
@@ -210,6 +210,20 @@ def _single_threaded_torch() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _flushing(folder: PartialFolder) -> Iterator[None]:
+    """Write back to disk beside the arithmetic."""
+    done = Event()
+    with ThreadPoolExecutor(1) as pool:
+        flushing = pool.submit(folder.flush_until, done)
+        try:
+            yield
+        finally:
+            done.set()
+        # a disk tells here, and only once, that it could not take what it had accepted
+        flushing.result()
 
 
 def _merge_all(

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,8 @@ from trainer.merge.stream import MergeItem
 
 JOURNAL = ".journal.jsonl"
 READ_BYTES = 1 << 20
+FLUSH_SEC = 0.2
+"""Pause between two rounds of bringing to disk what was written."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR,
                errno.EEXIST)  # fmt: skip
 """What a full or closed disk raises; a mistake of the user, not a fault."""
@@ -249,6 +252,12 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
             if slot and stored_checksum(self.descriptors[file], slot) == entry.get("checksum"):
                 good[name] = entry
         return good
+
+    def flush_until(self, done: Event) -> None:
+        """Keep bringing to disk what was written, so that little is left to wait for at the end."""
+        while not done.wait(FLUSH_SEC):
+            for shard in self.shards:
+                os.fdatasync(self.descriptors[shard.name])
 
     def seal(self) -> None:
         """Write the headers, bring everything to disk, and read the headers again."""
