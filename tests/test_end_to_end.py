@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,33 @@ def test_selfcheck_passes_and_names_a_planted_error(finished: Path, workspace: P
     planted = run(sys.executable, "tests/support/planted.py", *recipe)
     assert planted.returncode == 1, planted.stdout + planted.stderr
     assert "backbone.layers.1.mlp.up_proj.weight" in planted.stderr
+
+
+def test_ctrl_c_saves_and_resume_loses_nothing(workspace: Path) -> None:
+    folder = workspace / "interrupted"
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={folder}", "eval.sets=[]")
+    command = ("deepspeed", f"--master_port={free_port()}", "--num_accelerators", "2")
+    with subprocess.Popen(
+        [*command, "trainer/run.py", *recipe, "train.max_steps=60"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + LIMIT_SEC
+        metrics = folder / "metrics.jsonl"
+        while not metrics.exists() or len(lines(metrics)) < 3:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        # as a terminal does: to every process of the group, the launchers among them
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=LIMIT_SEC) != 0
+    taken = len(lines(metrics))
+    assert (folder / "checkpoints" / "latest").read_text() == f"step-{taken}"
+    assert not (folder / "model").exists()
+    result = by_deepspeed(*recipe, f"train.max_steps={taken + 2}", "--resume")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [line["step"] for line in lines(metrics)] == list(range(taken + 2))
+    assert (folder / "model" / "model.safetensors").exists()
