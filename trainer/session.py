@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from trainer import __version__
+from trainer.checkpoint.adapter_export import check_exportable
 from trainer.checkpoint.base_identity import check_same_base, identify_base
 from trainer.checkpoint.embedder_files import write_embedder_files
 from trainer.checkpoint.export import ExportRequest, export_model
@@ -90,9 +91,12 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> "
     )
     encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling)
     check_instructions(encoder, recipe)
+    config = load_config(recipe.model, path)
+    if recipe.model.lora is not None:
+        check_exportable(recipe, config)
     gather = choose_gather(
         recipe,
-        load_config(recipe.model, path),
+        config,
         resolved.deepspeed,
         world_size=ranks.world_size,
     )

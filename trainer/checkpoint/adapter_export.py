@@ -14,17 +14,44 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import AutoModel, PretrainedConfig
 
 from trainer.checkpoint.names import ADAPTER_PART
 from trainer.checkpoint.shards import ADAPTER_WEIGHTS
 from trainer.checkpoint.tensors import LowRankTensor, StoredTensor
 from trainer.engine.ranks import Ranks
+from trainer.errors import RecipeError
 from trainer.model.adapters import ADAPTER
+from trainer.recipe.schema import Recipe
 
 BASE = ".base_layer"
 """What peft puts into the name of an adapted module's own weight."""
 MERGE_ELEMENTS = 2**24
 """Elements of a weight that are merged at once, in float64."""
+
+
+def check_exportable(recipe: Recipe, config: PretrainedConfig) -> None:
+    """Refuse an export that would embed otherwise than the trainer.
+
+    A peft folder leaves the config to its base, so loaders would close a decoder's attention again.
+
+    Args:
+        recipe: of an adapter run.
+        config: of the backbone.
+
+    Raises:
+        RecipeError: an adapter alone of a decoder that was trained with open attention.
+    """
+    if recipe.model.attention != "bidirectional" or recipe.checkpoint.export == "merged":
+        return
+    with torch.device("meta"):
+        plain = AutoModel.from_config(config)
+    if any(getattr(module, "is_causal", False) is True for module in plain.modules()):
+        raise RecipeError(
+            f"recipe: checkpoint.export = {recipe.checkpoint.export}; expected merged where a "
+            f"decoder is trained with model.attention bidirectional: an adapter's folder cannot "
+            f"say so. Set it to merged."
+        )
 
 
 def merged_tensors(model: PeftModel, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:

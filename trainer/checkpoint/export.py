@@ -85,6 +85,8 @@ def _export_adapter(
 ) -> None:
     """A folder of the adapter alone."""
     _start_folder(folder, request, ranks)
+    # transformers takes a folder with a config for a whole model, and would look for weights in it
+    (folder / "config.json").unlink(missing_ok=True)
     shapes = write_adapter(backbone, folder, ranks, base=request.base, revision=request.revision)
     on_first_rank(lambda: check_written(folder, shapes), ranks)
 

@@ -1,0 +1,248 @@
+"""Adapter runs: small checkpoints, exact resume, refusals, and exports that embed as the trainer.
+
+One launch of two ranks tells most of it: it trains, resumes, exports and meets every mistake.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from tests.support import corpus, tiny
+from tests.support.ranks import run_ranks
+from trainer.checkpoint.manifest import digest, read_manifest
+from trainer.checkpoint.safetensors_file import read_header
+from trainer.checkpoint.tensors import numel
+from trainer.errors import TrainerError
+
+pytestmark = pytest.mark.dist
+
+TEXTS = ["w3", "w4 w5 w6", " ".join(f"w{i}" for i in range(40))]
+LORA = "model.lora={{rank: 4, alpha: 8, dropout: 0.1, targets: [q_proj, v_proj, down_proj]}}"
+DORA = "model.lora={{rank: 4, alpha: 8, dora: true, rslora: true}}"
+OPEN = "model.attention=bidirectional"
+RUNS = {
+    "both": (LORA, "checkpoint.export=both"),
+    "adapter": (DORA, "model.pooling=mean", "checkpoint.export=adapter"),
+    "merged": (DORA, OPEN, "model.pooling=mean", "engine.deepspeed=zero2_fp32.json"),
+    "wide": ("model.lora={{rank: 1, alpha: 4}}", "model.path={folder}/wide model"),
+}  # fmt: skip
+"""Overrides of each run; six steps on two ranks, a checkpoint after three."""
+
+
+@dataclass
+class Told:
+    """What a rank brings back."""
+
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    """The trainer's embeddings of TEXTS by run."""
+    mistakes: dict[str, str] = field(default_factory=dict)
+    """Messages by mistake."""
+
+
+def session_of(folder: Path, name: str, *overrides: str) -> Any:
+    """An opened session of the workspace's recipe."""
+    from trainer.checks import open_data
+    from trainer.engine.ranks import join
+    from trainer.recipe.load import load_recipe
+    from trainer.session import open_session
+
+    common = (f"output_dir={folder}/{name}", "eval.sets=[]", "data.workers=0", "train.max_steps=6",
+              "checkpoint.every_steps=3")  # fmt: skip
+    changes = [change.format(folder=folder) for change in overrides]
+    recipe = load_recipe(folder / "recipe.yaml", [*common, *changes])
+    return open_session(recipe, open_data(recipe), join(timeout_minutes=2))
+
+
+def run(session: Any, *, resume: bool) -> None:
+    """Train to the end and export, as a run does."""
+    from trainer.engine.loop import Interrupt
+
+    session.fit(session.prepare(resume=resume), Interrupt())
+    session.export()
+
+
+def embed(session: Any) -> Tensor:
+    """The trainer's vectors of TEXTS."""
+    from trainer.engine.embed import embed_texts
+
+    return embed_texts(
+        TEXTS,
+        instruction="w1 w2 ",
+        max_tokens=16,
+        encoder=session.encoder,
+        passes=session.built.passes,
+        ranks=session.ranks,
+        chunk_tokens=64,
+    ).cpu()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def flip_last_byte(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def body(rank: int, world_size: int, folder: Path) -> Told:
+    """Train, resume, export and err; the first rank touches files, with barriers around."""
+    from torch.distributed import barrier
+
+    told = Told()
+
+    def alone(act: Any, *arguments: Any) -> None:
+        barrier()
+        if rank == 0:
+            act(*arguments)
+        barrier()
+
+    for name, more in RUNS.items():
+        session = session_of(folder, name, *more)
+        run(session, resume=False)
+        told.vectors[name] = embed(session)
+        session.built.engine.destroy()
+    alone(cut, folder / "both", folder / "cut")
+    session = session_of(folder, "cut", *RUNS["both"])
+    run(session, resume=True)
+    session.built.engine.destroy()
+
+    def attempt(name: str, *overrides: str) -> None:
+        with pytest.raises(TrainerError) as caught:
+            session_of(folder, "cut", *overrides).prepare(resume=True)
+        told.mistakes[name] = f"{caught.value} Exit code {caught.value.exit_code}."
+
+    base = folder / "model" / "model.safetensors"
+    alone(flip_last_byte, base)
+    attempt("changed base", *RUNS["both"])
+    alone(flip_last_byte, base)
+    attempt("full from adapters")
+    attempt("other rank", "model.lora={{rank: 8}}")
+    attempt("other base", LORA, "model.path={folder}/other")
+    attempt("unknown target", "model.lora={{targets: [q_proj, query]}}")
+    attempt("no target", "model.lora={{targets: [query]}}")
+    attempt("rank 0", "model.lora={{rank: 0}}")
+    attempt("adapter of an open decoder", LORA, OPEN, "checkpoint.export=both")
+    attempt("export without adapters", "checkpoint.export=both")
+    return told
+
+
+def cut(source: Path, target: Path) -> None:
+    """A copy of a run as it was after step 3."""
+    shutil.copytree(source, target)
+    shutil.rmtree(target / "checkpoints" / "step-6")
+    shutil.rmtree(target / "model")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workspace")
+    corpus.make_workspace(folder)
+    shutil.copytree(folder / "model", folder / "other")
+    wide = tiny.qwen3_config(
+        eos_token_id=2, pad_token_id=0, hidden_size=256, intermediate_size=1024, head_dim=64
+    )
+    tiny.save_model(wide, folder / "wide model")
+    corpus.save_tokenizer(folder / "wide model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(workspace: Path) -> Told:
+    first, second = run_ranks(body, 2, workspace, timeout_sec=240)
+    assert first.mistakes == second.mistakes
+    return first
+
+
+def test_checkpoint_is_small_and_holds_no_base(told: Told, workspace: Path) -> None:
+    from trainer.checkpoint.zero_format import read_zero
+
+    checkpoint = workspace / "wide" / "checkpoints" / "step-6"
+    base = read_header(workspace / "wide model" / "model.safetensors").slots
+    num_base = sum(numel(slot.shape) for slot in base.values())
+    saved = read_zero(checkpoint).tensors
+    assert all(".lora_" in name for name in saved)
+    assert num_base > 100 * sum(numel(tensor.shape) for tensor in saved.values())
+    assert size_of(checkpoint) < 0.05 * size_of(workspace / "wide model")
+
+
+def test_manifest_names_the_base(told: Told, workspace: Path) -> None:
+    saved = read_manifest(workspace / "both" / "checkpoints" / "step-6").base
+    assert saved is not None
+    assert saved.path == f"{workspace}/model"
+    files = {
+        name: digest(workspace / "model" / name) for name in ("config.json", "model.safetensors")
+    }
+    assert saved.files == files
+
+
+def test_resumed_equals_uninterrupted_to_the_bit(told: Told, workspace: Path) -> None:
+    for name in ("model/model.safetensors", "model/adapter/adapter_model.safetensors"):
+        assert (workspace / "cut" / name).read_bytes() == (workspace / "both" / name).read_bytes()
+    cut, whole = (losses(workspace / run / "metrics.jsonl") for run in ("cut", "both"))
+    assert cut == whole
+    assert len(cut) == 6
+
+
+def losses(path: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("changed base", r"step-6: base .*/model/model.safetensors = 141080 bytes, sha256 .*expec"),
+        ("full from adapters", r"step-6: model.lora = None \(was {.*expected the run that wrote"),
+        ("other rank", r"step-6: .*model.lora.rank = 8 \(was 4\)"),
+        ("other base", r"step-6: model.path = '.*/other' \(was '.*/model'\)"),
+        ("unknown target", r"lora.targets = query \(matches nothing\); .* down_proj, gate_proj"),
+        ("no target", r"model.lora.targets = query \(matches nothing\)"),
+        ("rank 0", r"model.lora.rank = 0; expected .*at least 1"),
+        (
+            "adapter of an open decoder",
+            r"checkpoint.export = both; expected merged where a decoder",
+        ),
+        ("export without adapters", r"checkpoint.export = 'both'; expected merged where all"),
+    ],
+)
+def test_mistakes_are_told(told: Told, mistake: str, message: str) -> None:
+    assert re.search(f"{message}.* Exit code 2.", told.mistakes[mistake]), told.mistakes[mistake]
+
+
+@pytest.mark.parametrize(
+    ("run", "folder"),
+    [("both", "model"), ("both", "model/adapter"), ("adapter", "model"), ("merged", "model")],
+)
+def test_export_gives_the_trainers_vectors(
+    told: Told, workspace: Path, run: str, folder: str
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(workspace / run / folder))
+    vectors = model.encode(TEXTS, prompt_name="query", convert_to_tensor=True)
+    close(vectors, told.vectors[run])
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    """Unit vectors of float32 models: other kernels and one rounding of merged weights apart."""
+    assert (got.cpu() - want).abs().max() < 1e-5
+    assert nn.functional.cosine_similarity(got.cpu(), want).min() > 0.99999
+
+
+def test_peft_loads_the_adapter(told: Told, workspace: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModel, AutoTokenizer
+
+    base = AutoModel.from_pretrained(workspace / "model")
+    model = PeftModel.from_pretrained(base, workspace / "both" / "model" / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(workspace / "both" / "model" / "adapter")
+    ids = tokenizer("w1 w2 " + TEXTS[0], return_tensors="pt").input_ids
+    state = model(input_ids=ids).last_hidden_state[:, -1]
+    close(nn.functional.normalize(state).detach(), told.vectors["both"][:1])
