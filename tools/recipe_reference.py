@@ -47,7 +47,7 @@ def keys_of(section: type, prefix: str = "") -> Iterator[Key]:
     for field in dataclasses.fields(section):
         hint, path = hints[field.name], prefix + field.name
         inner = section_in(hint)
-        if inner is None or type(None) in get_args(hint) or get_origin(hint) is tuple:
+        if inner is None or get_origin(hint) in (Union, types.UnionType, tuple):
             yield Key(
                 path=path,
                 kind=kind_of(hint, field.metadata),

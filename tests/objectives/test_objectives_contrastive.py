@@ -339,3 +339,22 @@ def test_paired_refuses_shapes_and_temperature() -> None:
         paired_info_nce(first, first, torch.ones(2, dtype=torch.bool), temperature=TAU)
     with pytest.raises(ObjectiveError, match="paired_info_nce: temperature = -1"):
         paired_info_nce(first, first, torch.ones(3, dtype=torch.bool), temperature=-1)
+
+
+@pytest.mark.parametrize("first_row", [0, 2])
+def test_margin_leaves_out_what_scores_above_the_best_positive(first_row: int) -> None:
+    queries, passages = embeddings(3, 6), embeddings(5, 4, 6, seed=1)
+    scores = queries.detach() @ passages.detach().reshape(20, 6).T
+    own = torch.arange(3) + first_row
+    best = scores.reshape(3, 5, 4)[torch.arange(3), own, :2].amax(1)
+    mask = scores > best[:, None] + 0.1
+    assert mask.any()
+    got = info_nce(
+        queries, passages, num_positives=2, temperature=TAU, margin=0.1, first_row=first_row
+    )
+    want = naive(queries, passages, 2, mask=mask, first_row=first_row)
+    assert got.item() == pytest.approx(want.item(), rel=1e-12)
+    for ours, theirs in zip(
+        grads(got, queries, passages), grads(want, queries, passages), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trainer.errors import RecipeError
 from trainer.recipe.load import dump_recipe, load_recipe
-from trainer.recipe.schema import LoraRecipe, Recipe
+from trainer.recipe.schema import LoraRecipe, MarginMask, Recipe
 
 TEXT = """\
 name: small
@@ -266,3 +266,11 @@ def test_recipe_is_frozen(recipe_file: Path) -> None:
     recipe: Recipe = load_recipe(recipe_file)
     with pytest.raises(AttributeError):
         recipe.seed = 1  # type: ignore[misc]
+
+
+def test_mask_is_a_word_or_a_margin(recipe_file: Path, tmp_path: Path) -> None:
+    assert load_recipe(recipe_file, ["tasks.ir.mask=none"]).tasks.ir.mask == "none"
+    recipe = load_recipe(recipe_file, ["tasks.ir.mask={margin: 0.1}"])
+    assert recipe.tasks.ir.mask == MarginMask(margin=0.1)
+    assert load_recipe(write(tmp_path, dump_recipe(recipe)), []) == recipe
+    assert "expected known or none, or {margin: ...}" in refused(recipe_file, "tasks.ir.mask=all")

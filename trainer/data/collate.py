@@ -43,7 +43,7 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
         draw_passages(record, recipe.tasks.ir, f"{recipe.seed}/{plan.source}/{plan.step}/{row}")
         for record, row in zip(queries, plan.rows.tolist(), strict=True)
     ]
-    known = recipe.tasks.ir.mask == "known"
+    known = recipe.tasks.ir.mask != "none"
     masked = known_positives(queries, drawn, recipe.tasks.ir.positives) if known else ()
     return _ir_batch(plan, queries, drawn, masked, table)
 

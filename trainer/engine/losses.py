@@ -22,7 +22,7 @@ from trainer.engine.ranks import Ranks
 from trainer.objectives.contrastive import info_nce, paired_info_nce
 from trainer.objectives.gather import gather_rows, reduce_rows
 from trainer.objectives.registry import sts_loss
-from trainer.recipe.schema import IrRecipe, StsRecipe, TasksRecipe
+from trainer.recipe.schema import IrRecipe, MarginMask, StsRecipe, TasksRecipe
 
 TableLoss = Callable[[Vectors], dict[str, Tensor]]
 """From tables [U, H] of each output to this rank's share of each term; `loss` is their total."""
@@ -136,6 +136,7 @@ def _ir_share(batch: IrBatch, recipe: IrRecipe, ranks: Ranks) -> TableLoss:
             temperature=recipe.temperature,
             mask=masked,
             absent=absent,
+            margin=recipe.mask.margin if isinstance(recipe.mask, MarginMask) else None,
             first_row=own.start,
         )
         return {"loss": loss, "infonce": loss}

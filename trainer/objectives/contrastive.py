@@ -27,6 +27,7 @@ def info_nce(
     temperature: float,
     mask: Tensor | None = None,
     absent: Tensor | None = None,
+    margin: float | None = None,
     first_row: int = 0,
 ) -> Tensor:
     """Multi-positive InfoNCE: one cross-entropy per query and positive slot.
@@ -47,6 +48,8 @@ def info_nce(
             A query's own positive slots always stay in.
         absent: passages that do not exist, bool [G, P + N], left out for every query: what a mask
             would say with one pair per query.
+        margin: leave out candidates whose score is more than this above the query's best
+            positive, as likely false negatives; a constant for the gradient. None: none.
         first_row: global row of the first query.
 
     Returns:
@@ -76,6 +79,9 @@ def info_nce(
         pairs=pairs,
         absent=absent,
     )
+    if margin is not None:
+        best = _best_positives(queries, passages, num_positives, first_row)
+        job = replace(job, ceiling=(best + margin) / temperature)
     losses: Tensor = _TiledInfoNCE.apply(queries, passages, job)
     return losses.sum() / max(1, losses.numel())
 
@@ -129,6 +135,8 @@ class _Job:
     """(row, group, slot) [M, 3], int64."""
     absent: Tensor | None = None
     """[G, P + N], bool."""
+    ceiling: Tensor | None = None
+    """Highest logit of a candidate that stays in [B]."""
 
     def slot(self, groups: slice, slot: int) -> "_Job":
         """The same job with only the pairs of this slot and these groups."""
@@ -163,6 +171,8 @@ class _Job:
         if self.absent is not None:
             # [t], the same for every row
             logits.masked_fill_(self.absent[groups, slot].to(logits.device), -math.inf)
+        if self.ceiling is not None:
+            logits.masked_fill_(logits > self.ceiling[rows, None], -math.inf)
         if self.pairs is not None:
             row = self.pairs[:, 0]
             here = self.pairs[(row >= rows.start) & (row < rows.stop)].to(logits.device)
@@ -240,6 +250,17 @@ def _pull_back(
                 grad_passage.addmm_(weights.T, query)
             grad_passages[groups, slot] = grad_passage
     return grad_queries.div_(job.temperature).to(queries.dtype), grad_passages
+
+
+def _best_positives(
+    queries: Tensor, passages: Tensor, num_positives: int, first_row: int
+) -> Tensor:
+    """Highest score of a query with one of its own positives [B], without graph."""
+    dtype = compute_dtype((queries, passages))
+    own = passages[first_row : first_row + len(queries), :num_positives].detach().to(dtype)
+    # [B, P, D] . [B, D] -> [B, P]
+    scores = (own @ queries.detach().to(dtype)[:, :, None]).squeeze(2)
+    return scores.amax(1)
 
 
 def _slot_weights(totals: Tensor, grad: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:

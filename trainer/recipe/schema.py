@@ -126,6 +126,14 @@ class DataRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MarginMask:
+    """Known positives, and candidates that score too well to be negatives, hard ones included."""
+
+    margin: float = bounded(low=-2, high=2, required=True)
+    """Cosine by which a candidate must exceed the query's best positive to be left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class IrRecipe:
     """Multi-positive InfoNCE over the global batch."""
 
@@ -137,8 +145,9 @@ class IrRecipe:
     """Hard negatives N per query."""
     temperature: float = bounded(0.02, above=0)
     """Divides cosine similarity."""
-    mask: Literal["known", "none"] = "known"
-    """`known` removes candidates that are known positives of the query from its denominator."""
+    mask: Literal["known", "none"] | MarginMask = "known"
+    """`known` removes candidates that are known positives of the query from its denominator;
+    `{margin: m}` also those that score more than m above its best positive."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,8 +78,15 @@ class _Builder:
         ]
         if len(members) == 1 or isinstance(value, list):
             return self.convert(value, members[0], path)
+        sections = [member for member in members if dataclasses.is_dataclass(member)]
+        if sections and isinstance(value, dict):
+            return self.convert(value, sections[0], path)
         if value in words:
             return value
+        if sections:
+            example = ", ".join(f"{field.name}: ..." for field in dataclasses.fields(sections[0]))
+            expected = f"{' or '.join(words)}, or {{{example}}}"
+            raise self._error(path, value, expected, "Use one of them.")
         raise self._error(path, value, f"a list, or {' or '.join(words)}", "Write [a, b].")
 
     def _choice(self, value: Any, choices: tuple[Any, ...], path: KeyPath) -> Any:
