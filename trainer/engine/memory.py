@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
+from trainer.model.adapters import check_targets
 from trainer.model.layer_major import supports_layer_major
 from trainer.objectives.contrastive import TILE_BYTES
 from trainer.recipe.resolve import global_batch_sizes
@@ -102,9 +103,14 @@ def measure_model(config: PretrainedConfig, lora: LoraRecipe | None) -> ModelSha
     Args:
         config: as transformers reads it; no weights are needed.
         lora: adapters, or None for full fine-tuning.
+
+    Raises:
+        RecipeError: a target of the adapters that matches nothing.
     """
     with torch.device("meta"):
         model = AutoModel.from_config(config)
+    if lora is not None:
+        check_targets(model, lora)
     blocks = _blocks(model)
     block = max(blocks, key=_count, default=model)
     embeddings = [_count(module) for module in model.modules() if isinstance(module, nn.Embedding)]
