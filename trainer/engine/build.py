@@ -78,7 +78,12 @@ def load_embedder(
     if recipe.model.lora is not None:
         torch.manual_seed(recipe.seed)
         backbone = add_lora(backbone, recipe.model.lora)
-    return Embedder(backbone, pooling=recipe.model.pooling, attention=recipe.model.attention)
+    return Embedder(
+        backbone,
+        pooling=recipe.model.pooling,
+        attention=recipe.model.attention,
+        packed=kernel == "flash_attention_2" and supports_layer_major(backbone),
+    )
 
 
 def _layer_major(embedder: Embedder, recipe: Recipe) -> LayerMajorEmbedder:

@@ -21,6 +21,9 @@ class DropoutKeys:
 
     text_B: Tensor | None = None
     """Key of each text of the chunk [B], int64; the same text has the same key everywhere."""
+    position_B: Tensor | None = None
+    """Where activations are packed [1, B, ...], one row per token: its position in its text [B],
+    int64; text_B is then the key of each token's text."""
     step_key: int = 0
     """Seed and step, mixed."""
 
@@ -65,8 +68,13 @@ class KeyedDropout(nn.Module):
         keys = self.keys
         assert keys.text_B is not None
         salt = to_int32(keys.step_key * 0x9E3779B1 + self.index * 0x85EBCA77)
-        hashed = mix(keys.text_B.to(torch.int32) ^ salt).view(-1, *[1] * (x.dim() - 1))
-        for dim in range(1, x.dim()):
+        hashed = mix(keys.text_B.to(torch.int32) ^ salt)
+        if keys.position_B is None:
+            hashed, hashed_dims = hashed.view(-1, *[1] * (x.dim() - 1)), 1
+        else:
+            hashed = mix(hashed + keys.position_B.to(torch.int32))
+            hashed, hashed_dims = hashed.view(1, -1, *[1] * (x.dim() - 2)), 2
+        for dim in range(hashed_dims, x.dim()):
             place = torch.arange(x.shape[dim], device=x.device, dtype=torch.int32)
             # one axis of places, broadcast over the others
             hashed = mix(hashed + place.view(*[-1 if d == dim else 1 for d in range(x.dim())]))

@@ -58,9 +58,26 @@ class Chunk:
 class Embedder(nn.Module):
     """A transformers backbone with pooling; vectors are float32 with norm 1."""
 
-    def __init__(self, backbone: nn.Module, *, pooling: Pooling, attention: Attention) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        pooling: Pooling,
+        attention: Attention,
+        packed: bool = False,
+    ) -> None:
+        """Wrap a backbone.
+
+        Args:
+            backbone: a transformers model without a head.
+            pooling: how token states become a vector.
+            attention: `causal` or `bidirectional`.
+            packed: run a chunk as one row of texts end to end, without padding. Needs a decoder
+                whose kernel keeps the texts apart by their position ids: flash attention.
+        """
         super().__init__()
         self.backbone = backbone
+        self.packed = packed
         self.pooling: Pooling = pooling
         self.attention: Attention = attention
         self.dropout_keys: DropoutKeys = key_dropouts(backbone)
@@ -82,8 +99,7 @@ class Embedder(nn.Module):
         """
         if self.attention == "causal" or not chunk.has_padding:
             return None
-        position_L = torch.arange(chunk.input_ids.shape[1], device=chunk.lengths.device)
-        return (position_L < chunk.lengths[:, None]).long()
+        return self._real(chunk).long()
 
     def begin(self, chunk: Chunk, step_key: int, *, depth: int = 0) -> None:
         """Set everything random for a chunk; before each forward and each backward of it.
@@ -94,6 +110,12 @@ class Embedder(nn.Module):
             depth: number of the layer, where layers are run one by one.
         """
         self.dropout_keys.text_B = chunk.text_keys
+        self.dropout_keys.position_B = None
+        if self.packed:
+            # one key and one position per token
+            real_BL = self._real(chunk)
+            self.dropout_keys.text_B = chunk.text_keys.repeat_interleave(chunk.lengths)
+            self.dropout_keys.position_B = real_BL.nonzero()[:, 1]
         self.dropout_keys.step_key = step_key
         torch.manual_seed(chunk.random_seed + depth)
 
@@ -108,16 +130,46 @@ class Embedder(nn.Module):
             (last [B, H],) or (last [B, H], middle [B, H]), float32, norm 1.
         Collective: under ZeRO-3 the hooks of a wrapped module gather parameters; a twin's do not.
         """
-        output = self.backbone(
-            input_ids=chunk.input_ids,
-            attention_mask=self.mask_for(chunk),
-            output_hidden_states=middle,
-        )
-        last = self.pool(output.last_hidden_state, chunk)
+        inputs = self._packed_inputs(chunk) if self.packed else self._padded_inputs(chunk)
+        output = self.backbone(**inputs, output_hidden_states=middle)
+        last = self.pool(self._unpacked(output.last_hidden_state, chunk), chunk)
         if not middle:
             return (last,)
         states = output.hidden_states
-        return last, self.pool(states[len(states) // 2], chunk)
+        return last, self.pool(self._unpacked(states[len(states) // 2], chunk), chunk)
+
+    def _padded_inputs(self, chunk: Chunk) -> dict[str, Any]:
+        """Arguments of the backbone for rows of equal length."""
+        return {"input_ids": chunk.input_ids, "attention_mask": self.mask_for(chunk)}
+
+    def _packed_inputs(self, chunk: Chunk) -> dict[str, Any]:
+        """Arguments of the backbone for one row of T real tokens, positions starting anew.
+
+        The boundaries are given as well, which spares flash attention a look at the positions.
+        """
+        real_BL = self._real(chunk)
+        starts = nn.functional.pad(chunk.lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        longest = chunk.input_ids.shape[1]
+        return {
+            "input_ids": chunk.input_ids[real_BL][None],
+            "position_ids": real_BL.nonzero()[:, 1][None],
+            "cu_seq_lens_q": starts,
+            "cu_seq_lens_k": starts,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+
+    def _unpacked(self, hidden: Tensor, chunk: Chunk) -> Tensor:
+        """Token states as [B, L, H]; packed ones come as [1, T, H]."""
+        if not self.packed:
+            return hidden
+        padded_BLH = hidden.new_zeros(*chunk.input_ids.shape, hidden.shape[-1])
+        return padded_BLH.masked_scatter(self._real(chunk)[:, :, None], hidden)
+
+    def _real(self, chunk: Chunk) -> Tensor:
+        """Which places hold tokens, not padding [B, L], bool."""
+        position_L = torch.arange(chunk.input_ids.shape[1], device=chunk.lengths.device)
+        return position_L < chunk.lengths[:, None]
 
     def pool(self, hidden_BLH: Tensor, chunk: Chunk) -> Tensor:
         """Pool token states [B, L, H] to vectors [B, H]."""

@@ -88,6 +88,7 @@ class LayerMajorEmbedder(Embedder):
                 f"Chunkwise{type(layer).__name__}", (ChunkwiseLayer, type(layer)), {}
             )
         embedder.__class__ = cls
+        embedder.packed = False  # layers cut the flat tokens into padded rows
         set_z3_leaf_modules(embedder, [type(layers[0])])
         return embedder  # type: ignore[return-value]
 
