@@ -30,6 +30,11 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
+def on_cpu() -> dict[str, str]:
+    """The environment of a command that finds the tools of this one, and no GPU."""
+    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the project's root and return it finished, whatever its exit code."""
     return subprocess.run(
@@ -38,7 +43,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=LIMIT_SEC,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        env=on_cpu(),
         check=False,
     )
 
@@ -206,7 +211,7 @@ def test_ctrl_c_saves_and_resume_loses_nothing(workspace: Path) -> None:
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
+        env=on_cpu(),
         start_new_session=True,
     ) as process:
         deadline = time.monotonic() + LIMIT_SEC

@@ -143,6 +143,7 @@ def _rank_main(
 
 def _join_group(rank: int, world_size: int, timeout_sec: float, room: Path) -> None:
     os.environ |= {
+        "CUDA_VISIBLE_DEVICES": "",  # gloo ranks compute on the CPU, also where there is a GPU
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),

@@ -1,6 +1,7 @@
 """Where the numbers of a run go: a JSON line a step, TensorBoard, a progress bar."""
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -130,4 +131,6 @@ def _start_wandb(project: str | None, name: str, folder: Path) -> Any:
         return None
     import wandb
 
-    return wandb.init(project=project, name=name, dir=str(folder), resume="allow", id=name)
+    # the same folder is the same run, also when it is resumed
+    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    return wandb.init(project=project, name=name, dir=str(folder), resume="allow", id=identity)
