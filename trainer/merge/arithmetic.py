@@ -64,6 +64,22 @@ def add_weighted(base_N: Tensor, delta_KN: Tensor, factor_KR: Tensor) -> None:
             base_N.view(num_groups, -1).addcmul_(delta_N.view(num_groups, -1), factor_R[:, None])
 
 
+def blend(base_N: Tensor, tuned_KN: Tensor, factor_K: Tensor) -> None:
+    """The sum of `add_weighted` from the checkpoints themselves, without their changes, in place.
+
+    theta0 + sum f_k (theta_k - theta0) = (1 - sum f_k) theta0 + sum f_k theta_k.
+
+    Args:
+        base_N: theta0 [N], float64; becomes the sum.
+        tuned_KN: theta_k [K, N], float64.
+        factor_K: [K]; a factor of 0 leaves a checkpoint out.
+    """
+    base_N.mul_(float(1 - factor_K.sum()))
+    for tuned_N, factor in zip(tuned_KN, factor_K.tolist(), strict=True):
+        if factor != 0:
+            base_N.add_(tuned_N, alpha=factor)
+
+
 def add_ties(base_N: Tensor, delta_KN: Tensor, threshold_K: Tensor, scale: float) -> Tensor:
     """Trim, elect a sign, and add the mean of the changes that agree with it, in place.
 

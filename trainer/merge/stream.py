@@ -2,10 +2,11 @@
 
 A block is read once where that is enough: always when weights are known beforehand or belong to
 rows or scalars, and for tensors of one block. Only a weight per tensor of a larger one needs the
-norms first, in a pass of its own; the second pass then finds the files in the page cache.
+norms first, in a pass of its own; the second pass then finds the files in the page cache. Where all
+changes are adapters' the factors give the norms, and one pass is enough.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from trainer.errors import CheckpointError
 from trainer.merge.arithmetic import (
     add_ties,
     add_weighted,
+    blend,
     delta_weights,
     group_norms,
     kth_largest,
 )
+from trainer.merge.low_rank import change_norms
 from trainer.merge.settings import MergeSettings
 
 Write = Callable[[Tensor], None]
@@ -75,7 +78,7 @@ class Scratch:
 
     base_N: Tensor
     """[block], float64."""
-    delta_KN: Tensor
+    tuned_KN: Tensor
     """[K, block], float64."""
     raw: Tensor
     """[8 * block] bytes, for results of any dtype."""
@@ -84,8 +87,8 @@ class Scratch:
     def allocate(cls, num_checkpoints: int, block: int) -> "Scratch":
         """Make buffers for blocks of `block` elements."""
         base_N = torch.empty(block, dtype=torch.float64)
-        delta_KN = torch.empty(num_checkpoints, block, dtype=torch.float64)
-        return cls(base_N, delta_KN, torch.empty(8 * block, dtype=torch.uint8))
+        tuned_KN = torch.empty(num_checkpoints, block, dtype=torch.float64)
+        return cls(base_N, tuned_KN, torch.empty(8 * block, dtype=torch.uint8))
 
     @property
     def block(self) -> int:
@@ -213,26 +216,42 @@ class _Work:
         return weight_KR.sum(1)
 
     def _merge_in_two(self, start: int, stop: int) -> Tensor:
-        """A group larger than a block: its norms first."""
-        square_K = torch.zeros_like(self.square_K)
+        """A group larger than a block: its norms first, from factors where adapters give them."""
         spans = [(start + a, start + b) for a, b in _spans(stop - start, self.scratch.block)]
+        whole = stop - start == self.item.num_elements
+        known_K = change_norms(self.item.tuned, self.item.base) if whole else None
+        norm_K = self._measured_norms(spans) if known_K is None else known_K
+        weight_K = delta_weights(norm_K[:, None], self.settings.alpha)[:, 0]
         for first, last in spans:
-            square_K += self._count(self._load(first, last)[1], first)
-        weight_K = delta_weights(square_K.sqrt()[:, None], self.settings.alpha)[:, 0]
-        for first, last in spans:
-            base_N, delta_KN = self._load(first, last)
-            self._emit(first, base_N, delta_KN, weight_K[:, None], square_K)
+            if known_K is not None:
+                base_N, delta_KN = self._load(first, last)
+                self._count(delta_KN, first)
+                self._emit(first, base_N, delta_KN, weight_K[:, None], norm_K)
+            elif not self._emit_unchanged(first, last, norm_K):
+                base_N, tuned_KN = self._read(first, last)
+                blend(base_N, tuned_KN, weight_K * self.settings.lambda_)
+                self._emit_block(base_N)
         return weight_K
 
-    def _load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """theta0 and the changes of a block, float64 [n] and [K, n]."""
+    def _measured_norms(self, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Norms of the changes over some blocks [K], in a pass of their own."""
+        square_K = torch.zeros_like(self.square_K)
+        for first, last in spans:
+            square_K += self._count(self._load(first, last)[1], first)
+        return square_K.sqrt()
+
+    def _read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """theta0 [n] and theta_k [K, n] of a block, float64."""
         base_N = self.scratch.base_N[: stop - start]
-        delta_KN = self.scratch.delta_KN[:, : stop - start]
-        self.readers[0](start, base_N)
-        for delta_N, read in zip(delta_KN, self.readers[1:], strict=True):
-            read(start, delta_N)
-            delta_N.sub_(base_N)
-        return base_N, delta_KN
+        tuned_KN = self.scratch.tuned_KN[:, : stop - start]
+        for values_N, read in zip((base_N, *tuned_KN), self.readers, strict=True):
+            read(start, values_N)
+        return base_N, tuned_KN
+
+    def _load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """theta0 [n] and the changes [K, n] of a block, float64."""
+        base_N, tuned_KN = self._read(start, stop)
+        return base_N, tuned_KN.sub_(base_N)
 
     def _count(self, delta_KN: Tensor, start: int) -> Tensor:
         """Add the squares of a block's changes to the tensor's; gives the block's [K]."""
@@ -266,14 +285,20 @@ class _Work:
         weight_KR: Tensor,
         square_K: Tensor,
     ) -> None:
-        """Write a block: bits as they are where nothing is to be computed, else the sum."""
-        if self._is_the_checkpoint():
-            self._emit_bits(self.readers[1], start, start + base_N.numel())
-        elif not bool(square_K.any()) and not self.settings.allow_nan:
-            self._emit_bits(self.readers[0], start, start + base_N.numel())
-        else:
+        """Write a block of weighted changes."""
+        if not self._emit_unchanged(start, start + base_N.numel(), square_K):
             add_weighted(base_N, delta_KN, weight_KR * self.settings.lambda_)
             self._emit_block(base_N)
+
+    def _emit_unchanged(self, start: int, stop: int, square_K: Tensor) -> bool:
+        """Write bits as they are where nothing is to be computed; says whether it did."""
+        if self._is_the_checkpoint():
+            self._emit_bits(self.readers[1], start, stop)
+            return True
+        if not bool(square_K.any()) and not self.settings.allow_nan:
+            self._emit_bits(self.readers[0], start, stop)
+            return True
+        return False
 
     def _is_the_checkpoint(self) -> bool:
         """One checkpoint with factor 1: the result is that checkpoint, bit for bit."""
