@@ -83,6 +83,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     add("--output", type=Path, required=True,
         help="folder to make; it appears complete and checked, or not at all")  # fmt: skip
+    add(
+        "--as",
+        dest="result",
+        choices=("model", "adapter"),
+        default="model",
+        help="model: whole weights, adapters added in; adapter: all checkpoints are LoRA, and the "
+        "result is one PEFT adapter of their summed rank, exactly (default: model)",
+    )
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
@@ -216,18 +224,21 @@ def _base_folder(base: str) -> Path:
 
 
 def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
-    from trainer.merge import merge_checkpoints
+    from trainer.merge import merge_adapters, merge_checkpoints
 
-    base = _base_folder(arguments.base)
-    with _Bar() as bar:
-        report = merge_checkpoints(
-            base,
-            arguments.checkpoints,
-            arguments.output,
-            _settings(arguments),
-            progress=bar.update,
-            resume=arguments.resume,
-        )
+    base, settings = _base_folder(arguments.base), _settings(arguments)
+    if arguments.result == "adapter":
+        report = merge_adapters(base, arguments.checkpoints, arguments.output, settings)
+    else:
+        with _Bar() as bar:
+            report = merge_checkpoints(
+                base,
+                arguments.checkpoints,
+                arguments.output,
+                settings,
+                progress=bar.update,
+                resume=arguments.resume,
+            )
     speed = (report.input_bytes + report.output_bytes) / report.seconds / 1e9
     print(
         f"{arguments.output}: {len(report.outcomes)} tensors, {report.output_bytes / 1e9:.2f} GB "

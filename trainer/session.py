@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from trainer import __version__
-from trainer.checkpoint.adapter_export import check_exportable
+from trainer.checkpoint.adapter_export import AdapterBase, check_exportable
 from trainer.checkpoint.base_identity import check_same_base, identify_base
 from trainer.checkpoint.embedder_files import write_embedder_files
 from trainer.checkpoint.export import ExportRequest, export_model
@@ -227,15 +227,21 @@ class Session:
 
     def export(self) -> None:
         """Write `model/`."""
-        path = resolve_model_path(self.recipe.model.path)
         request = ExportRequest(
             kind=self.recipe.checkpoint.export,
-            base=str(Path(path).resolve()) if Path(path).is_dir() else path,
-            revision=self.recipe.model.revision,
+            base=self._adapter_base(),
             write_embedder=self._write_embedder,
         )
         backbone = self.built.engine.module.backbone
         export_model(backbone, self.folder / "model", request, self.ranks)
+
+    def _adapter_base(self) -> AdapterBase | None:
+        """What an exported adapter says of its base."""
+        if self.base is None:
+            return None
+        path = resolve_model_path(self.recipe.model.path)
+        place = str(Path(path).resolve()) if Path(path).is_dir() else path
+        return AdapterBase(place=place, revision=self.recipe.model.revision, identity=self.base)
 
     def _write_embedder(self, folder: Path) -> None:
         """Config, tokenizer, pooling and prompts."""

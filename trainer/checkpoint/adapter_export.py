@@ -5,6 +5,7 @@ It writes no embedder files and does not know how a folder becomes visible.
 
 import copy
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 
+from trainer.checkpoint.embedder_files import write_json
+from trainer.checkpoint.manifest import BaseIdentity
 from trainer.checkpoint.names import ADAPTER_PART
-from trainer.checkpoint.shards import ADAPTER_WEIGHTS
+from trainer.checkpoint.shards import ADAPTER_BASE, ADAPTER_WEIGHTS
 from trainer.checkpoint.tensors import LowRankTensor, StoredTensor
 from trainer.engine.ranks import Ranks
 from trainer.errors import RecipeError
@@ -111,17 +114,28 @@ def _computed(tensor: LowRankTensor) -> Tensor:
     return whole
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterBase:
+    """What an exported adapter says of its base."""
+
+    place: str
+    """Folder or hub id under which loaders find it."""
+    revision: str | None
+    """Of a hub model."""
+    identity: BaseIdentity
+    """Hashes of its files."""
+
+
 def write_adapter(
-    model: PeftModel, folder: Path, ranks: Ranks, *, base: str, revision: str | None
+    model: PeftModel, folder: Path, base: AdapterBase, ranks: Ranks
 ) -> dict[str, torch.Size]:
     """Write weights and config of the adapter, gathered one parameter at a time.
 
     Args:
         model: whole or partitioned.
         folder: exists.
+        base: named in peft's config; its identity goes into a file beside it.
         ranks: this process.
-        base: folder or hub id under which peft finds the base.
-        revision: of a hub base.
 
     Returns:
         Shapes by the names in the file.
@@ -143,7 +157,8 @@ def write_adapter(
         save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         config = copy.copy(model.peft_config[ADAPTER])
         config.inference_mode = True
-        config.base_model_name_or_path = base
-        config.revision = revision
+        config.base_model_name_or_path = base.place
+        config.revision = base.revision
         config.save_pretrained(str(folder))
+        write_json(folder / ADAPTER_BASE, asdict(base.identity))
     return shapes

@@ -5,13 +5,16 @@ base that was changed by one byte, or that differs between hosts, is told before
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from trainer.checkpoint.agree import on_first_rank
 from trainer.checkpoint.manifest import BaseIdentity, FileEntry, digest
+from trainer.checkpoint.shards import base_fingerprint, open_source
 from trainer.engine.ranks import Ranks
 from trainer.errors import CheckpointError
 
@@ -86,7 +89,18 @@ def identify_base(
                     f"expected {entries[file].sha256[:16]}, as on the first host. Copy the same "
                     f"base to all hosts."
                 )
-    return BaseIdentity(path=name, files={file.name: entries[file.name] for file in files})
+    return BaseIdentity(
+        path=name,
+        files={file.name: entries[file.name] for file in files},
+        fingerprint=on_first_rank(lambda: _fingerprint(files), ranks),
+    )
+
+
+def _fingerprint(files: Sequence[Path]) -> str | None:
+    """Of the weights as merging computes it, or None where they are pickled."""
+    if not any(file.suffix == ".safetensors" for file in files):
+        return None
+    return base_fingerprint(open_source(files[0].parent))
 
 
 def check_same_base(tag: str, saved: BaseIdentity | None, current: BaseIdentity) -> None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainer.checkpoint.adapter_export import merged_tensors, write_adapter
+from trainer.checkpoint.adapter_export import AdapterBase, merged_tensors, write_adapter
 from trainer.checkpoint.agree import on_first_rank
 from trainer.checkpoint.embedder_files import write_json
 from trainer.engine.ranks import Ranks
@@ -34,10 +34,8 @@ class ExportRequest:
 
     kind: Export
     """Of an adapter run: `merged` weights, the `adapter` alone, or both. Others ignore it."""
-    base: str
-    """Folder or hub id of the base, written into an adapter's config."""
-    revision: str | None
-    """Of a hub base."""
+    base: AdapterBase | None
+    """What an adapter belongs to; None where all parameters are trained."""
     write_embedder: Callable[[Path], None]
     """Writes config, tokenizer and pooling files into a folder; called on the first rank."""
     shard_bytes: int = SHARD_BYTES
@@ -87,7 +85,8 @@ def _export_adapter(
     _start_folder(folder, request, ranks)
     # transformers takes a folder with a config for a whole model, and would look for weights in it
     (folder / "config.json").unlink(missing_ok=True)
-    shapes = write_adapter(backbone, folder, ranks, base=request.base, revision=request.revision)
+    assert request.base is not None
+    shapes = write_adapter(backbone, folder, request.base, ranks)
     on_first_rank(lambda: check_written(folder, shapes), ranks)
 
 

@@ -31,6 +31,9 @@ class BaseIdentity:
     """`model.path` of the recipe: folder, hub id or package."""
     files: Mapping[str, FileEntry]
     """Config and weight files by name."""
+    fingerprint: str | None
+    """Of its weights, however they lie in files; merging knows a base by it. None where they are
+    not safetensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +92,9 @@ def read_manifest(folder: Path) -> Manifest:
         if content.pop("format") != FORMAT:
             raise KeyError("format")
         base = content.pop("base", None)
-        return Manifest(
-            files=_entries(content.pop("files")),
-            base=base and BaseIdentity(path=base["path"], files=_entries(base["files"])),
-            **content,
-        )
+        if base is not None:
+            base = BaseIdentity(**{**base, "files": _entries(base["files"])})
+        return Manifest(files=_entries(content.pop("files")), base=base, **content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: {type(error).__name__}: {error}; expected a manifest of format {FORMAT}. "

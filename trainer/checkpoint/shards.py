@@ -26,6 +26,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_BASE = "base.json"
+"""What the trainer's export of an adapter says of its base, as `base` of a manifest."""
 HASH_CHUNK_BYTES = 8 << 20
 SAMPLE_ELEMENTS = 256
 

@@ -11,7 +11,14 @@ import torch
 
 from trainer.checkpoint.adapters import adapted
 from trainer.checkpoint.names import BACKBONE_PREFIXES, backbone_prefix, is_head, is_optional
-from trainer.checkpoint.shards import Source, base_fingerprint, identity, open_source
+from trainer.checkpoint.shards import (
+    ADAPTER_BASE,
+    Source,
+    base_fingerprint,
+    identity,
+    open_source,
+    read_json,
+)
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
 from trainer.merge.assets import Assets, check_architecture, find_assets
@@ -52,6 +59,48 @@ class MergePlan:
         return sum(item.input_bytes for item in self.items)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Opened base and checkpoints, matched by name."""
+
+    base: Source
+    """theta0."""
+    sources: tuple[Source, ...]
+    """theta_k."""
+    prefix: str
+    """What the base puts before the names of its backbone."""
+    root: dict[str, SlicedTensor]
+    """The base's tensors without that prefix."""
+    matched: tuple[dict[str, SlicedTensor], ...]
+    """Each checkpoint's tensors under the same names, adapters applied."""
+
+
+def open_inputs(base: Path, checkpoints: Sequence[Path]) -> Inputs:
+    """Open base and checkpoints and bring them under the same names.
+
+    Args:
+        base: the pre-trained model.
+        checkpoints: at least one.
+
+    Raises:
+        CheckpointError: if an input is missing, damaged, unsafe, or of another model.
+    """
+    base_source = open_source(base)
+    if base_source.adapters:
+        raise CheckpointError(
+            f"{base}: kind = adapter; expected a full model as base. Name the model that the "
+            "adapters were trained on."
+        )
+    sources = tuple(open_source(path) for path in checkpoints)
+    folders = {one.path: one.assets for one in sources if one.kind != "peft"}
+    check_architecture(base_source.assets, folders)
+    prefix = backbone_prefix(base_source.plain)
+    root = {_bare(name, prefix): tensor for name, tensor in base_source.plain.items()}
+    matched = tuple(_matched(one, root) for one in sources)
+    _check_base_identity(base_source, sources)
+    return Inputs(base=base_source, sources=sources, prefix=prefix, root=root, matched=matched)
+
+
 def plan_merge(base: Path, checkpoints: Sequence[Path], settings: MergeSettings) -> MergePlan:
     """Open everything and match it.
 
@@ -63,19 +112,9 @@ def plan_merge(base: Path, checkpoints: Sequence[Path], settings: MergeSettings)
     Raises:
         CheckpointError: if an input is missing, damaged, unsafe, or of another model.
     """
-    base_source = open_source(base)
-    if base_source.adapters:
-        raise CheckpointError(
-            f"{base}: kind = adapter; expected a full model as base. Name the model that the "
-            "adapters were trained on."
-        )
-    sources = [open_source(path) for path in checkpoints]
-    folders = {one.path: one.assets for one in sources if one.kind != "peft"}
-    check_architecture(base_source.assets, folders)
-    prefix = backbone_prefix(base_source.plain)
-    root = {_bare(name, prefix): tensor for name, tensor in base_source.plain.items()}
-    matched = [_matched(one, root) for one in sources]
-    _check_base_identity(base_source, sources)
+    inputs = open_inputs(base, checkpoints)
+    base_source, sources, root = inputs.base, inputs.sources, inputs.root
+    prefix, matched = inputs.prefix, inputs.matched
     kept = [
         name
         for name, tensor in root.items()
@@ -142,10 +181,19 @@ def _matched(source: Source, root: Mapping[str, SlicedTensor]) -> dict[str, Slic
     return own
 
 
+def _recorded_base(source: Source) -> Mapping[str, Any] | None:
+    """What a checkpoint's manifest, or the file beside an exported adapter, says of its base."""
+    if source.manifest is not None:
+        base: Mapping[str, Any] | None = source.manifest.get("base")
+        return base
+    file = source.path / ADAPTER_BASE
+    return dict(read_json(file)) if source.kind == "peft" and file.is_file() else None
+
+
 def _check_base_identity(base: Source, sources: Sequence[Source]) -> None:
-    """A manifest that names its base's fingerprint must mean this base."""
+    """A checkpoint that names its base's fingerprint must mean this base."""
     for source in sources:
-        recorded = ((source.manifest or {}).get("base") or {}).get("fingerprint")
+        recorded = (_recorded_base(source) or {}).get("fingerprint")
         if recorded is not None and recorded != base_fingerprint(base):
             raise CheckpointError(
                 f"{source.path}: base = trained from other weights than {base.path}; expected its "
