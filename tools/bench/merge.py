@@ -14,6 +14,7 @@ link to the first.
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,8 @@ class Run:
 
     seconds: float
     """Wall-clock time."""
+    cpu_seconds: float
+    """Processor time of it and its children: what other work on the machine changes least."""
     peak_bytes: int
     """Largest anonymous memory of the process tree."""
 
@@ -52,7 +55,7 @@ def measure(command: Sequence[str], log: Path) -> Run:
     Raises:
         SystemExit: if it fails.
     """
-    begun = time.perf_counter()
+    begun, cpu_before = time.perf_counter(), _cpu_seconds()
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
         peak = 0
@@ -61,7 +64,13 @@ def measure(command: Sequence[str], log: Path) -> Run:
             time.sleep(0.01)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}\nfailed:\n{log.read_text()[-3000:]}")
-    return Run(time.perf_counter() - begun, peak)
+    return Run(time.perf_counter() - begun, _cpu_seconds() - cpu_before, peak)
+
+
+def _cpu_seconds() -> float:
+    """Processor time of all children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _tree_bytes(pid: int) -> int:
@@ -114,6 +123,8 @@ def versus_mergekit(folder: Path, program: Path, repeats: int) -> dict[str, Any]
     return {
         "ours_sec": mine_sec,
         "mergekit_sec": their_sec,
+        "ours_cpu_sec": min(r.cpu_seconds for r in mine),
+        "mergekit_cpu_sec": min(r.cpu_seconds for r in theirs),
         "ours_all_sec": [r.seconds for r in mine],
         "mergekit_all_sec": [r.seconds for r in theirs],
         "mergekit_peak_bytes": their_peak,
