@@ -1,0 +1,288 @@
+"""Measure one training step: against sentence-transformers, and what ZeRO-3's chunks cost.
+
+    python tools/bench/step.py            # half an hour on two CPU cores
+    python tools/bench/step.py --json     # the last line is one JSON object
+    python tools/bench/step.py --quick    # a minute, at a size that shows nothing but that it runs
+
+Three parts, on the docstrings of the installed packages and a decoder with random weights:
+
+- `peer`: one process against CachedMultipleNegativesRankingLoss, in both its ways of cutting a
+  batch, on the same batches; the fastest of its settings counts.
+- `zero3`: two ranks; what many chunks cost under ZeRO-3 in each way of gathering.
+- `growth`: peak memory of a batch 16 times as large in chunks of the same size.
+
+Tokenising is not timed. Every process has one thread, unless OMP_NUM_THREADS says otherwise. All
+variants of a part are alive at once, each in processes of its own, and step in turns; ratios of
+times are medians over the rounds. Memory is the peak of resident memory above that before the first
+step (`step`) and above that before the model was loaded (`total`).
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# started by path, as the README shows
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.bench._docs import DecoderShape, collect_pairs, make_decoder, write_pairs
+from tools.bench._jobs import OursJob, PeerJob, Work
+from tools.bench._turns import Outcome, Variant, ratio, take_turns
+
+MIB = 2**20
+PARTS = ("peer", "zero3", "growth")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Sizes of all parts."""
+
+    rounds: int
+    """Steps of each variant; the first warms up."""
+    num_pairs: int
+    """Distinct pairs of texts."""
+    peer_shape: DecoderShape
+    """Model of `peer`."""
+    peer_batch: int
+    """Queries of a step there."""
+    peer_max_tokens: int
+    """Longest text there."""
+    chunk_tokens: int
+    """Our chunk there."""
+    peer_rows: tuple[int, ...]
+    """`mini_batch_size` of the peer."""
+    peer_tokens: tuple[int, ...]
+    """`mini_batch_num_tokens` of the peer."""
+    zero3_shape: DecoderShape
+    """Model of `zero3`."""
+    zero3_tokens: int
+    """Tokens of each text there; all are longer and cut, so that chunks hold no padding."""
+    zero3_rows: int
+    """Texts of a chunk there."""
+    zero3_chunks: int
+    """Chunks of a rank there."""
+    growth_shape: DecoderShape
+    """Model of `growth`."""
+    growth_batches: tuple[int, int]
+    """Queries of the small and of the large step there."""
+    growth_tokens: int
+    """Longest text there."""
+    growth_chunk: int
+    """Chunk there, tokens."""
+
+
+FULL = Scale(
+    rounds=5,
+    num_pairs=4096,
+    peer_shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),
+    peer_batch=256,
+    peer_max_tokens=256,
+    chunk_tokens=2048,
+    peer_rows=(8, 32),
+    peer_tokens=(2048, 8192),
+    zero3_shape=DecoderShape(hidden_size=256, num_layers=6, inner_size=768),
+    zero3_tokens=32,
+    zero3_rows=8,
+    zero3_chunks=16,
+    growth_shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),
+    growth_batches=(256, 4096),
+    growth_tokens=16,
+    growth_chunk=4096,
+)
+QUICK = Scale(
+    rounds=3,
+    num_pairs=96,
+    peer_shape=DecoderShape(hidden_size=32, num_layers=2, inner_size=48),
+    peer_batch=16,
+    peer_max_tokens=32,
+    chunk_tokens=128,
+    peer_rows=(4,),
+    peer_tokens=(64,),
+    zero3_shape=DecoderShape(hidden_size=32, num_layers=2, inner_size=48),
+    zero3_tokens=8,
+    zero3_rows=2,
+    zero3_chunks=4,
+    growth_shape=DecoderShape(hidden_size=32, num_layers=2, inner_size=48),
+    growth_batches=(4, 64),
+    growth_tokens=8,
+    growth_chunk=32,
+)
+
+Report = dict[str, float]
+
+
+def compare_with_peer(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
+    """One process against sentence-transformers."""
+    pairs = collect_pairs(scale.num_pairs)
+    work = Work(
+        model=_decoder(folder / "base", scale.peer_shape, pairs),
+        pairs=_pairs_file(folder / "pairs.jsonl", pairs),
+        batch_size=scale.peer_batch,
+        max_tokens=scale.peer_max_tokens,
+    )
+    ours = Variant(
+        name=f"ours, chunks of {scale.chunk_tokens} tokens",
+        job=OursJob(work=work, chunk_tokens=scale.chunk_tokens),
+    )
+    peers = [
+        Variant(name=f"peer, {rows} texts", job=PeerJob(work=work, mini_batch_size=rows))
+        for rows in scale.peer_rows
+    ] + [
+        Variant(name=f"peer, {tokens} tokens", job=PeerJob(work=work, mini_batch_tokens=tokens))
+        for tokens in scale.peer_tokens
+    ]
+    outcomes = take_turns([ours, *peers], num_steps=scale.rounds, logs=folder)
+    return judge_peers(outcomes, ours.name), outcomes
+
+
+def judge_peers(outcomes: dict[str, Outcome], ours: str) -> Report:
+    """Our step against the fastest of the others; losses against all of them."""
+    mine = outcomes[ours]
+    others = [outcome for name, outcome in outcomes.items() if name != ours]
+    best = min(others, key=lambda other: ratio(other, mine))
+    differences = [
+        abs(a - b) for other in others for a, b in zip(mine.losses, other.losses, strict=True)
+    ]
+    return {
+        "examples_per_sec_ratio": ratio(best, mine),
+        "peak_memory_ratio": mine.step_bytes / best.step_bytes,
+        "max_loss_difference": max(differences),
+    }
+
+
+def compare_gathers(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
+    """ZeRO-3 on two ranks, many chunks against one and against ZeRO-1."""
+    pairs = even_pairs(collect_pairs(scale.num_pairs), scale.zero3_tokens)
+    work = Work(
+        model=_decoder(folder / "base", scale.zero3_shape, pairs),
+        pairs=_pairs_file(folder / "pairs.jsonl", pairs),
+        # both texts of a pair are embedded, on two ranks
+        batch_size=scale.zero3_rows * scale.zero3_chunks,
+        max_tokens=scale.zero3_tokens,
+    )
+    chunk = scale.zero3_rows * scale.zero3_tokens
+    many = f"{scale.zero3_chunks} chunks"
+    jobs = {
+        f"ZeRO-3, step, {many}": OursJob(work=work, chunk_tokens=chunk),
+        "ZeRO-3, step, 1 chunk": OursJob(work=work, chunk_tokens=chunk * scale.zero3_chunks),
+        f"ZeRO-1, {many}": OursJob(work=work, chunk_tokens=chunk, deepspeed="zero1_fp32.json"),
+        f"ZeRO-3, chunk, {many}": OursJob(work=work, chunk_tokens=chunk, gather="chunk"),
+        f"ZeRO-3, interleaved, {many}": OursJob(
+            work=work, chunk_tokens=chunk, gather="interleaved"
+        ),
+    }
+    variants = [Variant(name=name, job=job, num_ranks=2) for name, job in jobs.items()]
+    outcomes = take_turns(variants, num_steps=scale.rounds, logs=folder)
+    step, single, zero1, layered, interleaved = outcomes.values()
+    report = {
+        "zero3_chunk_cost": ratio(step, single),
+        "zero3_vs_zero1": ratio(step, zero1),
+        "zero3_chunk_vs_zero1": ratio(layered, zero1),
+        "zero3_chunk_memory": layered.step_bytes / interleaved.step_bytes,
+    }
+    return report, outcomes
+
+
+def compare_batches(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
+    """A small and a large batch in chunks of the same size."""
+    pairs = collect_pairs(max(scale.num_pairs, *scale.growth_batches))
+    model = _decoder(folder / "base", scale.growth_shape, pairs)
+    file = _pairs_file(folder / "pairs.jsonl", pairs)
+    variants = [
+        Variant(
+            name=f"ours, batch {size}",
+            job=OursJob(
+                work=Work(model=model, pairs=file, batch_size=size, max_tokens=scale.growth_tokens),
+                chunk_tokens=scale.growth_chunk,
+            ),
+        )
+        for size in scale.growth_batches
+    ]
+    outcomes = take_turns(variants, num_steps=2, logs=folder)
+    small, large = outcomes.values()
+    return {"memory_growth": large.step_bytes / small.step_bytes}, outcomes
+
+
+def even_pairs(pairs: Sequence[tuple[str, str]], num_tokens: int) -> list[tuple[str, str]]:
+    """Halves of the texts that are long enough to fill `num_tokens` twice over."""
+    words = [text.split() for _, text in pairs]
+    # a token is at most a word here, so a word for each token is enough
+    return [
+        (" ".join(w[:num_tokens]), " ".join(w[num_tokens:]))
+        for w in words
+        if len(w) >= 2 * num_tokens
+    ]
+
+
+def _decoder(folder: Path, shape: DecoderShape, pairs: list[tuple[str, str]]) -> Path:
+    folder.mkdir()
+    make_decoder(folder, shape, pairs)
+    return folder
+
+
+def _pairs_file(path: Path, pairs: list[tuple[str, str]]) -> Path:
+    write_pairs(path, pairs)
+    return path
+
+
+RUN = {"peer": compare_with_peer, "zero3": compare_gathers, "growth": compare_batches}
+TARGETS = {
+    "examples_per_sec_ratio": "at least 2.2",
+    "peak_memory_ratio": "at most 0.5",
+    "max_loss_difference": "at most 0.0001",
+    "zero3_chunk_cost": "at most 1.4",
+    "zero3_vs_zero1": "at most 1.1",
+    "zero3_chunk_vs_zero1": "at most 1.2",
+    "zero3_chunk_memory": "at most 1.2",
+    "memory_growth": "at most 1.15",
+}
+"""What each number is held to."""
+
+
+def show(part: str, report: Report, outcomes: dict[str, Outcome]) -> None:
+    """The table of a part for a person."""
+    row = "{:<32} {:>9} {:>9} {:>9} {:>7} {:>8} {:>10}"
+    print(row.format(part, "s/step", "step MiB", "total MiB", "chunks", "padding", "last loss"))
+    for name, outcome in outcomes.items():
+        chunks, padding = outcome.facts.get("chunks"), outcome.facts.get("padding")
+        print(
+            row.format(
+                name,
+                f"{outcome.median_sec:.2f}",
+                f"{outcome.step_bytes / MIB:.0f}",
+                f"{outcome.total_bytes / MIB:.0f}",
+                "" if chunks is None else f"{chunks:.0f}",
+                "" if padding is None else f"{padding:.1%}",
+                f"{outcome.losses[-1]:.5f}",
+            )
+        )
+    for key, value in report.items():
+        print(f"  {key:<24} {value:>10.3g}   {TARGETS[key]}")
+    print(flush=True)
+
+
+def main() -> None:
+    """Measure, print tables, and with --json one object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it runs")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    scale = QUICK if args.quick else FULL
+    report: Report = {}
+    for part in args.parts:
+        with tempfile.TemporaryDirectory(prefix="bench-step-") as folder:
+            numbers, outcomes = RUN[part](scale, Path(folder))
+        show(part, numbers, outcomes)
+        report |= numbers
+    if args.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+
+
+if __name__ == "__main__":
+    main()
