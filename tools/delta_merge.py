@@ -175,6 +175,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="continue an interrupted merge of the same inputs, settings and output",
     )
     add(
+        "--no-sync",
+        action="store_false",
+        dest="durable",
+        help="do not wait until the result is on disk: sooner done, but a power cut in the next "
+        "seconds may spoil it",
+    )
+    add(
         "--hash",
         action="store_true",
         dest="hash_files",
@@ -214,6 +221,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
         memory_budget_bytes=arguments.memory_budget,
         num_workers=arguments.workers,
         allow_nan=arguments.allow_nan,
+        durable=arguments.durable,
         hash_files=arguments.hash_files,
     )
 

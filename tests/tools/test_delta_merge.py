@@ -118,6 +118,14 @@ def test_shards_are_cut_and_indexed(toys: Path) -> None:
         assert name in load_file(out / file)
 
 
+def test_without_waiting_for_the_disk_the_result_is_the_same(toys: Path) -> None:
+    assert delta_merge.main(command(toys)) == 0
+    assert delta_merge.main(command(toys, "--no-sync", output="sooner")) == 0
+
+    first, second = (toys / name / "model.safetensors" for name in ("out", "sooner"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_dtype_is_as_asked_and_named_in_the_config(toys: Path, dtype: str) -> None:
     assert delta_merge.main(command(toys, "--dtype", dtype)) == 0

@@ -103,7 +103,9 @@ def merge_checkpoints(
     check_settings(settings, len(checkpoints))
     plan = plan_merge(base, checkpoints, settings)
     block = block_size(plan, settings)
-    partial = PartialFolder(output, plan_id(plan, settings), plan.shards, resume=resume)
+    partial = PartialFolder(
+        output, plan_id(plan, settings), plan.shards, resume=resume, durable=settings.durable
+    )
     check_output(output, plan.output_bytes + EXTRA_FILE_BYTES - partial.allocated_bytes())
     with partial as folder:
         with _single_threaded_torch(), _flushing(folder):

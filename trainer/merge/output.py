@@ -166,12 +166,19 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
     """
 
     def __init__(
-        self, output: Path, identity: str, shards: Sequence[ShardFile], *, resume: bool
+        self,
+        output: Path,
+        identity: str,
+        shards: Sequence[ShardFile],
+        *,
+        resume: bool = False,
+        durable: bool = True,
     ) -> None:
         self.output = output
         self.path = output.with_name(f"{output.name}.partial-{identity}")
         self.shards = shards
         self.resume = resume
+        self.durable = durable
         self.descriptors: dict[str, int] = {}
 
     def __enter__(self) -> "PartialFolder":
@@ -255,15 +262,16 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
 
     def flush_until(self, done: Event) -> None:
         """Keep bringing to disk what was written, so that little is left to wait for at the end."""
-        while not done.wait(FLUSH_SEC):
+        while self.durable and not done.wait(FLUSH_SEC):
             for shard in self.shards:
                 os.fdatasync(self.descriptors[shard.name])
 
     def seal(self) -> None:
-        """Write the headers, bring everything to disk, and read the headers again."""
+        """Write the headers, bring them to disk, and read them again."""
         for shard in self.shards:
             os.pwrite(self.descriptors[shard.name], shard.header, 0)
-            os.fsync(self.descriptors[shard.name])
+            if self.durable:
+                os.fsync(self.descriptors[shard.name])
             if read_header(self.path / shard.name).slots != shard.slots:
                 raise CheckpointError(
                     f"{self.path / shard.name}: header = other than written; expected the same. "
@@ -275,15 +283,15 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
     def publish(self) -> None:
         """Give the folder its name; nothing is written afterwards."""
         (self.path / JOURNAL).unlink(missing_ok=True)
-        for path in self.path.rglob("*"):
-            if path.is_file() and path.suffix != ".safetensors":
+        if self.durable:
+            for path in (*self.path.rglob("*"), self.path):
                 _sync(path)
-        _sync(self.path)
         if self.output.exists():
             raise CheckpointError(f"{self.output}: folder = present by now; expected none. Merge "
                                   "into another folder.")  # fmt: skip
         self.path.rename(self.output)
-        _sync(self.output.parent)
+        if self.durable:
+            _sync(self.output.parent)
 
 
 def _journal_lines(path: Path) -> list[dict[str, Any]]:

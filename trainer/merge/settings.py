@@ -45,12 +45,14 @@ class MergeSettings:
     """Threads, at least 1."""
     allow_nan: bool = False
     """Go on where a checkpoint holds NaN or infinity."""
+    durable: bool = True
+    """Wait until the result is on disk before it gets its name, so that a power cut spoils none."""
     hash_files: bool = False
     """Read inputs and outputs whole for their sha256."""
 
     def recorded(self) -> dict[str, Any]:
         """What decides the result, for `merge.json` and for telling merges apart."""
-        left_out = ("memory_budget_bytes", "num_workers", "hash_files")
+        left_out = ("memory_budget_bytes", "num_workers", "durable", "hash_files")
         return {name.rstrip("_"): one for name, one in asdict(self).items() if name not in left_out}
 
 
