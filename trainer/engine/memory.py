@@ -194,13 +194,14 @@ def _resident_bytes(
 
 
 def _checkpoint_bytes(recipe: Recipe, shape: ModelShape, stage: int) -> int:
-    """Master weights and moments of what is trained, 12 T, and weights in the model's dtype.
+    """Master weights and moments of what is trained, 12 T, and the trained weights themselves.
 
-    Stage 3 writes those of frozen parameters only, (P - T) b; the other stages all, P b.
+    Stage 3 leaves those out; the other stages write them in the model's dtype, T b. Frozen weights
+    are not written: an adapter run names its base instead.
     """
-    written = shape.num_parameters - (shape.num_trainable if stage == 3 else 0)
     states = 3 if recipe.train.optimizer == "adamw" else 1
-    return states * 4 * shape.num_trainable + DTYPE_BYTES[recipe.model.dtype] * written
+    width = 0 if stage == 3 else DTYPE_BYTES[recipe.model.dtype]
+    return (4 * states + width) * shape.num_trainable
 
 
 def _whole_model_bytes(recipe: Recipe, shape: ModelShape, stage: int) -> dict[str, int]:
