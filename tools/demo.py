@@ -82,7 +82,16 @@ def train(folder: Path) -> None:
         print(f"{FOLDER} holds an interrupted run; it goes on from its newest checkpoint.")
     resume = ["--resume"] if started else []
     ranks = str(num_ranks())
-    run("deepspeed", "--num_accelerators", ranks, "trainer/run.py", "--recipe", RECIPE, *resume)
+    run(
+        "deepspeed",
+        "--quiet",
+        "--num_accelerators",
+        ranks,
+        "trainer/run.py",
+        "--recipe",
+        RECIPE,
+        *resume,
+    )
 
 
 def remove_run(folder: Path) -> None:

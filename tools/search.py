@@ -8,6 +8,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,6 +167,9 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=5, help="how many to show")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
+    # Read when torch is loaded: idle threads sleep, which costs nothing on a free machine and saves
+    # most of the time on a busy one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder: Path = arguments.model.expanduser()
     corpus = arguments.corpus or folder.parent / "data" / "docs.jsonl"
     documents = read_corpus(corpus)
