@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.dropout import DropoutKeys, key_dropouts
+from trainer.model.pooled_mlp import PooledTokens, narrow_last_mlp
 from trainer.model.pooling import pool
 from trainer.recipe.schema import Attention, Pooling
 
@@ -81,6 +82,9 @@ class Embedder(nn.Module):
         self.pooling: Pooling = pooling
         self.attention: Attention = attention
         self.dropout_keys: DropoutKeys = key_dropouts(backbone)
+        self.pooled_tokens: PooledTokens | None = (
+            narrow_last_mlp(backbone, self.dropout_keys) if pooling == "last" else None
+        )
 
     @property
     def config(self) -> Any:
@@ -102,7 +106,9 @@ class Embedder(nn.Module):
         return self._real(chunk).long()
 
     def begin(self, chunk: Chunk, step_key: int, *, depth: int = 0) -> None:
-        """Set everything random for a chunk; before each forward and each backward of it.
+        """Set what modules read of a chunk; before each forward and each backward of it.
+
+        That is everything random, and which tokens are pooled.
 
         Args:
             chunk: the texts about to run.
@@ -118,6 +124,20 @@ class Embedder(nn.Module):
             self.dropout_keys.position_B = real_BL.nonzero()[:, 1]
         self.dropout_keys.step_key = step_key
         torch.manual_seed(chunk.random_seed + depth)
+        self._point_at(chunk)
+
+    def _point_at(self, chunk: Chunk) -> None:
+        """Say where the pooled tokens lie."""
+        pooled = self.pooled_tokens
+        if pooled is None:
+            return
+        if self.packed:
+            pooled.column_B = chunk.lengths.cumsum(0) - 1
+            pooled.row_B = torch.zeros_like(pooled.column_B)
+        else:
+            pooled.column_B = chunk.lengths - 1
+            pooled.row_B = torch.arange(chunk.num_texts, device=chunk.lengths.device)
+        pooled.text_B = chunk.text_keys
 
     def forward(self, chunk: Chunk, *, middle: bool = False) -> tuple[Tensor, ...]:
         """Embed a chunk.
@@ -130,6 +150,7 @@ class Embedder(nn.Module):
             (last [B, H],) or (last [B, H], middle [B, H]), float32, norm 1.
         Collective: under ZeRO-3 the hooks of a wrapped module gather parameters; a twin's do not.
         """
+        self._point_at(chunk)
         inputs = self._packed_inputs(chunk) if self.packed else self._padded_inputs(chunk)
         output = self.backbone(**inputs, output_hidden_states=middle)
         last = self.pool(self._unpacked(output.last_hidden_state, chunk), chunk)
