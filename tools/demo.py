@@ -141,7 +141,6 @@ def main() -> None:
     run("python", "-m", "tools.demo_data", "--output", FOLDER)
     train(folder)
     print(f"\n{table(*evaluations(folder))}")
-    run("python", "tools/report.py", FOLDER)
     run("python", "tools/search.py", "--model", f"{FOLDER}/model", QUESTION)
     print(f"\nDone in {time.monotonic() - started:.0f} s. Curves and numbers: {FOLDER}/report.html")
     print("Search for something else:")
