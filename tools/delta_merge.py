@@ -192,7 +192,10 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives its exit code."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.result == "adapter" and (arguments.dry_run or arguments.resume):
+        parser.error("--dry-run and --resume are for --as model; an adapter is merged in seconds")
     try:
         result = _dry_run(arguments) if arguments.dry_run else _merge(arguments)
     except TrainerError as error:

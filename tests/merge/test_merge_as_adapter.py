@@ -143,6 +143,15 @@ def test_what_is_not_of_low_rank_is_refused(
     assert not (room / "refused").exists()
 
 
+@pytest.mark.parametrize("flag", ["--dry-run", "--resume"])
+def test_flags_of_long_merges_are_refused(
+    room: Path, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        merge(room, "refused", "--as", "adapter", flag)
+    assert "are for --as model" in capsys.readouterr().err
+
+
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "dora": ({"target_modules": ["q_proj"], "use_dora": True}, "q_proj.weight = adapted by DoRA"),
     "embedding": ({"target_modules": ["embed_tokens"]}, "= an adapted embedding"),
