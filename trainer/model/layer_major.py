@@ -89,7 +89,7 @@ class LayerMajorEmbedder(Embedder):
             )
         embedder.__class__ = cls
         embedder.packed = False  # layers cut the flat tokens into padded rows
-        set_z3_leaf_modules(embedder, [type(layers[0])])
+        set_z3_leaf_modules(embedder, [ChunkwiseLayer])
         return embedder  # type: ignore[return-value]
 
     def forward(  # type: ignore[override]
