@@ -140,9 +140,9 @@ def test_shipped_file_is_what_its_name_says(file: Path) -> None:
     assert zero["stage"] == int(stage)
     assert ("offload_optimizer" in zero) == ("offload_param" in zero) == (offload == ["offload"])
     # bfloat16 gradients lose 0.6% where each chunk's are added and reduced in bfloat16
-    assert (
-        ("data_types" in config) == ("communication_data_type" in config) == (precision == "bf16")
-    )
+    assert ("communication_data_type" in config) == (precision == "bf16")
+    # at stage 1 this key brings an optimizer that cannot take one reduction a step
+    assert ("data_types" in config) == (precision == "bf16" and stage != "1")
 
 
 def test_shipped_files_are_complete() -> None:
