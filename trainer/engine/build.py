@@ -51,6 +51,8 @@ def build(
         RecipeError: the model cannot be loaded, or `gather: chunk` does not suit it.
     Collective: yes.
     """
+    if gather == "step":
+        config = _with_plain_linear(config)
     embedder = load_embedder(recipe, model_path=model_path, config=config, ranks=ranks)
     twin = Twin(embedder)
     if gather == "chunk":
@@ -58,6 +60,18 @@ def build(
     optimizer = make_optimizer(embedder, recipe.train, config, ranks)
     engine, *_ = deepspeed.initialize(model=embedder, optimizer=optimizer, config=config)
     return Built(engine, _passes(engine, twin, gather, recipe.engine), gather, twin)
+
+
+def _with_plain_linear(config: dict[str, Any]) -> dict[str, Any]:
+    """The DeepSpeed dict without ZeRO-3's own linear function, unless it says otherwise.
+
+    That one spares a hooked forward gathered weights; a twin has them all anyway, and it costs time
+    for every chunk.
+    """
+    zero = config["zero_optimization"]
+    if zero["stage"] != 3:
+        return config
+    return config | {"zero_optimization": {"memory_efficient_linear": False} | zero}
 
 
 def load_embedder(
