@@ -54,7 +54,9 @@ class Outcome:
     losses: list[float]
     """Of every step."""
     seconds: list[float]
-    """Of every step but the first, which warms up; of the slowest rank."""
+    """Of every step but the first, which warms up; wall clock of the slowest rank."""
+    cpu_seconds: list[float]
+    """The same on the processor: what others on the machine do adds little to it."""
     step_bytes: int
     """Peak above what was there before the first step, of the largest rank."""
     total_bytes: int
@@ -66,6 +68,11 @@ class Outcome:
     def median_sec(self) -> float:
         """Median time of a step."""
         return statistics.median(self.seconds)
+
+    @property
+    def median_cpu_sec(self) -> float:
+        """Median processor time of a step."""
+        return statistics.median(self.cpu_seconds)
 
 
 def ratio(above: Outcome, below: Outcome) -> float:
@@ -113,6 +120,7 @@ class Reply:
 
     loss: float
     seconds: float
+    cpu_seconds: float
     step_bytes: int
     total_bytes: int
     facts: dict[str, float]
@@ -130,6 +138,7 @@ def _summary(rounds: list[list[Reply]]) -> Outcome:
     return Outcome(
         losses=[replies[0].loss for replies in rounds],
         seconds=[max(reply.seconds for reply in replies) for replies in rounds[1:]],
+        cpu_seconds=[max(reply.cpu_seconds for reply in replies) for replies in rounds[1:]],
         step_bytes=max(reply.step_bytes for reply in rounds[-1]),
         total_bytes=max(reply.total_bytes for reply in rounds[-1]),
         facts=rounds[-1][0].facts,
@@ -246,19 +255,20 @@ def _serve(job: Job, pipe: Connection) -> None:
     """Answer once when the model is loaded, and then after each step."""
     empty = memory.in_use()
     contestant = job.build()
-    pipe.send(Reply(loss=0.0, seconds=0.0, step_bytes=0, total_bytes=0, facts={}))
+    pipe.send(Reply(loss=0.0, seconds=0.0, cpu_seconds=0.0, step_bytes=0, total_bytes=0, facts={}))
     idle = memory.reset_peak()
     while True:
         index = pipe.recv()
         contestant.prepare(index)
-        started_at = time.perf_counter()
+        started_at, cpu_at = time.perf_counter(), time.process_time()
         loss = contestant.step(index)
-        seconds = time.perf_counter() - started_at
+        seconds, cpu_seconds = time.perf_counter() - started_at, time.process_time() - cpu_at
         peak = memory.peak()
         pipe.send(
             Reply(
                 loss=loss,
                 seconds=seconds,
+                cpu_seconds=cpu_seconds,
                 step_bytes=peak - idle,
                 total_bytes=peak - empty,
                 facts=contestant.facts(),

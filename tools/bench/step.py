@@ -76,17 +76,17 @@ class Scale:
 
 
 FULL = Scale(
-    rounds=5,
+    rounds=4,
     num_pairs=4096,
     peer_shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),
     peer_batch=256,
     peer_max_tokens=256,
-    chunk_tokens=2048,
+    chunk_tokens=1024,
     peer_rows=(8, 32),
     peer_tokens=(2048, 8192),
     zero3_shape=DecoderShape(hidden_size=256, num_layers=6, inner_size=768),
     zero3_tokens=32,
-    zero3_rows=8,
+    zero3_rows=16,
     zero3_chunks=16,
     growth_shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),
     growth_batches=(256, 4096),
@@ -245,14 +245,19 @@ TARGETS = {
 
 def show(part: str, report: Report, outcomes: dict[str, Outcome]) -> None:
     """The table of a part for a person."""
-    row = "{:<32} {:>9} {:>9} {:>9} {:>7} {:>8} {:>10}"
-    print(row.format(part, "s/step", "step MiB", "total MiB", "chunks", "padding", "last loss"))
+    row = "{:<32} {:>7} {:>7} {:>9} {:>9} {:>7} {:>8} {:>10}"
+    print(
+        row.format(
+            part, "s/step", "CPU s", "step MiB", "total MiB", "chunks", "padding", "last loss"
+        )
+    )
     for name, outcome in outcomes.items():
         chunks, padding = outcome.facts.get("chunks"), outcome.facts.get("padding")
         print(
             row.format(
                 name,
                 f"{outcome.median_sec:.2f}",
+                f"{outcome.median_cpu_sec:.2f}",
                 f"{outcome.step_bytes / MIB:.0f}",
                 f"{outcome.total_bytes / MIB:.0f}",
                 "" if chunks is None else f"{chunks:.0f}",
