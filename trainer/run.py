@@ -6,7 +6,13 @@ deepspeed trainer/run.py --recipe FILE [key.path=value ...]
 import sys
 
 from trainer.checks import check_run
-from trainer.cli import ending_with_code, launched_ranks, parse_arguments, set_up_logging
+from trainer.cli import (
+    ending_with_code,
+    launched_ranks,
+    let_idle_threads_sleep,
+    parse_arguments,
+    set_up_logging,
+)
 from trainer.recipe.load import load_recipe
 
 
@@ -14,6 +20,7 @@ def main() -> int:
     """Do what the command line says and return the exit code."""
     arguments = parse_arguments(sys.argv[1:])
     set_up_logging()
+    let_idle_threads_sleep()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
         from trainer.dryrun import dry_run
