@@ -1,6 +1,7 @@
 """This trainer and its peer, made from the same folder and stepped on the same texts."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from torch import nn
 
 from tools.bench._jobs import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, OursJob, PeerJob, Work
 from trainer.data.batch import Batch, StepPlan
-from trainer.data.collate import make_batch
+from trainer.data.loader import batches
 from trainer.data.sources import open_source
-from trainer.data.tokens import load_tokenizer, make_encoder
+from trainer.data.tokens import load_tokenizer
 from trainer.engine.build import build
 from trainer.engine.ranks import join
 from trainer.engine.step import Stepper, StepReport
@@ -45,7 +46,10 @@ def make_recipe(job: OursJob) -> Recipe:
         output_dir="unused",
         model=ModelRecipe(path=str(work.model), **model),
         data=DataRecipe(
-            sources=(source,), query_max_tokens=work.max_tokens, passage_max_tokens=work.max_tokens
+            sources=(source,),
+            query_max_tokens=work.max_tokens,
+            passage_max_tokens=work.max_tokens,
+            workers=1,
         ),
         # masks would leave candidates out that the peer counts
         tasks=TasksRecipe(
@@ -73,6 +77,25 @@ def make_recipe(job: OursJob) -> Recipe:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class InOrder:
+    """A data plan that takes rows as they stand in the file, so that the peer can do the same."""
+
+    num_rows: int
+    """Of the file; after the last comes the first."""
+    batch_size: int
+    """Rows of a step."""
+
+    def turn(self, step: int) -> tuple[str, int]:
+        """The source of a step and how many steps it had before."""
+        return "docs", step
+
+    def at(self, step: int) -> StepPlan:
+        """Which rows a step takes."""
+        rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size) % self.num_rows
+        return StepPlan(step=step, task="ir", source="docs", epoch=0, rows=rows)
+
+
 class Ours:
     """The engine's own step, as a run takes it."""
 
@@ -89,23 +112,21 @@ class Ours:
             ranks=ranks,
         )
         self.stepper = Stepper(self.recipe, built, ranks, num_steps=NUM_STEPS, warmup_steps=0)
-        self.source = open_source(self.recipe.data.sources[0], ".")
+        source = open_source(self.recipe.data.sources[0], ".")
+        plan = InOrder(num_rows=len(source), batch_size=job.work.batch_size)
         tokenizer = load_tokenizer(path, pooling="last")
-        self.encoder = make_encoder(tokenizer, self.recipe.data, pooling="last")
+        self.batches = batches(plan, (source,), tokenizer, self.recipe, 0, NUM_STEPS)  # type: ignore[arg-type]
         self.batch: Batch | None = None
         self.report: StepReport | None = None
 
     def prepare(self, index: int) -> None:
-        """See `Contestant.prepare`."""
-        size = self.stepper.recipe.tasks.ir.global_batch_size  # type: ignore[union-attr]
-        rows = np.arange(index * size, (index + 1) * size) % len(self.source)
-        plan = StepPlan(step=index, task="ir", source="docs", epoch=0, rows=rows)
-        self.batch = make_batch(plan, self.source, self.encoder, self.recipe)
+        """See `Contestant.prepare`; a worker process tokenises, as in a run."""
+        self.batch = next(self.batches)
+        assert self.batch.plan.step == index
 
     def step(self, index: int) -> float:
         """See `Contestant.step`."""
         assert self.batch is not None
-        assert self.batch.plan.step == index
         self.report = self.stepper.run(self.batch)
         return self.report.loss
 

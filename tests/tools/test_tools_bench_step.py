@@ -1,0 +1,89 @@
+"""The step benchmark's arithmetic, and a tiny run that ends with the object that others read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.bench._turns import Outcome, ratio
+from tools.bench.gpu_step import model_config, peak_flops, step_flops
+from tools.bench.step import TARGETS, even_pairs, judge_peers
+
+TOOLS = Path(__file__).parents[2] / "tools" / "bench"
+
+
+def outcome(seconds: list[float], losses: list[float], step_bytes: int) -> Outcome:
+    return Outcome(
+        losses=losses,
+        seconds=seconds,
+        cpu_seconds=seconds,
+        step_bytes=step_bytes,
+        total_bytes=2 * step_bytes,
+        facts={},
+    )
+
+
+def test_the_fastest_peer_counts_with_its_own_memory() -> None:
+    outcomes = {
+        "ours": outcome([1.0, 2.0, 4.0], [0.5, 0.25], 100),
+        "slow and small": outcome([9.0, 9.0, 9.0], [0.5, 0.25], 100),
+        "fast and large": outcome([3.0, 6.0, 10.0], [0.5, 0.26], 500),
+    }
+    # quotients of the rounds: 3, 3, 2.5
+    assert ratio(outcomes["fast and large"], outcomes["ours"]) == 3
+    report = judge_peers(outcomes, "ours")
+    assert report["examples_per_sec_ratio"] == 3
+    assert report["peak_memory_ratio"] == 0.2
+    assert report["max_loss_difference"] == pytest.approx(0.01)
+
+
+def test_even_pairs_fill_both_texts() -> None:
+    long = " ".join(str(i) for i in range(20))
+    pairs = even_pairs([("a", long), ("b", "too short")], 8)
+    assert [[len(text.split()) for text in pair] for pair in pairs] == [[8, 12]]
+
+
+def test_flops_of_a_step_are_six_per_weight_and_token() -> None:
+    config = model_config(28)
+    # weights of the linear maps of Qwen2.5-7B's layers: 6.53e9 without embeddings and head
+    full = step_flops(config, [1] * 1000, lora=False)
+    assert full == pytest.approx(6 * 6.53e9 * 1000, rel=1e-3)
+    assert step_flops(config, [1] * 1000, lora=True) == pytest.approx(full * 2 / 3, rel=1e-3)
+    # attention adds 12 * layers * hidden size * half of the square for one long text
+    square = step_flops(config, [1000], lora=False) - full
+    assert square == pytest.approx(12 * 28 * 3584 * (1000**2 - 1000) / 2, rel=1e-3)
+
+
+def test_an_unknown_gpu_asks_for_its_speed() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", None) == 989e12
+    assert peak_flops("Another", 100.0) == 1e14
+    with pytest.raises(SystemExit, match="--peak-tflops"):
+        peak_flops("Another", None)
+
+
+def test_gpu_benchmark_says_that_there_is_no_gpu() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, str(TOOLS / "gpu_step.py")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2
+    assert "CUDA devices = 0" in result.stderr
+
+
+@pytest.mark.dist
+def test_small_run_ends_with_json() -> None:
+    command = [sys.executable, str(TOOLS / "step.py"), "--quick", "--parts", "peer", "--json"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report.keys() == {"examples_per_sec_ratio", "peak_memory_ratio", "max_loss_difference"}
+    # float32, three steps of Adam
+    assert report["max_loss_difference"] < 1e-4
+
+
+def test_every_key_has_a_target() -> None:
+    keys = "zero3_chunk_cost zero3_vs_zero1 zero3_chunk_vs_zero1 zero3_chunk_memory memory_growth"
+    assert set(keys.split()) < TARGETS.keys()
