@@ -2,10 +2,15 @@
 
 The reference shares as little as possible with what it checks: every rank embeds the whole batch in
 one forward of the hook-free model, without cache, chunks or DeepSpeed, and differentiates the loss.
+Compared are the vectors, and the gradients of all parameters, of a loss that both sides
+differentiate at the same vectors. An untrained model's vectors are nearly equal, so rank
+losses divide by a tiny spread: at vectors that differ in their last bits, as those of any two
+chunkings do, gradients differ a hundred times as much, which says nothing about either side.
 """
 
 import dataclasses
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import deepspeed
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +30,7 @@ from trainer.engine.losses import needs_middle, step_loss, whole_loss
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
 from trainer.engine.passes import Pull, Vectors
 from trainer.engine.ranks import join, leave
+from trainer.objectives.gather import gather_rows
 from trainer.recipe.schema import Recipe
 from trainer.session import Session, open_session
 
@@ -36,7 +43,7 @@ ROWS_PER_RANK = 8
 NUM_CHUNKS = 4
 """Chunks per rank that a compared batch is cut into, about."""
 LIMITS = {"float32": 1e-5, "bfloat16": 5e-2}
-"""Largest relative error of a parameter's gradient, by `model.dtype`."""
+"""Largest relative error of vectors and of a parameter's gradient, by `model.dtype`."""
 NORM_FLOOR = 0.01
 """A gradient smaller than this share of the whole is compared with this share of the whole."""
 
@@ -48,9 +55,9 @@ class Comparison:
     task: str
     """Task of the batch."""
     error: float
-    """Largest relative error of a parameter's gradient."""
-    parameter: str
-    """The parameter it occurs in."""
+    """Largest relative error of a parameter's gradient, or of the vectors if that is larger."""
+    place: str
+    """The parameter it occurs in, or `the vectors`."""
     plan: ChunkPlan
     """How the batch was cut."""
     seconds: dict[str, float]
@@ -79,7 +86,7 @@ def selfcheck(recipe: Recipe, sources: tuple[Source, ...]) -> int:
         sys.stdout.write(table(found, session.built.gather) + "\n")
         verdict = f"largest relative gradient error {worst.error:.1e}, limit {limit:.0e}"
         if worst.error > limit:
-            sys.stderr.write(f"selfcheck failed: {verdict}, in {worst.parameter}\n")
+            sys.stderr.write(f"selfcheck failed: {verdict}, in {worst.place}\n")
         else:
             sys.stdout.write(f"selfcheck passed: {verdict}\n")
     return int(worst.error > limit)
@@ -116,24 +123,38 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
     plan = plan_chunks(lengths, num_ranks=ranks.world_size, max_tokens=budget)
     seconds = {"data": waited, "loss": 0.0, "reduce": 0.0}
     key = step_key(session.recipe.seed, batch.plan.step)
+    pull = _Watched(step_loss(batch, session.recipe.tasks, plan, ranks))
     started = time.perf_counter()
     with _measured_collectives(seconds), built.passes.held():
         # what `held` gathers at once is not gathered again below
         seconds["gather"] = time.perf_counter() - started
         built.passes.accumulate(
             make_chunks(batch.texts, plan.ranks[ranks.rank], key=key, device=ranks.device),
-            _clocked(step_loss(batch, session.recipe.tasks, plan, ranks), seconds),
+            pull,
             step_key=key,
             middle=needs_middle(batch, session.recipe.tasks),
         )
     seconds["step"] = time.perf_counter() - started
+    seconds["loss"] = pull.seconds
     got = dict(_engine_gradients(session))
-    want = reference_gradients(session, batch)
+    vectors = _in_text_order(pull.vectors, plan)
+    expected_vectors, expected = reference(session, batch, at=vectors)
     built.engine.optimizer.zero_grad()
-    error, parameter = worst_error(got, want)
-    return Comparison(
-        task=batch.plan.task, error=error, parameter=parameter, plan=plan, seconds=seconds
+    error, place = max(
+        worst_error(got, expected),
+        worst_error(
+            {"the vectors": torch.cat(vectors)}, {"the vectors": torch.cat(expected_vectors)}
+        ),
+        key=_badness,
     )
+    return Comparison(task=batch.plan.task, error=error, place=place, plan=plan, seconds=seconds)
+
+
+def _in_text_order(vectors: Vectors, plan: ChunkPlan) -> Vectors:
+    """The vectors of all ranks, row i that of text i [U, H]. Collective: yes."""
+    order = torch.from_numpy(np.concatenate([plan.rows(r) for r in range(len(plan.ranks))]))
+    place = torch.argsort(order).to(vectors[0].device)
+    return tuple(gather_rows(v, counts=plan.counts)[place] for v in vectors)
 
 
 def _engine_gradients(session: Session) -> Iterator[tuple[str, Tensor]]:
@@ -144,26 +165,41 @@ def _engine_gradients(session: Session) -> Iterator[tuple[str, Tensor]]:
             yield name, gradient.detach().float().clone()
 
 
-def reference_gradients(session: Session, batch: Batch) -> dict[str, Tensor]:
-    """The gradient of the whole batch by plain autograd on every rank alone."""
+def reference(session: Session, batch: Batch, *, at: Vectors) -> tuple[Vectors, dict[str, Tensor]]:
+    """What plain autograd over the whole batch gives, on every rank alone.
+
+    Args:
+        session: its twin is the model.
+        batch: the global batch.
+        at: vectors in text order at which the loss is differentiated, each [U, H].
+
+    Returns:
+        Its own vectors in text order, and the gradient of each trainable parameter.
+    Collective: yes under ZeRO-3.
+    """
     ranks, recipe = session.ranks, session.recipe
     key = step_key(recipe.seed, batch.plan.step)
     plan = plan_chunks(lengths_of(batch.texts), num_ranks=1, max_tokens=sys.maxsize)
     chunks = make_chunks(batch.texts, plan.ranks[0], key=key, device=ranks.device)
-    middle = needs_middle(batch, recipe.tasks)
+    rows = torch.from_numpy(plan.rows(0)).to(ranks.device)
+    points = tuple(vectors[rows].requires_grad_() for vectors in at)
+    loss = whole_loss(batch, recipe.tasks, plan, ranks.device)(points)
+    pulled = torch.autograd.grad(loss, points, allow_unused=True, materialize_grads=True)
     with session.built.twin.gathered() as model:
         model.train()
         outputs = []
         for chunk in chunks:
             model.begin(chunk, key)
-            outputs.append(model(chunk, middle=middle))
+            outputs.append(model(chunk, middle=len(at) > 1))
         joined = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
-        whole_loss(batch, recipe.tasks, plan, ranks.device)(joined).backward()
-        return {
+        torch.autograd.backward(joined, pulled)
+        gradients = {
             name: torch.zeros_like(p).float() if p.grad is None else p.grad.float()
             for name, p in model.named_parameters()
             if p.requires_grad
         }
+    in_order = torch.argsort(rows)
+    return tuple(vectors.detach()[in_order] for vectors in joined), gradients
 
 
 def worst_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> tuple[float, str]:
@@ -173,20 +209,28 @@ def worst_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> tuple[float,
         (float((got[name] - w).norm() / w.norm().clamp_min(NORM_FLOOR * whole)), name)
         for name, w in want.items()
     ]
-    # a NaN is the worst of all
-    return max(errors, key=lambda pair: (pair[0] != pair[0], pair[0]))
+    return max(errors, key=_badness)
 
 
-def _clocked(pull: Pull, seconds: dict[str, float]) -> Pull:
-    """The loss with its wall time added to `seconds`."""
+def _badness(found: tuple[float, str]) -> tuple[bool, float]:
+    """By what errors are ordered: a NaN is the worst of all."""
+    return math.isnan(found[0]), found[0]
 
-    def clocked(vectors: Vectors) -> tuple[Vectors, dict[str, Tensor]]:
+
+class _Watched:
+    """A loss that keeps the vectors it was given and the wall time it took."""
+
+    def __init__(self, pull: Pull) -> None:
+        self.pull = pull
+        self.vectors: Vectors = ()
+        self.seconds = 0.0
+
+    def __call__(self, vectors: Vectors) -> tuple[Vectors, dict[str, Tensor]]:
         started = time.perf_counter()
-        result = pull(vectors)
-        seconds["loss"] += time.perf_counter() - started
+        self.vectors = tuple(v.detach().clone() for v in vectors)
+        result = self.pull(vectors)
+        self.seconds = time.perf_counter() - started
         return result
-
-    return clocked
 
 
 class _measured_collectives:  # noqa: N801 - reads as a with-statement

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.dropout import DropoutKeys, key_dropouts
-from trainer.model.pooled_mlp import PooledTokens, narrow_last_mlp
+from trainer.model.pooled_layer import PooledTokens, narrow_last_layer
 from trainer.model.pooling import pool
 from trainer.recipe.schema import Attention, Pooling
 
@@ -83,7 +83,7 @@ class Embedder(nn.Module):
         self.attention: Attention = attention
         self.dropout_keys: DropoutKeys = key_dropouts(backbone)
         self.pooled_tokens: PooledTokens | None = (
-            narrow_last_mlp(backbone, self.dropout_keys) if pooling == "last" else None
+            narrow_last_layer(backbone, self.dropout_keys) if pooling == "last" else None
         )
 
     @property

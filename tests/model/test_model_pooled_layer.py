@@ -1,6 +1,9 @@
-"""The narrowed last MLP gives the vectors and gradients of the whole model."""
+"""The narrowed last layer gives the vectors and gradients of the whole model."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,11 @@ from transformers import AutoModel, GPT2Config
 from tests.support import tiny
 from trainer.engine.chunks import plan_chunks
 from trainer.engine.materialise import lengths_of, make_chunks
+from trainer.model.backbone import load_backbone
 from trainer.model.dropout import DropoutKeys
 from trainer.model.embedder import Chunk, Embedder
-from trainer.model.pooled_mlp import narrow_last_mlp
+from trainer.model.pooled_layer import narrow_last_layer
+from trainer.recipe.schema import Attention, ModelRecipe
 
 # float32, four layers: sums of a few hundred terms in another order
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
@@ -71,19 +76,68 @@ def test_vectors_and_gradients_are_those_of_the_whole_model(
         torch.testing.assert_close(found[name], gradient, **TOLERANCE)
 
 
-def test_in_training_only_pooled_tokens_pass_through_the_last_mlp(model: Path) -> None:
+def test_in_training_only_pooled_tokens_pass_through_the_last_layer(model: Path) -> None:
     backbone = AutoModel.from_pretrained(model).train()
-    seen: list[list[int]] = []
+    mlps: list[int] = []
     for layer in backbone.layers:
-        layer.mlp.down_proj.register_forward_hook(
-            lambda module, inputs, output: seen.append(list(output.shape[:2]))
+        layer.mlp.act_fn.register_forward_hook(
+            lambda module, inputs, output: mlps.append(output.shape[1])
         )
     chunk = one_chunk([9, 9, 8])
     embedder = Embedder(backbone, pooling="last", attention="causal")
-    embedder(chunk)
-    assert seen == [[3, 9], [3, 9], [3, 9], [3, 1]]
-    embedder.eval()(chunk)
-    assert seen[4:] == [[3, 9]] * 4
+    with recorded_queries() as queries:
+        embedder(chunk)
+    assert mlps == [9, 9, 9, 1]
+    heads = backbone.config.num_attention_heads
+    assert queries == [9 * heads, 9 * heads, 9 * heads, heads]
+    with recorded_queries() as queries:
+        embedder.eval()(chunk)
+    assert mlps[4:] == [9] * 4
+    assert queries == [9 * heads] * 4
+    assert backbone.config._attn_implementation == "sdpa"
+
+
+@contextlib.contextmanager
+def recorded_queries() -> Iterator[list[int]]:
+    """Queries of one text, of all heads, in each call of torch's fused attention."""
+    found: list[int] = []
+    fused = nn.functional.scaled_dot_product_attention
+
+    def spy(query: Tensor, *rest: Any, **settings: Any) -> Tensor:
+        found.append(query.shape[1] * query.shape[2])
+        return fused(query, *rest, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "scaled_dot_product_attention", spy)
+        yield found
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_each_kind_of_attention_keeps_its_gradients_with_padding(
+    model: Path, attention: Attention
+) -> None:
+    chunk = one_chunk([9, 7, 4, 1])
+    got, want = (
+        vectors_and_gradients(model, chunk, attention, narrow=narrow) for narrow in (True, False)
+    )
+    torch.testing.assert_close(got[0], want[0], **TOLERANCE)
+    assert got[1].keys() == want[1].keys()
+    for name, gradient in want[1].items():
+        torch.testing.assert_close(got[1][name], gradient, **TOLERANCE)
+
+
+def vectors_and_gradients(
+    model: Path, chunk: Chunk, attention: Attention, *, narrow: bool
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Of an embedder in training, narrowed or with all tokens let through."""
+    recipe = ModelRecipe(path=str(model), attention=attention)
+    backbone = load_backbone(recipe, str(model), kernel="sdpa", zero3_config=None)
+    embedder = Embedder(backbone, pooling="last", attention=attention)
+    if not narrow:
+        embedder.pooled_tokens = None
+    embedder.begin(chunk, 0)
+    vectors = embedder(chunk)
+    return vectors, gradients(backbone, vectors)
 
 
 def test_other_poolings_and_other_backbones_are_left_alone(model: Path) -> None:
@@ -91,4 +145,4 @@ def test_other_poolings_and_other_backbones_are_left_alone(model: Path) -> None:
     mean = Embedder(backbone, pooling="mean", attention="causal")
     assert mean.pooled_tokens is None
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32)
-    assert narrow_last_mlp(AutoModel.from_config(config), DropoutKeys()) is None
+    assert narrow_last_layer(AutoModel.from_config(config), DropoutKeys()) is None
