@@ -38,6 +38,8 @@ class HeldOutSize:
 
 
 FULL = HeldOutSize(pairs=500, queries=160, documents=500)
+QUICK = HeldOutSize(pairs=8, queries=2, documents=10)
+"""Sizes that show nothing but that it runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

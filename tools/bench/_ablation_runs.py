@@ -4,7 +4,6 @@ The trainer's variants go through `trainer/run.py` in a process of their own, as
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tools.bench._ablation_data import HELD_OUT
 from tools.evaluate import Limits, ModelEmbedder
 from trainer.errors import TrainerError
+from trainer.merge.settings import Granularity, Method
 from trainer.recipe.load import load_recipe
 from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.schema import DataRecipe
@@ -111,7 +111,10 @@ def train_peer(seed: int, setup: Setup) -> Path:
         SentenceTransformer,
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
-        losses,
+    )
+    from sentence_transformers.sentence_transformer.losses import (
+        CoSENTLoss,
+        MultipleNegativesRankingLoss,
     )
     from sentence_transformers.training_args import BatchSamplers, MultiDatasetBatchSamplers
 
@@ -141,7 +144,7 @@ def train_peer(seed: int, setup: Setup) -> Path:
         report_to="none",
         disable_tqdm=True,
     )
-    retrieval, similarity = losses.MultipleNegativesRankingLoss(model), losses.CoSENTLoss(model)
+    retrieval, similarity = MultipleNegativesRankingLoss(model), CoSENTLoss(model)
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,
@@ -199,7 +202,12 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def merge(
-    checkpoints: Sequence[Path], output: Path, *, method: str, alpha: float, granularity: str
+    checkpoints: Sequence[Path],
+    output: Path,
+    *,
+    method: Method,
+    alpha: float = 1.0,
+    granularity: Granularity = "tensor",
 ) -> Path:
     """Merge checkpoints of the backbone; returns the merged folder.
 
@@ -211,21 +219,11 @@ def merge(
 
     shutil.rmtree(output, ignore_errors=True)
     settings = MergeSettings(
-        method="uniform" if method == "uniform" else "delta",
+        method=method,
         alpha=alpha,
-        granularity=_granularity(granularity),
+        granularity=granularity,
         memory_budget_bytes=None,
         durable=False,
     )
     merge_checkpoints(Path(resolve_model_path(BASE)), checkpoints, output, settings)
     return output
-
-
-def _granularity(name: str) -> Any:
-    """Checked by the merge itself."""
-    return name
-
-
-def one_thread() -> None:
-    """All variants compute alike; set before torch is imported."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,0 +1,211 @@
+"""Compare CoDiEmb with what it replaces, on a small real model, from one command.
+
+    python tools/bench/ablation.py --data ../shared/data             # hours of a CPU core
+    python tools/bench/ablation.py --data ../shared/data --pieces 1  # one piece, then the table
+    python tools/bench/ablation.py --show                            # the table of what is there
+
+MiniLM (22M parameters) is trained for 300 steps of batch 32 on STS-B without its news, MedQuAD and
+SQuAD sentences, in the ways of `recipes/ablations/` and with sentence-transformers, and scored on
+held-out parts of these and on news pairs and SciFact, which no variant trained on. Results are kept
+in the work folder, a file each, so that the table can be made in pieces; a piece is done anew when
+its recipe changes. With `--json` the last line is `{variant: {set: [value of each seed]}}`.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# started by path, as the README shows
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.bench._ablation_data import FULL, QUICK, HeldOutSize, prepare
+from tools.bench._ablation_runs import (
+    BASE,
+    RECIPES,
+    Scores,
+    Setup,
+    checkpoints_of,
+    merge,
+    score,
+    train_ours,
+    train_peer,
+)
+from tools.bench._ablation_table import Results, render
+from trainer.cli import ending_with_code
+from trainer.merge.settings import Granularity
+from trainer.recipe.model_path import resolve_model_path
+
+TRAINED = ("codiemb", "sentence_transformers", "cosent_infonce", "mixed_infonce")
+"""Variants that are trained, the most telling first."""
+DELTA_MERGES: tuple[tuple[float, Granularity], ...] = (
+    (1.0, "tensor"),
+    (-1.0, "tensor"),
+    (4.0, "tensor"),
+    (1.0, "row"),
+    (1.0, "element"),
+)
+"""Alpha and granularity of each merge by deviations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One model to make and score."""
+
+    variant: str
+    """Row of the table."""
+    seed: int
+    make: Callable[[], Path]
+    """Trains or merges; returns the model's folder."""
+
+    @property
+    def name(self) -> str:
+        """Its file."""
+        return f"{self.variant}-{self.seed}"
+
+
+def pieces(setup: Setup, seeds: Sequence[int]) -> Iterator[Piece]:
+    """All models of the table, seed by seed, in the order in which they are made."""
+    yield Piece(variant="untouched", seed=0, make=lambda: Path(resolve_model_path(BASE)))
+    for seed in seeds:
+        for variant in TRAINED:
+            yield Piece(variant=variant, seed=seed, make=_trainer(variant, seed, setup))
+    for seed in seeds:
+        yield from _merges(setup, seed)
+
+
+def _trainer(variant: str, seed: int, setup: Setup) -> Callable[[], Path]:
+    """How a variant is trained."""
+    if variant == "sentence_transformers":
+        return lambda: train_peer(seed, setup)
+    return lambda: train_ours(variant, seed, setup)
+
+
+def _merges(setup: Setup, seed: int) -> Iterator[Piece]:
+    """The checkpoints of a CoDiEmb run, each alone and fused in several ways."""
+    run = setup.run_folder("codiemb", seed)
+    output = setup.folder / "merged"
+    yield Piece(
+        variant="codiemb + uniform",
+        seed=seed,
+        make=lambda: merge(checkpoints_of(run), output, method="uniform"),
+    )
+    for alpha, granularity in DELTA_MERGES:
+        yield Piece(
+            variant=f"codiemb + delta, alpha {alpha:g}, {granularity}",
+            seed=seed,
+            make=_delta_merge(run, output, alpha, granularity),
+        )
+    for share in range(1, 5):
+        yield Piece(
+            variant=f"codiemb after {20 * share}% of the steps",
+            seed=seed,
+            make=_single(run, output, share - 1),
+        )
+
+
+def _delta_merge(
+    run: Path, output: Path, alpha: float, granularity: Granularity
+) -> Callable[[], Path]:
+    return lambda: merge(
+        checkpoints_of(run), output, method="delta", alpha=alpha, granularity=granularity
+    )
+
+
+def _single(run: Path, output: Path, index: int) -> Callable[[], Path]:
+    """A checkpoint as a model: a merge of it alone."""
+    return lambda: merge([checkpoints_of(run)[index]], output, method="uniform")
+
+
+def digest(piece: Piece, setup: Setup, size: HeldOutSize) -> str:
+    """What a result depends on besides this program: recipes, overrides and held-out sets."""
+    name = piece.variant.split()[0]
+    file = RECIPES / f"{'codiemb' if name == 'sentence_transformers' else name}.yaml"
+    recipe = file.read_text(encoding="utf-8") if file.is_file() else ""
+    text = json.dumps([piece.name, recipe, setup.overrides, asdict(size)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def known(piece: Piece, setup: Setup, size: HeldOutSize) -> Scores | None:
+    """The kept result of a piece, if it is still right."""
+    file = setup.folder / "results" / f"{piece.name}.json"
+    if not file.is_file():
+        return None
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    return kept["scores"] if kept["digest"] == digest(piece, setup, size) else None
+
+
+def run_piece(piece: Piece, setup: Setup, size: HeldOutSize) -> None:
+    """Make and score a model, and keep the result."""
+    begun = time.monotonic()
+    scores = score(piece.make(), setup)
+    file = setup.folder / "results" / f"{piece.name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    seconds = round(time.monotonic() - begun)
+    kept = {"digest": digest(piece, setup, size), "seconds": seconds, "scores": scores}
+    file.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def collect(setup: Setup, seeds: Sequence[int], size: HeldOutSize) -> Results:
+    """Scores of every variant, one for each seed that is there."""
+    found: dict[str, list[Scores]] = {}
+    for piece in pieces(setup, seeds):
+        scores = known(piece, setup, size)
+        if scores is not None:
+            found.setdefault(piece.variant, []).append(scores)
+    return found
+
+
+def as_json(results: Results) -> Mapping[str, Mapping[str, list[float]]]:
+    """Variant to set to the values of its seeds."""
+    return {
+        variant: {name: [one[name] for one in scores] for name in scores[0]}
+        for variant, scores in results.items()
+    }
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--pieces", type=int, help="make at most so many missing results")
+    parser.add_argument("--show", action="store_true", help="make none")
+    parser.add_argument("--quick", action="store_true", help="tiny sets: shows only that it runs")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of all recipes")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Make what is missing and print the table."""
+    arguments = read_arguments()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.disable(logging.WARNING)
+    setup = Setup(folder=arguments.work.resolve(), overrides=tuple(arguments.overrides))
+    size = QUICK if arguments.quick else FULL
+    missing = [p for p in pieces(setup, arguments.seeds) if known(p, setup, size) is None]
+    wanted = [] if arguments.show else missing[: arguments.pieces]
+    if wanted:
+        prepare(arguments.data, setup.data, size)
+    for piece in wanted:
+        print(f"{piece.name} ...", file=sys.stderr, flush=True)
+        run_piece(piece, setup, size)
+    results = collect(setup, arguments.seeds, size)
+    print(render(results))
+    if arguments.json:
+        print(json.dumps(as_json(results)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(ending_with_code(main))
