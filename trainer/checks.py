@@ -8,8 +8,12 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from trainer.data.overlap import warn_of_overlaps
 from trainer.data.plan import make_plan
@@ -21,8 +25,19 @@ from trainer.recipe.schema import Recipe
 
 logger = logging.getLogger(__name__)
 
-TRACES = ("recipe.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "model", "report.html")
+COMMIT = re.compile("[0-9a-f]{40}")
+TRACES = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    "eval.jsonl",
+    "checkpoints",
+    "model",
+    "merged",
+    "report.html",
+)
 """What a run leaves in its output folder."""
+LEAST_FREE_BYTES = 1 << 20
+"""With less room than this a run is not begun; its checkpoints are counted by the dry run."""
 
 
 def check_run(recipe: Recipe, *, world_size: int, resume: bool) -> tuple[Source, ...]:
@@ -71,20 +86,53 @@ def without_hub(recipe: Recipe) -> Recipe:
 
 
 def check_model(recipe: Recipe) -> None:
-    """Look for the model's folder and read its config as plain JSON.
+    """Look for the model's folder, read its config as plain JSON, and refuse what is unsafe.
 
     Raises:
-        RecipeError: if the folder is missing, has no config.json, or that is not JSON.
+        RecipeError: if the folder is missing, has no config.json, or that is not JSON; if an index
+            of weights names files elsewhere; if code of a hub model is to be run that no commit
+            pins.
     """
-    path = Path(resolve_model_path(recipe.model.path)) / "config.json"
-    if path.is_file():
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RecipeError(
-                f"{path}: content = not JSON ({error}); expected a model's config. Download the "
-                "model again."
-            ) from error
+    place = resolve_model_path(recipe.model.path)
+    folder = Path(place)
+    if folder.is_dir():
+        _read_json(folder / "config.json", "a model's config")
+        _check_weights(folder)
+    elif recipe.model.trust_remote_code and not COMMIT.fullmatch(recipe.model.revision or ""):
+        raise RecipeError(
+            f"recipe: model.revision = {recipe.model.revision}; expected the whole hash of a "
+            "commit, 40 hexadecimal digits, where model.trust_remote_code is true: a branch or tag "
+            "can change unseen. Take the commit whose code you have read."
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    """Refuse an index that names files outside the model's folder.
+
+    Raises:
+        RecipeError: naming the file.
+    """
+    for index in sorted(folder.glob("*.index.json")):
+        names = _read_json(index, "an index of weights").get("weight_map")
+        for name in sorted(set(names.values() if isinstance(names, dict) else ()), key=str):
+            if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+                raise RecipeError(
+                    f"{index}: weight_map names {name!a}; expected files beside the index, "
+                    "without a path. Do not use this model unless you know who made it."
+                )
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object of a file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecipeError(
+            f"{path}: content = not JSON ({error}); expected {what}. Download the model again."
+        ) from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: content = no object; expected {what}. Download it again.")
+    return content
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -121,6 +169,9 @@ def check_output_dir(folder: str, *, resume: bool) -> None:
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not os.access(existing, os.W_OK):
         raise _error(folder, f"{existing} is read-only", "a folder to write to", "Give another.")
+    if shutil.disk_usage(existing).free < LEAST_FREE_BYTES:
+        expected = "a folder on a disk with room"
+        raise _error(folder, "the disk is full", expected, "Make room, or give another.")
     found = [name for name in TRACES if (path / name).exists()]
     if found and not resume:
         expected = "a new or empty folder"
@@ -128,6 +179,21 @@ def check_output_dir(folder: str, *, resume: bool) -> None:
         raise _error(folder, f"holds a run: {_listed(found)}", expected, advice)
     if resume and not (path / "checkpoints").exists():
         logger.info("%s: no checkpoint to resume; the run starts at its first step", folder)
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Tell that the run's first files could not be written, before anything was trained.
+
+    Raises:
+        RecipeError: naming file and reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        got = f"{error.filename or folder}: {error.strerror}"
+        expected = "a folder to write to, on a disk with room"
+        raise _error(str(folder), got, expected, "Mend it, or give another.") from error
 
 
 def _listed(names: Sequence[str]) -> str:

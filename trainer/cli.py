@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trainer.errors import TrainerError
+from trainer.recipe.secrets import without_secrets
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -129,6 +130,14 @@ def set_up_logging() -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
 
 
+def shown(error: TrainerError) -> str:
+    """The message without secrets, and with what no terminal can show written as escapes."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
+        for character in without_secrets(str(error))
+    )
+
+
 def ending_with_code(command: Callable[[], int]) -> int:
     """Run a command and turn its errors into an exit code and one message.
 
@@ -140,7 +149,7 @@ def ending_with_code(command: Callable[[], int]) -> int:
     except TrainerError as error:
         if not is_speaker():
             time.sleep(OTHERS_WAIT_SEC)
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{shown(error)}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -224,16 +224,19 @@ def training_section(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def task_series(steps: Sequence[Mapping[str, Any]], key: str, tasks: Sequence[str]) -> list[Series]:
-    """A number over the steps of each task."""
+    """A number over the steps of each task, without the steps that have none."""
     series = []
     for task in tasks:
-        points = [(step["step"], step[key]) for step in steps if step["task"] == task]
-        x, y = zip(*points, strict=True)
-        series.append(Series(name=TASK_NAMES[task], x=x, y=y))
+        own = [step for step in steps if step["task"] == task and step[key] is not None]
+        if own:
+            x, y = [step["step"] for step in own], [step[key] for step in own]
+            series.append(Series(name=TASK_NAMES[task], x=x, y=y))
     return series
 
 
 def figure(title: str, axis: Axis, series: Sequence[Series]) -> str:
-    """A chart under its title."""
+    """A chart under its title; nothing where there is nothing to draw."""
+    if not series:
+        return ""
     chart = line_chart(title, axis, series)
     return f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>"

@@ -3,8 +3,11 @@
 import contextlib
 import hashlib
 import json
+import logging
+import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,10 +17,12 @@ from tqdm import tqdm
 
 from trainer.engine.step import StepReport
 
+logger = logging.getLogger(__name__)
+
 
 def step_line(report: StepReport) -> dict[str, Any]:
-    """The object that `metrics.jsonl` holds for a step."""
-    return {
+    """The object that `metrics.jsonl` holds for a step; null where a number is not finite."""
+    numbers = {
         "step": report.step,
         "task": report.task,
         "source": report.source,
@@ -25,6 +30,7 @@ def step_line(report: StepReport) -> dict[str, Any]:
         **report.terms,
         "learning_rate": report.learning_rate,
         "grad_norm": report.grad_norm,
+        "skipped_steps": report.skipped_steps,
         "tokens": report.tokens,
         "padding_fraction": report.padding_fraction,
         "num_chunks": report.num_chunks,
@@ -32,6 +38,12 @@ def step_line(report: StepReport) -> dict[str, Any]:
         "seconds": report.seconds,
         "tokens_per_sec": report.tokens_per_sec,
     }
+    return {key: _finite(value) for key, value in numbers.items()}
+
+
+def _finite(value: Any) -> Any:
+    """The value, or None for a float that JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def keep_lines_before(path: Path, step: int) -> None:
@@ -46,6 +58,62 @@ def keep_lines_before(path: Path, step: int) -> None:
     partial = path.with_name(f".{path.name}")
     partial.write_text("".join(kept), encoding="utf-8")
     os.replace(partial, path)
+
+
+class LineFile:
+    """A JSONL file that survives a full disk: lines wait in memory until there is room again.
+
+    Whole lines only: what a failed write left of a line is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open for appending."""
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting: list[bytes] = []
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append an object, or keep it for the next time where the disk is full."""
+        was_full = bool(self._waiting)
+        self._waiting.append(json.dumps(line).encode() + b"\n")
+        fault = self._write()
+        if fault is not None and not was_full:
+            logger.warning(
+                "%s: not written (%s); training goes on, and its lines wait in memory until there "
+                "is room",
+                self.path,
+                fault.strerror,
+            )
+        if fault is None and was_full:
+            logger.warning("%s: written again, no line is missing", self.path)
+
+    def close(self) -> None:
+        """Write what waits, say so if it is lost, and close."""
+        if self._waiting and (fault := self._write()) is not None:
+            lost = len(self._waiting)
+            logger.error("%s: %d lines are lost (%s)", self.path, lost, fault.strerror)
+        self._file.close()
+
+    def _write(self) -> OSError | None:
+        """Write the lines that wait, as far as it goes; returns what stopped it."""
+        try:
+            while self._waiting:
+                self._write_line(self._waiting[0])
+                del self._waiting[0]
+        except OSError as error:
+            return error
+        return None
+
+    def _write_line(self, line: bytes) -> None:
+        """Write a line whole or not at all."""
+        end = os.fstat(self._file.fileno()).st_size
+        written = 0
+        try:
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError:
+            self._file.truncate(end)
+            raise
 
 
 class Recorder:
@@ -83,9 +151,11 @@ class FileRecorder(Recorder):
         """Open files in the run's folder; lines of steps from `start` on are dropped first."""
         keep_lines_before(folder / "metrics.jsonl", start)
         keep_lines_before(folder / "eval.jsonl", start)
-        self._steps = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._evals = (folder / "eval.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self._steps = LineFile(folder / "metrics.jsonl")
+        self._evals = LineFile(folder / "eval.jsonl")
+        self._board: SummaryWriter | None = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start
+        )
         self._bar = tqdm(
             total=stop, initial=start, unit="step", file=sys.stdout, mininterval=1.0, smoothing=0.1
         )
@@ -94,35 +164,54 @@ class FileRecorder(Recorder):
 
     def close(self) -> None:
         """Close files and trackers."""
-        self._bar.close()
-        self._board.close()
+        with contextlib.suppress(OSError):
+            self._bar.close()
         self._steps.close()
         self._evals.close()
+        with self._losing_board():
+            if self._board is not None:
+                self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 
     def step(self, report: StepReport) -> None:
         """Record a step."""
         line = step_line(report)
-        self._steps.write(json.dumps(line) + "\n")
+        self._steps.add(line)
         numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
         self._send({f"{report.task}/{key}": value for key, value in numbers.items()}, report.step)
         self._last_loss[report.task] = f"{report.loss:.4f}"
-        self._bar.set_postfix({**self._last_loss, "tok/s": f"{report.tokens_per_sec:,.0f}"})
-        self._bar.update()
+        # a terminal that is gone, or a log on a full disk, costs the bar only
+        with contextlib.suppress(OSError):
+            self._bar.set_postfix({**self._last_loss, "tok/s": f"{report.tokens_per_sec:,.0f}"})
+            self._bar.update()
 
     def evaluation(self, steps_done: int, results: dict[str, dict[str, float]]) -> None:
         """Record an evaluation made after `steps_done` steps."""
-        self._evals.write(json.dumps({"step": steps_done, "sets": results}) + "\n")
+        self._evals.add({"step": steps_done, "sets": results})
         flat = {f"eval/{s}/{m}": v for s, metrics in results.items() for m, v in metrics.items()}
         self._send(flat, steps_done)
 
     def _send(self, numbers: dict[str, float], step: int) -> None:
         """To TensorBoard and, when asked, Weights & Biases."""
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        with self._losing_board():
+            for name, value in numbers.items():
+                if self._board is not None:
+                    self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
+
+    @contextlib.contextmanager
+    def _losing_board(self) -> Iterator[None]:
+        """Give up the event files where they cannot be written; all numbers are in the JSONL."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            logger.warning(
+                "tensorboard: events are no longer written (%s); metrics.jsonl goes on",
+                error.strerror,
+            )
 
 
 def _start_wandb(project: str | None, name: str, folder: Path) -> Any:

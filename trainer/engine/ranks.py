@@ -3,12 +3,16 @@
 import os
 import socket
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import deepspeed
 import torch
 import torch.distributed as dist
+
+from trainer.engine.lifeline import Lifeline, tie
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,37 @@ class Ranks:
     """Number of ranks."""
     device: torch.device
     """Where this rank computes."""
+    lifeline: Lifeline | None = None
+    """Tells at once which rank died; None for a single rank."""
 
     @property
     def is_first(self) -> bool:
         """Whether this is global rank 0, which writes files and logs."""
         return self.rank == 0
+
+    def enter(self, place: str) -> None:
+        """Note where the run is, such as `in step 7`, for the message about a rank that died."""
+        if self.lifeline is not None:
+            self.lifeline.place = place
+
+
+@contextmanager
+def joined(timeout_minutes: float) -> Iterator[Ranks]:
+    """The group during a block, in which the death of a rank ends all of them with one message.
+
+    Args:
+        timeout_minutes: as for `join`.
+
+    Collective: yes.
+    """
+    ranks = join(timeout_minutes)
+    if ranks.world_size > 1:
+        ranks = replace(ranks, lifeline=tie(ranks.rank, ranks.world_size))
+    try:
+        with ranks.lifeline.guarding() if ranks.lifeline else nullcontext():
+            yield ranks
+    finally:
+        leave()
 
 
 def join(timeout_minutes: float) -> Ranks:
@@ -74,9 +104,14 @@ def leave() -> None:
 
 def any_rank(flag: bool, ranks: Ranks) -> bool:
     """Whether the flag is set on any rank. Collective: yes."""
-    value = torch.tensor(int(flag), device=ranks.device)
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+    return any_rank_each([flag], ranks)[0]
+
+
+def any_rank_each(flags: Sequence[bool], ranks: Ranks) -> list[bool]:
+    """Whether each of the flags is set on any rank. Collective: yes."""
+    values = torch.tensor([int(flag) for flag in flags], device=ranks.device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return [bool(value) for value in values.tolist()]
 
 
 def _free_port() -> int:

@@ -1,18 +1,26 @@
 """One optimizer step on one global batch: what is done, not when."""
 
+import logging
 import math
 import time
 from dataclasses import dataclass
 
+import torch
+
 from trainer.data.batch import Batch
+from trainer.engine.bad_steps import BadSteps, named_rows
 from trainer.engine.build import Built
 from trainer.engine.chunks import ChunkPlan, plan_chunks
 from trainer.engine.losses import needs_middle, step_loss
 from trainer.engine.lr import learning_rate
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
+from trainer.engine.memory_faults import explaining_memory
+from trainer.engine.passes import Pull, Vectors
 from trainer.engine.ranks import Ranks
 from trainer.errors import StepError
 from trainer.recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +39,10 @@ class StepReport:
     """Each term, unweighted."""
     learning_rate: float
     """Rate of the update."""
-    grad_norm: float
-    """Global L2 norm before clipping."""
+    grad_norm: float | None
+    """Global L2 norm before clipping; None where it is not finite and the step was skipped."""
+    skipped_steps: int
+    """Steps of the run without an update so far, this one included."""
     tokens: int
     """Real tokens of the distinct texts."""
     padding_fraction: float
@@ -61,23 +71,32 @@ class Stepper:
     """Steps of the run; shapes the learning rate."""
     warmup_steps: int
     """Steps of the linear rise."""
+    bad_steps: BadSteps | None = None
+    """Keeps what a step without a finite gradient was made of; None: nothing is kept."""
 
     def run(self, batch: Batch) -> StepReport:
         """Take one step.
 
         Raises:
-            StepError: the loss or its gradient is not finite; parameters are as before.
+            StepError: memory does not suffice, or the loss or its gradient is not finite and
+                `train.max_skipped_steps` does not allow to skip the step; parameters and optimizer
+                are as before.
         Collective: yes.
         """
         started = time.perf_counter()
         step = batch.plan.step
+        self.ranks.enter(f"in step {step} ({batch.plan.task}, source {batch.plan.source})")
         plan = plan_chunks(
             lengths_of(batch.texts),
             num_ranks=self.ranks.world_size,
             max_tokens=self.recipe.engine.max_tokens_per_chunk,
         )
-        terms = self._accumulate(batch, plan)
-        grad_norm = self._update(batch)
+        with explaining_memory(self.recipe, self.built, self.ranks, named_rows(batch)):
+            terms = self._accumulate(batch, plan)
+            grad_norm = self._update(step)
+        if grad_norm is None:
+            self._skip(batch, terms)
+        self.ranks.enter(f"after step {step}")
         return StepReport(
             step=step,
             task=batch.plan.task,
@@ -86,6 +105,7 @@ class Stepper:
             terms=terms,
             learning_rate=self._rate(step),
             grad_norm=grad_norm,
+            skipped_steps=self.built.engine.skipped_steps,
             tokens=plan.real_tokens,
             padding_fraction=plan.padding_fraction,
             num_chunks=plan.num_chunks,
@@ -100,27 +120,57 @@ class Stepper:
             make_chunks(
                 batch.texts, plan.ranks[self.ranks.rank], key=key, device=self.ranks.device
             ),
-            step_loss(batch, self.recipe.tasks, plan, self.ranks),
+            _unusable_if_not_finite(step_loss(batch, self.recipe.tasks, plan, self.ranks)),
             step_key=key,
             middle=needs_middle(batch, self.recipe.tasks),
         )
-        values = {name: float(value) for name, value in terms.items()}
-        if not math.isfinite(values["loss"]):
-            raise _fault(batch, f"loss = {values['loss']}")
-        return values
+        return {name: float(value) for name, value in terms.items()}
 
-    def _update(self, batch: Batch) -> float:
-        """Apply the gradient; returns its norm. DeepSpeed skips an update that is not finite."""
+    def _update(self, step: int) -> float | None:
+        """Apply the gradient; returns its norm, or None where it is not finite.
+
+        DeepSpeed drops such a gradient on all ranks and leaves parameters and optimizer alone.
+        """
         engine = self.built.engine
-        rate = self._rate(batch.plan.step)
+        rate = self._rate(step)
         for group in engine.optimizer.param_groups:
             group["lr"] = rate
         skipped = engine.skipped_steps
         engine.step()
         norm = float(engine.get_global_grad_norm())
-        if engine.skipped_steps != skipped or not math.isfinite(norm) or norm < 0:
-            raise _fault(batch, "the norm of the gradient is not finite")
+        if engine.skipped_steps != skipped:
+            return None
+        assert 0 <= norm < math.inf, f"step {step} was updated by a norm of {norm}"
         return norm
+
+    def _skip(self, batch: Batch, terms: dict[str, float]) -> None:
+        """Go on without an update, or stop.
+
+        Raises:
+            StepError: if no further step may be skipped.
+        """
+        finite = math.isfinite(terms["loss"])
+        fault = "gradient norm = not finite" if finite else f"loss = {terms['loss']}"
+        skipped, allowed = self.built.engine.skipped_steps, self.recipe.train.max_skipped_steps
+        kept = ""
+        if self.bad_steps is not None:
+            self.bad_steps.keep(batch, fault)
+            kept = f" Its texts are in {self.bad_steps.path(batch)}."
+        if skipped > allowed:
+            raise StepError(
+                f"{named_rows(batch)}: {fault}; expected a finite number. Parameters are as before "
+                f"this step.{kept} Look at these rows, lower train.learning_rate, set "
+                "train.max_grad_norm, or let such steps be skipped: train.max_skipped_steps = "
+                f"{allowed}, {skipped - 1} skipped before."
+            )
+        logger.warning(
+            "%s: %s; skipped without an update, %d of at most %d.%s",
+            named_rows(batch),
+            fault,
+            skipped,
+            allowed,
+            kept,
+        )
 
     def _rate(self, step: int) -> float:
         """Learning rate of a step."""
@@ -135,11 +185,12 @@ class Stepper:
         )
 
 
-def _fault(batch: Batch, what: str) -> StepError:
-    """The error of a step that must not update anything."""
-    plan = batch.plan
-    return StepError(
-        f"step {plan.step} ({plan.task}, source {plan.source}, rows {plan.rows[:8].tolist()}...): "
-        f"{what}; expected a finite number. Parameters are as before this step. Look at these "
-        f"rows, lower train.learning_rate or set train.max_grad_norm."
-    )
+def _unusable_if_not_finite(pull: Pull) -> Pull:
+    """The loss of a step, whose gradient is not finite wherever the loss itself is not."""
+
+    def guarded(vectors: Vectors) -> tuple[Vectors, dict[str, torch.Tensor]]:
+        gradients, terms = pull(vectors)
+        is_finite = torch.isfinite(terms["loss"])
+        return tuple(torch.where(is_finite, g, torch.nan) for g in gradients), terms
+
+    return guarded

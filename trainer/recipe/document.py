@@ -12,8 +12,16 @@ from typing import Any
 import yaml
 
 from trainer.errors import RecipeError
+from trainer.recipe.secrets import without_secrets
 
 KeyPath = tuple[str, ...]
+
+MAX_VALUES = 20_000
+"""Far more than any recipe has; nested aliases reach any number in a few lines."""
+
+UNSPELT = (ValueError, RecursionError, AttributeError, LookupError, TypeError)
+"""What PyYAML raises at a value that its rules take for a date or a number and Python does not, at
+a tag such as `!!bool x`, and at brackets in brackets without end."""
 
 _PLAIN_TAG = "tag:yaml.org,2002:"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -42,11 +50,13 @@ class Document:
 
 def shorten(value: object) -> str:
     """A value as YAML would write it in one line of a message, cut where it is long."""
-    text = str(value) if isinstance(value, int | float | None) else repr(value)
+    try:
+        text = without_secrets(repr(list(value) if isinstance(value, tuple) else value))
+    except ValueError:
+        # Python writes no integer of over 4,300 digits
+        text = "a number too long to show"
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
-    elif isinstance(value, tuple):
-        text = repr(list(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -63,6 +73,11 @@ def read_document(file: str | Path) -> Document:
         places, values = _parse_file(name, text)
     except yaml.YAMLError as error:
         raise RecipeError(_yaml_message(name, error)) from error
+    except UNSPELT as error:
+        raise RecipeError(
+            f"{name}: content = not YAML ({shorten(str(error))}); expected `key: value` lines. Put "
+            "quotes around text that looks like a date or a number."
+        ) from error
     return Document(file=name, values=values, places=places)
 
 
@@ -121,6 +136,8 @@ class _Walk:
         """Note the line of `node` and of all below it."""
         line = node.start_mark.line + 1
         self._refuse_foreign_tag(node, line)
+        if len(self.places) > MAX_VALUES:
+            raise self._too_large(line)
         if len(path) > 20:
             raise RecipeError(
                 f"{self.file}:{line}: {'.'.join(path[:4])}... = nested over 20 deep; expected a "
@@ -150,10 +167,18 @@ class _Walk:
                     f"line {seen[key.value]}; expected each key once. Remove one of them."
                 )
             seen[key.value] = line
+        if _merged_size(node, {}) > MAX_VALUES:
+            raise self._too_large(node.start_mark.line + 1)
         self.loader.flatten_mapping(node)
         for key, value in node.value:
             self.visit(value, (*path, key.value))
             self.places[(*path, key.value)] = f"{self.file}:{key.start_mark.line + 1}"
+
+    def _too_large(self, line: int) -> RecipeError:
+        return RecipeError(
+            f"{self.file}:{line}: content = over {MAX_VALUES} values; expected a recipe. Remove "
+            "the aliases that multiply each other."
+        )
 
     def _refuse_foreign_tag(self, node: yaml.Node, line: int) -> None:
         if not node.tag.startswith(_PLAIN_TAG) or "python/" in node.tag:
@@ -162,6 +187,20 @@ class _Walk:
                 f"{self.file}:{line}: tag = {tag}; expected plain YAML: a recipe cannot create "
                 "objects or run code. Remove the tag."
             )
+
+
+def _merged_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Keys of a mapping once its `<<` are written out; too many where it contains itself."""
+    if id(node) not in sizes:
+        sizes[id(node)] = MAX_VALUES + 1
+        if isinstance(node, yaml.MappingNode):
+            pairs = node.value
+            merged = [value for key, value in pairs if key.tag == _MERGE_TAG]
+            inner = sum(_merged_size(value, sizes) for value in merged)
+            sizes[id(node)] = len(pairs) - len(merged) + inner
+        elif isinstance(node, yaml.SequenceNode):
+            sizes[id(node)] = sum(_merged_size(item, sizes) for item in node.value)
+    return sizes[id(node)]
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
@@ -182,7 +221,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
 def _apply(document: Document, override: str) -> None:
     """Write one override into the document's values and places."""
     keys, text = _split(override)
-    place = f"override {override}"
+    place = f"override {without_secrets(override)}"
     container: Any = document.values
     path: KeyPath = ()
     for key in keys[:-1]:
@@ -208,17 +247,27 @@ def _split(override: str) -> tuple[list[str], str]:
     keys = name.split(".")
     if not equals or not all(keys) or any(character.isspace() for character in name):
         raise RecipeError(
-            f"override {override}: form = {shorten(override)}; expected key.path=value without "
-            "spaces around the dots and the equals sign. Write for example train.max_steps=100."
+            f"override {without_secrets(override)}: form = {shorten(override)}; expected "
+            "key.path=value without spaces around the dots and the equals sign. Write for example "
+            "train.max_steps=100."
         )
     return keys, text
 
 
 def _value(text: str) -> Any:
-    """The value that a text spells in YAML, or the text itself where it spells none."""
+    """The value that a text spells in YAML, or the text itself where it spells none.
+
+    Raises:
+        RecipeError: if it has a tag, which could ask for an object.
+    """
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except yaml.constructor.ConstructorError as error:
+        raise RecipeError(
+            f"override: value = {shorten(text)}; expected plain YAML: an override cannot create "
+            f"objects or run code ({shorten(error.problem)}). Remove the tag, or quote the text."
+        ) from error
+    except (yaml.YAMLError, *UNSPELT):
         return text
 
 
@@ -229,8 +278,8 @@ def _slot(container: Any, key: str, path: KeyPath, override: str) -> str | int:
     where = ".".join(path)
     if not isinstance(container, list):
         raise RecipeError(
-            f"override {override}: {where} = {shorten(container)}; expected a section that can "
-            f"hold `{key}`. Override {where} itself, or another key."
+            f"override {without_secrets(override)}: {where} = {shorten(container)}; expected a "
+            f"section that can hold `{key}`. Override {where} itself, or another key."
         )
     if key.isdecimal() and int(key) < len(container):
         return int(key)
@@ -238,8 +287,8 @@ def _slot(container: Any, key: str, path: KeyPath, override: str) -> str | int:
     if key in names:
         return names.index(key)
     known = ", ".join(str(name) for name in names if name is not None)
+    choices = f" or one of the names {known}" if known else ""
     raise RecipeError(
-        f"override {override}: {where}.{key} = (missing); expected an index from 0 to "
-        f"{len(container) - 1}{f' or one of the names {known}' if known else ''}. Name an item "
-        "that the recipe has."
+        f"override {without_secrets(override)}: {where}.{key} = (missing); expected an index from "
+        f"0 to {len(container) - 1}{choices}. Name an item that the recipe has."
     )

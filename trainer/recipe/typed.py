@@ -10,8 +10,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from trainer.errors import RecipeError
 from trainer.recipe.document import Document, KeyPath, shorten
+from trainer.recipe.secrets import has_secret
 
 DataclassT = TypeVar("DataclassT")
+
+MAX_NAME = 255
+"""Bytes of a file name, on every common file system."""
+_PROSE = ("query_instruction", "passage_instruction", "prompt_template")
+"""Keys whose text is put before the user's own; all others name something on one line."""
 
 
 def build(schema: type[DataclassT], document: Document) -> DataclassT:
@@ -116,6 +122,8 @@ class _Builder:
             return self._number(value, path)
         if hint is str and value is not None and not isinstance(value, str):
             value = self.document.raw.get(path, value)
+        if isinstance(value, str) and hint is str:
+            return self._text(value, path)
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
         expected, advice = {
@@ -125,12 +133,30 @@ class _Builder:
         }[hint]
         raise self._error(path, value, expected, advice)
 
+    def _text(self, value: str, path: KeyPath) -> str:
+        """A text that files, messages and reports may repeat."""
+        if has_secret(value):
+            expected = "no password or token, as recipes are saved with checkpoints and reports"
+            advice = "Remove it and revoke it; put tokens into the environment, such as HF_TOKEN."
+            raise self._error(path, value, expected, advice)
+        if path[-1] in _PROSE:
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise self._error(path, value, "whole characters", "Remove half a surrogate pair.")
+            return value
+        if not value.isprintable():
+            expected = "text of one line, without control characters"
+            raise self._error(path, value, expected, "Remove them.")
+        if max(len(p.encode()) for p in value.split("/")) > MAX_NAME:
+            expected = f"at most {MAX_NAME} bytes between slashes, as in file names"
+            raise self._error(path, value, expected, "Shorten it.")
+        return value
+
     def _number(self, value: Any, path: KeyPath) -> float:
         """A finite float; YAML 1.1 reads `1e-5` as text, so text that spells a number counts."""
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
                 number = float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 number = math.nan
             if math.isfinite(number):
                 return number

@@ -1,0 +1,140 @@
+"""A skipped step and a dry step leave no trace: the next step is the one of an undisturbed run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import tiny
+from tests.support.ranks import run_ranks
+from trainer.engine import step as step_module
+from trainer.engine.build import Built, build
+from trainer.engine.memory_faults import rehearse
+from trainer.engine.ranks import Ranks, join
+from trainer.engine.step import Stepper
+from trainer.errors import StepError
+from trainer.recipe.resolve import resolve
+from trainer.recipe.schema import EngineRecipe, LoraRecipe, ModelRecipe, Recipe, TrainRecipe
+
+pytestmark = pytest.mark.dist
+
+WAYS = [
+    ("zero1_fp32.json", "step", False),
+    ("zero2_fp32.json", "step", False),
+    ("zero3_fp32.json", "step", False),
+    ("zero3_fp32.json", "chunk", False),
+    ("zero3_fp32.json", "interleaved", False),
+    ("zero3_offload_fp32.json", "step", False),
+    ("zero3_fp32.json", "step", True),
+    ("zero2_fp32.json", "interleaved", True),
+    ("zero1_bf16.json", "step", False),
+    ("zero3_bf16.json", "chunk", False),
+]
+BAD = 1
+
+
+def recipe_of(model: Path, deepspeed: str, *, lora: bool) -> Recipe:
+    """Adam, so that moments count too; small chunks."""
+    dtype: Any = "bfloat16" if "bf16" in deepspeed else "float32"
+    return tiny.make_recipe(
+        model,
+        model=ModelRecipe(path=str(model), dtype=dtype, lora=LoraRecipe() if lora else None),
+        engine=EngineRecipe(deepspeed=deepspeed, max_tokens_per_chunk=64),
+        train=TrainRecipe(max_steps=5, learning_rate=1e-3, max_skipped_steps=1),
+    )
+
+
+def spoil(ranks: Ranks) -> None:
+    """Let the gradient of step 1 be no number, where the second rank embeds its first text."""
+    real = step_module.step_loss
+
+    def planted(batch: Any, *arguments: Any) -> Any:
+        pull = real(batch, *arguments)
+
+        def spoiled(vectors: Any) -> Any:
+            gradients, terms = pull(vectors)
+            if batch.plan.step == BAD and ranks.rank == 1:
+                gradients[0][0, 0] = torch.nan
+            return gradients, terms
+
+        return spoiled
+
+    step_module.step_loss = planted  # type: ignore[assignment]
+
+
+def state_of(built: Built) -> dict[str, torch.Tensor]:
+    """This rank's share of parameters, masters and moments."""
+    optimizer = built.engine.optimizer
+    state = {
+        f"{at} {name}": value.clone()
+        for at, moments in enumerate(optimizer.optimizer.state.values())
+        for name, value in moments.items()
+        if torch.is_tensor(value)
+    }
+    for name, parameter in built.engine.module.named_parameters():
+        state[name] = getattr(parameter, "ds_tensor", parameter).detach().clone()
+    return state
+
+
+def train(recipe: Recipe, gather: Any, ranks: Ranks, *, disturbed: bool) -> Any:
+    """Steps 0 and 2, with a dry step before and the bad step 1 between them if disturbed."""
+    resolved = resolve(recipe, world_size=ranks.world_size)
+    path, config = recipe.model.path, dict(resolved.deepspeed)
+    built = build(recipe, model_path=path, config=config, gather=gather, ranks=ranks)
+    stepper = Stepper(recipe, built, ranks, num_steps=5, warmup_steps=0)
+    batches = tiny.three_batches()
+    if disturbed:
+        random = torch.get_rng_state()
+        rehearse(recipe, built, ranks)
+        assert torch.equal(torch.get_rng_state(), random)
+        assert built.engine.global_steps == built.engine.skipped_steps == 0
+    stepper.run(batches[0])
+    told = ""
+    if disturbed:
+        before = state_of(built)
+        report = stepper.run(batches[BAD])
+        assert (report.grad_norm, report.skipped_steps) == (None, 1)
+        after = state_of(built)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+    losses = [stepper.run(batches[2]).loss]
+    state = state_of(built)
+    if disturbed:
+        with pytest.raises(StepError) as caught:
+            stepper.run(batches[BAD])
+        told = str(caught.value)
+    built.engine.destroy()
+    return losses, state, told
+
+
+def compare(rank: int, world_size: int, model: Path) -> dict[str, Any]:
+    """Body of a rank: each way, undisturbed and disturbed."""
+    ranks = join(timeout_minutes=2)
+    spoil(ranks)
+    found = {}
+    for deepspeed, gather, lora in WAYS:
+        recipe = recipe_of(model, deepspeed, lora=lora)
+        want = train(recipe, gather, ranks, disturbed=False)
+        got = train(recipe, gather, ranks, disturbed=True)
+        name = f"{deepspeed}, {gather}{', lora' if lora else ''}"
+        differ = [key for key, value in want[1].items() if not torch.equal(got[1][key], value)]
+        found[name] = (want[0] == got[0], len(want[1]), differ, got[2])
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    model = tiny.save_model(tiny.qwen3_config(), tmp_path_factory.mktemp("model"))
+    return run_ranks(compare, 2, model, timeout_sec=200.0)
+
+
+@pytest.mark.parametrize("way", range(len(WAYS)))
+def test_next_step_is_bit_for_bit_that_of_an_undisturbed_run(
+    found: list[dict[str, Any]], way: int
+) -> None:
+    for rank in found:
+        name = list(rank)[way]
+        same_loss, num_tensors, differ, told = rank[name]
+        assert num_tensors > 0
+        assert (same_loss, differ) == (True, []), name
+        assert told.startswith("step 1 (sts, source sts, rows 0, 1, 2"), name
