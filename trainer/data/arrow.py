@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trainer.data.cache import Arrays, cached_arrays, file_identity
 from trainer.data.fields import shown
 from trainer.data.files import CACHE_FROM_BYTES, digest_of, map_file
@@ -32,6 +34,8 @@ class ArrowFile:
     """Of the file's content, or the split's own fingerprint."""
     typed: bool = True
     """Columns have types."""
+    path: Path | None = None
+    """What is read; None for a hub split."""
     block_start: int = 0
     """First row read ahead."""
     block: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
@@ -81,12 +85,13 @@ def open_arrow_file(path: Path) -> ArrowFile:
         kind = path.suffix.removeprefix(".")
         if rows is None:
             rows = load_dataset(kind, data_files=str(path), split="train")
+        _validate(path, rows, is_large=is_large)
     except (ArrowInvalid, DatasetGenerationError, OSError, ValueError) as error:
         raise DataError(
             f"{path}: content = {shown(str(error))}; expected a whole {path.suffix[1:]} file. "
             "Write it anew."
         ) from error
-    return _checked(ArrowFile(path, rows, arrays["sha256"].tobytes().hex()))
+    return _checked(ArrowFile(path, rows, arrays["sha256"].tobytes().hex(), path=path))
 
 
 def open_hub_set(name: str, split: str, *, owner: str) -> ArrowFile:
@@ -112,6 +117,23 @@ def open_hub_set(name: str, split: str, *, owner: str) -> ArrowFile:
             f"({shown(str(error))}). Correct hub or split, or look at the network."
         ) from error
     return _checked(ArrowFile(Path(name), rows, rows._fingerprint))
+
+
+def _validate(path: Path, rows: "Dataset", *, is_large: bool) -> None:
+    """Check offsets and UTF-8 of every column: a spoiled offset would crash the process later.
+
+    Raises:
+        ArrowInvalid: naming the first column that is wrong.
+    """
+
+    def build() -> Arrays:
+        rows.data.validate(full=True)
+        return {"valid": np.array(True)}
+
+    if is_large:
+        cached_arrays(f"valid|{file_identity(path)}", build)
+    else:
+        build()
 
 
 def _from_stream(path: Path) -> "Dataset | None":

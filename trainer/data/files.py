@@ -138,9 +138,12 @@ class TextFile:
         """The fields of a row.
 
         Raises:
-            RowError: if it cannot be decoded.
+            RowError: if it cannot be decoded, or the file was cut off before its end.
         """
         start, end = self.bounds[row]
+        # reading past the end of a file that was cut would kill the process
+        if self.data.size() < end:
+            raise RowError("file", f"{self.data.size()} bytes", f"{len(self.data)}, as when opened")
         return self.decode(self.data[start:end])
 
     def place(self, row: int) -> str:

@@ -20,6 +20,7 @@ from trainer.data.formats.adapter import Adapter, ScoredPair
 from trainer.data.records import IrRecord, Record, StsRecord
 from trainer.data.scan import Scan, scan_table, text_key
 from trainer.data.tables import Table, open_table
+from trainer.data.unchanged import Mark, marks_of
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe, Task
 
@@ -57,6 +58,9 @@ class Source(Protocol):
     def record(self, row: int) -> Record:
         """The record of a row, 0 <= row < len."""
 
+    def check_files(self) -> None:
+        """Raise DataError if a file is no longer as it was when its rows were checked."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TableSource:
@@ -76,6 +80,8 @@ class TableSource:
     """Scores that become 0 and 1."""
     describe: str
     """One line for a person."""
+    marks: tuple[Mark, ...]
+    """What its files were like when they were checked."""
 
     @property
     def name(self) -> str:
@@ -111,6 +117,11 @@ class TableSource:
         low, high = self.score_range
         return StsRecord(text1=raw.text1, text2=raw.text2, score=(raw.score - low) / (high - low))
 
+    def check_files(self) -> None:
+        """See `Source.check_files`."""
+        for mark in self.marks:
+            mark.check()
+
 
 @dataclass(frozen=True, kw_only=True)
 class BeirSource:
@@ -120,6 +131,8 @@ class BeirSource:
     """Where it comes from."""
     records: BeirRecords
     """The judged queries."""
+    marks: tuple[Mark, ...]
+    """What corpus and queries were like when they were checked; the rest is not read again."""
     task: Task = "ir"
     """Always retrieval."""
 
@@ -153,6 +166,11 @@ class BeirSource:
     def record(self, row: int) -> IrRecord:
         """The record of a query."""
         return self.records.record(row)
+
+    def check_files(self) -> None:
+        """See `Source.check_files`."""
+        for mark in self.marks:
+            mark.check()
 
 
 def open_sources(recipe: DataRecipe) -> tuple[Source, ...]:
@@ -190,7 +208,9 @@ def open_source(recipe: SourceRecipe, root: str, *, skip: bool = False) -> Sourc
         return _table_source(recipe, open_table(recipe.path, root, owner=owner), skip=skip)
     if recipe.task != "ir":
         raise DataError(f"{owner}: task = {recipe.task}; expected ir for a BEIR folder. Change it.")
-    return BeirSource(recipe=recipe, records=open_records(folder, recipe.split, skip=skip))
+    records = open_records(folder, recipe.split, skip=skip)
+    marks = (*marks_of(records.folder.corpus), *marks_of(records.folder.queries))
+    return BeirSource(recipe=recipe, records=records, marks=marks)
 
 
 def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> StsEvalSet | IrEvalSet:
@@ -248,6 +268,7 @@ def _table_source(recipe: SourceRecipe | EvalSetRecipe, table: Table, *, skip: b
         topics=scan.topics,
         score_range=scale,
         describe=_describe(adapter, table, scan, scale),
+        marks=marks_of(table),
     )
 
 

@@ -28,6 +28,10 @@ class TableFile(Protocol):
     """Rows of one file."""
 
     @property
+    def path(self) -> Path | None:
+        """What is read; None for a set of the hub."""
+
+    @property
     def name(self) -> Path:
         """What messages call it."""
 

@@ -97,9 +97,11 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # binds code that the tokenizer takes from another repository, too
+    pinned = {"code_revision": revision} if trust_remote_code else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code
+            path, revision=revision, trust_remote_code=trust_remote_code, **pinned
         )
     except (OSError, ValueError) as error:
         raise _no_tokenizer(path, shown(str(error))) from error

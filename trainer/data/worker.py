@@ -51,9 +51,10 @@ class Job:
         """The global batch of a step.
 
         Raises:
-            DataError: if a row changed on disk or a text has no tokens.
+            DataError: if a data file or a row changed on disk, or a text has no tokens.
         """
         plan = self.plan.at(step)
+        self.sources[plan.source].check_files()
         return make_batch(plan, self.sources[plan.source], self.encoder, self.recipe)
 
 

@@ -6,9 +6,11 @@ each module inside `deepspeed.zero.Init` and no rank ever holds the whole model.
 
 import contextlib
 from collections.abc import Iterator
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
@@ -30,9 +32,7 @@ def load_config(recipe: ModelRecipe, path: str) -> PretrainedConfig:
         RecipeError: no readable config at `path`, or `attention: causal` for an encoder.
     """
     try:
-        config = AutoConfig.from_pretrained(
-            path, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(path, **_pinned(recipe))
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"recipe: model.path = {recipe.path}; expected a model folder or hub id with a "
@@ -60,7 +60,8 @@ def load_backbone(
         zero3_config: a DeepSpeed config of stage 3 to shard while loading, or None.
 
     Raises:
-        RecipeError: no weights at `path`, or weights that do not fit the config.
+        RecipeError: no weights at `path`, weights that do not fit the config, or a pickle that
+            holds more than tensors: transformers unpickles with `weights_only`.
     Collective: yes under ZeRO-3.
     """
     config = load_config(recipe, path)
@@ -71,10 +72,9 @@ def load_backbone(
                 config=config,
                 dtype=DTYPES[recipe.dtype],
                 attn_implementation=kernel,
-                revision=recipe.revision,
-                trust_remote_code=recipe.trust_remote_code,
+                **_pinned(recipe),
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UnpicklingError, SafetensorError) as error:
             raise RecipeError(
                 f"recipe: model.path = {recipe.path}; expected weights that transformers can load. "
                 f"{_first_line(error)}"
@@ -86,6 +86,15 @@ def load_backbone(
             gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": True}
         )
     return backbone.train()
+
+
+def _pinned(recipe: ModelRecipe) -> dict[str, Any]:
+    """What may be run that comes with a model: nothing, or the code of one commit.
+
+    `code_revision` binds code that the config takes from another repository, too.
+    """
+    pinned = {"revision": recipe.revision, "trust_remote_code": recipe.trust_remote_code}
+    return pinned | ({"code_revision": recipe.revision} if recipe.trust_remote_code else {})
 
 
 @contextlib.contextmanager

@@ -1,0 +1,121 @@
+"""Spoiled recipes and data files: each passes the checks or ends in one message, never a traceback.
+
+The seeds are fixed: `spoiled_recipe(seed)` and `spoil_data(seed, folder)` repeat a failure.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.spoil import RECIPE, spoil_data, spoiled_recipe
+from tests.test_run_cli import project as project  # a fixture: a right recipe with its data
+from tests.test_run_cli import run, snapshot
+from trainer.checks import check_run
+from trainer.cli import shown
+from trainer.data.sources import open_source
+from trainer.errors import TrainerError
+from trainer.recipe.load import load_recipe
+from trainer.recipe.schema import SourceRecipe
+
+NUM_EACH = 500
+NUM_BY_COMMAND = 10
+LIMIT_SEC = 10.0
+"""No check of so small a recipe or file may take longer, however it is spoiled."""
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, caches of its own, and the folder of the recipe as the current one."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("TRAINER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def message_of(error: TrainerError) -> str:
+    """The error's message as the command line shows it, if it is one."""
+    text = shown(error)
+    assert error.exit_code == 2, text
+    assert text.isprintable(), ascii(text)
+    assert "; expected " in text, text
+    assert len(text) < 4000, text[:200]
+    return text
+
+
+def checked_recipe(path: Path) -> str | None:
+    """What the checks say of a recipe; None where it passes."""
+    started = time.monotonic()
+    try:
+        check_run(load_recipe(path), world_size=1, resume=False)
+    except TrainerError as error:
+        return message_of(error)
+    finally:
+        assert time.monotonic() - started < LIMIT_SEC
+    return None
+
+
+def checked_data(path: Path, task: str) -> str | None:
+    """What the checks say of a data file; None where every row can be read."""
+    started = time.monotonic()
+    try:
+        source = open_source(SourceRecipe(name="set", task=task, path=str(path)), ".")
+        for row in range(len(source)):
+            source.record(row)
+    except TrainerError as error:
+        return message_of(error)
+    finally:
+        assert time.monotonic() - started < LIMIT_SEC
+    return None
+
+
+def test_spoiled_recipes(project: Path) -> None:
+    path = project / "spoiled.yaml"
+    path.write_text(RECIPE)
+    assert checked_recipe(path) is None
+    before = {file for file in snapshot(project) if file != path}
+    refused = 0
+    for seed in range(NUM_EACH):
+        path.write_bytes(spoiled_recipe(seed))
+        with naming(f"recipe seed {seed}"):
+            refused += checked_recipe(path) is not None
+    assert refused > NUM_EACH // 2
+    assert {file for file in snapshot(project) if file != path} == before
+
+
+def test_spoiled_data_files(tmp_path: Path) -> None:
+    refused = 0
+    for seed in range(NUM_EACH):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        original, path = spoil_data(seed, folder)
+        with naming(f"data seed {seed} ({original.name})"):
+            refused += checked_data(path, original.task) is not None
+    assert refused > NUM_EACH // 2
+
+
+@contextlib.contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Add the seed to whatever goes wrong."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(what)
+        raise
+
+
+@pytest.mark.dist
+def test_some_through_the_command(project: Path) -> None:
+    """The first of each kind that the checks refuse, as a user meets them."""
+    seeds = iter(range(NUM_EACH))
+    for _ in range(NUM_BY_COMMAND):
+        path = project / "spoiled.yaml"
+        path.write_bytes(spoiled_recipe(next(seeds)))
+        while (told := checked_recipe(path)) is None:
+            path.write_bytes(spoiled_recipe(next(seeds)))
+        before = snapshot(project)
+        ended = run(project, "--recipe", str(path))
+        assert (ended.code, ended.message) == (2, told)
+        assert "Traceback" not in ended.out
+        assert snapshot(project) == before
