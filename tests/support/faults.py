@@ -2,17 +2,23 @@
 
 PLANT is `KIND:STEP:RANK`. Kinds: `nan` spoils the gradient of a step on one rank, `memory` makes
 the rank's forward fail as torch does where memory runs out, `error` raises an ordinary exception.
+`limit` lets the rank have no more memory than it holds, and the step's number in MB, from the dry
+step on.
 """
 
 import os
+import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainer import session
 from trainer.cli import ending_with_code
 from trainer.data.batch import Batch
 from trainer.engine import step
+from trainer.engine.memory_faults import rehearse
 from trainer.run import main
 
 KIND, STEP, RANK = os.environ["PLANT"].split(":")
@@ -37,6 +43,16 @@ def planted(batch: Batch, *arguments: Any) -> Any:
     return spoiled
 
 
+def limited(*arguments: Any) -> None:
+    """The dry step in a process that can get little more memory."""
+    if KIND == "limit" and os.environ["RANK"] == RANK:
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        most = held + int(STEP) * 10**6
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    rehearse(*arguments)
+
+
 if __name__ == "__main__":
     step.step_loss = planted  # type: ignore[assignment]
+    session.rehearse = limited  # type: ignore[assignment]
     sys.exit(ending_with_code(main))
