@@ -128,6 +128,8 @@ def set_up_logging() -> None:
     """First rank: messages; others: errors. On stdout, as stderr is for what ends the run."""
     level = logging.INFO if is_first_rank() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+    # a log that cannot be written, such as a pipe that was closed, must not end or flood a run
+    logging.raiseExceptions = False
 
 
 def shown(error: TrainerError) -> str:
@@ -153,3 +155,13 @@ def ending_with_code(command: Callable[[], int]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    finally:
+        _let_go_of_stdout()
+
+
+def _let_go_of_stdout() -> None:
+    """Write what is left, or drop it: Python would end with a code of its own over a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

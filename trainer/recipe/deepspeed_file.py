@@ -64,7 +64,7 @@ def read_deepspeed_file(name: str, *, dtype: DType) -> dict[str, Any]:
     Raises:
         RecipeError: if there is no such file, it is not a JSON object, holds a key twice, an
             unknown one, one that the recipe owns or the value "auto", its stage is not 1, 2 or 3,
-            or its precision is not that of `model.dtype`.
+            its precision is not that of `model.dtype`, or it lets gradients pass unchecked.
     """
     path = find_deepspeed_file(name)
     config = _parse(path)
@@ -104,7 +104,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
     try:
         config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         expected = "a JSON object, without comments or trailing commas"
         raise _error(path, "content", f"not JSON ({error})", expected, "Mend it.") from error
     if not isinstance(config, dict):
@@ -135,7 +135,7 @@ def _refuse_auto(path: Path, value: Any, where: str) -> None:
 
 def _check_zero(path: Path, config: dict[str, Any]) -> None:
     zero = config.get("zero_optimization")
-    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3) or zero["stage"] is True:
         got = json.dumps(zero.get("stage") if isinstance(zero, dict) else zero)
         raise _error(path, "zero_optimization.stage", got, "1, 2 or 3", "Choose a ZeRO stage.")
     if offloads(config, "offload_param") and zero["stage"] != 3:
@@ -151,6 +151,10 @@ def _check_precision(path: Path, config: dict[str, Any], dtype: DType) -> None:
         expected = f"{'true' if dtype == 'bfloat16' else 'false'}, as model.dtype is {dtype}"
         advice = "Set model.dtype and engine.deepspeed to the same precision (_bf16 or _fp32)."
         raise _error(path, "bf16.enabled", json.dumps(has_bf16), expected, advice)
+    if isinstance(section, dict) and section.get("check_grad_overflow", True) is not True:
+        expected = "true: without it a gradient that is not finite reaches the weights"
+        got = json.dumps(section["check_grad_overflow"])
+        raise _error(path, "bf16.check_grad_overflow", got, expected, "Remove the key.")
 
 
 def offloads(config: dict[str, Any], section: str) -> bool:
