@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import ValidationError
 
 from trainer.errors import RecipeError
-from trainer.recipe.document import shorten
 
 
 def check_deepspeed(config: Mapping[str, Any], *, file: str) -> None:
@@ -22,10 +20,10 @@ def check_deepspeed(config: Mapping[str, Any], *, file: str) -> None:
     """
     try:
         DeepSpeedZeroConfig(**config["zero_optimization"])
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(["zero_optimization", *map(str, fault["loc"])])
+    except ValueError as error:
+        # a heading, then a line with the key and one with the reason for each fault
+        _, key, reason, *_ = [*str(error).splitlines(), "", ""]
         raise RecipeError(
-            f"{file}: {key} = {shorten(fault['input'])}; expected what DeepSpeed takes "
-            f"({fault['msg']}). Correct the key or remove it."
+            f"{file}: zero_optimization.{key} = wrong ({reason.strip()}); expected what DeepSpeed "
+            "takes. Correct the key or remove it."
         ) from error
