@@ -180,6 +180,31 @@ def test_code_beside_the_weights(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
+def test_code_of_another_repository_is_bound_to_the_commit(recipe: Path, tmp_path: Path) -> None:
+    """A config may take its code from elsewhere, whose newest state nobody has read."""
+    hub, commit, newer = tmp_path / "hub", "a" * 40, "b" * 40
+    model = hub / "models--some--model"
+    shutil.copytree(recipe.parent / "model", model / "snapshots" / commit)
+    evil = hub / "models--some--code"
+    (evil / "snapshots" / newer).mkdir(parents=True)
+    marker = str(tmp_path / "ran")
+    code = f"import os\nos.mkdir({marker!r})\nclass Evil: pass\n"
+    (evil / "snapshots" / newer / "evil.py").write_text(code)
+    for repository, now in ((model, commit), (evil, newer)):
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(now)
+    path = model / "snapshots" / commit / "config.json"
+    config = json.loads(path.read_text()) | {"model_type": "evil"}
+    config["auto_map"] = {"AutoConfig": "some/code--evil.Evil"}
+    path.write_text(json.dumps(config))
+    trust = ("model.trust_remote_code=true", f"model.revision={commit}")
+    ended = trained(recipe, tmp_path, "model.path=some/model", *trust, HF_HUB_CACHE=str(hub))
+    assert ended.code == 2, ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.dist
 def test_tokens_of_the_environment_are_nowhere(recipe: Path, tmp_path: Path) -> None:
     ended = trained(recipe, tmp_path, HF_TOKEN=TOKEN, WANDB_API_KEY=TOKEN, HTTPS_PROXY=TOKEN)
     assert ended.code == 0, ended.err

@@ -51,11 +51,10 @@ def joined(timeout_minutes: float) -> Iterator[Ranks]:
     ranks = join(timeout_minutes)
     if ranks.world_size > 1:
         ranks = replace(ranks, lifeline=tie(ranks.rank, ranks.world_size))
-    try:
-        with ranks.lifeline.guarding() if ranks.lifeline else nullcontext():
-            yield ranks
-    finally:
-        leave()
+    with ranks.lifeline.guarding() if ranks.lifeline else nullcontext():
+        yield ranks
+    # after an error the group is left as it is: to leave it would wait for ranks that are gone
+    leave()
 
 
 def join(timeout_minutes: float) -> Ranks:
