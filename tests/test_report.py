@@ -19,16 +19,22 @@ from trainer.charts import (
     thinned,
     tick_label,
 )
+from trainer.charts_of_vectors import histogram_chart, trade_off_chart
 from trainer.errors import DataError
-from trainer.report import duration, read_lines, write_report
+from trainer.report import write_comparison, write_report
+from trainer.report_run import read_lines
+from trainer.report_training import duration
 
 
 def step_line(step: int) -> dict[str, object]:
+    sts = step % 4 == 3
+    terms = {"pearson": 0.2, "rank_kl": None if step == 7 else 0.1} if sts else {"infonce": 1.0}
     return {
         "step": step,
-        "task": "sts" if step % 4 == 3 else "ir",
-        "source": "s<1>",
+        "task": "sts" if sts else "ir",
+        "source": "pairs" if sts else "s<1>",
         "loss": 5.0 / (step + 1),
+        **terms,
         "learning_rate": 1e-3 * (100 - step),
         "grad_norm": 2.0,
         "tokens": 1_000,
@@ -39,7 +45,32 @@ def step_line(step: int) -> dict[str, object]:
 
 
 def evaluation(step: int, value: float) -> dict[str, object]:
-    return {"step": step, "sets": {"docs": {"ndcg_at_10": value, "recall_at_100": value}}}
+    docs = {"ndcg_at_10": value, "recall_at_100": value}
+    histograms = {"positive": [0] * 40 + [5] * 10, "negative": [0] * 50, "random": [2] * 50}
+    geometry = {"alignment": value, "effective_rank": 9.5, "histograms": histograms}
+    return {
+        "step": step,
+        "sets": {"docs": docs, "pairs": {"spearman": 1 - value}},
+        "geometry": {"docs": geometry},
+    }
+
+
+LOADED = re.compile(r"https?://|<script|<img|src=|@import|url\(|<link (?!rel=.icon. href=.data:,.)")
+"""What could make a browser ask somebody else."""
+MERGE = {
+    "method": "delta",
+    "formula": "theta0 + ...",
+    "checkpoints": [{"path": "step-<1>"}],
+    "tensors": {"layer.0.a.weight": {"norms": [0.5], "weights": [0.75]}},
+}
+FACTS = {
+    "environment": {"ranks": 2, "device": "cpu", "torch": "2.13.0"},
+    "num_steps": 200,
+    "exposure": [
+        {"source": "pairs", "task": "sts", "num_rows": 1600, "steps": 50}
+        | {"rows_seen": 3200, "epochs": 2.0, "never": 0, "once": 0, "twice": 1600, "more": 0}
+    ],
+}
 
 
 @pytest.fixture
@@ -49,6 +80,9 @@ def run_folder(tmp_path: Path) -> Path:
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     evaluations = [evaluation(0, 0.1), evaluation(50, 0.3), evaluation(100, 0.35)]
     (tmp_path / "eval.jsonl").write_text("".join(json.dumps(e) + "\n" for e in evaluations))
+    (tmp_path / "run.json").write_text(json.dumps(FACTS))
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "merge.json").write_text(json.dumps(MERGE))
     return tmp_path
 
 
@@ -56,19 +90,20 @@ def test_page_tells_the_run_and_loads_nothing(run_folder: Path) -> None:
     page = write_report(run_folder).read_text()
     assert "100 steps (75 retrieval, 25 similarity)" in page
     assert "0.1 million tokens in 50.0 s of training: 2,000 tokens/s" in page
-    row = '<td>docs</td><td class="left">nDCG@10</td><td>0.1000</td><td>0.3500</td>'
+    row = '<td class="left">docs</td><td class="left">nDCG@10</td><td>0.1000</td><td>0.3500</td>'
     assert row in page
     assert "<td>+0.2500</td>" in page
     assert "name: a &amp; b &lt;c&gt;" in page
-    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    assert not LOADED.search(page)
     assert not list(run_folder.glob(".report*"))
 
 
 def test_every_chart_is_whole_svg_inside_its_frame(run_folder: Path) -> None:
     page = write_report(run_folder).read_text()
     charts = re.findall(rf'<svg viewBox="0 0 {WIDTH} {HEIGHT}".*?</svg>', page)
-    # over the steps, two losses, norm, speed, padding, learning rate
-    assert len(charts) == 7
+    # two sets over the steps, the trade-off, cosines before and after; three losses and terms for
+    # similarity and one for retrieval, norm, speed, padding, learning rate
+    assert len(charts) == 13
     for chart in charts:
         for path in ElementTree.fromstring(chart).iter("path"):
             numbers = re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path.attrib["d"])
@@ -82,7 +117,7 @@ def test_a_run_that_goes_on_has_a_page(run_folder: Path) -> None:
     path.write_text(path.read_text() + '{"step": 100, "ta')
     (run_folder / "eval.jsonl").unlink()
     assert len(read_lines(path)) == 100
-    assert "The recipe names none." in write_report(run_folder).read_text()
+    assert "No evaluation was made." in write_report(run_folder).read_text()
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
@@ -134,3 +169,63 @@ def test_logarithmic_axis_within_a_power_of_ten_still_has_ticks() -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (3.21, 75, 7_300)] == ["3.2 s", "1 min 15 s", "2 h 1 min"]
+
+
+def test_page_shows_data_geometry_merge_and_environment(run_folder: Path) -> None:
+    page = write_report(run_folder).read_text()
+    # 25 of the 50 steps of the source were taken
+    row = '<td class="left">pairs</td><td class="left">similarity</td><td>1,600</td><td>50</td>'
+    assert f"{row}<td>25</td><td>3,200</td><td>2.00</td><td>0</td>" in page
+    row = '<td class="left">alignment</td><td>0.100</td><td>0.350</td><td>+0.250</td>'
+    assert row in page
+    assert "docs, cosines at the start" in page
+    assert "docs, cosines after 100 steps" in page
+    assert "step-&lt;1&gt;" in page
+    assert "weight 0.7500" in page
+    assert '<td class="left">torch</td><td class="left">2.13.0</td>' in page
+    for term in ("Pearson, similarity", "RankKL, similarity"):
+        assert f"<figcaption>{term}" in page
+
+
+def test_a_page_of_a_run_without_extras_leaves_their_sections_out(run_folder: Path) -> None:
+    (run_folder / "run.json").unlink()
+    (run_folder / "merged" / "merge.json").unlink()
+    lines = read_lines(run_folder / "eval.jsonl")
+    bare = [json.dumps({"step": line["step"], "sets": line["sets"]}) + "\n" for line in lines]
+    (run_folder / "eval.jsonl").write_text("".join(bare))
+    page = write_report(run_folder).read_text()
+    for title in ("Data", "Geometry", "Merge", "Environment"):
+        assert f"<h2>{title}</h2>" not in page
+
+
+def test_runs_side_by_side(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        (other / name).write_text((run_folder / name).read_text())
+    (other / "recipe.yaml").write_text("name: b\ntrain: {learning_rate: 1e-5}\n")
+    page = write_comparison([run_folder, other], other / "comparison.html").read_text()
+    assert not LOADED.search(page)
+    for folder in (run_folder, other):
+        assert f'<td class="left">{folder.name}</td><td>100</td><td>0.3500</td>' in page
+    assert '<td class="left">train.learning_rate</td><td class="left">-</td>' in page
+    assert "Gradient norm before clipping, retrieval" in page
+    # one line of each run in each chart
+    chart = page[page.index("<figcaption>docs, nDCG@10") :]
+    assert chart[: chart.index("</svg>")].count('class="line"') == 2
+
+
+def test_a_path_may_turn_back_and_stays_inside() -> None:
+    path = Series(name="a", x=[0.2, 0.3, 0.1], y=[0.5, 0.4, 0.6])
+    chart = trade_off_chart("t", ("right", "up"), [path])
+    assert chart.count("<circle") == 3
+    places = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', chart)
+    assert all(0 < float(x) < WIDTH and 0 < float(y) < HEIGHT for x, y in places)
+
+
+def test_histograms_leave_out_empty_cosines_below() -> None:
+    counts = {"positive": [0] * 25 + [1] * 25, "negative": [0] * 50, "random": [0] * 49 + [3]}
+    chart = histogram_chart("t", counts)
+    assert chart.count('class="line"') == 2
+    assert ">-0.5<" not in chart
+    assert ">100%<" in chart
+    assert ">-1<" in histogram_chart("t", {"random": [1] * 50})

@@ -17,9 +17,9 @@ SMOOTHING_SHARE = 25
 """The smooth line is a mean over this fraction of the points: n / 25."""
 NUM_TICKS = 5
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-"""Told apart under every common colour blindness, and in grey: Okabe and Ito 2008."""
-DASHES = ("none", "7 3", "2 3", "9 3 2 3")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Told apart under every common colour blindness: Okabe and Ito 2008."""
+DASHES = ("none", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 2")
 """A second difference between series, for print."""
 
 
@@ -45,6 +45,8 @@ class Axis:
     """Equal ratios at equal distances; all values must be above 0."""
     smooth: bool = True
     """Whether single values scatter, so that their running mean is drawn over them."""
+    x_name: str = "step"
+    """Written below the other axis."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,16 +128,18 @@ def line_chart(title: str, axis: Axis, series: Sequence[Series]) -> str:
     at_y = Scale(low=ticks_y[0], high=ticks_y[-1], start=HEIGHT - BOTTOM, stop=TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *_grid({at_x(tick): tick_label(tick) for tick in ticks_x}, _labels(ticks_y, at_y, axis)),
-        _text(WIDTH - RIGHT, HEIGHT - 4, "step", "end"),
-        _text(4, HEIGHT - 4, axis.unit, "start") if axis.unit else "",
+        *grid({at_x(tick): tick_label(tick) for tick in ticks_x}, _labels(ticks_y, at_y, axis)),
+        label(WIDTH - RIGHT, HEIGHT - 4, axis.x_name, "end"),
+        label(4, HEIGHT - 4, axis.unit, "start") if axis.unit else "",
     ]
     for number, one in enumerate(drawn):
         smooth = smoothed(one) if axis.smooth else one
-        parts += _lines(_path(one, at_x, at_y), _path(smooth, at_x, at_y), number)
+        parts += _lines(svg_path(one, at_x, at_y), svg_path(smooth, at_x, at_y), number)
         if len(one.x) <= SMOOTHING_SHARE:
             parts += _dots(one, at_x, at_y, number)
-    return "".join([*parts, "</svg>"]) + (_legend(drawn) if len(drawn) > 1 else "")
+    return "".join([*parts, "</svg>"]) + (
+        legend([one.name for one in drawn]) if len(drawn) > 1 else ""
+    )
 
 
 def _drawn(series: Series, axis: Axis) -> Series:
@@ -151,20 +155,20 @@ def _labels(ticks: Sequence[float], at_y: Scale, axis: Axis) -> dict[float, str]
     return {at_y(tick): tick_label(value) for tick, value in zip(ticks, values, strict=True)}
 
 
-def _grid(labels_x: Mapping[float, str], labels_y: Mapping[float, str]) -> list[str]:
+def grid(labels_x: Mapping[float, str], labels_y: Mapping[float, str]) -> list[str]:
     """Horizontal lines, and the numbers of both axes, by their place."""
     parts = []
-    for y, label in labels_y.items():
+    for y, text in labels_y.items():
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(_text(LEFT - 8, y + 5, label, "end"))
-    for x, label in labels_x.items():
-        parts.append(_text(x, HEIGHT - BOTTOM + 19, label, "middle"))
+        parts.append(label(LEFT - 8, y + 5, text, "end"))
+    for x, text in labels_x.items():
+        parts.append(label(x, HEIGHT - BOTTOM + 19, text, "middle"))
     return parts
 
 
 def _lines(raw: str, smooth: str, number: int) -> list[str]:
     """The values thin and pale, their running mean strong, from their SVG paths."""
-    colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    colour, dash = look(number)
     pale = [f'<path class="raw" stroke="{colour}" d="{raw}"/>'] if raw != smooth else []
     strong = f'<path class="line" stroke="{colour}" stroke-dasharray="{dash}" d="{smooth}"/>'
     return [*pale, strong]
@@ -172,33 +176,39 @@ def _lines(raw: str, smooth: str, number: int) -> list[str]:
 
 def _dots(series: Series, at_x: Scale, at_y: Scale, number: int) -> list[str]:
     """A dot for each value."""
-    colour = COLOURS[number % len(COLOURS)]
+    colour, _ = look(number)
     return [
         f'<circle fill="{colour}" cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3.5"/>'
         for x, y in zip(series.x, series.y, strict=True)
     ]
 
 
-def _path(series: Series, at_x: Scale, at_y: Scale) -> str:
+def svg_path(series: Series, at_x: Scale, at_y: Scale) -> str:
     """SVG path data through all points."""
     points = zip(series.x, series.y, strict=True)
     return "M" + "L".join(f"{at_x(x):.1f} {at_y(y):.1f}" for x, y in points)
 
 
-def _legend(series: Sequence[Series]) -> str:
+def look(number: int) -> tuple[str, str]:
+    """Colour and dash of a series by its place in the legend."""
+    return COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+
+
+def legend(names: Sequence[str]) -> str:
     """Names beside samples of their lines."""
     items = []
-    for number, one in enumerate(series):
-        colour, dash = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    for number, name in enumerate(names):
+        colour, dash = look(number)
         sample = (
             f'<svg class="sample" viewBox="0 0 34 10"><path class="line" stroke="{colour}" '
             f'stroke-dasharray="{dash}" d="M1 5H33"/></svg>'
         )
-        items.append(f"<span>{sample}{escape(one.name)}</span>")
+        items.append(f"<span>{sample}{escape(name)}</span>")
     return f'<p class="legend">{"".join(items)}</p>'
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
+def label(x: float, y: float, text: str, anchor: str) -> str:
+    """Text in a chart; `anchor` is start, middle or end."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 

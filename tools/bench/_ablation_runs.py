@@ -144,7 +144,8 @@ def train_peer(seed: int, setup: Setup) -> Path:
         report_to="none",
         disable_tqdm=True,
     )
-    retrieval, similarity = MultipleNegativesRankingLoss(model), CoSENTLoss(model)
+    retrieval: Any = MultipleNegativesRankingLoss(model)
+    similarity: Any = CoSENTLoss(model)
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,

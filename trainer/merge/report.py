@@ -31,7 +31,6 @@ td,th{{padding:2px 10px;text-align:left}}code{{background:#eee;padding:1px 4px}}
 <table>{settings}</table>
 <p>A cell is the checkpoint's weight in one tensor (under <code>ties</code> the share of elements
 it took part in). Point at a cell for its numbers. Empty cells: no such tensor, or none moved.</p>
-<p>{legend}</p>
 {maps}
 </html>
 """
@@ -70,12 +69,6 @@ def merge_html(content: Mapping[str, Any]) -> str:
     Args:
         content: what `merge_json` gave.
     """
-    cells = _cells(content["tensors"])
-    top = max((abs(w) for one in content["tensors"].values() for w in one["weights"]), default=1.0)
-    maps = [
-        f"<h2>{html.escape(str(checkpoint['path']))}</h2>{_heatmap(cells, index, top or 1.0)}"
-        for index, checkpoint in enumerate(content["checkpoints"])
-    ]
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
         for name, value in content["settings"].items()
@@ -85,9 +78,24 @@ def merge_html(content: Mapping[str, Any]) -> str:
         method=content["method"],
         formula=html.escape(content["formula"]),
         settings=rows,
-        legend=_legend(top or 1.0),
-        maps="\n".join(maps),
+        maps=heatmaps(content),
     )
+
+
+def heatmaps(content: Mapping[str, Any]) -> str:
+    """The legend and a heatmap of weights by layer and module for each checkpoint, as HTML.
+
+    Args:
+        content: what `merge_json` gave.
+    """
+    cells = _cells(content["tensors"])
+    weights = [abs(w) for one in content["tensors"].values() for w in one["weights"]]
+    top = max(weights, default=1.0) or 1.0
+    maps = [
+        f"<h3>{html.escape(str(checkpoint['path']))}</h3>{_heatmap(cells, index, top)}"
+        for index, checkpoint in enumerate(content["checkpoints"])
+    ]
+    return "\n".join([f"<p>{_legend(top)}</p>", *maps])
 
 
 def _cells(tensors: Mapping[str, Any]) -> dict[tuple[str, str], tuple[str, Any]]:

@@ -1,0 +1,55 @@
+"""The best evaluation: which one it is, when patience ends, and that a resumed run agrees."""
+
+import math
+
+from trainer.evaluation.best import BestSoFar, watched_value
+
+
+def line(step: int, sts: float, ir: float) -> dict[str, object]:
+    return {"step": step, "sets": results(sts, ir)}
+
+
+def results(sts: float, ir: float) -> dict[str, dict[str, float]]:
+    return {
+        "pairs.dev": {"spearman": sts, "pearson": 0.0},
+        "docs": {"ndcg_at_10": ir, "recall_at_100": 1.0},
+    }
+
+
+def test_a_metric_of_a_set_or_the_mean_of_main_metrics() -> None:
+    assert watched_value(results(0.5, 0.2), "pairs.dev.spearman") == 0.5
+    assert watched_value(results(0.5, 0.2), "docs.recall_at_100") == 1.0
+    assert watched_value(results(0.5, 0.25), "mean") == 0.375
+
+
+def test_the_best_is_kept_and_the_rest_is_counted() -> None:
+    best = BestSoFar(metric="docs.ndcg_at_10")
+    for step, value in ((0, 0.3), (10, 0.5), (20, 0.5), (30, 0.4)):
+        best = best.after(step, results(0, value))
+    assert (best.step, best.value, best.num_worse) == (10, 0.5, 2)
+    assert best.is_exhausted(2)
+    assert not best.is_exhausted(3)
+    assert not best.is_exhausted(None)
+    assert best.after(40, results(0, 0.6)).num_worse == 0
+
+
+def test_an_undefined_metric_is_never_the_best() -> None:
+    best = BestSoFar(metric="pairs.dev.spearman").after(0, results(math.nan, 0))
+    assert best.step is None
+    assert best.after(10, results(-0.2, 0)).step == 10
+
+
+def test_a_resumed_run_goes_on_from_its_own_lines() -> None:
+    lines = [line(0, 0.1, 0), line(10, 0.4, 0), line(20, 0.3, 0), line(30, 0.9, 0)]
+    whole = BestSoFar(metric="pairs.dev.spearman")
+    for one in lines[:3]:
+        whole = whole.after(one["step"], one["sets"])
+    # continued from step 20, whose evaluation is made again
+    resumed = BestSoFar(metric="pairs.dev.spearman").after_lines(lines, before=20)
+    assert resumed.step == 10
+    assert resumed.after(20, lines[2]["sets"]) == whole
+
+
+def test_the_same_step_judged_again_does_not_count() -> None:
+    best = BestSoFar(metric="docs.ndcg_at_10").after(10, results(0, 0.5))
+    assert best.after(10, results(0, 0.5)) == best
