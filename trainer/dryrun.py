@@ -7,9 +7,10 @@ counted only when the training starts.
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from transformers import PretrainedConfig
 
 from trainer.checks import (
@@ -22,21 +23,15 @@ from trainer.checks import (
 from trainer.cli import Arguments, is_first_rank, launched_ranks
 from trainer.data.plan import make_plan
 from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
-from trainer.engine.memory import (
-    MemoryPlan,
-    ModelShape,
-    device_memory,
-    measure_model,
-    plan_memory,
-    step_tokens,
-    usable,
-)
+from trainer.engine.gather_mode import chosen_gather
+from trainer.engine.memory import MemoryPlan, device_memory, plan_memory, step_tokens, usable
+from trainer.engine.model_size import ModelShape, measure_model
+from trainer.engine.plan_choices import Machine, choices, fastest, smallest_changes
+from trainer.engine.plan_text import choices_section, disk_section, gib, memory_table, table
 from trainer.model.backbone import load_config
 from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.resolve import Resolved, global_batch_sizes, resolve, warmup_steps
 from trainer.recipe.schema import Recipe
-
-GIB = 2**30
 
 
 def dry_run(recipe: Recipe, arguments: Arguments) -> int:
@@ -60,23 +55,25 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     sizes = {source.name: len(source) for source in open_data(without_hub(recipe))}
     path = resolve_model_path(recipe.model.path)
     config = load_config(recipe.model, path)
-    shape = measure_model(config, recipe.model.lora)
-    memory = plan_memory(
-        recipe,
-        shape,
-        deepspeed=resolved.deepspeed,
-        world_size=ranks,
-        usable_bytes=_usable_bytes(arguments),
+    shape = measure_model(config, recipe)
+    machine = Machine(
+        world_size=ranks, usable_bytes=_usable_bytes(arguments), on_gpu=_on_gpu(arguments)
     )
     sections = (
         _model_section(recipe, config, shape, path),
         _batch_section(recipe, resolved),
         _step_section(recipe, sizes),
-        _memory_section(recipe, memory),
+        *_memory_sections(recipe, shape, machine, resolved, arguments.hosts),
+        *_advice(recipe, config, shape, machine),
         _deepspeed_section(recipe, resolved),
     )
     sys.stdout.write("\n\n".join((f"Dry run of {recipe.name}, {ranks} ranks", *sections)) + "\n")
     return 0
+
+
+def _on_gpu(arguments: Arguments) -> bool:
+    """Whether GPUs are planned for: some are described, or there are some here."""
+    return arguments.gpu_memory_bytes is not None or torch.cuda.is_available()
 
 
 def _usable_bytes(arguments: Arguments) -> int | None:
@@ -156,46 +153,49 @@ def _step_section(recipe: Recipe, sizes: Mapping[str, int]) -> str:
     return f"{title}\n{table(rows)}"
 
 
-def _memory_section(recipe: Recipe, memory: MemoryPlan) -> str:
-    """The estimate part by part, for both ways of gathering."""
-    ways = memory.parts
-    rows = [("", *(f"gather: {way}" for way in ways))]
-    rows += [(part, *(_gib(ways[way][part]) for way in ways)) for part in ways["step"]]
-    rows.append(("total", *(_gib(memory.total(way)) for way in ways)))
-    lines = ["Memory of each GPU, GiB, estimated for texts of the greatest length", table(rows)]
-    if memory.host_bytes:
-        lines.append(f"  host memory of each rank: {_gib(memory.host_bytes)}")
-    if memory.usable_bytes is not None:
-        chosen = recipe.engine.gather if recipe.engine.gather != "auto" else memory.gather
-        lines.append(f"  usable: {_gib(memory.usable_bytes)}; gather: {chosen}")
-    if not memory.fits:
-        lines.append(
-            "  does not fit: use more GPUs, a smaller engine.max_tokens_per_chunk, "
-            "model.gradient_checkpointing=true, or engine.deepspeed=zero3_offload_bf16.json"
-        )
-    kept = recipe.checkpoint.keep
-    lines.append(f"  disk: {_gib(memory.checkpoint_bytes)} for each of {kept} checkpoints")
-    return "\n".join(lines)
+def _memory_sections(
+    recipe: Recipe, shape: ModelShape, machine: Machine, resolved: Resolved, hosts: int
+) -> tuple[str, str]:
+    """The estimate part by part for each way of gathering, and what a host needs."""
+    plan = plan_memory(
+        recipe,
+        shape,
+        deepspeed=resolved.deepspeed,
+        world_size=machine.world_size,
+        usable_bytes=machine.usable_bytes,
+        on_gpu=machine.on_gpu,
+    )
+    title = "Memory of each rank, GiB, at its peak, for texts of the greatest length"
+    lines = [title, memory_table(plan, list(plan.phases)), _fit(recipe, plan, resolved)]
+    disk = disk_section(recipe, plan, ranks_per_host=machine.world_size // hosts)
+    return "\n".join(lines), disk
+
+
+def _fit(recipe: Recipe, plan: MemoryPlan, resolved: Resolved) -> str:
+    """What `engine.gather` comes to, and whether it fits."""
+    gather = chosen_gather(recipe, plan, resolved.deepspeed)
+    if gather not in plan.phases:
+        return f"  gather: {gather} does not suit this backbone"
+    if plan.usable_bytes is None:
+        return f"  gather: {gather}"
+    fits = "fits" if plan.fits_with(gather) else "does not fit"  # type: ignore[arg-type]
+    return f"  gather: {gather}; {fits} {gib(plan.usable_bytes)} usable"
+
+
+def _advice(
+    recipe: Recipe, config: PretrainedConfig, shape: ModelShape, machine: Machine
+) -> tuple[str, ...]:
+    """The fastest shipped way that fits, or the smallest change that would make one fit."""
+    if machine.usable_bytes is None:
+        return ()
+    found = choices(recipe, shape, machine)
+    section = choices_section(found, machine)
+    if fastest(found, machine.usable_bytes) is None:
+        changes = smallest_changes(recipe, config, machine) or ["nothing that was tried"]
+        section += "".join(f"\n  would fit: {change}" for change in changes)
+    return (section,)
 
 
 def _deepspeed_section(recipe: Recipe, resolved: Resolved) -> str:
     text = json.dumps(resolved.deepspeed, indent=2)
     return f"DeepSpeed, from {recipe.engine.deepspeed}\n{text}"
-
-
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:,.2f}"
-
-
-def table(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of text as aligned columns: the first to the left, the others to the right."""
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  "
-        + "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )

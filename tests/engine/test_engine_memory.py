@@ -1,112 +1,189 @@
 """The memory plan adds up: sharded by stage and ranks, moved by offloading, small for adapters."""
 
 import dataclasses
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModel
 
-from tests.support.tiny import bert_config, qwen3_config
+from tests.support.tiny import bert_config, make_recipe, qwen3_config
 from trainer.engine.memory import (
     RESERVED_BYTES,
     MemoryPlan,
-    ModelShape,
     device_memory,
-    measure_model,
     plan_memory,
     step_tokens,
     usable,
 )
+from trainer.engine.model_size import Line, ModelShape, measure_model
 from trainer.recipe.deepspeed_file import CONFIG_FOLDER
 from trainer.recipe.load import load_recipe
 from trainer.recipe.resolve import deepspeed_config
-from trainer.recipe.schema import LoraRecipe
+from trainer.recipe.schema import LoraRecipe, ModelRecipe, Recipe
 
 RECIPE = CONFIG_FOLDER.parent / "recipes" / "qwen7b.yaml"
 SHAPE = ModelShape(
     num_parameters=7_000_000_000,
     num_trainable=7_000_000_000,
-    layer_parameters=500_000_000,
+    numels=Counter({7_000_000: 1000}),
+    layer_parameters=230_000_000,
+    layer_trainable=230_000_000,
+    embedding_parameters=500_000_000,
+    embedding_trained=True,
     num_layers=28,
     hidden_size=3584,
     is_layered=True,
-    layer_elements=110_000,
+    graph=Line(fixed=0, per_token=200_000),
+    backward=Line(fixed=400_000_000, per_token=200_000),
+    layer=Line(fixed=400_000_000, per_token=220_000),
 )
+ADAPTERS = dataclasses.replace(
+    SHAPE, num_trainable=80_000_000, layer_trainable=2_500_000, embedding_trained=False
+)
+WORLD = 8
 
 
-def plan(
-    *overrides: str, world_size: int = 8, shape: ModelShape = SHAPE, **settings: Any
-) -> MemoryPlan:
+def plan(*overrides: str, shape: ModelShape = SHAPE, **settings: Any) -> MemoryPlan:
     recipe = load_recipe(RECIPE, overrides)
-    config = deepspeed_config(recipe, world_size=world_size)
-    return plan_memory(recipe, shape, deepspeed=config, world_size=world_size, **settings)
+    config = deepspeed_config(recipe, world_size=WORLD)
+    return plan_memory(recipe, shape, deepspeed=config, world_size=WORLD, **settings)
+
+
+def tiny_recipe(model: ModelRecipe) -> Recipe:
+    return make_recipe(CONFIG_FOLDER, model=model)
 
 
 def test_counts_equal_those_of_the_real_model() -> None:
     config = qwen3_config()
     model = AutoModel.from_config(config)
-    shape = measure_model(config, None)
+    shape = measure_model(config, tiny_recipe(ModelRecipe(path="x")))
     assert shape.num_parameters == sum(p.numel() for p in model.parameters())
     assert shape.num_trainable == shape.num_parameters
     assert shape.num_layers == config.num_hidden_layers
-    layer = sum(p.numel() for p in model.layers[0].parameters())
-    assert shape.layer_parameters == max(layer, model.embed_tokens.weight.numel())
-    assert measure_model(bert_config(), None).num_layers == 2
+    assert shape.layer_parameters == sum(p.numel() for p in model.layers[0].parameters())
+    assert shape.embedding_parameters == model.embed_tokens.weight.numel()
+    assert sum(size * n for size, n in shape.numels.items()) == shape.num_parameters
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
-@pytest.mark.parametrize("dora", [False, True])
-def test_adapter_counts_equal_those_of_peft(targets: Any, dora: bool) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraRecipe(rank=3, targets=targets, dora=dora)
-    chosen = targets if isinstance(targets, str) else list(targets)
+def test_adapters_are_counted(targets: Any) -> None:
+    lora = LoraRecipe(rank=3, targets=targets)
     config = qwen3_config()
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    adapted = get_peft_model(model, LoraConfig(r=3, target_modules=chosen, use_dora=dora))
-    shape = measure_model(config, lora)
-    assert shape.num_trainable == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert shape.num_parameters == sum(p.numel() for p in adapted.parameters())
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (targets == "all-linear" or name.rsplit(".", 1)[-1] in targets)
+    }
+    trained = sum(3 * (linear.in_features + linear.out_features) for linear in linears.values())
+    shape = measure_model(config, tiny_recipe(ModelRecipe(path="x", lora=lora)))
+    assert shape.num_trainable == trained
+    assert not shape.embedding_trained
+
+
+def test_graph_of_a_chunk_grows_with_layers_and_tokens() -> None:
+    recipe = tiny_recipe(ModelRecipe(path="x"))
+    four, eight = (
+        measure_model(qwen3_config(num_hidden_layers=n), recipe).graph.per_token for n in (4, 8)
+    )
+    # embeddings, final norm and pooling do not repeat
+    assert 1.8 < eight / four < 2.4
+
+
+def test_checkpointing_keeps_a_state_for_each_layer() -> None:
+    config = qwen3_config(num_hidden_layers=8, hidden_size=64, intermediate_size=256)
+    plain = measure_model(config, tiny_recipe(ModelRecipe(path="x")))
+    saved = measure_model(config, tiny_recipe(ModelRecipe(path="x", gradient_checkpointing=True)))
+    assert saved.graph.per_token < plain.graph.per_token / 5
+    assert saved.graph.per_token >= 8 * 64 * 4
+    # what is not kept is computed again, a layer at a time
+    assert saved.backward.per_token > plain.backward.per_token
+    assert saved.layer == plain.layer
+
+
+def test_encoders_do_not_run_layer_by_layer() -> None:
+    shape = measure_model(
+        bert_config(), tiny_recipe(ModelRecipe(path="x", pooling="mean", attention="bidirectional"))
+    )
+    assert shape.graph.per_token > 0
+    assert list(plan(shape=shape).phases) == ["step", "interleaved"]
+    assert "chunk" in plan().phases
 
 
 def test_stage_3_shards_everything() -> None:
-    parts = plan(world_size=8).parts["chunk"]
-    assert parts["parameters"] == 7_000_000_000 * 2 // 8
-    assert parts["gradients"] == 7_000_000_000 * 4 // 8
-    assert parts["optimizer state"] == 7_000_000_000 * 12 // 8
+    parts = plan().parts("chunk")
+    assert parts["parameters"] == 7_000_000_000 * 2 // WORLD
+    for part in ("gradients", "masters"):
+        assert parts[part] == 7_000_000_000 * 4 // WORLD
+    assert parts["optimizer state"] == 7_000_000_000 * 8 // WORLD
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "gradients", "optimizer"),
-    [("zero1_bf16", 2, 4, 1.5), ("zero2_bf16", 2, 0.5, 1.5), ("zero3_bf16", 0.25, 0.5, 1.5)],
-)
-def test_stages(name: str, parameters: float, gradients: float, optimizer: float) -> None:
-    parts = plan(f"engine.deepspeed={name}.json", world_size=8).parts["step"]
-    sizes = [parts[part] / 7e9 for part in ("parameters", "gradients", "optimizer state")]
-    assert sizes == [parameters, gradients, optimizer]  # bytes per parameter on each of 8 ranks
+@pytest.mark.parametrize(("stage", "share"), [("zero1", 1), ("zero2", 1), ("zero3", 1 / WORLD)])
+def test_stages(stage: str, share: float) -> None:
+    parts = plan(f"engine.deepspeed={stage}_bf16.json").parts("step")
+    assert parts["parameters"] == 7e9 * 2 * share
+    assert parts["masters"] + parts["optimizer state"] == 7e9 * 12 / WORLD
+    assert parts["step's gradients"] == 7e9 * 4
+    assert parts["gathered parameters"] == (7e9 * 2 if stage == "zero3" else 0)
 
 
 def test_offloading_moves_bytes_to_the_host() -> None:
-    held = plan()
+    held = plan().parts("chunk")
     moved = plan("engine.deepspeed=zero3_offload_bf16.json")
-    parts = ("parameters", "gradients", "optimizer state")
-    assert moved.host_bytes == sum(held.parts["step"][part] for part in parts)
-    assert not any(moved.parts["step"][part] for part in parts)
+    offloaded = ("parameters", "gradients", "masters", "optimizer state")
+    assert {part: moved.host[part] for part in offloaded} == {p: held[p] for p in offloaded}
+    # the optimizer on the host has a gradient of its own
+    assert sum(moved.host.values()) == sum(held[part] for part in (*offloaded, "masters"))
+    assert not set(offloaded) & set(moved.parts("step"))
+    assert moved.total("chunk") < plan().total("chunk")
 
 
 def test_adapters_need_little_besides_the_weights() -> None:
-    shape = dataclasses.replace(SHAPE, num_trainable=80_000_000)
-    parts = plan(shape=shape).parts["step"]
+    parts = plan(shape=ADAPTERS).parts("step")
     assert parts["gathered parameters"] == 14_000_000_000
-    assert parts["gradients"] + parts["optimizer state"] + parts["gathered gradients"] < 500e6
+    trained = ("gradients", "masters", "optimizer state", "step's gradients")
+    assert sum(parts[part] for part in trained) < 500e6
 
 
-def test_checkpointing_saves_activations() -> None:
-    without = plan("model.gradient_checkpointing=false").parts["step"]["activations"]
-    assert plan().parts["step"]["activations"] < without / 5
+def test_peak_is_that_of_the_largest_phase() -> None:
+    whole = plan()
+    for way, phases in whole.phases.items():
+        totals = {name: sum(parts.values()) for name, parts in phases.items()}
+        assert whole.total(way) == max(totals.values())
+        assert totals[whole.peak_phase(way)] == whole.total(way)
+        assert {"update"} < set(totals)
+
+
+def test_larger_chunks_need_more() -> None:
+    totals = [
+        plan(f"engine.max_tokens_per_chunk={budget}").total("step")
+        for budget in (4096, 16384, 65536)
+    ]
+    assert totals == sorted(set(totals))
+
+
+def test_a_lone_chunk_has_no_gradients_to_add_to() -> None:
+    one = plan("tasks={ir: {global_batch_size: 8}}", "engine.max_tokens_per_chunk=2000")
+    assert "last chunk" not in one.phases["step"]
+    assert "last chunk" in plan().phases["step"]
+
+
+def test_gathered_layers_follow_the_ds_config() -> None:
+    near = plan("engine.deepspeed=zero3_offload_bf16.json").parts("chunk")["gathered parameters"]
+    far = plan().parts("chunk")["gathered parameters"]
+    # half a billion parameters are kept between their last use forth and their first one back
+    assert far - near == 2 * 500_000_000
+
+
+def test_a_cpu_gives_pages_as_they_are_written() -> None:
+    gpu, cpu = plan(shape=ADAPTERS), plan(shape=ADAPTERS, on_gpu=False)
+    assert gpu.parts("step")["buckets"] == 4 * 50_000_000
+    assert cpu.phases["step"]["update"]["update's temporaries"] > 0
+    assert "update's temporaries" not in gpu.phases["step"]["update"]
 
 
 def test_tokens_of_a_step() -> None:
@@ -115,7 +192,7 @@ def test_tokens_of_a_step() -> None:
 
 
 def test_choice_is_the_fastest_that_fits() -> None:
-    totals = {way: plan().total(way) for way in plan().parts}
+    totals = {way: plan().total(way) for way in plan().phases}
     assert totals["interleaved"] < totals["chunk"] < totals["step"]
     for way, total in totals.items():
         assert plan(usable_bytes=total).gather == way
@@ -129,16 +206,9 @@ def test_choice_is_the_fastest_that_fits() -> None:
 
 def test_slower_way_is_not_taken_where_it_needs_more() -> None:
     # adapters need no gradients of the whole, so states between layers can outweigh the weights
-    adapters = dataclasses.replace(SHAPE, num_trainable=80_000_000)
-    step = plan(shape=adapters).total("step")
-    assert plan(shape=adapters).total("chunk") > step
-    assert plan(shape=adapters, usable_bytes=step - 1).gather == "interleaved"
-
-
-def test_encoders_do_not_run_layer_by_layer() -> None:
-    shape = measure_model(bert_config(), None)
-    assert list(plan(shape=shape).parts) == ["step", "interleaved"]
-    assert "chunk" in plan(shape=measure_model(qwen3_config(), None)).parts
+    step = plan(shape=ADAPTERS).total("step")
+    assert plan(shape=ADAPTERS).total("chunk") > step
+    assert plan(shape=ADAPTERS, usable_bytes=step - 1).gather == "interleaved"
 
 
 def test_memory_of_this_machine() -> None:
@@ -148,7 +218,7 @@ def test_memory_of_this_machine() -> None:
         assert half == pytest.approx(whole / 2, rel=0.2)  # others allocate between the two calls
 
 
-def test_plan_reads_no_weights(tmp_path: Path) -> None:
+def test_plan_reads_no_weights() -> None:
     config = qwen3_config(hidden_size=8192, num_hidden_layers=80, intermediate_size=28672)
-    shape = measure_model(config, None)
+    shape = measure_model(config, tiny_recipe(ModelRecipe(path="x")))
     assert shape.num_parameters > 50e9  # would be 200 GB in float32

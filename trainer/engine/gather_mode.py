@@ -1,20 +1,26 @@
-"""Which way of gathering parameters a run takes when the recipe says `auto`."""
+"""Which way of gathering parameters a run takes, and the memory plan that it is chosen by."""
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from trainer.engine.memory import device_memory, measure_model, plan_memory
+from trainer.engine.memory import MemoryPlan, device_memory, plan_memory
+from trainer.engine.model_size import measure_model
+from trainer.engine.plan_text import summary
 from trainer.recipe.schema import Gather, Recipe
+
+logger = logging.getLogger(__name__)
 
 
 def choose_gather(
     recipe: Recipe, config: PretrainedConfig, deepspeed: Mapping[str, Any], *, world_size: int
 ) -> Gather:
-    """The recipe's `engine.gather`, or the fastest that the memory plan allows.
+    """The recipe's `engine.gather`, or the fastest that the memory plan allows; logs the plan.
 
     Below stage 3 nothing is gathered and `step` costs least. `chunk` is only for Llama-style
     decoders; `interleaved` serves any other backbone.
@@ -29,20 +35,37 @@ def choose_gather(
         `step`, `chunk` or `interleaved`; the first rank's choice everywhere.
     Collective: yes.
     """
-    if recipe.engine.gather != "auto":
-        return recipe.engine.gather
-    if deepspeed["zero_optimization"]["stage"] < 3:
-        return "step"
-    local_ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
-    plan = plan_memory(
-        recipe,
-        measure_model(config, recipe.model.lora),
-        deepspeed=deepspeed,
-        world_size=world_size,
-        usable_bytes=device_memory(int(local_ranks)),
-    )
+    choice: list[Any] = [None]
+    if dist.get_rank() == 0:
+        local_ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+        plan = plan_memory(
+            recipe,
+            measure_model(config, recipe),
+            deepspeed=deepspeed,
+            world_size=world_size,
+            usable_bytes=device_memory(int(local_ranks or world_size)),
+            on_gpu=torch.cuda.is_available(),
+        )
+        choice[0] = chosen_gather(recipe, plan, deepspeed)
+        logger.info("%s", _described(plan, choice[0], world_size))
     # ranks may see different free memory; all must take the same way
-    choice: list[Any] = [plan.gather]
     dist.broadcast_object_list(choice)
     chosen: Gather = choice[0]
     return chosen
+
+
+def chosen_gather(recipe: Recipe, plan: MemoryPlan, deepspeed: Mapping[str, Any]) -> Gather:
+    """What `auto` means with a plan."""
+    if recipe.engine.gather != "auto":
+        return recipe.engine.gather
+    return "step" if deepspeed["zero_optimization"]["stage"] < 3 else plan.gather
+
+
+def _described(plan: MemoryPlan, gather: Gather, world_size: int) -> str:
+    """The plan in one line; a way that does not suit the backbone is refused later."""
+    if gather not in plan.phases:
+        return f"memory plan: none, as gather: {gather} does not suit this backbone"
+    text = summary(plan, gather, world_size=world_size)  # type: ignore[arg-type]
+    if plan.fits_with(gather):  # type: ignore[arg-type]
+        return text
+    return f"{text}. It does not fit; --dry-run lists what does"

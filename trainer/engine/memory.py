@@ -1,27 +1,31 @@
 """How much memory a rank will need, from the model's config alone; it must not load weights.
 
-An estimate to plan by, not a measurement: each part's formula stands at the function that computes
-it. Letters: P all parameters, T trainable ones, W ranks, b bytes of `model.dtype`.
+A step has phases, and each holds other things besides what lives through the run: while chunks run,
+activations; while gradients are reduced, DeepSpeed's copies of them; while weights are updated, the
+optimizer's. The peak is that of the largest phase. `tools/bench/memory_plan.py` compares it with
+measured peaks.
+
+Letters: P all parameters, T trained ones, W ranks, b bytes of `model.dtype`, L layers.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from transformers import AutoModel, PretrainedConfig
 
-from trainer.model.adapters import check_targets
-from trainer.model.layer_major import supports_layer_major
+from trainer.engine.model_size import ModelShape, longest_text
 from trainer.objectives.contrastive import TILE_BYTES
+from trainer.recipe.deepspeed_file import offloads
 from trainer.recipe.resolve import global_batch_sizes
-from trainer.recipe.schema import LoraRecipe, Recipe, Task
+from trainer.recipe.schema import Recipe, Task
 
 Way = Literal["step", "chunk", "interleaved"]
 """When ZeRO-3 gathers parameters: once per step, once per layer, or for every chunk."""
+Parts = Mapping[str, int]
+"""Bytes by name."""
 
 RESERVED_BYTES = 2 * 2**30
 """CUDA context, cuBLAS workspaces and fragmentation of the allocator, per GPU."""
@@ -29,104 +33,123 @@ MEMINFO = Path("/proc/meminfo")
 """Where Linux tells how much memory is free."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 """b."""
-NORM_ELEMENTS = 6
-"""Hidden states per token that a layer's two norms and residuals keep, float32 counted double."""
 TILES = 4
 """Tiles of logits that the contrastive loss holds at once."""
-OFFLOADED = {
-    "offload_param": ("parameters",),
-    "offload_optimizer": ("gradients", "optimizer state"),
-}
-"""What each section of a ds_config moves to the host."""
 VECTOR_COPIES = 3
 """Copies of all embeddings on a rank: gathered values, their gradients, and those being reduced."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelShape:
-    """Sizes of a backbone."""
-
-    num_parameters: int
-    """P, adapters included."""
-    num_trainable: int
-    """T: P, or those of the adapters."""
-    layer_parameters: int
-    """Parameters of the largest repeated block, or of the embeddings if these are more."""
-    num_layers: int
-    """Repeated blocks."""
-    hidden_size: int
-    """Elements of a token's hidden state."""
-    is_layered: bool
-    """Whether chunks can run layer by layer, as `gather: chunk` has them."""
-    layer_elements: int
-    """Elements that a token leaves in one layer for its backward pass.
-
-    Inputs and outputs of the linear maps, norms and residuals; fused attention keeps no matrix of
-    tokens by tokens.
-    """
+ADAM_TEMPORARIES = 2
+"""Float32 copies of its state that AdamW makes where it is not fused: on a CPU."""
+FLAT_STATES = 2
+"""States of all tokens besides those at the borders: a layer's parts, and the same joined."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes on each GPU, part by part."""
+    """Bytes of a rank, phase by phase and part by part."""
 
-    parts: Mapping[Way, Mapping[str, int]]
-    """Bytes by name for each value of `engine.gather` that suits the model, fastest first."""
-    host_bytes: int
-    """On the CPU side, for each rank."""
+    phases: Mapping[Way, Mapping[str, Parts]]
+    """For each value of `engine.gather` that suits the model, fastest first."""
+    host: Parts
+    """On the CPU side, for each rank: what is offloaded."""
     checkpoint_bytes: int
     """On disk for one checkpoint of all ranks."""
+    export_bytes: int
+    """On disk for `model/`: all weights, adapters merged into them."""
     usable_bytes: int | None
     """What a rank may use of its GPU, or its share of the machine; None where not known."""
 
+    def peak_phase(self, gather: Way) -> str:
+        """The phase that needs most with that way of gathering."""
+        phases = self.phases[gather]
+        return max(phases, key=lambda name: sum(phases[name].values()))
+
+    def parts(self, gather: Way) -> Parts:
+        """What is held in that phase."""
+        return self.phases[gather][self.peak_phase(gather)]
+
     def total(self, gather: Way) -> int:
         """Peak bytes with that way of gathering."""
-        return sum(self.parts[gather].values())
+        return sum(self.parts(gather).values())
 
     @property
     def gather(self) -> Way:
         """The fastest way that fits, else the one that needs least."""
         if self.usable_bytes is None:
             return "step"
-        fitting = [way for way in self.parts if self.total(way) <= self.usable_bytes]
-        return fitting[0] if fitting else min(self.parts, key=self.total)
+        fitting = [way for way in self.phases if self.fits_with(way)]
+        return fitting[0] if fitting else min(self.phases, key=self.total)
+
+    def fits_with(self, gather: Way) -> bool:
+        """Whether a way of gathering is under the memory there is, as far as that is known."""
+        return self.usable_bytes is None or self.total(gather) <= self.usable_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether the chosen way is under the GPU's memory, as far as that is known."""
-        return self.usable_bytes is None or self.total(self.gather) <= self.usable_bytes
+        """The same for the chosen way."""
+        return self.fits_with(self.gather)
 
 
-def measure_model(config: PretrainedConfig, lora: LoraRecipe | None) -> ModelShape:
-    """Build the model without storage and count.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the formulas read, worked out once."""
 
-    Args:
-        config: as transformers reads it; no weights are needed.
-        lora: adapters, or None for full fine-tuning.
+    recipe: Recipe
+    shape: ModelShape
+    zero: Mapping[str, Any]
+    """`zero_optimization` of the resolved dict."""
+    world_size: int
+    on_gpu: bool
+    """Buffers that a CPU only promises are taken at once on a GPU; there AdamW is fused."""
 
-    Raises:
-        RecipeError: a target of the adapters that matches nothing.
-    """
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-    if lora is not None:
-        check_targets(model, lora)
-    blocks = _blocks(model)
-    block = max(blocks, key=_count, default=model)
-    embeddings = [_count(module) for module in model.modules() if isinstance(module, nn.Embedding)]
-    adapters = 0 if lora is None else _adapter_parameters(model, lora)
-    hidden_size = int(config.get_text_config().hidden_size)
-    linears = [module for module in block.modules() if isinstance(module, nn.Linear)]
-    elements = sum(linear.in_features + linear.out_features for linear in linears)
-    return ModelShape(
-        num_parameters=_count(model) + adapters,
-        num_trainable=_count(model) if lora is None else adapters,
-        layer_parameters=max([_count(block), *embeddings]),
-        num_layers=max(1, len(blocks)),
-        hidden_size=hidden_size,
-        is_layered=supports_layer_major(model),
-        layer_elements=elements + NORM_ELEMENTS * hidden_size,
-    )
+    @property
+    def stage(self) -> int:
+        """ZeRO stage."""
+        return int(self.zero["stage"])
+
+    @property
+    def width(self) -> int:
+        """Bytes of `model.dtype`, b."""
+        return DTYPE_BYTES[self.recipe.model.dtype]
+
+    @property
+    def gradients(self) -> int:
+        """Float32 gradients of all that is trained, 4 T."""
+        return 4 * self.shape.num_trainable
+
+    @property
+    def own(self) -> int:
+        """A rank's share of a float32 copy of what is trained, 4 T / W."""
+        return math.ceil(self.gradients / self.world_size)
+
+    @property
+    def bucket(self) -> int:
+        """Elements of a full reduction bucket: no more than are trained."""
+        return min(int(self.zero.get("reduce_bucket_size", 5e8)), self.shape.num_trainable)
+
+    @property
+    def bucket_taken(self) -> int:
+        """Bytes of the bucket itself, in float32; a CPU gives only the pages that are written."""
+        whole = int(self.zero.get("reduce_bucket_size", 5e8))
+        return 4 * (whole if self.on_gpu else self.bucket)
+
+    @property
+    def share(self) -> int:
+        """Tokens of a rank in a step, at most."""
+        return math.ceil(max(step_tokens(self.recipe).values(), default=0) / self.world_size)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a chunk: whole texts of the greatest length, one at least."""
+        longest = longest_text(self.recipe)
+        texts = max(1, self.recipe.engine.max_tokens_per_chunk // longest)
+        return min(texts * longest, max(longest, self.share))
+
+    @property
+    def embedding_gradient(self) -> int:
+        """Bytes of a new gradient of the table of embeddings and of its float32 form."""
+        if not self.shape.embedding_trained:
+            return 0
+        return (self.width + (4 if self.width < 4 else 0)) * self.shape.embedding_parameters
 
 
 def plan_memory(
@@ -136,122 +159,224 @@ def plan_memory(
     deepspeed: Mapping[str, Any],
     world_size: int,
     usable_bytes: int | None = None,
+    on_gpu: bool = True,
 ) -> MemoryPlan:
     """Add up a rank's memory.
 
     Args:
         recipe: batch sizes, lengths, dtype, chunk budget.
-        shape: from `measure_model`.
+        shape: from `measure_model` of the same recipe; batches, budgets and files may differ.
         deepspeed: the resolved dict; its stage and offloading decide what is sharded.
         world_size: W.
         usable_bytes: from `device_memory` or `usable`; None where not known.
+        on_gpu: whether the ranks compute on GPUs.
     """
     zero = deepspeed["zero_optimization"]
-    resident = _resident_bytes(recipe, shape, zero["stage"], world_size)
-    moved = [
-        part
-        for section, parts in OFFLOADED.items()
-        if (zero.get(section) or {}).get("device", "none") != "none"
-        for part in parts
-    ]
-    common = {part: 0 if part in moved else size for part, size in resident.items()}
-    common["embeddings and loss"] = _loss_bytes(recipe, shape)
-    common["buckets"] = _bucket_bytes(shape, zero)
-    whole = _whole_model_bytes(recipe, shape, zero["stage"])
-    by_layer = _layer_bytes(recipe, shape, world_size)
-    # chunk by chunk: whole chunks' activations over parameters that come and go by layer
-    parts: dict[Way, dict[str, int]] = {"step": common | whole}
+    job = Job(recipe=recipe, shape=shape, zero=zero, world_size=world_size, on_gpu=on_gpu)
+    resident = _resident(job)
+    moved = _offloaded(deepspeed)
+    held = {name: size for name, size in resident.items() if name not in moved}
+    held["embeddings and loss"] = _loss_bytes(recipe, shape)
+    phases: dict[Way, dict[str, Parts]] = {"step": _step_phases(job)}
     if shape.is_layered:
-        parts["chunk"] = common | by_layer
-    kept = {part: whole[part] for part in ("activations", "states between layers")}
-    parts["interleaved"] = common | by_layer | kept
+        phases["chunk"] = _layer_phases(job)
+    phases["interleaved"] = _interleaved_phases(job)
+    update = _update(job, moved)
     return MemoryPlan(
-        parts=parts,
-        host_bytes=sum(resident[part] for part in moved),
-        checkpoint_bytes=_checkpoint_bytes(recipe, shape, zero["stage"]),
+        phases={
+            way: {name: held | parts for name, parts in found.items()} | {"update": held | update}
+            for way, found in phases.items()
+        },
+        host=_host(job, {name: resident[name] for name in moved if name in resident}),
+        checkpoint_bytes=_checkpoint_bytes(job),
+        export_bytes=job.width * shape.num_parameters,
         usable_bytes=usable_bytes,
     )
 
 
-def _resident_bytes(
-    recipe: Recipe, shape: ModelShape, stage: int, world_size: int
-) -> dict[str, int]:
+def _resident(job: Job) -> dict[str, int]:
     """What lives through the whole run.
 
-    Parameters: P b at stages 1 and 2, P b / W at stage 3. Gradients, accumulated in float32: 4 T
-    at stage 1, else 4 T / W. Optimizer: AdamW's two moments 8 T / W, and in bfloat16 the float32
-    master weights, 4 T / W more (in float32 the parameters are their own master at stage 3 only).
+    Parameters: P b at stages 1 and 2, P b / W at stage 3, where the small ones stay gathered as
+    well. Masters, 4 T / W, also of float32 parameters: DeepSpeed copies them. AdamW's moments,
+    8 T / W. Stage 3 keeps a flat gradient, 4 T / W, and a reduction bucket.
     """
-    trainable = 4 * shape.num_trainable
-    parameters = DTYPE_BYTES[recipe.model.dtype] * shape.num_parameters
-    has_master = recipe.model.dtype == "bfloat16" or stage < 3
-    states = (2 if recipe.train.optimizer == "adamw" else 0) + has_master
+    parameters = job.width * job.shape.num_parameters
+    moments = 2 if job.recipe.train.optimizer == "adamw" else 0
+    parts = {
+        "parameters": parameters,
+        "masters": job.own,
+        "optimizer state": moments * job.own,
+    }
+    if job.stage == 3:
+        kept = int(job.zero.get("stage3_param_persistence_threshold", 1e5))
+        small = sum(size * count for size, count in job.shape.numels.items() if size <= kept)
+        parts["parameters"] = math.ceil(parameters / job.world_size)
+        parts["parameters that stay gathered"] = job.width * small
+        parts["gradients"] = job.own
+        parts["buckets"] = job.bucket_taken
+    return parts
+
+
+def _offloaded(deepspeed: Mapping[str, Any]) -> set[str]:
+    """Names of the parts that a ds_config moves to the host."""
+    config = dict(deepspeed)
+    moved = {"parameters"} if offloads(config, "offload_param") else set()
+    if offloads(config, "offload_optimizer"):
+        moved |= {"gradients", "masters", "optimizer state"}
+    return moved
+
+
+def _host(job: Job, moved: dict[str, int]) -> dict[str, int]:
+    """What is offloaded; the optimizer on the host has a gradient of its own, 4 T / W more."""
+    return moved | ({"the optimizer's gradients": job.own} if "masters" in moved else {})
+
+
+def _step_phases(job: Job) -> dict[str, Parts]:
+    """Whole chunks over parameters gathered once: forwards, backwards, then one reduction.
+
+    The last chunks of pass 1 keep their graphs while there are no gradients yet. Each later chunk
+    adds its own to those of all, 4 T, and last of all one to the table of embeddings.
+    """
+    gathered = {"gathered parameters": job.width * job.shape.num_parameters * (job.stage == 3)}
+    kept = _kept_tokens(job)
+    first = {"activations": job.shape.graph(kept) + job.shape.backward(job.chunk)}
+    more = job.shape.graph(job.chunk) + job.shape.backward(job.chunk)
+    gradients = {"step's gradients": job.gradients}
+    phases: dict[str, Parts] = {"first chunk": gathered | first}
+    if job.share > kept:
+        last = {"activations": max(more, job.embedding_gradient)}
+        phases["last chunk"] = gathered | gradients | last
+    phases["reduction"] = gathered | gradients | _reduction(job)
+    return phases
+
+
+def _kept_tokens(job: Job) -> int:
+    """Tokens whose graph pass 1 keeps."""
+    keep = job.recipe.engine.keep_graph_tokens
+    keep = job.recipe.engine.max_tokens_per_chunk if keep is None else keep
+    return min(max(job.chunk, keep // job.chunk * job.chunk), max(job.chunk, job.share))
+
+
+def _reduction(job: Job) -> dict[str, int]:
+    """Copies of gradients while a bucket is reduced, besides the gradients that wait.
+
+    Stages 1 and 2 fill a bucket, whose originals are freed, and copy it. Stage 3 joins a bucket's
+    gradients in a new tensor, whose originals are freed; gloo sums in a copy of that.
+    """
+    full = 4 * job.bucket
+    if job.stage == 3:
+        largest = 4 * max(job.shape.numels, default=0) if job.shape.embedding_trained else 0
+        return {"copies for reduction": 0 if job.on_gpu else max(full, largest)}
+    return {"buckets": job.bucket_taken - full, "copies for reduction": full}
+
+
+def _update(job: Job, moved: set[str]) -> dict[str, int]:
+    """The update: a flat copy of the own gradients, and unless fused AdamW's temporaries."""
+    if "masters" in moved:
+        return {}
+    group = (
+        min(job.own, 4 * int(job.zero.get("sub_group_size", 1e9))) if job.stage == 3 else job.own
+    )
+    parts = {"flat gradients": group}
+    if job.stage < 3:
+        parts["gradients"] = job.own
+    if job.recipe.train.optimizer == "adamw" and not job.on_gpu:
+        parts["update's temporaries"] = ADAM_TEMPORARIES * group
+    return parts
+
+
+def _layer_phases(job: Job) -> dict[str, Parts]:
+    """All chunks through one layer after another, and back.
+
+    The state of every token of the rank is kept at each of the L borders. At the top of the
+    backward pass all of them are there, and one layer's gradients; at its end the table of
+    embeddings gets its gradient.
+    """
+    state = job.share * job.shape.hidden_size * job.width
+    borders = {"states between layers": (job.shape.num_layers + FLAT_STATES) * state}
+    one_layer = {"activations": job.shape.layer(job.chunk)}
+    if job.stage < 3:
+        gradients = {"step's gradients": job.gradients}
+        return {
+            "layers": borders | one_layer | gradients,
+            "reduction": gradients | _reduction(job),
+        }
+    live, in_flight = _gathered(job)
+    flight = {"parameters in flight": in_flight}
+    going_back = 0 if live == job.width * job.shape.num_parameters else in_flight
     return {
-        "parameters": parameters if stage < 3 else math.ceil(parameters / world_size),
-        "gradients": trainable if stage == 1 else math.ceil(trainable / world_size),
-        "optimizer state": math.ceil(states * trainable / world_size),
+        "forward": borders | one_layer | {"gathered parameters": live} | flight,
+        "backward": borders
+        | one_layer
+        | {"gathered parameters": live, "parameters in flight": going_back}
+        | {"layer's gradients": 4 * job.shape.layer_trainable},
+        "embeddings": {
+            "states between layers": FLAT_STATES * state,
+            "gathered parameters": job.width * job.shape.embedding_parameters,
+        }
+        | _embedding_gradient(job),
     }
 
 
-def _checkpoint_bytes(recipe: Recipe, shape: ModelShape, stage: int) -> int:
+def _embedding_gradient(job: Job) -> dict[str, int]:
+    """A new gradient of the table of embeddings, for which the waiting bucket is reduced."""
+    if not job.shape.embedding_trained:
+        return {"copies for reduction": 0}
+    copies = 1 if job.on_gpu else 2
+    waiting = min(job.bucket, job.shape.num_trainable - job.shape.embedding_parameters)
+    return {
+        "embeddings' gradient": job.embedding_gradient,
+        "copies for reduction": 4 * copies * waiting,
+    }
+
+
+def _gathered(job: Job) -> tuple[int, int]:
+    """Bytes of layers that are gathered at once, and of those on their way.
+
+    DeepSpeed keeps a layer that is used again before `stage3_max_reuse_distance` parameters went
+    by, once forth and once back, and fetches ahead. A group on its way is there twice until its
+    last parameter is used: as it came, and cut into parameters.
+    """
+    ahead = int(job.zero.get("stage3_prefetch_bucket_size", 5e7))
+    reuse = int(job.zero.get("stage3_max_reuse_distance", 1e9)) // 2
+    layer = max(job.shape.layer_parameters, job.shape.embedding_parameters)
+    everything = job.shape.num_parameters
+    fetched = max(ahead, job.shape.layer_parameters)
+    live = min(everything, reuse + layer + fetched)
+    in_flight = min(everything - job.shape.embedding_parameters, fetched)
+    return job.width * live, job.width * in_flight
+
+
+def _interleaved_phases(job: Job) -> dict[str, Parts]:
+    """Chunk by chunk through the hooked engine: a chunk's activations over layers that come and go.
+
+    Below stage 3 all gradients wait for the last chunk.
+    """
+    chunk = job.shape.graph(job.chunk) + job.shape.backward(job.chunk)
+    if job.stage < 3:
+        gradients = {"step's gradients": job.gradients}
+        activations = {"activations": max(chunk, job.embedding_gradient)}
+        return {"chunks": gradients | activations, "reduction": gradients | _reduction(job)}
+    live, in_flight = _gathered(job)
+    moving = {"gathered parameters": live, "parameters in flight": in_flight}
+    return {
+        "chunks": moving
+        | {"activations": chunk, "layer's gradients": 4 * job.shape.layer_trainable},
+        "embeddings": {"gathered parameters": job.width * job.shape.embedding_parameters}
+        | _embedding_gradient(job),
+    }
+
+
+def _checkpoint_bytes(job: Job) -> int:
     """Master weights and moments of what is trained, 12 T, and the trained weights themselves.
 
     Stage 3 leaves those out; the other stages write them in the model's dtype, T b. Frozen weights
     are not written: an adapter run names its base instead.
     """
-    states = 3 if recipe.train.optimizer == "adamw" else 1
-    width = 0 if stage == 3 else DTYPE_BYTES[recipe.model.dtype]
-    return (4 * states + width) * shape.num_trainable
-
-
-def _whole_model_bytes(recipe: Recipe, shape: ModelShape, stage: int) -> dict[str, int]:
-    """What is held while whole chunks run over parameters gathered once per step.
-
-    All parameters, P b at stage 3, and a full float32 gradient of each trainable one, 4 T. The
-    graph of one chunk: without checkpointing every layer's activations of each token; with it one
-    hidden state per layer and one layer's activations at a time.
-    """
-    width = DTYPE_BYTES[recipe.model.dtype]
-    layer = shape.layer_elements * width
-    if recipe.model.gradient_checkpointing:
-        per_token = layer + shape.num_layers * shape.hidden_size * width
-    else:
-        per_token = layer * shape.num_layers
-    return {
-        "gathered parameters": width * shape.num_parameters if stage == 3 else 0,
-        "gathered gradients": 4 * shape.num_trainable,
-        "activations": _chunk_tokens(recipe) * (per_token + _pooling_bytes(shape)),
-        "states between layers": 0,
-    }
-
-
-def _layer_bytes(recipe: Recipe, shape: ModelShape, world_size: int) -> dict[str, int]:
-    """What is held while all chunks run through one layer after another.
-
-    Two layers' parameters (the next is fetched while one computes), one layer's float32 gradient,
-    one layer's activations of one chunk, and the hidden state of every token of this rank at every
-    border between layers.
-    """
-    width = DTYPE_BYTES[recipe.model.dtype]
-    share = math.ceil(max(step_tokens(recipe).values(), default=0) / world_size)
-    per_token = shape.layer_elements * width + _pooling_bytes(shape)
-    return {
-        "gathered parameters": 2 * width * shape.layer_parameters,
-        "gathered gradients": 4 * min(shape.layer_parameters, shape.num_trainable),
-        "activations": _chunk_tokens(recipe) * per_token,
-        "states between layers": share * (shape.num_layers + 1) * shape.hidden_size * width,
-    }
-
-
-def _chunk_tokens(recipe: Recipe) -> int:
-    """Tokens whose graph is alive at once: a chunk, the kept graphs, or one long text."""
-    longest = max(recipe.data.query_max_tokens, recipe.data.passage_max_tokens)
-    return max(recipe.engine.max_tokens_per_chunk, recipe.engine.keep_graph_tokens or 0, longest)
-
-
-def _pooling_bytes(shape: ModelShape) -> int:
-    """Two float32 hidden states per token: the last one and its gradient."""
-    return 2 * 4 * shape.hidden_size
+    states = 3 if job.recipe.train.optimizer == "adamw" else 1
+    width = 0 if job.stage == 3 else job.width
+    return (4 * states + width) * job.shape.num_trainable
 
 
 def step_tokens(recipe: Recipe) -> dict[Task, int]:
@@ -283,32 +408,10 @@ def _loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
     return max(sizes)
 
 
-def _bucket_bytes(shape: ModelShape, zero: Mapping[str, Any]) -> int:
-    """DeepSpeed's reduction bucket, twice where it overlaps with the backward pass, in float32."""
-    elements = min(int(zero.get("reduce_bucket_size", 5e8)), shape.num_trainable)
-    copies = 2 if zero.get("overlap_comm", zero["stage"] == 3) else 1
-    return copies * 4 * elements
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers: the longest list of modules in the model."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _adapter_parameters(model: nn.Module, lora: LoraRecipe) -> int:
-    """Sum of rank (in + out) over the adapted linear maps, and `out` magnitudes each for DoRA."""
-    total = 0
-    for name, module in model.named_modules():
-        chosen = lora.targets == "all-linear" or name.rsplit(".", 1)[-1] in lora.targets
-        if isinstance(module, nn.Linear) and chosen:
-            total += lora.rank * (module.in_features + module.out_features)
-            total += module.out_features * lora.dora
-    return total
+def with_budget(recipe: Recipe, max_tokens_per_chunk: int) -> Recipe:
+    """The recipe with another chunk budget."""
+    engine = replace(recipe.engine, max_tokens_per_chunk=max_tokens_per_chunk)
+    return replace(recipe, engine=engine)
 
 
 def usable(gpu_bytes: int) -> int:

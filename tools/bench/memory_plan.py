@@ -1,0 +1,268 @@
+"""Compare the memory plan with measured peaks: two ranks on the CPU, one row for each way to train.
+
+    python tools/bench/memory_plan.py                    # everything: about half an hour
+    python tools/bench/memory_plan.py --sizes small --stages 3 --kinds lora
+    python tools/bench/memory_plan.py --json             # the last line is one object
+
+Each row is a run in processes of its own: load a decoder with random weights, take a step to warm
+up, then one measured step for each chunk budget. Measured is the anonymous memory of the first
+rank at its highest, above what it held before the model was loaded, after a tiny model had made it
+load its libraries. Predicted is what `--dry-run` prints for the same recipe.
+"""
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tools.bench.lora_memory import CHECKOUT, HEAD_SIZE, Peak, make_batch
+
+TOLERANCE = 0.15
+"""Share of the measured peak by which the plan may be off."""
+SIZES = {"tiny": (128, 2), "small": (512, 12), "large": (1024, 12)}
+"""Hidden size and layers of decoders: 54 and 184 million parameters; `tiny` warms up."""
+VOCABULARY = 32_000
+RANKS = 2
+TOKENS = 32
+"""Of each text."""
+QUERIES = 12
+"""Of a step over all ranks, with one passage each: 512 tokens a rank."""
+BUDGETS = (96, 192, 576)
+"""Tokens of a chunk: four, two and one chunk."""
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+"""Makes glibc return all but small blocks at once, so that resident pages are memory in use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to train: a run of its own."""
+
+    size: str
+    """Key of `SIZES`."""
+    kind: str
+    """`full` or `lora`."""
+    stage: int
+    """ZeRO stage."""
+    gather: Any
+    """`step` or `chunk`."""
+    dtype: Any
+    """`float32` or `bfloat16`."""
+
+    @property
+    def name(self) -> str:
+        """In a row of the table."""
+        return f"{self.size:<6} {self.kind:<5} ZeRO-{self.stage} {self.gather:<6} {self.dtype}"
+
+
+def make_recipe(way: Way, model: Path, budget: int) -> Any:
+    """The recipe of a row."""
+    from trainer.recipe.schema import (
+        DataRecipe,
+        EngineRecipe,
+        IrRecipe,
+        LoraRecipe,
+        ModelRecipe,
+        Recipe,
+        SourceRecipe,
+        TasksRecipe,
+        TrainRecipe,
+    )
+
+    suffix = "bf16" if way.dtype == "bfloat16" else "fp32"
+    return Recipe(
+        name="memory plan",
+        output_dir="unused",
+        model=ModelRecipe(
+            path=str(model),
+            dtype=way.dtype,
+            lora=LoraRecipe() if way.kind == "lora" else None,
+        ),
+        data=DataRecipe(
+            sources=(SourceRecipe(name="ids", task="ir", path="unused"),),
+            query_max_tokens=TOKENS,
+            passage_max_tokens=TOKENS,
+        ),
+        tasks=TasksRecipe(ir=IrRecipe(global_batch_size=QUERIES)),
+        train=TrainRecipe(max_steps=2 + len(BUDGETS)),
+        engine=EngineRecipe(
+            deepspeed=f"zero{way.stage}_{suffix}.json",
+            gather=way.gather,
+            max_tokens_per_chunk=budget,
+        ),
+    )
+
+
+def predict(way: Way, model: Path, budgets: Sequence[int]) -> list[int]:
+    """Peak bytes by the memory plan for each budget."""
+    from trainer.engine.memory import plan_memory, with_budget
+    from trainer.engine.model_size import measure_model
+    from trainer.model.backbone import load_config
+    from trainer.recipe.resolve import resolve
+
+    recipe = make_recipe(way, model, budgets[0])
+    shape = measure_model(load_config(recipe.model, str(model)), recipe)
+    config = resolve(recipe, world_size=RANKS).deepspeed
+    return [
+        plan_memory(
+            with_budget(recipe, budget), shape, deepspeed=config, world_size=RANKS, on_gpu=False
+        ).total(way.gather)
+        for budget in budgets
+    ]
+
+
+def make_decoder(size: str, folder: Path) -> None:
+    """Write a decoder with random weights, in half precision as they are published.
+
+    Weights in the dtype of the run would be mapped from their file, which is the system's memory.
+    """
+    from transformers import AutoModel, Qwen3Config
+
+    hidden, layers = SIZES[size]
+    heads = hidden // HEAD_SIZE
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        head_dim=HEAD_SIZE,
+    )
+    AutoModel.from_config(config).half().save_pretrained(folder)
+
+
+def measure(way: Way, folder: Path, out: Path) -> None:
+    """Body of a rank: warm up, then load and take a step for each budget; write the peaks."""
+    from trainer.engine.ranks import join, leave
+
+    ranks = join(timeout_minutes=10)
+    for _ in train(way, folder / "tiny", ranks):
+        pass
+    gc.collect()
+    peak = Peak()
+    idle = peak.start()
+    peaks: dict[str, int] = {}
+    for name in train(way, folder / way.size, ranks):
+        peaks[name] = peak.bytes - idle
+        peak.bytes = 0
+    peak.stop()
+    if ranks.is_first:
+        out.write_text(json.dumps(peaks), encoding="utf-8")
+    leave()
+
+
+def train(way: Way, model: Path, ranks: Any) -> Iterator[str]:
+    """Load and step; says what was just done."""
+    from trainer.engine.build import build
+    from trainer.engine.passes import TwinPasses
+    from trainer.engine.step import Stepper
+    from trainer.recipe.resolve import resolve
+
+    recipe = make_recipe(way, model, BUDGETS[0])
+    config = dict(resolve(recipe, world_size=ranks.world_size).deepspeed)
+    built = build(recipe, model_path=str(model), config=config, gather=way.gather, ranks=ranks)
+    yield "load"
+    for step, budget in enumerate((BUDGETS[0], *BUDGETS)):
+        recipe = make_recipe(way, model, budget)
+        if isinstance(built.passes, TwinPasses):
+            passes = TwinPasses(built.engine, built.twin, keep_graph_tokens=budget)
+            built = replace(built, passes=passes)
+        stepper = Stepper(recipe, built, ranks, num_steps=9, warmup_steps=0)
+        batch = argparse.Namespace(batch=QUERIES, tokens=TOKENS, vocabulary=VOCABULARY)
+        stepper.run(make_batch(batch, step))
+        yield str(budget) if step else "first step"
+    built.engine.destroy()
+
+
+def run(way: Way, folder: Path) -> dict[str, int]:
+    """Measure one way in processes of its own; peaks in bytes by budget."""
+    out = folder / "peaks.json"
+    flags = [f"--measure={json.dumps(asdict(way))}", f"--folder={folder}", f"--out={out}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    finished = subprocess.run(
+        [sys.executable, *launcher, __file__, *flags],
+        cwd=CHECKOUT,
+        env={**os.environ, **ALLOCATOR, "PYTHONPATH": str(CHECKOUT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        raise SystemExit(finished.stdout + finished.stderr)
+    peaks: dict[str, int] = json.loads(out.read_text(encoding="utf-8"))
+    return peaks
+
+
+def ways(arguments: argparse.Namespace) -> list[Way]:
+    """Every combination that was asked for."""
+    return [
+        Way(size=size, kind=kind, stage=stage, gather=gather, dtype=dtype)
+        for dtype in arguments.dtypes
+        for size in arguments.sizes
+        for kind in arguments.kinds
+        for stage in arguments.stages
+        for gather in arguments.gathers
+    ]
+
+
+def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure and predict each way; prints a table on the way."""
+    print(f"peak of a rank of {RANKS}, MiB; chunks of {', '.join(map(str, BUDGETS))} tokens")
+    print(f"{'':<38}{'measured':>20}{'predicted':>20}{'off by':>22}")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for size in {"tiny", *arguments.sizes}:
+            make_decoder(size, folder / size)
+        for way in ways(arguments):
+            peaks = run(way, folder)
+            measured = [peaks[str(budget)] for budget in BUDGETS]
+            predicted = predict(way, folder / way.size, BUDGETS)
+            pairs = list(zip(BUDGETS, measured, predicted, strict=True))
+            errors = "".join(f"{plan / peak - 1:>+8.1%}" for _, peak, plan in pairs)
+            print(f"{way.name:<38}{listed(measured)}{listed(predicted)}{errors}", flush=True)
+            rows += [
+                {**asdict(way), "budget": budget, "measured": peak, "predicted": plan}
+                for budget, peak, plan in pairs
+            ]
+    return rows
+
+
+def listed(sizes: Sequence[int]) -> str:
+    """Bytes as columns of MiB."""
+    return "".join(f"{size / 2**20:>7,.0f}" for size in sizes)
+
+
+def main() -> int:
+    """Read the command line, compare, print; 1 if the plan is off by more than it promises."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sizes", nargs="+", default=["small", "large"], choices=list(SIZES))
+    parser.add_argument("--kinds", nargs="+", default=["full", "lora"], choices=("full", "lora"))
+    parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3], choices=(1, 2, 3))
+    parser.add_argument("--gathers", nargs="+", default=["step", "chunk"])
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    for internal in ("--measure", "--folder", "--out"):
+        parser.add_argument(internal, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        way = Way(**json.loads(arguments.measure))
+        measure(way, Path(arguments.folder), Path(arguments.out))
+        return 0
+    rows = compare(arguments)
+    worst = max(abs(row["predicted"] / row["measured"] - 1) for row in rows)
+    print(f"{len(rows)} rows; off by {worst:.1%} at most; promised: {TOLERANCE:.0%}")
+    if arguments.json:
+        print(json.dumps({"rows": rows, "max_relative_error": worst}))
+    return int(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
