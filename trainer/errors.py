@@ -27,6 +27,10 @@ class CheckpointError(TrainerError):
     """A checkpoint, an export or a merge input is missing, damaged or of another model."""
 
 
+class HostError(TrainerError):
+    """The hosts of a run are not about to run the same thing."""
+
+
 class StepError(TrainerError):
     """Training cannot go on: a non-finite loss or gradient, or a rank that failed."""
 
