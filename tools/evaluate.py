@@ -2,10 +2,12 @@
 
 DIR is a sentence-transformers folder, a hub id, or the output folder of a run, which is scored
 with the text lengths of its recipe. A set is a BEIR folder or a file of scored pairs, written
-PATH or PATH:task. With `--json` the last line is `{set: {metric: value}}`.
+PATH or PATH:task. `--mteb TASK ...` scores tasks of the MTEB leaderboards through their own
+package, which downloads their data. With `--json` the last line is `{set: {metric: value}}`.
 """
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -123,6 +125,26 @@ def find_model(path: str) -> tuple[str, Limits]:
     )
 
 
+def load_model(path: str) -> "SentenceTransformer":
+    """The model of a folder or hub id.
+
+    Raises:
+        RecipeError: if there is none.
+    """
+    # Heavy: mistakes in paths and rows are told before these are imported.
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        return SentenceTransformer(path)
+    except OSError as error:
+        raise RecipeError(
+            f"--model: {path} = not found ({str(error).splitlines()[0]}); expected a folder or a "
+            "hub id. Check the path."
+        ) from error
+
+
 def evaluate(path: str, sets: Sequence[EvalSetRecipe]) -> dict[str, dict[str, float]]:
     """Metrics of each set.
 
@@ -133,24 +155,61 @@ def evaluate(path: str, sets: Sequence[EvalSetRecipe]) -> dict[str, dict[str, fl
     model_path, limits = find_model(path)
     data = DataRecipe(sources=())
     opened = [open_eval_set(held_out, data) for held_out in sets]
-    # Heavy: mistakes in paths and rows are told before these are imported.
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils.logging import disable_progress_bar
-
+    model = load_model(model_path)
     from trainer.evaluation.evaluate import evaluate_set
 
-    disable_progress_bar()
-    try:
-        model = SentenceTransformer(model_path)
-    except OSError as error:
-        raise RecipeError(
-            f"--model: {path} = not found ({str(error).splitlines()[0]}); expected a folder or a "
-            "hub id. Check the path."
-        ) from error
     return {
         held_out.name: evaluate_set(texts, ModelEmbedder(model, held_out.task, limits))
         for held_out, texts in zip(sets, opened, strict=True)
     }
+
+
+def check_mteb() -> None:
+    """Refuse `--mteb` where its package is missing.
+
+    Raises:
+        RecipeError: naming the command that installs it.
+    """
+    if importlib.util.find_spec("mteb") is None:
+        raise RecipeError(
+            "--mteb: package mteb = not installed; expected 2.26 or later. Install it with "
+            "`pip install -e .[mteb]`."
+        )
+
+
+def evaluate_mteb(path: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Main score of each task, as the leaderboards have it.
+
+    Args:
+        path: folder, run folder or hub id.
+        names: of tasks, such as `SciFact` or `STSBenchmark`.
+
+    Raises:
+        RecipeError: if package, model or a task is missing, or a task's data is out of reach.
+    """
+    check_mteb()
+    model_path, limits = find_model(path)
+    import mteb
+
+    try:
+        tasks = mteb.get_tasks(tasks=list(names))
+    except KeyError as error:
+        raise RecipeError(
+            f"--mteb: {' '.join(names)} = unknown ({error.args[0]}); expected names of MTEB tasks. "
+            "Correct them."
+        ) from error
+    model = load_model(model_path)
+    if limits.passage is not None:
+        # one length for both sides: the package knows one
+        model.max_seq_length = limits.passage
+    try:
+        result = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
+    except OSError as error:
+        raise RecipeError(
+            f"--mteb: {' '.join(names)} = not downloaded ({str(error).splitlines()[0]}); expected "
+            "access to the Hugging Face hub, or its data in the local cache. Check the network."
+        ) from error
+    return {one.task_name: {"main_score": float(one.get_score())} for one in result.task_results}
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
@@ -162,18 +221,37 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def evaluate_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Sets first, then the tasks that need the network.
+
+    Raises:
+        RecipeError: if a model, package or task is missing.
+        DataError: if a set is wrong.
+    """
+    sets = read_sets(arguments.sets, arguments.split)
+    results = evaluate(arguments.model, sets) if sets else {}
+    if arguments.mteb:
+        results |= evaluate_mteb(arguments.model, arguments.mteb)
+    return results
+
+
 def main() -> int:
     """Score a model and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="folder, run folder or hub id")
-    parser.add_argument("--sets", required=True, nargs="+", metavar="PATH[:task]")
+    parser.add_argument("--sets", default=[], nargs="+", metavar="PATH[:task]")
+    parser.add_argument("--mteb", default=[], nargs="+", metavar="TASK", help="such as SciFact")
     parser.add_argument("--split", default="dev", help="which qrels of a BEIR folder")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     arguments = parser.parse_args()
+    if not arguments.sets and not arguments.mteb:
+        parser.error("give --sets, --mteb or both")
+    if arguments.mteb:
+        check_mteb()
     logging.disable(logging.WARNING)
     # Read when torch is loaded: idle threads sleep, which saves most of the time on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    results = evaluate(arguments.model, read_sets(arguments.sets, arguments.split))
+    results = evaluate_all(arguments)
     print(table(results))
     if arguments.json:
         print(json.dumps(results))

