@@ -86,6 +86,7 @@ def test_metrics_wait_in_memory_while_the_disk_is_full(workspace: Path, disk: Pa
         filler.unlink()
         ended = command.wait()
     assert ended.code == 0, ended.err
+    assert "Traceback" not in ended.err
     assert "written again, no line is missing" in ended.out
     assert [line["step"] for line in lines(folder / "metrics.jsonl")] == list(range(150))
 

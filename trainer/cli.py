@@ -8,12 +8,15 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trainer.errors import TrainerError
 from trainer.recipe.secrets import without_secrets
+
+logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -130,6 +133,15 @@ def set_up_logging() -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     # a log that cannot be written, such as a pipe that was closed, must not end or flood a run
     logging.raiseExceptions = False
+    threading.excepthook = _tell_of_thread
+
+
+def _tell_of_thread(fault: threading.ExceptHookArgs) -> None:
+    """A thread that met a full disk, as TensorBoard's does, is worth a line, not a traceback."""
+    if isinstance(fault.exc_value, OSError):
+        logger.warning("a writer stopped: %s", fault.exc_value)
+    else:
+        threading.__excepthook__(fault)
 
 
 def shown(error: TrainerError) -> str:
