@@ -204,7 +204,8 @@ def test_selfcheck_passes_and_names_a_planted_error(finished: Path, workspace: P
 
 def test_ctrl_c_saves_and_resume_loses_nothing(workspace: Path) -> None:
     folder = workspace / "interrupted"
-    recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={folder}", "eval.sets=[]")
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={folder}", "eval.sets=[]",
+              "train.schedule=constant", "train.warmup_ratio=0")  # fmt: skip
     command = ("deepspeed", f"--master_port={free_port()}", "--num_accelerators", "2")
     with subprocess.Popen(
         [*command, "trainer/run.py", *recipe, "train.max_steps=60"],

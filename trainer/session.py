@@ -1,44 +1,55 @@
 """One run put together: model, data, loop, evaluation, checkpoints and export."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from trainer import __version__
+from trainer.agreement import check_hosts, describe_base
 from trainer.checkpoint.adapter_export import AdapterBase, check_exportable
-from trainer.checkpoint.base_identity import check_same_base, identify_base
+from trainer.checkpoint.base_identity import identify_base
 from trainer.checkpoint.embedder_files import write_embedder_files
 from trainer.checkpoint.export import ExportRequest, export_model
 from trainer.checkpoint.manifest import BaseIdentity
-from trainer.checkpoint.resume import check_same_run, find_checkpoint, load_checkpoint
-from trainer.checkpoint.save import SaveRequest, save_checkpoint
+from trainer.checkpoint.run_checkpoints import RunCheckpoints
+from trainer.checkpoint.save import SaveError, tag_of
+from trainer.checkpoint.storage import probe_storage
+from trainer.checks import writing_to
 from trainer.data.evalsets import IrEvalSet, StsEvalSet
 from trainer.data.loader import batches
 from trainer.data.plan import DataPlan, make_plan
 from trainer.data.sources import Source, open_eval_set
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
+from trainer.engine.bad_steps import BadSteps
 from trainer.engine.build import Built, build
+from trainer.engine.deepspeed_check import check_deepspeed
 from trainer.engine.embed import embed_texts
 from trainer.engine.gather_mode import choose_gather
 from trainer.engine.loop import Hooks, Interrupt, Schedule, fit
+from trainer.engine.memory_faults import rehearse
 from trainer.engine.metrics import FileRecorder, Recorder
-from trainer.engine.ranks import Ranks, join, leave
+from trainer.engine.ranks import Ranks, joined
 from trainer.engine.step import Stepper
-from trainer.evaluation.evaluate import Side, evaluate_set
+from trainer.evaluation.evaluate import SetReport, Side, examine_set
+from trainer.evaluation.watch import Watch
+from trainer.finished import clear_finished, write_finished
+from trainer.merge.of_run import merge_last
 from trainer.model.backbone import load_config
 from trainer.recipe.load import dump_recipe
 from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.resolve import resolve, warmup_steps
 from trainer.recipe.schema import EvalSetRecipe, Recipe
 from trainer.report import write_report
+from trainer.run_facts import RunFacts, write_run_facts
 
 logger = logging.getLogger(__name__)
 
@@ -61,21 +72,21 @@ def train(recipe: Recipe, sources: tuple[Source, ...], *, resume: bool) -> int:
         TrainerError: see the rooms that `Session` is made of.
     """
     interrupt = Interrupt()
-    with interrupt.listening():
-        ranks = join(recipe.engine.timeout_minutes)
-        try:
-            session = open_session(recipe, sources, ranks)
-            start = session.prepare(resume=resume)
-            done = session.fit(start, interrupt)
+    with interrupt.listening(), joined(recipe.engine.timeout_minutes) as ranks:
+        session = open_session(recipe, sources, ranks)
+        start = session.prepare(resume=resume)
+        done = session.fit(start, interrupt)
+        if ranks.is_first:
+            session.report()
+        if interrupt.signal is None:
+            session.restore_best(done)
+            session.export()
+            session.merge()
             if ranks.is_first:
-                write_report(session.folder)
-            if interrupt.signal is None:
-                session.export()
-                logger.info("done: %d steps, model in %s", done, session.folder / "model")
-            else:
-                logger.info("interrupted after %d steps, saved; continue with --resume", done)
-        finally:
-            leave()
+                write_finished(session.folder, step=done)
+            logger.info("done: %d steps, model in %s", done, session.folder / "model")
+        else:
+            logger.info("interrupted after %d steps, saved; continue with --resume", done)
     return interrupt.exit_code
 
 
@@ -83,6 +94,7 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> "
     """Load tokenizer and model and make the engine. Collective: yes."""
     path = resolve_model_path(recipe.model.path)
     resolved = resolve(recipe, world_size=ranks.world_size)
+    check_deepspeed(resolved.deepspeed, file=recipe.engine.deepspeed)
     tokenizer = load_tokenizer(
         path,
         pooling=recipe.model.pooling,
@@ -92,6 +104,7 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> "
     encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling)
     check_instructions(encoder, recipe)
     config = load_config(recipe.model, path)
+    check_hosts(recipe, sources, describe_base(path, config), ranks)
     if recipe.model.lora is not None:
         check_exportable(recipe, config)
     gather = choose_gather(
@@ -146,43 +159,48 @@ class Session:
 
     def prepare(self, *, resume: bool) -> int:
         """Restore the newest valid checkpoint if asked; returns the first step to take."""
-        checkpoints = self.folder / "checkpoints"
-        found = find_checkpoint(checkpoints, self.ranks) if resume else None
-        start = 0
-        if found is not None:
-            check_same_run(
-                found,
-                recipe=dataclasses.asdict(self.recipe),
-                sources=self.fingerprints,
-                world_size=self.ranks.world_size,
-            )
-            if self.base is not None:
-                check_same_base(found.tag, found.manifest.base, self.base)
-            start = load_checkpoint(self.built.engine, checkpoints, found, self.ranks)
-            logger.info("resumed from %s: next step is %d", found.tag, start)
+        checkpoints, start = self.checkpoints, 0
+        if resume:
+            start = checkpoints.restore(self.built.engine, num_steps=self.num_steps)
+        if start > 0:
+            logger.info("resumed from %s: next step is %d", tag_of(start), start)
         if self.ranks.is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
+            with writing_to(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                clear_finished(self.folder)
+                (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
+                write_run_facts(self.folder, self._facts())
         dist.barrier()
         return start
 
     def fit(self, start: int, interrupt: Interrupt) -> int:
         """Run the loop from a step; returns steps done."""
         recipe, stop = self.recipe, self.num_steps
-        stepper = Stepper(recipe, self.built, self.ranks, stop, warmup_steps(recipe, stop))
+        warmup = warmup_steps(recipe, stop)
+        bad_steps = BadSteps(
+            folder=self.folder,
+            sources={source.name: source for source in self.sources},
+            ranks=self.ranks,
+        )
+        stepper = Stepper(recipe, self.built, self.ranks, stop, warmup, bad_steps)
+        if start < stop:
+            rehearse(recipe, self.built, self.ranks)
         schedule = Schedule(
             start=start,
             stop=stop,
             eval_every=recipe.eval.every_steps,
             save_every=recipe.checkpoint.every_steps,
+            save_every_minutes=recipe.checkpoint.every_minutes,
         )
+        self.watch.recall(start)
         stream = batches(self.plan, self.sources, self.tokenizer, recipe, start, stop)
         with closing(stream), self._recorder(start, stop) as recorder:
             hooks = Hooks(
                 step=stepper.run,
                 report=recorder.step,
-                evaluate=lambda done: recorder.evaluation(done, self.evaluate()),
+                evaluate=lambda done: self._judge(done, recorder),
                 save=self.save,
+                try_save=self.try_save,
             )
             return fit(stream, schedule, hooks, self.ranks, interrupt)
 
@@ -191,39 +209,112 @@ class Session:
         if not self.ranks.is_first:
             return Recorder()
         recipe = self.recipe
-        return FileRecorder(
-            self.folder,
-            start=start,
-            stop=stop,
-            wandb_project=recipe.log.wandb_project,
-            name=recipe.name,
+        with writing_to(self.folder):
+            return FileRecorder(
+                self.folder,
+                start=start,
+                stop=stop,
+                wandb_project=recipe.log.wandb_project,
+                name=recipe.name,
+            )
+
+    def _facts(self) -> RunFacts:
+        """What the page says besides the recipe."""
+        device = self.ranks.device
+        cuda = device.type == "cuda"
+        return RunFacts(
+            num_ranks=self.ranks.world_size,
+            device=torch.cuda.get_device_name(device) if cuda else device.type,
+            num_steps=self.num_steps,
+            exposure=self.plan.exposure(self.num_steps),
+            libraries={name: version(name) for name in LIBRARIES},
         )
 
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """Metrics of every evaluation set."""
+    @cached_property
+    def watch(self) -> Watch:
+        """Follows the best evaluation."""
+        return Watch(self.recipe.eval, self.folder, self.ranks)
+
+    def _judge(self, done: int, recorder: Recorder) -> bool:
+        """Evaluate, record, keep the checkpoint if it is the best; whether the run should end."""
+        reports = self.evaluate()
+        results = {name: report.metrics for name, report in reports.items()}
+        geometry = {name: report.geometry.recorded for name, report in reports.items()}
+        recorder.evaluation(done, results, geometry)
+        verdict = self.watch.judge(done, results)
+        if verdict.is_best and done:
+            self._keep_best(done)
+        if verdict.is_last:
+            logger.info("after %d steps eval.patience has ended", done)
+        return verdict.is_last
+
+    def _keep_best(self, done: int) -> None:
+        """Keep the checkpoint of this step, or say why not."""
+        engine = self.built.engine
+        try:
+            self.checkpoints.keep_best(engine, done, write_embedder=self._write_embedder)
+        except SaveError as error:
+            logger.warning("%s The best checkpoint so far is not kept.", error)
+
+    def restore_best(self, done: int) -> None:
+        """Go back to the best evaluation's parameters, where the recipe names a metric."""
+        best = self.watch.best_step
+        if best is None or best == done:
+            return
+        metric = self.recipe.eval.best_metric
+        if best > 0 and self.checkpoints.load(self.built.engine, best):
+            logger.info("model/ is that of step %d, the best by %s", best, metric)
+        else:
+            logger.warning("%s was best after %d steps, of which there is no checkpoint; model/ is "
+                           "that of step %d", metric, best, done)  # fmt: skip
+
+    def evaluate(self) -> dict[str, SetReport]:
+        """Metrics and geometry of every evaluation set."""
         with self.built.passes.held():
             return {
-                held_out.name: evaluate_set(records, SetEmbedder(self, held_out))
+                held_out.name: examine_set(records, SetEmbedder(self, held_out))
                 for held_out, records in zip(self.recipe.eval.sets, self.eval_sets, strict=True)
             }
 
-    def save(self, done: int) -> None:
-        """Write the checkpoint of `done` steps."""
-        request = SaveRequest(
-            step=done,
-            recipe=dataclasses.asdict(self.recipe),
+    @cached_property
+    def checkpoints(self) -> RunCheckpoints:
+        """Checkpoints of this run; their folder is made. Collective: yes, the first time."""
+        folder = self.folder / "checkpoints"
+        return RunCheckpoints(
+            folder=folder,
+            storage=probe_storage(folder, self.ranks),
+            recipe=self.recipe,
             sources=self.fingerprints,
             versions={"trainer": __version__, **{name: version(name) for name in LIBRARIES}},
-            write_embedder=self._write_embedder,
             base=self.base,
         )
-        save_checkpoint(
-            self.built.engine,
-            self.folder / "checkpoints",
-            request,
-            self.ranks,
-            keep=self.recipe.checkpoint.keep,
-        )
+
+    def save(self, done: int) -> None:
+        """Write the checkpoint of `done` steps.
+
+        Raises:
+            SaveError: a disk refused.
+        """
+        engine = self.built.engine
+        self.checkpoints.save(engine, done, write_embedder=self._write_embedder)
+
+    def try_save(self, done: int) -> None:
+        """Write the checkpoint of `done` steps, or say why not and when it is tried again."""
+        try:
+            self.save(done)
+        except SaveError as error:
+            again = self.recipe.checkpoint
+            when = [f"in {again.every_minutes:g} minutes"] if again.every_minutes else []
+            when += [f"after step {done + again.every_steps}"] if again.every_steps else []
+            logger.warning("%s Training goes on; saving is tried again %s, and at the end.",
+                           error, " or ".join(when))  # fmt: skip
+
+    def report(self) -> None:
+        """Write `report.html`; a full disk costs the page, which `tools/report.py` makes again."""
+        try:
+            write_report(self.folder)
+        except OSError as error:
+            logger.warning("report.html: not written (%s)", error.strerror)
 
     def export(self) -> None:
         """Write `model/`."""
@@ -234,6 +325,21 @@ class Session:
         )
         backbone = self.built.engine.module.backbone
         export_model(backbone, self.folder / "model", request, self.ranks)
+
+    def merge(self) -> None:
+        """Write `merged/`, where the recipe asks for it."""
+        merge = self.recipe.checkpoint.merge
+        if merge is None:
+            return
+        checkpoints = self.checkpoints.newest(merge.last)
+        if len(checkpoints) < merge.last:
+            logger.warning("checkpoint.merge.last = %d, but the run saved %d; those are merged",
+                           merge.last, len(checkpoints))  # fmt: skip
+        model = self.recipe.model
+        base = (resolve_model_path(model.path), model.revision)
+        merge_last(merge, base, checkpoints, self.folder / "merged", self.ranks)
+        if self.ranks.is_first:
+            self.report()
 
     def _adapter_base(self) -> AdapterBase | None:
         """What an exported adapter says of its base."""

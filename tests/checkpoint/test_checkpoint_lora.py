@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from tests.support import corpus, tiny
 from tests.support.ranks import run_ranks
+from tests.support.sessions import cut, run_session, session_of
 from trainer.checkpoint.manifest import digest, read_manifest
 from trainer.checkpoint.safetensors_file import read_header
 from trainer.checkpoint.tensors import numel
@@ -43,28 +45,6 @@ class Told:
     """The trainer's embeddings of TEXTS by run."""
     mistakes: dict[str, str] = field(default_factory=dict)
     """Messages by mistake."""
-
-
-def session_of(folder: Path, name: str, *overrides: str) -> Any:
-    """An opened session of the workspace's recipe."""
-    from trainer.checks import open_data
-    from trainer.engine.ranks import join
-    from trainer.recipe.load import load_recipe
-    from trainer.session import open_session
-
-    common = (f"output_dir={folder}/{name}", "eval.sets=[]", "data.workers=0", "train.max_steps=6",
-              "checkpoint.every_steps=3")  # fmt: skip
-    changes = [change.format(folder=folder) for change in overrides]
-    recipe = load_recipe(folder / "recipe.yaml", [*common, *changes])
-    return open_session(recipe, open_data(recipe), join(timeout_minutes=2))
-
-
-def run(session: Any, *, resume: bool) -> None:
-    """Train to the end and export, as a run does."""
-    from trainer.engine.loop import Interrupt
-
-    session.fit(session.prepare(resume=resume), Interrupt())
-    session.export()
 
 
 def embed(session: Any) -> Tensor:
@@ -106,12 +86,12 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
 
     for name, more in RUNS.items():
         session = session_of(folder, name, *more)
-        run(session, resume=False)
+        run_session(session, resume=False)
         told.vectors[name] = embed(session)
         session.built.engine.destroy()
-    alone(cut, folder / "both", folder / "cut")
+    alone(partial(cut, after=3), folder / "both", folder / "cut")
     session = session_of(folder, "cut", *RUNS["both"])
-    run(session, resume=True)
+    run_session(session, resume=True)
     session.built.engine.destroy()
 
     def attempt(name: str, *overrides: str) -> None:
@@ -132,13 +112,6 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
     attempt("adapter of an open decoder", LORA, OPEN, "checkpoint.export=both")
     attempt("export without adapters", "checkpoint.export=both")
     return told
-
-
-def cut(source: Path, target: Path) -> None:
-    """A copy of a run as it was after step 3."""
-    shutil.copytree(source, target)
-    shutil.rmtree(target / "checkpoints" / "step-6")
-    shutil.rmtree(target / "model")
 
 
 @pytest.fixture(scope="module")

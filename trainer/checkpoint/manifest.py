@@ -104,26 +104,34 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _entries(content: Mapping[str, Any]) -> dict[str, FileEntry]:
     """Files by name, from JSON."""
-    return {name: FileEntry(**entry) for name, entry in content.items()}
+    return {_inside(name): FileEntry(**entry) for name, entry in content.items()}
 
 
-def verify(folder: Path) -> Manifest:
-    """Read the manifest and compare every file with it.
+def verify(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
+    """Compare files of a checkpoint with its manifest.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: read from it.
+        names: of files in the manifest.
 
     Raises:
         CheckpointError: naming the first file that is missing, of another size or changed.
     """
-    manifest = read_manifest(folder)
-    for name, expected in manifest.files.items():
-        path = folder / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise CheckpointError(f"{folder / NAME}: file = {name}; expected a path inside it.")
+    for name in names:
+        path, expected = folder / name, manifest.files[name]
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; expected {expected.size} bytes.")
         if path.stat().st_size != expected.size:
             raise CheckpointError(
                 f"{path}: size = {path.stat().st_size}; expected {expected.size} bytes."
             )
-        if digest(path).sha256 != expected.sha256:
+        if digest(path) != expected:
             raise CheckpointError(f"{path}: content changed; its sha256 is not the manifest's.")
-    return manifest
+
+
+def _inside(name: str) -> str:
+    """The name of a file, refused where it leads out of the checkpoint's folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"file = {name}, which is outside the checkpoint")
+    return name

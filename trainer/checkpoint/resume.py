@@ -1,7 +1,6 @@
-"""Find the newest valid checkpoint and load it on every rank, the same one."""
+"""Find the newest checkpoint that is valid everywhere and load it, the same one on every rank."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +8,17 @@ from typing import Any
 import deepspeed
 import torch.distributed as dist
 
-from trainer.checkpoint.agree import on_first_rank
-from trainer.checkpoint.manifest import Manifest, verify
-from trainer.checkpoint.save import tags_in
+from trainer.checkpoint.agree import on_all_ranks
+from trainer.checkpoint.deepspeed_files import CheckpointFiles
+from trainer.checkpoint.manifest import Manifest, read_manifest, verify
+from trainer.checkpoint.repartition import load_repartitioned
+from trainer.checkpoint.save import step_of, tags_in
+from trainer.checkpoint.storage import Storage
+from trainer.checkpoint.unpickle import load_pickled, refuse_code
 from trainer.engine.ranks import Ranks
 from trainer.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
-
-FIXED_KEYS = ("seed", "model", "data", "tasks")
-"""Sections of the recipe whose change makes it another run."""
-FREE_KEYS = {"data.workers", "data.on_bad_row", "data.root", "model.gradient_checkpointing"}
-"""Keys inside them that do not shape the numbers."""
 
 
 @dataclass(frozen=True)
@@ -29,29 +27,31 @@ class Found:
 
     tag: str
     manifest: Manifest
+    """As this rank's storage has it."""
 
 
-def find_checkpoint(folder: Path, ranks: Ranks) -> Found | None:
-    """The newest checkpoint whose files are as its manifest says; None where there is none at all.
+def find_checkpoint(folder: Path, storage: Storage) -> Found | None:
+    """The newest checkpoint that every rank finds as its manifest says; None where there is none.
 
-    The first rank decides and tells the others; what is skipped is logged.
+    Ranks share the reading of files that they all see. Where hosts have a disk each, a checkpoint
+    counts only if it is valid on all of them. What is skipped is logged.
+
+    Args:
+        folder: `checkpoints/` of the run.
+        storage: of that folder.
 
     Raises:
         CheckpointError: there are checkpoints, and none is valid.
     Collective: yes.
     """
-    return on_first_rank(lambda: _newest_valid(folder), ranks)
-
-
-def _newest_valid(folder: Path) -> Found | None:
-    """See `find_checkpoint`; on the first rank."""
+    seen = on_all_ranks(lambda: tags_in(folder), storage.ranks)
     faults = []
-    for tag in tags_in(folder):
-        try:
-            return Found(tag, verify(folder / tag))
-        except CheckpointError as error:
-            faults.append(str(error))
-            logger.warning("checkpoint %s is skipped: %s", tag, error)
+    for tag in sorted({tag for tags in seen for tag in tags}, key=step_of, reverse=True):
+        manifest, fault = _try(folder / tag, storage)
+        if manifest is not None and fault is None:
+            return Found(tag, manifest)
+        faults.append(f"{fault}")
+        logger.warning("checkpoint %s is skipped: %s", tag, fault)
     if not faults:
         return None
     raise CheckpointError(
@@ -60,52 +60,31 @@ def _newest_valid(folder: Path) -> Found | None:
     )
 
 
-def check_same_run(
-    found: Found, *, recipe: Mapping[str, Any], sources: Mapping[str, str], world_size: int
-) -> None:
-    """Refuse to continue a run that the recipe or the data no longer describe.
+def find_tag(folder: Path, tag: str, storage: Storage) -> Found | None:
+    """A certain checkpoint, if every rank finds it as its manifest says.
 
-    Raises:
-        CheckpointError: naming the keys or the source that changed, or the number of ranks.
+    Args:
+        folder: `checkpoints/` of the run.
+        tag: name of the checkpoint.
+        storage: of that folder.
+
+    Collective: yes.
     """
-    changed = [
-        f"{key} = {new!r} (was {old!r})"
-        for section in FIXED_KEYS
-        for key, old, new in differences(section, found.manifest.recipe[section], recipe[section])
-        if key not in FREE_KEYS
-    ]
-    changed += [
-        f"data of source {name} (other content)"
-        for name, fingerprint in found.manifest.sources.items()
-        if sources.get(name) != fingerprint
-    ]
-    if changed:
-        raise CheckpointError(
-            f"checkpoint {found.tag}: {'; '.join(changed)}; expected the run that wrote it. Undo "
-            f"the change, or start anew in another output_dir."
-        )
-    if found.manifest.world_size != world_size:
-        raise CheckpointError(
-            f"checkpoint {found.tag}: number of ranks = {world_size}; expected "
-            f"{found.manifest.world_size}, as when it was saved. Launch as many ranks."
-        )
+    manifest, fault = _try(folder / tag, storage)
+    return Found(tag, manifest) if manifest is not None and fault is None else None
 
 
-def differences(key: str, old: object, new: object) -> list[tuple[str, object, object]]:
-    """Leaves that differ between two trees of plain values, as (dotted key, old, new)."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [
-            found
-            for name in sorted({*old, *new})
-            for found in differences(f"{key}.{name}", old.get(name), new.get(name))
-        ]
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        return [
-            found
-            for i, (a, b) in enumerate(zip(old, new, strict=True))
-            for found in differences(f"{key}.{i}", a, b)
-        ]
-    return [] if old == new else [(key, old, new)]
+def _try(folder: Path, storage: Storage) -> tuple[Manifest | None, str | None]:
+    """Manifest of a checkpoint, and what is wrong with it on any rank. Collective: yes."""
+    manifest, fault = None, None
+    try:
+        manifest = read_manifest(folder)
+        verify(folder, manifest, storage.share(sorted(manifest.files)))
+    except (CheckpointError, OSError) as error:
+        fault = str(error)
+    faults: list[Any] = [None] * storage.ranks.world_size
+    dist.all_gather_object(faults, fault)
+    return manifest, next((one for one in faults if one is not None), None)
 
 
 def load_checkpoint(
@@ -113,25 +92,66 @@ def load_checkpoint(
 ) -> int:
     """Restore parameters and optimizer on every rank.
 
+    Ranks and ZeRO settings may be others than when it was saved. Nothing that a file asks for is
+    executed.
+
+    Args:
+        engine: fresh.
+        folder: `checkpoints/` of the run.
+        found: what to load.
+        ranks: this process.
+
     Returns:
         Steps done.
 
     Raises:
-        CheckpointError: a rank loaded something else than the others.
+        CheckpointError: a file holds code, or a rank could not load it or loaded something else.
     Collective: yes.
     """
-    adapters = hasattr(engine.module.backbone, "peft_config")
-    path, state = engine.load_checkpoint(
-        str(folder),
-        tag=found.tag,
-        load_module_strict=not adapters,
-        load_lr_scheduler_states=False,
-    )
+    path = folder / found.tag
+    on_all_ranks(lambda: _refuse_code(path), ranks)
+    same_ranks = found.manifest.world_size == ranks.world_size
+    same_zero = all(on_all_ranks(lambda: _zero_settings(path) == _plain_zero(engine), ranks))
+    if same_ranks and same_zero:
+        done = _load_as_saved(engine, folder, found.tag)
+    else:
+        logger.info("checkpoint %s was saved by other ranks or ZeRO settings: repartitioned",
+                    found.tag)  # fmt: skip
+        done = load_repartitioned(engine, path, ranks)
     steps: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(steps, None if path is None else state["steps_done"])
+    dist.all_gather_object(steps, done)
     if set(steps) != {found.manifest.step}:
         raise CheckpointError(
             f"checkpoint {found.tag}: steps done by rank = {steps}; expected "
             f"{found.manifest.step} on all. Check that all hosts see the same files."
         )
     return found.manifest.step
+
+
+def _refuse_code(folder: Path) -> None:
+    """Look through every pickle that this rank sees; it takes no time, as tensors are not read."""
+    for path in sorted(folder.glob("*.pt")):
+        refuse_code(path)
+
+
+def _zero_settings(folder: Path) -> Any:
+    """ZeRO's settings when a checkpoint was written."""
+    path = min(folder.glob("*_model_states.pt"), default=folder / "model_states.pt")
+    return load_pickled(path).get("ds_config", {}).get("zero_optimization")
+
+
+def _plain_zero(engine: deepspeed.DeepSpeedEngine) -> Any:
+    """ZeRO's settings now."""
+    return engine.config["zero_optimization"]
+
+
+def _load_as_saved(engine: deepspeed.DeepSpeedEngine, folder: Path, tag: str) -> int | None:
+    """Through DeepSpeed, each rank its own files."""
+    engine.checkpoint_engine = CheckpointFiles()
+    path, state = engine.load_checkpoint(
+        str(folder),
+        tag=tag,
+        load_module_strict=not hasattr(engine.module.backbone, "peft_config"),
+        load_lr_scheduler_states=False,
+    )
+    return None if path is None else int(state["steps_done"])

@@ -13,8 +13,10 @@ from typing import Any
 
 import deepspeed
 import torch.distributed as dist
+from torch import Tensor
 
-from trainer.checkpoint.agree import on_first_rank
+from trainer.checkpoint.agree import on_all_ranks
+from trainer.checkpoint.deepspeed_files import CheckpointFiles
 from trainer.checkpoint.manifest import (
     BaseIdentity,
     FileEntry,
@@ -23,13 +25,25 @@ from trainer.checkpoint.manifest import (
     files_of,
     write_manifest,
 )
+from trainer.checkpoint.storage import Storage
 from trainer.checkpoint.zero_format import read_zero
 from trainer.engine.ranks import Ranks
 from trainer.errors import CheckpointError
 
 LATEST = "latest"
+BEST = "best"
 PREFIX = "step-"
 PARTIAL = ".partial-"
+ROOM_FACTOR = 1.02
+"""Free disk asked for, over the bytes of the tensors to write."""
+ROOM_BYTES = 1 << 20
+"""And more for headers, manifest and scripts."""
+
+
+class SaveError(CheckpointError):
+    """A checkpoint could not be written; the older ones are whole."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +78,7 @@ def save_checkpoint(
     engine: deepspeed.DeepSpeedEngine,
     folder: Path,
     request: SaveRequest,
-    ranks: Ranks,
+    storage: Storage,
     *,
     keep: int,
 ) -> Path:
@@ -74,54 +88,111 @@ def save_checkpoint(
         engine: at a step's end.
         folder: `checkpoints/` of the run.
         request: see its fields.
-        ranks: this process.
+        storage: of that folder.
         keep: checkpoints that remain.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: what was written lacks a trained parameter.
+        SaveError: on all ranks, when one could not write its part or a trained parameter was not
+            saved whole; the older checkpoints are as before and nothing of the new one is left.
     Collective: yes.
     """
-    tag, partial = tag_of(request.step), PARTIAL + tag_of(request.step)
-    if ranks.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / partial, ignore_errors=True)
-        request.write_embedder(_made(folder / partial / "embedder"))
-    dist.barrier()
-    engine.save_checkpoint(
-        str(folder),
-        tag=partial,
-        client_state={"steps_done": request.step},
-        save_latest=False,
-        exclude_frozen_parameters=_has_adapters(engine),
+    ranks, partial = storage.ranks, folder / (PARTIAL + tag_of(request.step))
+    try:
+        on_all_ranks(lambda: _prepare(partial, request) if storage.is_keeper else None, ranks)
+        _check_room(engine, folder, storage)
+        _write(engine, partial, request, ranks)
+        entries = _hash_in_shares(partial, storage)
+        trained = _trained_shapes(engine)
+        on_all_ranks(lambda: _complete(partial, request, entries, trained, storage), ranks)
+    except CheckpointError as error:
+        if storage.is_keeper:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise SaveError(f"checkpoint of step {request.step} was not saved: {error}") from error
+    # only now is the new one complete on the storage of every host
+    on_all_ranks(
+        lambda: _prune_to(folder, request.step, keep) if storage.is_keeper else None, ranks
     )
-    dist.barrier()
-    entries = _hash_in_shares(folder / partial, ranks)
-    trained = _trained_shapes(engine)
-    on_first_rank(lambda: check_saved(folder / partial, trained), ranks)
-    if ranks.is_first:
-        manifest = Manifest(
-            step=request.step,
-            world_size=ranks.world_size,
-            recipe=request.recipe,
-            sources=request.sources,
-            versions=request.versions,
-            files=entries,
-            base=request.base,
+    return folder / tag_of(request.step)
+
+
+def _prepare(partial: Path, request: SaveRequest) -> None:
+    """Clear what was cut short before, and write what does not come from DeepSpeed."""
+    for leftover in partial.parent.glob(f"{PARTIAL}*"):
+        shutil.rmtree(leftover)
+    (partial / "embedder").mkdir(parents=True)
+    request.write_embedder(partial / "embedder")
+
+
+def _check_room(engine: deepspeed.DeepSpeedEngine, folder: Path, storage: Storage) -> None:
+    """Refuse to begin what would not fit on a disk. Collective: yes."""
+    sizes: list[Any] = [None] * storage.ranks.world_size
+    dist.all_gather_object(sizes, _bytes_to_write(engine))
+    needed = int(ROOM_FACTOR * sum(sizes[rank] for rank in storage.members)) + ROOM_BYTES
+
+    def check() -> None:
+        free = shutil.disk_usage(folder).free
+        if storage.is_keeper and free < needed:
+            raise CheckpointError(
+                f"{folder}: free disk = {free / 1e9:.3f} GB; expected {needed / 1e9:.3f} GB for a "
+                f"checkpoint. Make room, or lower checkpoint.keep."
+            )
+
+    on_all_ranks(check, storage.ranks)
+
+
+def _bytes_to_write(engine: deepspeed.DeepSpeedEngine) -> int:
+    """Of this rank's part of a checkpoint."""
+    module = 0
+    if engine.save_non_zero_checkpoint and engine.zero_optimization_stage() < 3:
+        module = sum(p.numel() * p.element_size() for p in engine.module.parameters()
+                     if p.requires_grad or not _has_adapters(engine))  # fmt: skip
+    return module + _tensor_bytes(engine.optimizer.state_dict())
+
+
+def _tensor_bytes(content: object) -> int:
+    """Of all tensors in nested containers."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        return sum(map(_tensor_bytes, content.values()))
+    return sum(map(_tensor_bytes, content)) if isinstance(content, list | tuple) else 0
+
+
+def _write(
+    engine: deepspeed.DeepSpeedEngine, partial: Path, request: SaveRequest, ranks: Ranks
+) -> None:
+    """DeepSpeed's part, its files under a temporary tag.
+
+    Raises:
+        CheckpointError: on all ranks, when a disk refused on one.
+    Collective: yes.
+    """
+    files = CheckpointFiles()
+    engine.checkpoint_engine = files
+    try:
+        engine.save_checkpoint(
+            str(partial.parent),
+            tag=partial.name,
+            client_state={"steps_done": request.step},
+            save_latest=False,
+            exclude_frozen_parameters=_has_adapters(engine),
         )
-        write_manifest(folder / partial, manifest)
-        _publish(folder, partial, tag)
-        prune(folder, keep=keep)
-    dist.barrier()
-    return folder / tag
+    except OSError as error:
+        # the one write that does not pass through `files` is the copy of DeepSpeed's scripts, on
+        # the first rank; the others are past it, in what follows there
+        files.failure = files.failure or error
+        if engine.zero_optimization_stage() == 3:
+            engine.optimizer.checkpoint_event_epilogue()
+        dist.barrier()
 
+    def tell() -> None:
+        if files.failure is not None:
+            raise files.failure
 
-def _made(folder: Path) -> Path:
-    """The folder, created."""
-    folder.mkdir(parents=True)
-    return folder
+    on_all_ranks(tell, ranks)
 
 
 def _has_adapters(engine: deepspeed.DeepSpeedEngine) -> bool:
@@ -129,12 +200,35 @@ def _has_adapters(engine: deepspeed.DeepSpeedEngine) -> bool:
     return hasattr(engine.module.backbone, "peft_config")
 
 
-def _hash_in_shares(folder: Path, ranks: Ranks) -> dict[str, FileEntry]:
-    """Entries of all files; each rank hashes its share."""
-    names = files_of(folder)[ranks.rank :: ranks.world_size]
-    shares: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(shares, digests(folder, names))
-    return {name: entry for share in shares for name, entry in share.items()}
+def _hash_in_shares(folder: Path, storage: Storage) -> dict[str, FileEntry]:
+    """Entries of all files on this rank's storage; each rank that sees them hashes its share."""
+    shares = on_all_ranks(lambda: digests(folder, storage.share(files_of(folder))), storage.ranks)
+    return {name: entry for rank in storage.members for name, entry in shares[rank].items()}
+
+
+def _complete(
+    partial: Path,
+    request: SaveRequest,
+    entries: Mapping[str, FileEntry],
+    trained: Mapping[str, tuple[int, ...]],
+    storage: Storage,
+) -> None:
+    """Check what was written, add the manifest and give the checkpoint its name."""
+    if not storage.is_keeper:
+        return
+    if storage.is_shared:
+        check_saved(partial, trained)
+    manifest = Manifest(
+        step=request.step,
+        world_size=storage.ranks.world_size,
+        recipe=request.recipe,
+        sources=request.sources,
+        versions=request.versions,
+        files=entries,
+        base=request.base,
+    )
+    write_manifest(partial, manifest)
+    _publish(partial.parent, partial.name, tag_of(request.step))
 
 
 def _trained_shapes(engine: deepspeed.DeepSpeedEngine) -> dict[str, tuple[int, ...]]:
@@ -193,11 +287,39 @@ def tags_in(folder: Path) -> list[str]:
     return sorted(found, key=step_of, reverse=True)
 
 
+def _prune_to(folder: Path, step: int, keep: int) -> None:
+    """Delete what no run will continue: newer than the newest valid one, or too old."""
+    for tag in tags_in(folder):
+        if step_of(tag) > step:
+            _delete(folder, tag)
+    prune(folder, keep=keep)
+
+
 def prune(folder: Path, *, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep`."""
+    """Delete all checkpoints but the newest `keep` and the one marked as best."""
+    best = best_tag(folder)
     for tag in tags_in(folder)[keep:]:
-        # renamed first: a deletion that is cut short leaves nothing that looks complete
-        doomed = folder / f"{PARTIAL}{tag}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        (folder / tag).rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        if tag != best:
+            _delete(folder, tag)
+
+
+def mark_best(folder: Path, tag: str) -> None:
+    """Point `best` at a checkpoint, which is then kept until another one is marked."""
+    pointer = folder / f".{BEST}"
+    pointer.write_text(tag, encoding="utf-8")
+    pointer.replace(folder / BEST)
+
+
+def best_tag(folder: Path) -> str | None:
+    """Name of the checkpoint marked as best, there or not."""
+    pointer = folder / BEST
+    return pointer.read_text(encoding="utf-8") if pointer.is_file() else None
+
+
+def _delete(folder: Path, tag: str) -> None:
+    """Remove a checkpoint."""
+    # renamed first: a deletion that is cut short leaves nothing that looks complete
+    doomed = folder / f"{PARTIAL}{tag}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    (folder / tag).rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -18,7 +18,8 @@ from trainer.checkpoint.adapters import LoraSettings, settings_from_peft, settin
 from trainer.checkpoint.names import backbone_prefix, common_wrapper, is_optional, sort_names
 from trainer.checkpoint.safetensors_file import map_tensors, read_header
 from trainer.checkpoint.tensors import SlicedTensor, numel
-from trainer.checkpoint.zero_format import is_zero_folder, latest_tag, read_manifest, read_zero
+from trainer.checkpoint.zero_files import is_zero_folder
+from trainer.checkpoint.zero_format import latest_tag, read_manifest, read_zero
 from trainer.errors import CheckpointError
 
 Kind = Literal["safetensors", "zero", "peft"]
@@ -190,8 +191,15 @@ def _weights_place(folder: Path) -> Path:
     modules = folder / "modules.json"
     if not modules.is_file() or (folder / SINGLE).is_file() or (folder / INDEX).is_file():
         return folder
-    first = read_json(modules)[0]
-    return folder / str(first.get("path", ""))
+    content = read_json(modules)
+    first = content[0] if isinstance(content, list) and content else None
+    path = str(first.get("path", "")) if isinstance(first, dict) else None
+    if path is None or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise CheckpointError(
+            f"{modules}: path = {path}; expected a list of modules whose first lies inside this "
+            "folder. Do not use this model unless you know who made it."
+        )
+    return folder / path
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

@@ -49,15 +49,12 @@ def load_pickled(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is cut or of another format, names anything but tensors,
             plain containers and `ALLOWED`, or holds no dict.
     """
+    refuse_code(path)
     try:
-        _refuse_code(path)
         with safe_globals([(_Inert, name) for name in ALLOWED]):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except UNREADABLE as error:
-        raise CheckpointError(
-            f"{path}: content = unreadable ({_first_line(error)}); expected a whole file of "
-            "torch.save. Copy it again, or use an older checkpoint."
-        ) from error
+        raise _unreadable(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path}: content = {type(content).__name__}; expected a dict. Is it a checkpoint?"
@@ -65,8 +62,20 @@ def load_pickled(path: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_code(path: Path) -> None:
-    foreign = sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - set(ALLOWED))
+def refuse_code(path: Path) -> None:
+    """Look through the pickle of a file for names that it must not have; nothing is built.
+
+    Args:
+        path: a `.pt` file in torch's zip format.
+
+    Raises:
+        CheckpointError: if it names anything but tensors, plain containers and `ALLOWED`, or is
+            cut or of another format.
+    """
+    try:
+        foreign = sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - set(ALLOWED))
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
     if foreign:
         raise CheckpointError(
             f"{path}: pickled names = {', '.join(foreign)}; expected tensors, plain containers and "
@@ -74,5 +83,9 @@ def _refuse_code(path: Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:200]
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = str(error).split("\n", 1)[0][:200]
+    return CheckpointError(
+        f"{path}: content = unreadable ({reason}); expected a whole file of torch.save. Copy it "
+        "again, or use an older checkpoint."
+    )

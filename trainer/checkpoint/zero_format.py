@@ -22,13 +22,8 @@ from torch import Tensor
 
 from trainer.checkpoint.tensors import StoredTensor, numel
 from trainer.checkpoint.unpickle import load_pickled
+from trainer.checkpoint.zero_files import ZeroFiles, find_files
 from trainer.errors import CheckpointError
-
-STATE_FILE = re.compile(
-    r"(?P<bf16>bf16_)?(zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_"
-    r"(?P<kind>model|optim)_states\.pt"
-)
-FOREIGN_FILE = re.compile(r"(layer_|expert_|expp_).*\.pt")
 
 
 @dataclass(frozen=True)
@@ -45,25 +40,6 @@ class ZeroTensors:
     """Ranks that wrote it."""
 
 
-@dataclass(frozen=True)
-class _Files:
-    model: tuple[Path, ...]
-    """By rank at stage 3, one otherwise."""
-    optim: tuple[Path, ...]
-    """By rank."""
-
-    @property
-    def by_rank(self) -> tuple[tuple[Path, ...], ...]:
-        """The sets that must hold one file per rank."""
-        sharded = "zero_pp_rank" in self.model[0].name
-        return (self.optim, self.model) if sharded else (self.optim,)
-
-
-def is_zero_folder(folder: Path) -> bool:
-    """Whether a folder looks like a DeepSpeed tag folder."""
-    return any(folder.glob("*_model_states.pt")) or any(folder.glob("*_optim_states.pt"))
-
-
 def read_zero(folder: Path) -> ZeroTensors:
     """Open a tag folder of ZeRO stage 1, 2 or 3.
 
@@ -78,12 +54,7 @@ def read_zero(folder: Path) -> ZeroTensors:
             about world size, step or sizes, or if the checkpoint is of tensor, pipeline or expert
             parallelism.
     """
-    files = _find_files(folder)
-    optim = [load_pickled(path) for path in files.optim]
-    model = [load_pickled(path) for path in files.model]
-    states = [_field(path, one, "optimizer_state_dict") for path, one in zip(files.optim, optim,
-              strict=True)]  # fmt: skip
-    _check_world(files, model, states)
+    files, model, states = _open(folder)
     tensors = dict(_trained(files, model, states))
     tensors |= _frozen(files, model)
     aliases = {str(a): str(b) for a, b in model[0].get("shared_params", {}).items()}
@@ -92,58 +63,59 @@ def read_zero(folder: Path) -> ZeroTensors:
     return ZeroTensors(tensors, aliases, files.optim + files.model, len(files.optim))
 
 
-def _find_files(folder: Path) -> _Files:
-    found: dict[tuple[str, str], dict[int, Path]] = {}
-    for path in sorted(folder.glob("*.pt")):
-        match = STATE_FILE.fullmatch(path.name)
-        if FOREIGN_FILE.fullmatch(path.name) or (match and int(match["mp"]) > 0):
-            raise CheckpointError(
-                f"{path}: kind = tensor-, pipeline- or expert-parallel state; expected data "
-                "parallelism only. Merge a checkpoint that ZeRO alone sharded."
-            )
-        if match is None:
-            continue
-        layout = "ranks" if match["rank"] or match["kind"] == "optim" else "single"
-        kind = f"{match['bf16'] or ''}{match['kind']}"
-        found.setdefault((kind, layout), {})[int(match["rank"] or 0)] = path
-    model = _only_layout(folder, found, ("model",))
-    optim = _only_layout(folder, found, ("optim", "bf16_optim"))
-    return _Files(_complete(folder, model, "model"), _complete(folder, optim, "optim"))
+@dataclass(frozen=True)
+class ZeroProgress:
+    """What a tag folder holds besides tensors of the model."""
+
+    moments: dict[str, dict[str, StoredTensor]]
+    """The optimizer's, as its state's key -> parameter -> float32 tensor of its shape."""
+    scalars: dict[str, float]
+    """The optimizer's other numbers, the same for all parameters: `step`."""
+    counters: dict[str, Any]
+    """The first model file's plain values: `global_steps`, `steps_done` and others."""
 
 
-def _only_layout(
-    folder: Path, found: Mapping[tuple[str, str], dict[int, Path]], kinds: Sequence[str]
-) -> dict[int, Path]:
-    """The one set of files of a kind; two sets mean that one run wrote over another."""
-    sets = [paths for (kind, _), paths in found.items() if kind in kinds]
-    if not sets:
-        raise CheckpointError(
-            f"{folder}: *{kinds[0]}_states.pt = none; expected one per rank. Name a DeepSpeed tag "
-            "folder whose saving was complete."
-        )
-    if len(sets) > 1:
-        newest = max(sets, key=lambda paths: max(p.stat().st_mtime_ns for p in paths.values()))
-        stale = [paths[min(paths)].name for paths in sets if paths is not newest]
-        raise CheckpointError(
-            f"{folder}: {kinds[0]} states = two layouts, {', '.join(stale)} beside "
-            f"{newest[min(newest)].name}; expected those of one run. Move the stale files away."
-        )
-    return sets[0]
+def read_progress(folder: Path) -> ZeroProgress:
+    """Open the optimizer's state in a tag folder of ZeRO stage 1, 2 or 3.
+
+    Args:
+        folder: the folder with the `.pt` files.
+
+    Returns:
+        Its tensors, mapped, and its numbers.
+
+    Raises:
+        CheckpointError: as `read_zero`.
+    """
+    files, model, states = _open(folder)
+    groups = _field(files.model[0], model[0], "param_shapes")
+    key = "optimizer_state_dict" if _is_stage_3(states) else "base_optimizer_state"
+    by_rank = [_field(path, state, key)["state"] for path, state in zip(files.optim, states,
+               strict=True)]  # fmt: skip
+    first = by_rank[0].get(0, {})
+    numbers = [name for name, value in first.items() if getattr(value, "ndim", 0) == 0]
+    moments = {
+        name: dict(_named(files, states, groups,
+                          [[state[i][name] for i in range(len(groups))] for state in by_rank]))
+        for name in first if name not in numbers
+    }  # fmt: skip
+    plain = (bool, int, float, str)
+    counters = {name: value for name, value in model[0].items() if isinstance(value, plain)}
+    return ZeroProgress(moments, {name: float(first[name]) for name in numbers}, counters)
 
 
-def _complete(folder: Path, paths: Mapping[int, Path], kind: str) -> tuple[Path, ...]:
-    missing = sorted(set(range(max(paths) + 1)) - set(paths))
-    if missing:
-        name = next(iter(paths.values())).name
-        names = [re.sub(r"rank_\d+", f"rank_{rank}", name, count=1) for rank in missing]
-        raise CheckpointError(
-            f"{folder}: {kind} states = ranks {sorted(paths)}; expected {', '.join(names)} too. "
-            "Copy the missing file, or use another checkpoint."
-        )
-    return tuple(paths[rank] for rank in sorted(paths))
+def _open(folder: Path) -> tuple[ZeroFiles, list[Any], list[Any]]:
+    """Files of a tag folder, what the model files hold, and the optimizers' state dicts."""
+    files = find_files(folder)
+    optim = [load_pickled(path) for path in files.optim]
+    model = [load_pickled(path) for path in files.model]
+    states = [_field(path, one, "optimizer_state_dict") for path, one in zip(files.optim, optim,
+              strict=True)]  # fmt: skip
+    _check_world(files, model, states)
+    return files, model, states
 
 
-def _check_world(files: _Files, model: Sequence[Any], states: Sequence[Any]) -> None:
+def _check_world(files: ZeroFiles, model: Sequence[Any], states: Sequence[Any]) -> None:
     """Every file must be of the same run: world size and step agree, one file per rank."""
     said = {path: int(_field(path, one, "dp_world_size")) for path, one in zip(files.model, model,
             strict=True)}  # fmt: skip
@@ -163,7 +135,7 @@ def _check_world(files: _Files, model: Sequence[Any], states: Sequence[Any]) -> 
     _check_steps(files, model)
 
 
-def _check_ranks(files: _Files, world_size: int) -> None:
+def _check_ranks(files: ZeroFiles, world_size: int) -> None:
     for paths in files.by_rank:
         if len(paths) < world_size:
             names = [re.sub(r"rank_\d+", f"rank_{rank}", paths[0].name, count=1)
@@ -174,7 +146,7 @@ def _check_ranks(files: _Files, world_size: int) -> None:
             )
 
 
-def _check_steps(files: _Files, model: Sequence[Any]) -> None:
+def _check_steps(files: ZeroFiles, model: Sequence[Any]) -> None:
     steps = {p.name: one.get("global_steps") for p, one in zip(files.model, model, strict=True)}
     common = Counter(steps.values()).most_common(1)[0][0]
     odd = [f"{name} at step {step}" for name, step in steps.items() if step != common]
@@ -186,11 +158,21 @@ def _check_steps(files: _Files, model: Sequence[Any]) -> None:
 
 
 def _trained(
-    files: _Files, model: Sequence[Any], states: Sequence[Any]
+    files: ZeroFiles, model: Sequence[Any], states: Sequence[Any]
 ) -> Iterator[tuple[str, StoredTensor]]:
     groups = _field(files.model[0], model[0], "param_shapes")
     key = "fp32_flat_groups" if _is_stage_3(states) else "single_partition_of_fp32_groups"
     flats = [_field(path, state, key) for path, state in zip(files.optim, states, strict=True)]
+    yield from _named(files, states, groups, flats)
+
+
+def _named(
+    files: ZeroFiles,
+    states: Sequence[Any],
+    groups: Sequence[Mapping[str, Sequence[int]]],
+    flats: Sequence[Sequence[Tensor]],
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Cut the flat tensors of all ranks, one list of groups each, into parameters."""
     for path, flat in zip(files.optim, flats, strict=True):
         if len(flat) != len(groups):
             raise _misfit(path, f"{len(flat)} groups of parameters", str(len(groups)))
@@ -210,7 +192,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _sliced_group(
-    files: _Files, shapes: Mapping[str, Sequence[int]], parts: Sequence[Tensor]
+    files: ZeroFiles, shapes: Mapping[str, Sequence[int]], parts: Sequence[Tensor]
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Stage 3: slice r of every parameter lies in rank r's part."""
     offset, world_size = 0, len(parts)
@@ -235,7 +217,7 @@ def _unpadded(shape: Sequence[int], slices: Sequence[Tensor]) -> StoredTensor:
 
 
 def _joined_group(
-    files: _Files,
+    files: ZeroFiles,
     shapes: Mapping[str, Sequence[int]],
     parts: Sequence[Tensor],
     gaps: Sequence[int],
@@ -261,7 +243,7 @@ def _cut(parts: Sequence[Tensor], start: int, count: int) -> Iterator[Tensor]:
         start -= part.numel()
 
 
-def _frozen(files: _Files, model: Sequence[Any]) -> dict[str, StoredTensor]:
+def _frozen(files: ZeroFiles, model: Sequence[Any]) -> dict[str, StoredTensor]:
     """Weights that were not trained; none where saving left them out."""
     shapes, fragments = model[0].get("frozen_param_shapes"), model[0].get("frozen_param_fragments")
     if not shapes or not fragments:

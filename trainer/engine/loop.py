@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from trainer.data.batch import Batch
-from trainer.engine.ranks import Ranks, any_rank
+from trainer.engine.ranks import Ranks, any_rank_each
 from trainer.engine.step import StepReport
 
 
@@ -20,10 +20,12 @@ class Hooks:
     """Takes one optimizer step."""
     report: Callable[[StepReport], None]
     """Records it."""
-    evaluate: Callable[[int], None]
-    """Evaluates after so many steps."""
+    evaluate: Callable[[int], bool]
+    """Evaluates after so many steps; whether the run should end there."""
     save: Callable[[int], None]
-    """Saves after so many steps."""
+    """Saves after so many steps, or raises."""
+    try_save: Callable[[int], None]
+    """Saves after so many steps, or warns: a later save may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Schedule:
     """One past the last step."""
     eval_every: int | None
     save_every: int | None
+    save_every_minutes: float | None = None
+    """Also saves when so much time has passed since the last save."""
 
 
 SAME_EVENT_SEC = 5.0
@@ -75,10 +79,30 @@ class Interrupt:
             signal.raise_signal(number)
 
 
+class SaveClock:
+    """Says when time alone asks for a save; the first rank's word counts.
+
+    Its clock is monotonic: one that an administrator or a time server sets back does no harm.
+    """
+
+    def __init__(self, every_minutes: float | None, clock: Callable[[], float]) -> None:
+        self._every_sec = None if every_minutes is None else 60 * every_minutes
+        self._clock = clock
+        self._last = clock()
+
+    def is_due(self) -> bool:
+        """Whether the interval has passed."""
+        return self._every_sec is not None and self._clock() - self._last >= self._every_sec
+
+    def restart(self) -> None:
+        """A save was tried."""
+        self._last = self._clock()
+
+
 def fit(
     batches: Iterator[Batch], schedule: Schedule, hooks: Hooks, ranks: Ranks, interrupt: Interrupt
 ) -> int:
-    """Run from `start` to `stop`; a signal ends it after the current step, saved.
+    """Run from `start` to `stop`; a signal or an evaluation ends it earlier, saved.
 
     Returns:
         Steps done.
@@ -86,18 +110,26 @@ def fit(
     """
     start, stop = schedule.start, schedule.stop
     # saved before evaluated: the evaluation of a resumed step may be missing and is made again
-    if start in (0, stop) or _due(start, schedule.eval_every):
-        hooks.evaluate(start)
+    evaluates_first = start in (0, stop) or _due(start, schedule.eval_every)
+    if evaluates_first and hooks.evaluate(start):
+        return start
+    clock = SaveClock(schedule.save_every_minutes, time.monotonic)
     for done, batch in enumerate(batches, start=start + 1):
         hooks.report(hooks.step(batch))
-        interrupted = any_rank(interrupt.signal is not None, ranks)
+        interrupted, time_is_up = any_rank_each(
+            [interrupt.signal is not None, ranks.is_first and clock.is_due()], ranks
+        )
         last = done == stop
-        if last or interrupted or _due(done, schedule.save_every):
+        if last or interrupted:
             hooks.save(done)
+        elif time_is_up or _due(done, schedule.save_every):
+            hooks.try_save(done)
+            clock.restart()
         if interrupted:
             return done
-        if last or _due(done, schedule.eval_every):
-            hooks.evaluate(done)
+        if (last or _due(done, schedule.eval_every)) and hooks.evaluate(done) and not last:
+            hooks.save(done)
+            return done
     return stop
 
 

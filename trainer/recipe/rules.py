@@ -9,6 +9,12 @@ from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.schema import EvalSetRecipe, Recipe, SourceRecipe
 
+EVAL_METRICS = {
+    "sts": ("spearman", "pearson"),
+    "ir": ("ndcg_at_10", "mrr_at_10", "recall_at_100"),
+}
+"""What an evaluation of each task gives, the main metric first."""
+
 Fail = Callable[[str, object, str, str], RecipeError]
 """Makes an error of (dotted key, what was found, what is expected, what to do)."""
 
@@ -28,9 +34,9 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
         shown = got if isinstance(got, _Words) else shorten(got)
         return RecipeError(f"{where}: {key} = {shown}; expected {expected}. {advice}")
 
-    for rule in (_check_names, _check_sources, _check_tasks, _check_pattern):
+    for rule in (_check_names, _check_best, _check_sources, _check_tasks, _check_pattern):
         rule(recipe, fail)
-    for rule in (_check_template, _check_length, _check_model, _check_numbers):
+    for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
         rule(recipe, fail)
 
 
@@ -52,6 +58,20 @@ def _check_names(recipe: Recipe, fail: Fail) -> None:
             raise fail(key, text, "text that is not empty", "Fill it in.")
     _check_unique("data.sources", recipe.data.sources, fail)
     _check_unique("eval.sets", recipe.eval.sets, fail)
+
+
+def _check_best(recipe: Recipe, fail: Fail) -> None:
+    """The metric that tells the best evaluation is one of an evaluation set."""
+    metric, sets = recipe.eval.best_metric, recipe.eval.sets
+    if metric is None:
+        if recipe.eval.patience is not None:
+            advice = "Set eval.best_metric, or leave eval.patience out."
+            raise fail("eval.patience", recipe.eval.patience, "a metric to judge by", advice)
+        return
+    known = [f"{one.name}.{name}" for one in sets for name in EVAL_METRICS[one.task]]
+    if metric not in (["mean", *known] if sets else []):
+        expected = f"`mean` or one of {', '.join(known)}" if sets else "null without eval.sets"
+        raise fail("eval.best_metric", metric, expected, "Correct it.")
 
 
 def _check_unique(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail: Fail) -> None:
@@ -183,3 +203,22 @@ def _check_numbers(recipe: Recipe, fail: Fail) -> None:
     for index, beta in enumerate(recipe.train.betas):
         if not 0 <= beta < 1:
             raise fail(f"train.betas.{index}", beta, "at least 0 and below 1", "Change it.")
+
+
+def _check_merge(recipe: Recipe, fail: Fail) -> None:
+    """The checkpoints to merge will be there."""
+    checkpoint, key = recipe.checkpoint, "checkpoint.merge.last"
+    if checkpoint.merge is None:
+        return
+    last, every, steps = checkpoint.merge.last, checkpoint.every_steps, recipe.train.max_steps
+    if last > checkpoint.keep:
+        expected = f"at most checkpoint.keep = {checkpoint.keep}"
+        raise fail(key, last, expected, "Keep as many checkpoints as are merged.")
+    if every is not None and steps is not None and checkpoint.every_minutes is None:
+        saved = -(-steps // every)
+        if last > saved:
+            expected = f"at most the {saved} that the run saves"
+            raise fail(key, last, expected, "Lower checkpoint.every_steps.")
+    if last > 1 and every is None and checkpoint.every_minutes is None:
+        expected = "1 where only the last step is saved"
+        raise fail(key, last, expected, "Set checkpoint.every_steps.")

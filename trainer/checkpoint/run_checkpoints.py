@@ -1,0 +1,128 @@
+"""The checkpoints of one run: which one it continues, and what goes into the next."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import deepspeed
+
+from trainer.checkpoint.agree import on_all_ranks
+from trainer.checkpoint.base_identity import check_same_base
+from trainer.checkpoint.compare import compare_runs
+from trainer.checkpoint.manifest import BaseIdentity
+from trainer.checkpoint.resume import find_checkpoint, find_tag, load_checkpoint
+from trainer.checkpoint.save import SaveRequest, mark_best, save_checkpoint, tag_of, tags_in
+from trainer.checkpoint.storage import Storage
+from trainer.errors import CheckpointError
+from trainer.recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCheckpoints:
+    """What tells this run's checkpoints from another's; methods are collective."""
+
+    folder: Path
+    """`checkpoints/` of the run."""
+    storage: Storage
+    """Of that folder."""
+    recipe: Recipe
+    """As resolved."""
+    sources: Mapping[str, str]
+    """Fingerprint of each source."""
+    versions: Mapping[str, str]
+    """Of this project and of the libraries that shape the numbers."""
+    base: BaseIdentity | None
+    """The frozen base of an adapter run."""
+
+    def restore(self, engine: deepspeed.DeepSpeedEngine, *, num_steps: int) -> int:
+        """Continue the newest valid checkpoint; returns steps done, 0 where there is none.
+
+        Raises:
+            CheckpointError: none of them is valid, or the newest is of another run or longer.
+        """
+        self._check_storage(engine)
+        found = find_checkpoint(self.folder, self.storage)
+        if found is None:
+            logger.info("%s: no checkpoint; the run starts at its first step", self.folder)
+            return 0
+        for line in compare_runs(
+            found.tag,
+            found.manifest,
+            recipe=dataclasses.asdict(self.recipe),
+            sources=self.sources,
+            versions=self.versions,
+            world_size=self.storage.ranks.world_size,
+        ):
+            logger.info("since checkpoint %s: %s", found.tag, line)
+        if self.base is not None:
+            check_same_base(found.tag, found.manifest.base, self.base)
+        if found.manifest.step > num_steps:
+            raise CheckpointError(
+                f"checkpoint {found.tag}: steps done = {found.manifest.step}; expected at most "
+                f"{num_steps}, the length of the run. Undo the change of train.max_steps."
+            )
+        return load_checkpoint(engine, self.folder, found, self.storage.ranks)
+
+    def save(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        step: int,
+        *,
+        write_embedder: Callable[[Path], None],
+    ) -> None:
+        """Write the checkpoint of `step` steps.
+
+        Raises:
+            SaveError: a disk refused; what was there before is whole.
+        """
+        request = SaveRequest(
+            step=step,
+            recipe=dataclasses.asdict(self.recipe),
+            sources=dict(self.sources),
+            versions=dict(self.versions),
+            write_embedder=write_embedder,
+            base=self.base,
+        )
+        keep = self.recipe.checkpoint.keep
+        save_checkpoint(engine, self.folder, request, self.storage, keep=keep)
+
+    def keep_best(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        step: int,
+        *,
+        write_embedder: Callable[[Path], None],
+    ) -> None:
+        """Keep the checkpoint of `step` steps, which is where the engine is, as the best so far.
+
+        Raises:
+            SaveError: it was not saved before, and a disk refused.
+        """
+        tag, ranks = tag_of(step), self.storage.ranks
+        if not all(on_all_ranks(lambda: (self.folder / tag).is_dir(), ranks)):
+            self.save(engine, step, write_embedder=write_embedder)
+        on_all_ranks(lambda: mark_best(self.folder, tag) if self.storage.is_keeper else None, ranks)
+
+    def load(self, engine: deepspeed.DeepSpeedEngine, step: int) -> bool:
+        """Go back to the checkpoint of `step` steps; whether it is there and valid."""
+        found = find_tag(self.folder, tag_of(step), self.storage)
+        if found is not None:
+            load_checkpoint(engine, self.folder, found, self.storage.ranks)
+        return found is not None
+
+    def newest(self, count: int) -> list[Path]:
+        """Folders of the newest checkpoints that this rank sees, oldest first."""
+        return [self.folder / tag for tag in reversed(tags_in(self.folder)[:count])]
+
+    def _check_storage(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        """Refuse hosts with a disk each where DeepSpeed would write one host's part alone."""
+        alone = not self.storage.is_shared and engine.zero_optimization_stage() < 3
+        if alone and not engine.use_node_local_storage():
+            raise CheckpointError(
+                f"{self.folder}: hosts have a disk each; expected one they share, or the ds_config "
+                f"to say so under ZeRO-1 and 2. Add checkpoint.use_node_local_storage: true to it."
+            )
