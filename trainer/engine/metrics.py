@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,11 @@ from tqdm import tqdm
 from trainer.engine.step import StepReport
 
 logger = logging.getLogger(__name__)
+
+EvalResults = Mapping[str, Mapping[str, float]]
+"""Metrics by set."""
+EvalGeometry = Mapping[str, Mapping[str, Any]]
+"""Numbers and histograms of each set's vectors."""
 
 
 def step_line(report: StepReport) -> dict[str, Any]:
@@ -135,7 +140,7 @@ class Recorder:
     def step(self, report: StepReport) -> None:
         """Record a step."""
 
-    def evaluation(self, steps_done: int, results: dict[str, dict[str, float]]) -> None:
+    def evaluation(self, steps_done: int, results: EvalResults, geometry: EvalGeometry) -> None:
         """Record an evaluation made after `steps_done` steps."""
 
     def close(self) -> None:
@@ -186,9 +191,9 @@ class FileRecorder(Recorder):
             self._bar.set_postfix({**self._last_loss, "tok/s": f"{report.tokens_per_sec:,.0f}"})
             self._bar.update()
 
-    def evaluation(self, steps_done: int, results: dict[str, dict[str, float]]) -> None:
+    def evaluation(self, steps_done: int, results: EvalResults, geometry: EvalGeometry) -> None:
         """Record an evaluation made after `steps_done` steps."""
-        self._evals.add({"step": steps_done, "sets": results})
+        self._evals.add({"step": steps_done, "sets": results, "geometry": geometry})
         flat = {f"eval/{s}/{m}": v for s, metrics in results.items() for m, v in metrics.items()}
         self._send(flat, steps_done)
 
