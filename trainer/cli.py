@@ -145,9 +145,9 @@ def _tell_of_thread(fault: threading.ExceptHookArgs) -> None:
 
 
 def shown(error: TrainerError) -> str:
-    """The message without secrets, and with what no terminal can show written as escapes."""
+    """The message in one line, without secrets, with what no terminal can show as escapes."""
     return "".join(
-        character if character.isprintable() or character == "\n" else ascii(character)[1:-1]
+        character if character.isprintable() else ascii(character)[1:-1]
         for character in without_secrets(str(error))
     )
 

@@ -189,7 +189,7 @@ def open_qrels(folder: Path, split: str) -> Table:
     """The judgements of a split, one row a line, without the header.
 
     Raises:
-        DataError: if the file is missing or empty.
+        DataError: if the file is missing or empty, or its first line is no text.
     """
     path = folder / "qrels" / f"{split}.tsv"
     if not path.is_file():
@@ -199,7 +199,10 @@ def open_qrels(folder: Path, split: str) -> Table:
             "Correct split or add the file."
         )
     file = open_text_file(path, _decode_qrel, line_ranges, kind="lines")
-    header = _decode_qrel_line(file.data[file.ranges[0, 0] : file.ranges[0, 1]])
+    try:
+        header = _decode_qrel_line(file.data[file.ranges[0, 0] : file.ranges[0, 1]])
+    except RowError as fault:
+        raise DataError(f"{file.place(0)}: {fault}. Correct the header.") from None
     if len(header) == 3 and not _is_number(header[2]):
         file = replace(file, ranges=file.ranges[1:])
     if not len(file):

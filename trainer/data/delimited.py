@@ -37,18 +37,26 @@ class Delimited:
 
 
 def delimited_ranges(data: mmap.mmap, delimiter: str) -> np.ndarray:
-    """First and last byte of each row with the header first, blank lines left out [n, 2], int64."""
+    """First and last byte of each row with the header first, blank lines left out [n, 2], int64.
+
+    Raises:
+        RowError: if a row cannot be told from the next, as after a lone carriage return.
+    """
     csv.field_size_limit(MAX_FIELD_CHARS)
     ranges = []
     data.seek(3 if data[:3] == b"\xef\xbb\xbf" else 0)
     start = data.tell()
     lines = (line.decode(errors="replace") for line in iter(data.readline, b""))
-    for _ in csv.reader(lines, delimiter=delimiter):
-        # the reader takes no line before it needs it, so the row ends where the file stands
-        end = data.tell()
-        if data[start:end].strip():
-            ranges.append((start, end))
-        start = end
+    try:
+        for _ in csv.reader(lines, delimiter=delimiter):
+            # the reader takes no line before it needs it, so the row ends where the file stands
+            end = data.tell()
+            if data[start:end].strip():
+                ranges.append((start, end))
+            start = end
+    except csv.Error as error:
+        got = shown(data[start : start + 60].decode(errors="replace"))
+        raise RowError("row", got, f"CSV ({error})") from None
     return np.array(ranges, np.int64).reshape(-1, 2)
 
 
