@@ -24,7 +24,8 @@ from trainer.cli import Arguments, is_first_rank, launched_ranks
 from trainer.data.plan import make_plan
 from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
 from trainer.engine.gather_mode import chosen_gather
-from trainer.engine.memory import MemoryPlan, device_memory, plan_memory, step_tokens, usable
+from trainer.engine.memory import MemoryPlan, device_memory, plan_memory, usable
+from trainer.engine.memory_job import step_tokens
 from trainer.engine.model_size import ModelShape, measure_model
 from trainer.engine.plan_choices import Machine, choices, fastest, smallest_changes
 from trainer.engine.plan_text import choices_section, disk_section, gib, memory_table, table

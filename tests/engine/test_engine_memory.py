@@ -14,9 +14,9 @@ from trainer.engine.memory import (
     MemoryPlan,
     device_memory,
     plan_memory,
-    step_tokens,
     usable,
 )
+from trainer.engine.memory_job import step_tokens
 from trainer.engine.model_size import Line, ModelShape, measure_model
 from trainer.recipe.deepspeed_file import CONFIG_FOLDER
 from trainer.recipe.load import load_recipe
@@ -167,7 +167,8 @@ def test_larger_chunks_need_more() -> None:
 
 
 def test_a_lone_chunk_has_no_gradients_to_add_to() -> None:
-    one = plan("tasks={ir: {global_batch_size: 8}}", "engine.max_tokens_per_chunk=2000")
+    small = ("tasks.ir.global_batch_size=8", "tasks.sts.global_batch_size=8")
+    one = plan(*small, "engine.max_tokens_per_chunk=2000")
     assert "last chunk" not in one.phases["step"]
     assert "last chunk" in plan().phases["step"]
 

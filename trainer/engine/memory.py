@@ -16,11 +16,10 @@ from typing import Any, Literal
 
 import torch
 
-from trainer.engine.model_size import ModelShape, longest_text
-from trainer.objectives.contrastive import TILE_BYTES
+from trainer.engine.memory_job import Job, loss_bytes
+from trainer.engine.model_size import ModelShape
 from trainer.recipe.deepspeed_file import offloads
-from trainer.recipe.resolve import global_batch_sizes
-from trainer.recipe.schema import Recipe, Task
+from trainer.recipe.schema import Recipe
 
 Way = Literal["step", "chunk", "interleaved"]
 """When ZeRO-3 gathers parameters: once per step, once per layer, or for every chunk."""
@@ -31,12 +30,6 @@ RESERVED_BYTES = 2 * 2**30
 """CUDA context, cuBLAS workspaces and fragmentation of the allocator, per GPU."""
 MEMINFO = Path("/proc/meminfo")
 """Where Linux tells how much memory is free."""
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-"""b."""
-TILES = 4
-"""Tiles of logits that the contrastive loss holds at once."""
-VECTOR_COPIES = 3
-"""Copies of all embeddings on a rank: gathered values, their gradients, and those being reduced."""
 ADAM_TEMPORARIES = 2
 """Float32 copies of its state that AdamW makes where it is not fused: on a CPU."""
 FLAT_STATES = 2
@@ -89,69 +82,6 @@ class MemoryPlan:
         return self.fits_with(self.gather)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What the formulas read, worked out once."""
-
-    recipe: Recipe
-    shape: ModelShape
-    zero: Mapping[str, Any]
-    """`zero_optimization` of the resolved dict."""
-    world_size: int
-    on_gpu: bool
-    """Buffers that a CPU only promises are taken at once on a GPU; there AdamW is fused."""
-
-    @property
-    def stage(self) -> int:
-        """ZeRO stage."""
-        return int(self.zero["stage"])
-
-    @property
-    def width(self) -> int:
-        """Bytes of `model.dtype`, b."""
-        return DTYPE_BYTES[self.recipe.model.dtype]
-
-    @property
-    def gradients(self) -> int:
-        """Float32 gradients of all that is trained, 4 T."""
-        return 4 * self.shape.num_trainable
-
-    @property
-    def own(self) -> int:
-        """A rank's share of a float32 copy of what is trained, 4 T / W."""
-        return math.ceil(self.gradients / self.world_size)
-
-    @property
-    def bucket(self) -> int:
-        """Elements of a full reduction bucket: no more than are trained."""
-        return min(int(self.zero.get("reduce_bucket_size", 5e8)), self.shape.num_trainable)
-
-    @property
-    def bucket_taken(self) -> int:
-        """Bytes of the bucket itself, in float32; a CPU gives only the pages that are written."""
-        whole = int(self.zero.get("reduce_bucket_size", 5e8))
-        return 4 * (whole if self.on_gpu else self.bucket)
-
-    @property
-    def share(self) -> int:
-        """Tokens of a rank in a step, at most."""
-        return math.ceil(max(step_tokens(self.recipe).values(), default=0) / self.world_size)
-
-    @property
-    def chunk(self) -> int:
-        """Tokens of a chunk: whole texts of the greatest length, one at least."""
-        longest = longest_text(self.recipe)
-        texts = max(1, self.recipe.engine.max_tokens_per_chunk // longest)
-        return min(texts * longest, max(longest, self.share))
-
-    @property
-    def embedding_gradient(self) -> int:
-        """Bytes of a new gradient of the table of embeddings and of its float32 form."""
-        if not self.shape.embedding_trained:
-            return 0
-        return (self.width + (4 if self.width < 4 else 0)) * self.shape.embedding_parameters
-
-
 def plan_memory(
     recipe: Recipe,
     shape: ModelShape,
@@ -176,15 +106,16 @@ def plan_memory(
     resident = _resident(job)
     moved = _offloaded(deepspeed)
     held = {name: size for name, size in resident.items() if name not in moved}
-    held["embeddings and loss"] = _loss_bytes(recipe, shape)
-    phases: dict[Way, dict[str, Parts]] = {"step": _step_phases(job)}
+    held["embeddings and loss"] = loss_bytes(recipe, shape)
+    phases: dict[Way, Mapping[str, Parts]] = {"step": _step_phases(job)}
     if shape.is_layered:
         phases["chunk"] = _layer_phases(job)
     phases["interleaved"] = _interleaved_phases(job)
     update = _update(job, moved)
     return MemoryPlan(
         phases={
-            way: {name: held | parts for name, parts in found.items()} | {"update": held | update}
+            way: {name: {**held, **parts} for name, parts in found.items()}
+            | {"update": {**held, **update}}
             for way, found in phases.items()
         },
         host=_host(job, {name: resident[name] for name in moved if name in resident}),
@@ -377,35 +308,6 @@ def _checkpoint_bytes(job: Job) -> int:
     states = 3 if job.recipe.train.optimizer == "adamw" else 1
     width = 0 if job.stage == 3 else job.width
     return (4 * states + width) * job.shape.num_trainable
-
-
-def step_tokens(recipe: Recipe) -> dict[Task, int]:
-    """Tokens of one step of each task over all ranks if every text has its greatest length."""
-    data, ir, sts = recipe.data, recipe.tasks.ir, recipe.tasks.sts
-    tokens: dict[Task, int] = {}
-    for task, size in global_batch_sizes(recipe).items():
-        if task == "ir" and ir is not None:
-            passages = (ir.positives + ir.negatives) * data.passage_max_tokens
-            tokens[task] = size * (data.query_max_tokens + passages)
-        elif task == "sts" and sts is not None:
-            tokens[task] = size * 2 * data.query_max_tokens
-    return tokens
-
-
-def _loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
-    """Float32 embeddings of all ranks with their gradients, and the tiles of the loss."""
-    sizes = [0]
-    ir, sts = recipe.tasks.ir, recipe.tasks.sts
-    if ir is not None:
-        candidates = ir.global_batch_size * (ir.positives + ir.negatives)
-        vectors = ir.global_batch_size + candidates
-        tile = min(TILE_BYTES, 4 * ir.global_batch_size * candidates)
-        sizes.append(VECTOR_COPIES * 4 * vectors * shape.hidden_size + TILES * tile)
-    if sts is not None:
-        pairs = sts.global_batch_size
-        # last and middle layer of two texts, and the differences of all pairs of golds
-        sizes.append(VECTOR_COPIES * 4 * 4 * pairs * shape.hidden_size + TILES * 4 * pairs**2)
-    return max(sizes)
 
 
 def with_budget(recipe: Recipe, max_tokens_per_chunk: int) -> Recipe:

@@ -89,42 +89,50 @@ def measure_model(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
 
 def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
     """See `measure_model`."""
-    backbone = _build(config, recipe.model)
-    block = max(_blocks(backbone), key=_count, default=backbone)
-    tables = [module for module in backbone.modules() if isinstance(module, nn.Embedding)]
-    table = max(tables, key=_count, default=None)
-    layered = supports_layer_major(backbone)
-    graph, backward = _whole_model(config, recipe)
-    return ModelShape(
-        num_parameters=_count(backbone),
-        num_trainable=_trained(backbone),
-        numels=Counter(parameter.numel() for parameter in backbone.parameters()),
-        layer_parameters=_count(block),
-        layer_trainable=_trained(block),
-        embedding_parameters=0 if table is None else _count(table),
-        embedding_trained=table is not None and _trained(table) > 0,
-        num_layers=max(1, len(_blocks(backbone))),
-        hidden_size=int(config.get_text_config().hidden_size),
-        is_layered=layered,
-        graph=graph,
-        backward=backward,
-        layer=_one_layer(config, recipe) if layered else Line(fixed=0, per_token=0),
-    )
-
-
-def _whole_model(config: PretrainedConfig, recipe: Recipe) -> tuple[Line, Line]:
-    """Graph and backward of all layers, from models of a few.
-
-    Tables of embeddings are frozen for it: their gradients do not grow with the tokens and are
-    counted where they arise.
-    """
-    length = longest_text(recipe)
-    middle = recipe.tasks.sts is not None and recipe.tasks.sts.weights.infonce > 0
-    num_layers = int(config.get_text_config().num_hidden_layers)
+    plain = replace(recipe.model, lora=None)
+    backbone = _build(config, plain)
+    num_layers = max(1, len(_blocks(backbone)))
     few, many = (
         _embedder(_with_layers(config, number), recipe.model)
         for number in (min(FEW_LAYERS, num_layers), min(MANY_LAYERS, num_layers))
     )
+    # adapters of all layers are slow to make: those of a few tell the others
+    repeats = 1 + max(0, num_layers - MANY_LAYERS)
+    added, one_layer = _adapters(many.backbone), _adapters(many.backbone) - _adapters(few.backbone)
+    added.update({size: count * (repeats - 1) for size, count in one_layer.items()})
+    table = max(_tables(backbone), key=_count, default=None)
+    layered = supports_layer_major(backbone)
+    numels = Counter(parameter.numel() for parameter in backbone.parameters()) + added
+    length = _trial_length(config, recipe)
+    graph, backward = _whole_model(few, many, recipe, num_layers=num_layers, length=length)
+    return ModelShape(
+        num_parameters=_total(numels),
+        num_trainable=_trained(backbone) if recipe.model.lora is None else _total(added),
+        numels=numels,
+        layer_parameters=_count(_block(backbone)) + _total(one_layer),
+        layer_trainable=_trained(_block(backbone))
+        if recipe.model.lora is None
+        else _total(one_layer),
+        embedding_parameters=0 if table is None else _count(table),
+        embedding_trained=table is not None and recipe.model.lora is None,
+        num_layers=num_layers,
+        hidden_size=int(config.get_text_config().hidden_size),
+        is_layered=layered,
+        graph=graph,
+        backward=backward,
+        layer=_one_layer(config, recipe, length) if layered else Line(fixed=0, per_token=0),
+    )
+
+
+def _whole_model(
+    few: Embedder, many: Embedder, recipe: Recipe, *, num_layers: int, length: int
+) -> tuple[Line, Line]:
+    """Graph and backward of all layers, from models of a few.
+
+    Their tables of embeddings are frozen: gradients of those do not grow with the tokens and are
+    counted where they arise.
+    """
+    middle = recipe.tasks.sts is not None and recipe.tasks.sts.weights.infonce > 0
 
     def trial(embedder: Embedder, num_texts: int) -> ChunkMemory:
         return measure_chunk(embedder, num_texts=num_texts, length=length, middle=middle)
@@ -136,9 +144,8 @@ def _whole_model(config: PretrainedConfig, recipe: Recipe) -> tuple[Line, Line]:
     return Line(fixed=0, per_token=whole / (MANY_TEXTS * length)), rest
 
 
-def _one_layer(config: PretrainedConfig, recipe: Recipe) -> Line:
+def _one_layer(config: PretrainedConfig, recipe: Recipe, length: int) -> Line:
     """Forward and backward of a layer that is recomputed by itself."""
-    length = longest_text(recipe)
     plain = replace(recipe.model, gradient_checkpointing=False)
     embedder = _embedder(_with_layers(config, 2), plain)
     return _line(lambda n: measure_layer(embedder, num_texts=n, length=length).peak, length)
@@ -163,6 +170,13 @@ def longest_text(recipe: Recipe) -> int:
     return max(data.query_max_tokens, data.passage_max_tokens if has_ir else 0)
 
 
+def _trial_length(config: PretrainedConfig, recipe: Recipe) -> int:
+    """Tokens of the texts of a trial: the longest of a step that the model has places for."""
+    places = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = longest_text(recipe)
+    return longest if places is None else min(longest, int(places))
+
+
 def _build(config: PretrainedConfig, recipe: ModelRecipe) -> nn.Module:
     """The backbone with its adapters, without storage."""
     with META:
@@ -178,9 +192,8 @@ def _build(config: PretrainedConfig, recipe: ModelRecipe) -> nn.Module:
 def _embedder(config: PretrainedConfig, recipe: ModelRecipe) -> Embedder:
     """The embedder of a trial, tables of embeddings frozen."""
     backbone = _build(config, recipe)
-    for module in backbone.modules():
-        if isinstance(module, nn.Embedding):
-            module.requires_grad_(False)
+    for table in _tables(backbone):
+        table.requires_grad_(False)
     if recipe.gradient_checkpointing:
         decoder_of(backbone).gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": True}
@@ -203,6 +216,26 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     """The repeated layers: the longest list of modules in the model."""
     lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len, default=[])
+
+
+def _block(model: nn.Module) -> nn.Module:
+    """The largest of them."""
+    return max(_blocks(model), key=_count, default=model)
+
+
+def _tables(model: nn.Module) -> list[nn.Module]:
+    """Tables of embeddings."""
+    return [module for module in model.modules() if isinstance(module, nn.Embedding)]
+
+
+def _adapters(backbone: nn.Module) -> Counter[int]:
+    """How many parameters of each size peft has added; none to a plain backbone."""
+    added = hasattr(backbone, "peft_config")
+    return Counter(p.numel() for p in backbone.parameters() if added and p.requires_grad)
+
+
+def _total(numels: Mapping[int, int]) -> int:
+    return sum(size * count for size, count in numels.items())
 
 
 def _count(module: nn.Module) -> int:
