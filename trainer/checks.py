@@ -34,6 +34,8 @@ TRACES = (
     "model",
     "merged",
     "report.html",
+    "run.json",
+    "finished.json",
 )
 """What a run leaves in its output folder."""
 LEAST_FREE_BYTES = 1 << 20

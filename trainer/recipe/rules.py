@@ -3,6 +3,7 @@
 Each rule is a function that raises on the first breach; `check_rules` runs them all.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from trainer.errors import RecipeError
@@ -127,7 +128,7 @@ def _check_tasks(recipe: Recipe, fail: Fail) -> None:
     sts, ir = recipe.tasks.sts, recipe.tasks.ir
     if sts is not None:
         weights = sts.weights
-        if not any((weights.pearson, weights.rank_kl, weights.pro, weights.infonce)):
+        if not any(dataclasses.astuple(weights)):
             raise fail("tasks.sts.weights", _Words("all 0"), "one above 0", "Raise one.")
     if ir is not None and ir.global_batch_size == 1 and ir.negatives == 0:
         raise fail(

@@ -276,6 +276,11 @@ class EvalRecipe:
     """Null: only before the first and after the last step."""
     sets: tuple[EvalSetRecipe, ...] = ()
     """None: no evaluation."""
+    best_metric: str | None = None
+    """`SET.METRIC` such as `stsb.spearman`, or `mean` of each set's first metric: the checkpoint of
+    the best evaluation is kept besides `checkpoint.keep`, and exported as `model/`."""
+    patience: int | None = bounded(None, low=1)
+    """Evaluations in a row without a better `best_metric` after which the run ends; null: never."""
 
 
 @dataclass(frozen=True, kw_only=True)

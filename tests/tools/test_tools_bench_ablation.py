@@ -1,0 +1,124 @@
+"""The ablation: fair recipes, data without leaks, results that are kept, and the table."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tools.bench import ablation
+from tools.bench._ablation_data import HELD_OUT, NEWS_DEV, NEWS_TRAIN, QUICK, prepare
+from tools.bench._ablation_runs import RECIPES, Setup
+from tools.bench._ablation_table import render
+from trainer.data.sources import open_eval_set, open_sources
+from trainer.errors import DataError
+from trainer.recipe.load import load_recipe
+from trainer.recipe.schema import DataRecipe
+
+
+def write(file: Path, rows: list[dict[str, object]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Sets of the shapes that the ablation reads, of made-up texts."""
+    folder = tmp_path / "public"
+    for split, count in (("train", NEWS_TRAIN + 50), ("dev", NEWS_DEV + 50)):
+        pairs = [
+            {"text1": f"{split} {i}", "text2": f"{split} {i} too", "score": i % 6}
+            for i in range(count)
+        ]
+        write(folder / f"stsb_en.{split}.jsonl", pairs)
+    for name in ("medquad", "squad_sent", "scifact"):
+        texts = [{"_id": f"d{i}", "title": "t", "text": f"{name} answer {i}"} for i in range(40)]
+        queries = [{"_id": f"q{i}", "text": f"{name} question {i}"} for i in range(20)]
+        write(folder / name / "corpus.jsonl", texts)
+        write(folder / name / "queries.jsonl", queries)
+        mined = [{"query_id": f"q{i}", "negatives": ["d39", f"d{i}"]} for i in range(10)]
+        write(folder / name / "hard_negatives.train.jsonl", mined)
+        for split, rows in (("train", range(10)), ("dev", range(10, 20))):
+            lines = "".join(f"q{i}\td{i}\t1\n" for i in rows)
+            (folder / name / "qrels").mkdir(exist_ok=True)
+            file = folder / name / "qrels" / f"{split}.tsv"
+            file.write_text("query-id\tcorpus-id\tscore\n" + lines)
+    return folder
+
+
+def test_variants_differ_in_nothing_but_their_losses_and_pools() -> None:
+    recipes = {file.stem: load_recipe(file) for file in sorted(RECIPES.glob("*.yaml"))}
+    assert recipes.keys() == set(ablation.TRAINED) - {"sentence_transformers"}
+    first = recipes["codiemb"]
+    for name, recipe in recipes.items():
+        assert recipe.name == name
+        assert asdict(recipe.train) == asdict(first.train)
+        assert recipe.model == first.model
+        assert recipe.tasks.ir == first.tasks.ir
+        assert recipe.tasks.sts is None or recipe.tasks.sts.global_batch_size == 32
+        header = "".join(line for line in (RECIPES / f"{name}.yaml").open() if line[0] == "#")
+        assert f"--recipe recipes/ablations/{name}.yaml" in header
+    assert first.train.max_steps == 300
+    # five checkpoints to merge, and four of them for the rows of single ones
+    assert first.checkpoint.every_steps == 60
+    assert first.checkpoint.keep == 5
+
+
+def test_data_opens_and_held_out_texts_are_not_trained_on(data: Path, tmp_path: Path) -> None:
+    work = tmp_path / "data"
+    prepare(data, work, QUICK)
+    trained = set()
+    for file in RECIPES.glob("*.yaml"):
+        recipe = load_recipe(file, [f"data.root={work}"])
+        assert all(len(source) > 0 for source in open_sources(recipe.data))
+    for file in work.glob("*.train.jsonl"):
+        trained |= {line for line in file.read_text().splitlines()}
+    everything = "".join(trained)
+    assert f'"train {NEWS_TRAIN}"' not in everything
+    # d39 is a mined negative; a judged document is not, though it was mined
+    assert '"negatives": ["t medquad answer 39"]' in everything
+    for one in HELD_OUT:
+        opened = open_eval_set(one.recipe(work / "held_out"), DataRecipe(sources=()))
+        queries = opened.text1 if one.task == "sts" else opened.queries
+        assert queries
+        assert not any(f'"{query}"' in everything for query in queries)
+    before = {file: file.read_bytes() for file in work.rglob("*.jsonl")}
+    prepare(data, work, QUICK)
+    assert before == {file: file.read_bytes() for file in work.rglob("*.jsonl")}
+
+
+def test_missing_data_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"stsb_en\.train\.jsonl = missing"):
+        prepare(tmp_path, tmp_path / "data", QUICK)
+
+
+def test_results_are_kept_until_the_recipe_changes(tmp_path: Path) -> None:
+    setup = Setup(folder=tmp_path)
+    piece = next(p for p in ablation.pieces(setup, [1]) if p.variant == "codiemb")
+    assert ablation.known(piece, setup, QUICK) is None
+    (tmp_path / "results").mkdir()
+    kept = {"digest": ablation.digest(piece, setup, QUICK), "scores": {"scifact": 0.5}}
+    (tmp_path / "results" / "codiemb-1.json").write_text(json.dumps(kept))
+    assert ablation.known(piece, setup, QUICK) == {"scifact": 0.5}
+    faster = Setup(folder=tmp_path, overrides=("train.learning_rate=1e-3",))
+    assert ablation.known(piece, faster, QUICK) is None
+
+
+def test_every_seed_has_every_variant(tmp_path: Path) -> None:
+    names = [piece.name for piece in ablation.pieces(Setup(folder=tmp_path), [1, 2, 3])]
+    assert len(names) == len(set(names)) == 1 + 3 * (4 + 1 + 5 + 4)
+
+
+def test_table_shows_changes_with_their_spread() -> None:
+    base = {"sts_general": 0.8, "sts_news": 0.6, "medquad": 0.5, "squad": 0.7, "scifact": 0.4}
+    better = {**base, "sts_general": 0.9, "scifact": 0.38}
+    worse = {**base, "sts_general": 0.86}
+    text = render({"untouched": [base], "codiemb": [better, worse]})
+    first, second = text.splitlines()[1:3]
+    # STS in, out and their mean; IR in (mean of two sets), out and their mean
+    assert first.split()[2:] == ["80.00", "60.00", "70.00", "60.00", "40.00", "50.00"]
+    assert second.split()[:8] == ["codiemb", "2", "+8.00", "+-2.83", "+0.00", "+-0.00", "+4.00",
+                                  "+-1.41"]  # fmt: skip
+    assert second.split()[-4:] == ["-1.00", "+-1.41", "-0.50", "+-0.71"]
+    assert "out of domain: sts_news, scifact" in text
+    assert render({}) == "nothing scored yet"
