@@ -4,6 +4,7 @@ A *path* here is the tuple of keys that leads to a value: `("data", "sources", "
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from trainer.recipe.secrets import without_secrets
 
 KeyPath = tuple[str, ...]
 
+MAX_BRACKETS = 100
+"""Brackets that may be open at the same place."""
 MAX_VALUES = 20_000
 """Far more than any recipe has; nested aliases reach any number in a few lines."""
 
@@ -69,6 +72,7 @@ def read_document(file: str | Path) -> Document:
     """
     name = str(file)
     text = _read_text(name)
+    _refuse_brackets(name, text)
     try:
         places, values = _parse_file(name, text)
     except yaml.YAMLError as error:
@@ -79,6 +83,19 @@ def read_document(file: str | Path) -> Document:
             "quotes around text that looks like a date or a number."
         ) from error
     return Document(file=name, values=values, places=places)
+
+
+def _refuse_brackets(name: str, text: str) -> None:
+    """Brackets in brackets take the parser time that grows with the square of their number."""
+    depth = 0
+    for found in re.finditer(r"[\[{\]}]", text):
+        depth = depth + 1 if found[0] in "[{" else max(0, depth - 1)
+        if depth > MAX_BRACKETS:
+            line = text.count("\n", 0, found.start()) + 1
+            raise RecipeError(
+                f"{name}:{line}: content = over {MAX_BRACKETS} open brackets; expected `key: "
+                "value` lines. Close them."
+            )
 
 
 def _parse_file(name: str, text: str) -> tuple[dict[KeyPath, str], dict[str, Any]]:
