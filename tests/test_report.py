@@ -19,7 +19,7 @@ from trainer.charts import (
     thinned,
     tick_label,
 )
-from trainer.charts_of_vectors import histogram_chart, trade_off_chart
+from trainer.charts_of_vectors import histogram_chart, lowest_cosine, trade_off_chart
 from trainer.errors import DataError
 from trainer.report import write_comparison, write_report
 from trainer.report_run import read_lines
@@ -224,8 +224,11 @@ def test_a_path_may_turn_back_and_stays_inside() -> None:
 
 def test_histograms_leave_out_empty_cosines_below() -> None:
     counts = {"positive": [0] * 25 + [1] * 25, "negative": [0] * 50, "random": [0] * 49 + [3]}
-    chart = histogram_chart("t", counts)
+    chart = histogram_chart("t", counts, low=lowest_cosine([counts]))
     assert chart.count('class="line"') == 2
     assert ">-0.5<" not in chart
     assert ">100%<" in chart
-    assert ">-1<" in histogram_chart("t", {"random": [1] * 50})
+    wide = {"random": [1] * 50}
+    # before and after are drawn alike, so that they can be compared
+    assert lowest_cosine([counts, wide]) == -1
+    assert ">-1<" in histogram_chart("t", counts, low=-1)

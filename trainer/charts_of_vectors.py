@@ -3,7 +3,7 @@
 SVG text for pages that load nothing; it must not read files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from trainer.charts import (
@@ -70,12 +70,13 @@ def _way(path: Series, at_x: Scale, at_y: Scale, number: int) -> list[str]:
     return parts
 
 
-def histogram_chart(title: str, counts: Mapping[str, Sequence[int]]) -> str:
+def histogram_chart(title: str, counts: Mapping[str, Sequence[int]], *, low: float) -> str:
     """Shares of cosines of positive, negative and random pairs, outlines over each other.
 
     Args:
         title: what is drawn, for screen readers.
         counts: pairs in equal bins from -1 to 1, by kind; a kind without pairs is left out.
+        low: where the axis begins, from `lowest_cosine`, so that charts can be compared.
 
     Returns:
         An `<svg>` element; its legend is `cosine_legend`.
@@ -83,7 +84,6 @@ def histogram_chart(title: str, counts: Mapping[str, Sequence[int]]) -> str:
     shares = {kind: _shares(counts[kind]) for kind in KINDS if sum(counts.get(kind, ()))}
     top = max((max(values) for values in shares.values()), default=1.0)
     ticks = nice_ticks(0.0, top)
-    low = _lowest_cosine(shares)
     at_x = Scale(low=low, high=1.0, start=LEFT, stop=WIDTH - RIGHT)
     at_y = Scale(low=0.0, high=ticks[-1], start=HEIGHT - BOTTOM, stop=TOP)
     across = [tick / 2 for tick in range(round(2 * low), 3)]
@@ -113,10 +113,11 @@ def _shares(counts: Sequence[int]) -> list[float]:
     return [count / total for count in counts]
 
 
-def _lowest_cosine(shares: Mapping[str, Sequence[float]]) -> float:
-    """-1, or the largest of -0.5 and 0 below which there is no pair."""
+def lowest_cosine(histograms: Iterable[Mapping[str, Sequence[int]]]) -> float:
+    """-1, or the largest of -0.5 and 0 below which no histogram has a pair."""
+    every = [counts for one in histograms for counts in one.values()]
     for low in (0.0, -0.5):
-        if all(not any(values[: _first_bin(values, low)]) for values in shares.values()):
+        if not any(any(counts[: _first_bin(counts, low)]) for counts in every):
             return low
     return -1.0
 

@@ -6,7 +6,12 @@ from html import escape
 from statistics import fmean
 
 from trainer.charts import Axis, Series
-from trainer.charts_of_vectors import cosine_legend, histogram_chart, trade_off_chart
+from trainer.charts_of_vectors import (
+    cosine_legend,
+    histogram_chart,
+    lowest_cosine,
+    trade_off_chart,
+)
 from trainer.report_page import charts, figure, framed, table
 from trainer.report_run import Line, Run, main_metrics, task_of
 
@@ -139,12 +144,16 @@ def geometry_section(run: Run) -> str:
 
 def _before_after(name: str, first: Line, last: Line) -> str:
     """Histograms of a set at two evaluations."""
-    lines = {line["step"]: line for line in (first, last) if name in line["geometry"]}
+    found = {
+        line["step"]: line["geometry"][name]["histograms"]
+        for line in (first, last)
+        if name in line["geometry"]
+    }
+    low = lowest_cosine(found.values())
     figures = []
-    for step, line in lines.items():
+    for step, counts in found.items():
         title = f"{name}, cosines after {step:,} steps" if step else f"{name}, cosines at the start"
-        histograms = line["geometry"][name]["histograms"]
-        figures.append(framed(title, histogram_chart(title, histograms)))
+        figures.append(framed(title, histogram_chart(title, counts, low=low)))
     return f'<div class="pair">{charts(figures)}</div>'
 
 
