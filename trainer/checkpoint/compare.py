@@ -14,7 +14,7 @@ from trainer.errors import CheckpointError
 HARMLESS = re.compile(
     r"name|output_dir|resume|(log|eval|checkpoint|engine)(\..*)?"
     r"|data\.(workers|on_bad_row|root)|data\.sources\.\d+\.(path|hub|split)"
-    r"|model\.gradient_checkpointing"
+    r"|model\.gradient_checkpointing|train\.max_skipped_steps"
 )
 """Recipe keys that do not shape the steps. Where data lies is one: its fingerprint tells more."""
 LENGTH = ("train.max_steps", "train.epochs")
