@@ -39,6 +39,8 @@ def test_planted_nan_stops_before_the_update_and_is_named(recipe: Path, tmp_path
 
 def test_skipped_step_is_counted_and_training_goes_on(recipe: Path, tmp_path: Path) -> None:
     arguments = ("--recipe", str(recipe), f"output_dir={tmp_path}/run", "eval.sets=[]")
+    # a rate that does not depend on the number of steps, so that the run may be made longer
+    arguments += ("train.schedule=constant", "train.warmup_ratio=0")
     more = ("train.max_skipped_steps=1", "train.max_steps=10", "checkpoint.every_steps=8")
     ended = finish(tmp_path, by_python(SCRIPT), *arguments, *more, PLANT="nan:7:0")
     assert ended.code == 0, ended.err

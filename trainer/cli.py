@@ -161,9 +161,10 @@ def ending_with_code(command: Callable[[], int]) -> int:
     try:
         return command()
     except TrainerError as error:
-        if not is_speaker():
+        if error.told or not is_speaker():
             time.sleep(OTHERS_WAIT_SEC)
-        sys.stderr.write(f"{shown(error)}\n")
+        if not error.told:
+            sys.stderr.write(f"{shown(error)}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

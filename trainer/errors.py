@@ -9,6 +9,8 @@ class TrainerError(Exception):
     """
 
     exit_code = 2
+    told = False
+    """Whether another rank tells it."""
 
 
 class RecipeError(TrainerError):

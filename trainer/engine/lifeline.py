@@ -119,6 +119,8 @@ class Lifeline:
             time.sleep(SAME_MISTAKE_SEC + 2 * SPEAKER_FIRST_SEC)
         if isinstance(error, TrainerError):
             text, code = str(error), error.exit_code
+            # the first rank meets the same mistake, or tells of this one
+            error.told = self.member.rank > 0 and bool(self._links)
         else:
             first_line = (str(error).splitlines() or [""])[0]
             text, code = f"{type(error).__name__}: {first_line[:500]}", 1
