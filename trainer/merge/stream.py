@@ -3,7 +3,8 @@
 A block is read once where that is enough: always when weights are known beforehand or belong to
 rows or scalars, and for tensors of one block. Only a weight per tensor of a larger one needs the
 norms first, in a pass of its own; the second pass then finds the files in the page cache. Where all
-changes are adapters' the factors give the norms, and one pass is enough.
+changes are adapters' the factors give the norms, and one pass is enough. bfloat16 throughout is
+summed in float32 wherever that gives the same result.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.tensors import ReadInto, SlicedTensor, numel
+from trainer.checkpoint.tensors import ReadInto, SlicedTensor, StoredTensor, numel
 from trainer.errors import CheckpointError
 from trainer.merge.arithmetic import (
+    MAX_GAIN,
     add_ties,
     add_weighted,
     blend,
     delta_weights,
+    gain,
     group_norms,
     kth_largest,
+    mend,
+    squares,
 )
 from trainer.merge.low_rank import change_norms
 from trainer.merge.settings import MergeSettings
@@ -77,9 +82,9 @@ class Scratch:
     """Memory of one worker, reused for every block."""
 
     base_N: Tensor
-    """[block], float64."""
+    """[block], float64; for float32 half of it is used."""
     tuned_KN: Tensor
-    """[K, block], float64."""
+    """[K, block], float64; the same."""
     raw: Tensor
     """[8 * block] bytes, for results of any dtype."""
 
@@ -141,10 +146,32 @@ class _Work:
     write: Write
     readers: list[ReadInto] = field(init=False)
     square_K: Tensor = field(init=False)
+    halves: list[Tensor] | None = field(init=False)
+    """Base and checkpoints as they are stored, if float32 does for their sums."""
 
     def __post_init__(self) -> None:
         self.readers = [one.open() for one in (self.item.base, *self.item.tuned)]
         self.square_K = torch.zeros(len(self.item.tuned), dtype=torch.float64)
+        self.halves = self._halves()
+
+    def _halves(self) -> list[Tensor] | None:
+        """The inputs if all are bfloat16 in one piece, and no weight is finer than the tensor."""
+        settings, item = self.settings, self.item
+        inputs = (item.base, *item.tuned)
+        simple = not _has_elementwise_weights(settings) and item.dtype == torch.bfloat16
+        if settings.method == "delta":
+            # the weights sum to 1
+            largest_gain = 1 + 2 * abs(settings.lambda_)
+        else:
+            largest_gain = gain(self._fixed_weights() * settings.lambda_)
+        if not simple or largest_gain > MAX_GAIN:
+            return None
+        pieces = [one.pieces for one in inputs if isinstance(one, StoredTensor)]
+        if len(pieces) < len(inputs) or any(
+            len(parts) != 1 or parts[0].dtype != torch.bfloat16 for parts in pieces
+        ):
+            return None
+        return [parts[0] for parts in pieces]
 
     def run_fixed(self) -> Outcome:
         """Weights known beforehand: one pass."""
@@ -229,8 +256,9 @@ class _Work:
                 self._emit(first, base_N, delta_KN, weight_K[:, None], norm_K)
             elif not self._emit_unchanged(first, last, norm_K):
                 base_N, tuned_KN = self._read(first, last)
-                blend(base_N, tuned_KN, weight_K * self.settings.lambda_)
-                self._emit_block(base_N)
+                factor_K = weight_K * self.settings.lambda_
+                blend(base_N, tuned_KN, factor_K)
+                self._emit_sum(base_N, first, factor_K)
         return weight_K
 
     def _measured_norms(self, spans: Sequence[tuple[int, int]]) -> Tensor:
@@ -241,25 +269,26 @@ class _Work:
         return square_K.sqrt()
 
     def _read(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """theta0 [n] and theta_k [K, n] of a block, float64."""
-        base_N = self.scratch.base_N[: stop - start]
-        tuned_KN = self.scratch.tuned_KN[:, : stop - start]
+        """theta0 [n] and theta_k [K, n] of a block, float64 or float32."""
+        dtype = torch.float64 if self.halves is None else torch.float32
+        base_N = self.scratch.base_N.view(dtype)[: stop - start]
+        tuned_KN = self.scratch.tuned_KN.view(dtype)[:, : stop - start]
         for values_N, read in zip((base_N, *tuned_KN), self.readers, strict=True):
             read(start, values_N)
         return base_N, tuned_KN
 
     def _load(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """theta0 [n] and the changes [K, n] of a block, float64."""
+        """theta0 [n] and the changes [K, n] of a block, float64 or float32."""
         base_N, tuned_KN = self._read(start, stop)
         return base_N, tuned_KN.sub_(base_N)
 
     def _count(self, delta_KN: Tensor, start: int) -> Tensor:
         """Add the squares of a block's changes to the tensor's; gives the block's [K]."""
-        square_K = torch.stack([torch.dot(one, one) for one in delta_KN])
+        square_K = squares(delta_KN)
         if not bool(square_K.isfinite().all()):
             self._refuse_non_finite(start, delta_KN.shape[1])
             finite_KN = delta_KN.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-            square_K = torch.stack([torch.dot(one, one) for one in finite_KN])
+            square_K = squares(finite_KN)
         self.square_K += square_K
         return square_K
 
@@ -287,8 +316,9 @@ class _Work:
     ) -> None:
         """Write a block of weighted changes."""
         if not self._emit_unchanged(start, start + base_N.numel(), square_K):
-            add_weighted(base_N, delta_KN, weight_KR * self.settings.lambda_)
-            self._emit_block(base_N)
+            factor_KR = weight_KR * self.settings.lambda_
+            add_weighted(base_N, delta_KN, factor_KR)
+            self._emit_sum(base_N, start, factor_KR[:, 0])
 
     def _emit_unchanged(self, start: int, stop: int, square_K: Tensor) -> bool:
         """Write bits as they are where nothing is to be computed; says whether it did."""
@@ -308,6 +338,14 @@ class _Work:
     def _emit_bits(self, read: ReadInto, start: int, stop: int) -> None:
         out_N = self._out(stop - start)
         read(start, out_N)
+        self.write(out_N)
+
+    def _emit_sum(self, merged_N: Tensor, start: int, factor_K: Tensor) -> None:
+        """Write a block of sums; those of float32 are mended."""
+        out_N = self._out(merged_N.numel()).copy_(merged_N)
+        if self.halves is not None:
+            base_N, *tuned = (one[start : start + merged_N.numel()] for one in self.halves)
+            mend(out_N, base_N, tuned, factor_K)
         self.write(out_N)
 
     def _emit_block(self, merged_N: Tensor) -> None:

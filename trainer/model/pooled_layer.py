@@ -59,7 +59,7 @@ class OnPooledTokens(nn.Module):
         output = super().forward(chosen)
         self.keys.text_B, self.keys.position_B = text_B, position_B
         zeros = output.new_zeros(*hidden.shape[:2], output.shape[2])
-        return zeros.index_put((row, column), output[:, 0])
+        return zeros.index_put_((row, column), output[:, 0])
 
 
 def attend_from_pooled(
@@ -96,7 +96,7 @@ def attend_from_pooled(
     seen_B11L = (torch.arange(key.shape[2], device=key.device) <= column[:, None])[:, None, None]
     output, _ = sdpa_attention_forward(module, chosen, key, value, seen_B11L, **settings)
     zeros = output.new_zeros(len(query), query.shape[2], *output.shape[2:])
-    return zeros.index_put((row, column), output[:, 0]), None
+    return zeros.index_put_((row, column), output[:, 0]), None
 
 
 def narrow_last_layer(backbone: nn.Module, keys: DropoutKeys) -> PooledTokens | None:
