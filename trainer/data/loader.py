@@ -69,7 +69,8 @@ def _worked(job: Job, steps: range, num_workers: int) -> Iterator[Batch]:
 
 def _next_batch(worker: Worker, number: int, step: int) -> Batch:
     assert worker.stdout is not None
-    frame = receive(worker.stdout)
+    # batches that a dead worker left in the pipe are not used up first: the news cannot wait
+    frame = None if worker.poll() else receive(worker.stdout)
     if isinstance(frame, TrainerError):
         raise frame
     if frame is None:
