@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.model.embedder import Embedder
+from trainer.model.row_gradients import add_gradients_by_row
 
 
 class Twin:
@@ -27,6 +28,7 @@ class Twin:
         # deepcopy finds each parameter in the memo, so no weight is copied
         memo: dict[int, object] = {id(p): _empty_like(p) for p in self._parameters}
         self._module = copy.deepcopy(embedder, memo)
+        add_gradients_by_row(self._module)
         self._slots = [
             (slot, name, parameter, slot._parameters[name])
             for source, slot in zip(embedder.modules(), self._module.modules(), strict=True)
