@@ -3,17 +3,31 @@
 import importlib.util
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import (
+    EmbeddingSimilarityEvaluator,
+    InformationRetrievalEvaluator,
+)
 
 from tests.support import corpus
+from tools.bench._ablation_data import HeldOutSize, prepare
+from tools.evaluate import Limits, ModelEmbedder
+from trainer.data.evalsets import IrEvalSet, StsEvalSet
+from trainer.data.sources import open_eval_set
+from trainer.evaluation.evaluate import evaluate_set
 from trainer.evaluation.metrics import pearson, ranking_metrics, spearman
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
 Qrels = Mapping[str, Mapping[str, int]]
+
+NO_SOURCES = DataRecipe(sources=())
 
 
 def reference(top_ids: Mapping[str, Sequence[str]], qrels: Qrels) -> dict[str, float]:
@@ -70,27 +84,33 @@ def minilm() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def test_sentence_transformers_evaluators_agree(tmp_path: Path) -> None:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.evaluation import (
-        EmbeddingSimilarityEvaluator,
-        InformationRetrievalEvaluator,
-    )
+PUBLIC = Path(__file__).resolve().parents[3] / "shared" / "data"
+"""Real sets, where a developer has them beside the project."""
 
-    from tools.evaluate import Limits, ModelEmbedder
-    from trainer.data.sources import open_eval_set
-    from trainer.evaluation.evaluate import evaluate_set
-    from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
+def made_sets(folder: Path) -> tuple[Path, Path]:
+    """A file of pairs and a BEIR folder of made-up words."""
+    corpus.make_workspace(folder)
+    return folder / "sts.jsonl", folder / "beir"
+
+
+def real_sets(folder: Path) -> tuple[Path, Path]:
+    """Parts of STS-B and SciFact."""
+    if not PUBLIC.is_dir():
+        pytest.skip(f"needs public sets in {PUBLIC}")
+    prepare(PUBLIC, folder, HeldOutSize(pairs=200, queries=40, documents=100))
+    return folder / "held_out" / "sts_news.jsonl", folder / "held_out" / "scifact"
+
+
+@pytest.mark.parametrize("make_sets", [made_sets, real_sets])
+def test_sentence_transformers_evaluators_agree(
+    tmp_path: Path, make_sets: Callable[[Path], tuple[Path, Path]]
+) -> None:
     model = SentenceTransformer(minilm(), device="cpu")
-    corpus.make_workspace(tmp_path)
-    sts, ir = (
-        open_eval_set(recipe, DataRecipe(sources=()))
-        for recipe in (
-            EvalSetRecipe(name="pairs", task="sts", path=str(tmp_path / "sts.jsonl")),
-            EvalSetRecipe(name="docs", task="ir", path=str(tmp_path / "beir")),
-        )
-    )
+    pairs, folder = make_sets(tmp_path)
+    held_out = EvalSetRecipe(name="pairs", task="sts", path=str(pairs))
+    sts = open_eval_set(held_out, NO_SOURCES)
+    assert isinstance(sts, StsEvalSet)
     ours = evaluate_set(sts, ModelEmbedder(model, "sts", Limits()))
     theirs = EmbeddingSimilarityEvaluator(
         list(sts.text1), list(sts.text2), list(sts.score), main_similarity="cosine"
@@ -98,10 +118,14 @@ def test_sentence_transformers_evaluators_agree(tmp_path: Path) -> None:
     # float32 cosines; batches of other shapes
     assert ours["spearman"] == pytest.approx(theirs["spearman_cosine"], abs=1e-6)
     assert ours["pearson"] == pytest.approx(theirs["pearson_cosine"], abs=1e-6)
-    ours = evaluate_set(ir, ModelEmbedder(model, "ir", Limits()))
-    # theirs knows relevant and not: the grades of this folder are made binary on our side
-    binary = {query: dict.fromkeys(gains, 1) for query, gains in ir.qrels.items()}
-    assert all(len(gains) == 1 for gains in binary.values())
+    ir = open_eval_set(EvalSetRecipe(name="docs", task="ir", path=str(folder)), NO_SOURCES)
+    assert isinstance(ir, IrEvalSet)
+    # theirs knows relevant or not
+    binary = {
+        query: {name: 1 for name, gain in gains.items() if gain > 0}
+        for query, gains in ir.qrels.items()
+    }
+    ours = evaluate_set(replace(ir, qrels=binary), ModelEmbedder(model, "ir", Limits()))
     theirs = InformationRetrievalEvaluator(
         dict(zip(ir.query_ids, ir.queries, strict=True)),
         dict(zip(ir.corpus_ids, ir.corpus, strict=True)),
