@@ -105,17 +105,39 @@ def naming(what: str) -> Iterator[None]:
         raise
 
 
-@pytest.mark.dist
-def test_some_through_the_command(project: Path) -> None:
-    """The first of each kind that the checks refuse, as a user meets them."""
+def test_some_recipes_through_the_command(project: Path) -> None:
+    """The first that the checks refuse, as a user meets them."""
+    path = project / "spoiled.yaml"
     seeds = iter(range(NUM_EACH))
     for _ in range(NUM_BY_COMMAND):
-        path = project / "spoiled.yaml"
-        path.write_bytes(spoiled_recipe(next(seeds)))
-        while (told := checked_recipe(path)) is None:
+        while True:
             path.write_bytes(spoiled_recipe(next(seeds)))
+            told = checked_recipe(path)
+            if told is not None:
+                break
         before = snapshot(project)
         ended = run(project, "--recipe", str(path))
         assert (ended.code, ended.message) == (2, told)
         assert "Traceback" not in ended.out
         assert snapshot(project) == before
+
+
+def test_some_data_files_through_the_command(project: Path) -> None:
+    """The first that the checks refuse, each in the place of a source of its task."""
+    seeds = iter(range(NUM_EACH))
+    for _ in range(NUM_BY_COMMAND):
+        told = None
+        while told is None:
+            seed = next(seeds)
+            folder = project / f"data{seed}"
+            folder.mkdir()
+            original, path = spoil_data(seed, folder)
+            told = checked_data(path, original.task)
+        source = "docs" if original.task == "ir" else "pairs"
+        ended = run(project, "--recipe", "small.yaml", f"data.sources.{source}.path={path}")
+        assert ended.code == 2, ended.message
+        # what the datasets library logs of a file it cannot read stands above
+        last = ended.message.splitlines()[-1]
+        assert last == told.replace("data.sources.set", f"data.sources.{source}")
+        assert "Traceback" not in ended.out + ended.message
+        assert not (project / "out").exists()
