@@ -96,7 +96,7 @@ def test_hostfile_and_pdsh(hosts: Hosts, keys: Path, workspace: Path, tmp_path: 
         "train.max_steps=4",
         "eval.sets=[]",
         "train.betas=[0.9, 0.98]",
-        'data.sources.ir.query_instruction=w2 "w1" ',
+        'data.sources.ir.query_instruction=w2 "w1" w3',
         PATH=f"{keys / 'bin'}:{BIN}:/usr/bin:/bin:/usr/sbin:/sbin",
         DS_ENV_FILE=str(keys / "variables"),
     )
@@ -110,4 +110,4 @@ def test_hostfile_and_pdsh(hosts: Hosts, keys: Path, workspace: Path, tmp_path: 
     # overrides came through two shells
     resolved = load_recipe(run / "recipe.yaml")
     assert resolved.train.betas == (0.9, 0.98)
-    assert resolved.data.sources[0].query_instruction == 'w2 "w1" '
+    assert resolved.data.sources[0].query_instruction == 'w2 "w1" w3'
