@@ -36,11 +36,13 @@ def choose_gather(
     Collective: yes.
     """
     choice: list[Any] = [None]
+    # on every rank: a mistake that is found here is then found by all
+    size = measure_model(config, recipe)
     if dist.get_rank() == 0:
         local_ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
         plan = plan_memory(
             recipe,
-            measure_model(config, recipe),
+            size,
             deepspeed=deepspeed,
             world_size=world_size,
             usable_bytes=device_memory(int(local_ranks or world_size)),
