@@ -119,7 +119,7 @@ def test_a_row_that_changes_while_training_is_told_from_a_worker(recipe):
     found = run(with_workers(recipe, 1), 0, 2)
     path = Path(recipe.data.sources[0].path)
     path.write_bytes(path.read_bytes().replace(b"positives", b"xxxxxxxxx"))
-    with pytest.raises(DataError, match=r"ir\.jsonl:\d: positives = nothing"):
+    with pytest.raises(DataError, match=r"ir\.jsonl: content = (another content|\d+ bytes)"):
         list(found)
 
 
