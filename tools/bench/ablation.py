@@ -76,7 +76,6 @@ def pieces(setup: Setup, seeds: Sequence[int]) -> Iterator[Piece]:
     for seed in seeds:
         for variant in TRAINED:
             yield Piece(variant=variant, seed=seed, make=_trainer(variant, seed, setup))
-    for seed in seeds:
         yield from _merges(setup, seed)
 
 
