@@ -251,7 +251,15 @@ def test_dry_run_of_a_7b_recipe_needs_its_config_only(tmp_path: Path, name: str)
     planned_for = ("--gpus", "8", "--hosts", "2", "--gpu-memory", "80GB")
     ended = run(tmp_path, "--recipe", recipe, "--dry-run", "model.path=7b", *planned_for)
     assert ended.code == 0, ended
-    for part in (f"{name}, 16 ranks", "Batches", "Steps: 400", "20 warm up", "Memory", "total"):
+    for part in (
+        f"{name}, 16 ranks",
+        "Batches",
+        "Steps: 400",
+        "20 warm up",
+        "Memory",
+        "peak",
+        "fastest that fits",
+    ):
         assert part in ended.out
     assert f"{7_070_619_136:,}" in ended.out or name == "qwen7b_lora"
     assert '"train_batch_size": 16' in ended.out
