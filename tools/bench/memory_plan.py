@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from tools.bench.lora_memory import CHECKOUT, HEAD_SIZE, Peak, make_batch
 
 TOLERANCE = 0.15
