@@ -89,12 +89,12 @@ def strike(event: Event, process: subprocess.Popen[str], run: Path, token: str) 
     Raises:
         TimeoutError: it did not.
     """
-    begun = time.monotonic()
+    begun, old = time.monotonic(), _metrics_file(run)
     while process.poll() is None:
         if event.kill == "starting":
             if time.monotonic() - begun >= event.delay_sec:
                 break
-        elif _last_step(run) >= event.step and (event.kill != "saving" or _is_saving(run)):
+        elif _reached(event.step, run, old) and (event.kill != "saving" or _is_saving(run)):
             if event.kill == "full disk":
                 _starve(process, run)
             time.sleep(event.delay_sec)
@@ -148,6 +148,18 @@ def _await_end(process: subprocess.Popen[str], token: str) -> None:
             left = [one.pid for one in _processes(token)]
             raise TimeoutError(f"{left} did not end within {END_SEC:.0f} s of a kill")
         time.sleep(0.1)
+
+
+def _metrics_file(run: Path) -> int | None:
+    """What tells the metrics file of one launch from that of the next, which writes a new one."""
+    with contextlib.suppress(OSError):
+        return (run / "metrics.jsonl").stat().st_ino
+    return None
+
+
+def _reached(step: int, run: Path, old: int | None) -> bool:
+    """Whether this launch has taken a step; lines of an earlier one do not count."""
+    return _metrics_file(run) not in (None, old) and _last_step(run) >= step
 
 
 def _last_step(run: Path) -> int:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,8 +123,13 @@ def small_disk(workspace: Path) -> Iterator[Path]:
 
 
 def remount(folder: Path, mode: str) -> None:
-    subprocess.run([shutil.which("mount") or "mount", "-o", f"remount,{mode}", str(folder)],
-                   check=True)  # fmt: skip
+    """Change a mount under the run; it is refused while a file is being written."""
+    command = [shutil.which("mount") or "mount", "-o", f"remount,{mode}", str(folder)]
+    for _ in range(200):
+        if subprocess.run(command, check=False, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"the small disk could not be remounted {mode}")
 
 
 def valid_steps(checkpoints: Path) -> list[int]:

@@ -3,6 +3,7 @@
 One launch of two ranks tells it all; the real command is in test_checkpoint_commands.py.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,7 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
     session.try_save(3)
     session.built.engine.destroy()
     for name, spoil in SPOILED.items():
-        alone(cut, folder / "whole", folder / name)
+        alone(partial(cut, after=3), folder / "whole", folder / name)
         alone(spoil, folder / name / "checkpoints")
     session = session_of(folder, "flipped", *OFTEN)
     for name in SPOILED:
@@ -151,10 +153,17 @@ def spoil_all(checkpoints: Path) -> None:
 
 def apart(rank: int, folder: Path, alone: Callable[..., None]) -> dict[str, int]:
     """Each rank has a disk of its own, as hosts may; the second one's newest checkpoint is bad."""
-    run_session(session_of(folder, f"disk {rank}", *OFTEN), resume=False)
+
+    def opened() -> Any:
+        session = session_of(folder, "disk", *OFTEN)
+        # hosts must agree on the path, behind which each of them has another disk
+        recipe = dataclasses.replace(session.recipe, output_dir=f"{folder}/disk {rank}")
+        return dataclasses.replace(session, recipe=recipe)
+
+    run_session(opened(), resume=False)
     alone(flip, folder / "disk 1/checkpoints/step-3/zero_pp_rank_1_mp_rank_00_optim_states.pt")
     alone(shutil.copytree, folder / "disk 0" / "model", folder / "first model")
-    session = session_of(folder, f"disk {rank}", *OFTEN)
+    session = opened()
     start: int = session.prepare(resume=True)
     from trainer.engine.loop import Interrupt
 

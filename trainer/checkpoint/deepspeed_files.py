@@ -5,7 +5,11 @@ would leave the others waiting in DeepSpeed's barriers. Reading builds tensors, 
 and DeepSpeed's own classes, and executes nothing that a file asks for.
 """
 
+import contextlib
+import errno
 import pickle
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,8 +50,7 @@ class CheckpointFiles(TorchCheckpointEngine):
         except OSError as error:
             self.failure = error
         except RuntimeError as error:
-            # torch's zip writer tells of a full disk in its own words
-            self.failure = OSError(None, str(error).split("\n", 1)[0][:200], path)
+            self.failure = OSError(errno.EIO, _told(error, Path(path)), path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read a file.
@@ -64,3 +67,11 @@ class CheckpointFiles(TorchCheckpointEngine):
                 f"{path}: content = unsafe or damaged ({reason}); expected tensors and DeepSpeed's "
                 f"own classes. Nothing of the file was run; use another checkpoint."
             ) from error
+
+
+def _told(error: RuntimeError, path: Path) -> str:
+    """Why torch's zip writer failed, as its own words do not mention the disk."""
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+        return f"writing failed with {free / 1e9:.3f} GB of free disk"
+    return str(error).split("\n", 1)[0][:120]
