@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+LONGEST_MESSAGE = 3000
+"""Characters of a message; names from hostile files can have any length."""
 OTHERS_WAIT_SEC = 5.0
 """How long other ranks let the first one speak; launchers end them when it has."""
 UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
@@ -146,10 +148,11 @@ def _tell_of_thread(fault: threading.ExceptHookArgs) -> None:
 
 def shown(error: TrainerError) -> str:
     """The message in one line, without secrets, with what no terminal can show as escapes."""
-    return "".join(
+    text = "".join(
         character if character.isprintable() else ascii(character)[1:-1]
         for character in without_secrets(str(error))
     )
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
 def ending_with_code(command: Callable[[], int]) -> int:

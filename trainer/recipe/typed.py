@@ -16,6 +16,8 @@ DataclassT = TypeVar("DataclassT")
 
 MAX_NAME = 255
 """Bytes of a file name, on every common file system."""
+MAX_TEXT = 1000
+"""Characters of a path in a recipe; a whole one has at most 4096 bytes."""
 _PROSE = ("query_instruction", "passage_instruction", "prompt_template")
 """Keys whose text is put before the user's own; all others name something on one line."""
 
@@ -146,8 +148,9 @@ class _Builder:
         if not value.isprintable():
             expected = "text of one line, without control characters"
             raise self._error(path, value, expected, "Remove them.")
-        if max(len(p.encode()) for p in value.split("/")) > MAX_NAME:
-            expected = f"at most {MAX_NAME} bytes between slashes, as in file names"
+        longest = max(len(part.encode()) for part in value.split("/"))
+        if longest > MAX_NAME or len(value) > MAX_TEXT:
+            expected = f"at most {MAX_TEXT} characters, {MAX_NAME} bytes between slashes"
             raise self._error(path, value, expected, "Shorten it.")
         return value
 
