@@ -7,7 +7,7 @@ counted only when the training starts.
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
 from trainer.engine.gather_mode import chosen_gather
 from trainer.engine.memory import MemoryPlan, device_memory, plan_memory, usable
 from trainer.engine.memory_job import step_tokens
-from trainer.engine.model_size import ModelShape, measure_model
+from trainer.engine.model_size import ModelShape, PlanError, measure_model
 from trainer.engine.plan_choices import Machine, choices, fastest, smallest_changes
 from trainer.engine.plan_text import choices_section, disk_section, gib, memory_table, table
 from trainer.model.backbone import load_config
@@ -56,20 +56,42 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     sizes = {source.name: len(source) for source in open_data(without_hub(recipe))}
     path = resolve_model_path(recipe.model.path)
     config = load_config(recipe.model, path)
-    shape = measure_model(config, recipe)
     machine = Machine(
-        world_size=ranks, usable_bytes=_usable_bytes(arguments), on_gpu=_on_gpu(arguments)
+        world_size=ranks,
+        ranks_per_host=ranks // arguments.hosts,
+        usable_bytes=_usable_bytes(arguments),
+        on_gpu=_on_gpu(arguments),
     )
+    model, *memory = _planned(recipe, config, path, machine, resolved)
     sections = (
-        _model_section(recipe, config, shape, path),
+        model,
         _batch_section(recipe, resolved),
         _step_section(recipe, sizes),
-        *_memory_sections(recipe, shape, machine, resolved, arguments.hosts),
-        *_advice(recipe, config, shape, machine),
+        *memory,
         _deepspeed_section(recipe, resolved),
     )
     sys.stdout.write("\n\n".join((f"Dry run of {recipe.name}, {ranks} ranks", *sections)) + "\n")
     return 0
+
+
+def _planned(
+    recipe: Recipe, config: PretrainedConfig, path: str, machine: Machine, resolved: Resolved
+) -> tuple[str, ...]:
+    """What the model is, and the memory it needs where that can be known."""
+    try:
+        shape = measure_model(config, recipe)
+    except PlanError as error:
+        rows = (
+            ("path", path),
+            ("type", config.model_type),
+            ("tokenizer", _tokenizer(recipe, path)),
+        )
+        return (_listed("Model", rows), str(error))
+    return (
+        _model_section(recipe, config, shape, path),
+        *_memory_sections(recipe, shape, machine, resolved),
+        *_advice(recipe, config, shape, machine),
+    )
 
 
 def _on_gpu(arguments: Arguments) -> bool:
@@ -93,7 +115,12 @@ def _model_section(recipe: Recipe, config: PretrainedConfig, shape: ModelShape, 
         ("vector", f"{recipe.model.pooling} pooling, {recipe.model.attention} attention"),
         ("tokenizer", _tokenizer(recipe, path)),
     ]
-    return "Model\n" + "\n".join(f"  {name:<12}{value}" for name, value in rows)
+    return _listed("Model", rows)
+
+
+def _listed(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values below a title."""
+    return f"{title}\n" + "\n".join(f"  {name:<12}{value}" for name, value in rows)
 
 
 def _tokenizer(recipe: Recipe, path: str) -> str:
@@ -155,7 +182,7 @@ def _step_section(recipe: Recipe, sizes: Mapping[str, int]) -> str:
 
 
 def _memory_sections(
-    recipe: Recipe, shape: ModelShape, machine: Machine, resolved: Resolved, hosts: int
+    recipe: Recipe, shape: ModelShape, machine: Machine, resolved: Resolved
 ) -> tuple[str, str]:
     """The estimate part by part for each way of gathering, and what a host needs."""
     plan = plan_memory(
@@ -168,7 +195,7 @@ def _memory_sections(
     )
     title = "Memory of each rank, GiB, at its peak, for texts of the greatest length"
     lines = [title, memory_table(plan, list(plan.phases)), _fit(recipe, plan, resolved)]
-    disk = disk_section(recipe, plan, ranks_per_host=machine.world_size // hosts)
+    disk = disk_section(recipe, plan, ranks_per_host=machine.ranks_per_host)
     return "\n".join(lines), disk
 
 

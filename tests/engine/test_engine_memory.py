@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, Qwen3MoeConfig
 
 from tests.support.tiny import bert_config, make_recipe, qwen3_config
 from trainer.engine.memory import (
@@ -17,7 +17,7 @@ from trainer.engine.memory import (
     usable,
 )
 from trainer.engine.memory_job import step_tokens
-from trainer.engine.model_size import Line, ModelShape, measure_model
+from trainer.engine.model_size import Line, ModelShape, PlanError, measure_model
 from trainer.recipe.deepspeed_file import CONFIG_FOLDER
 from trainer.recipe.load import load_recipe
 from trainer.recipe.resolve import deepspeed_config
@@ -112,6 +112,21 @@ def test_encoders_do_not_run_layer_by_layer() -> None:
     assert shape.graph.per_token > 0
     assert list(plan(shape=shape).phases) == ["step", "interleaved"]
     assert "chunk" in plan().phases
+
+
+def test_backbone_that_needs_numbers_is_told() -> None:
+    experts = Qwen3MoeConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=97,
+        num_experts=4,
+    )
+    with pytest.raises(PlanError, match="model type = qwen3_moe; expected one that runs on"):
+        measure_model(experts, tiny_recipe(ModelRecipe(path="x")))
 
 
 def test_stage_3_shards_everything() -> None:

@@ -23,7 +23,7 @@ def shape() -> ModelShape:
 
 
 def machine(usable_bytes: int) -> Machine:
-    return Machine(world_size=WORLD, usable_bytes=usable_bytes, on_gpu=False)
+    return Machine(world_size=WORLD, ranks_per_host=WORLD, usable_bytes=usable_bytes, on_gpu=False)
 
 
 def test_every_file_and_way_is_looked_at(shape: ModelShape) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from trainer.engine.memory import MemoryPlan, device_memory, plan_memory
-from trainer.engine.model_size import measure_model
+from trainer.engine.model_size import PlanError, measure_model
 from trainer.engine.plan_text import summary
 from trainer.recipe.schema import Gather, Recipe
 
@@ -36,24 +36,41 @@ def choose_gather(
     Collective: yes.
     """
     choice: list[Any] = [None]
-    # on every rank: a mistake that is found here is then found by all
-    size = measure_model(config, recipe)
     if dist.get_rank() == 0:
-        local_ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
-        plan = plan_memory(
-            recipe,
-            size,
-            deepspeed=deepspeed,
-            world_size=world_size,
-            usable_bytes=device_memory(int(local_ranks or world_size)),
-            on_gpu=torch.cuda.is_available(),
-        )
-        choice[0] = chosen_gather(recipe, plan, deepspeed)
-        logger.info("%s", _described(plan, choice[0], world_size))
+        try:
+            plan = _plan(recipe, config, deepspeed, world_size)
+        except PlanError as error:
+            logger.info("%s", error)
+            choice[0] = _unplanned(recipe, deepspeed)
+        else:
+            choice[0] = chosen_gather(recipe, plan, deepspeed)
+            logger.info("%s", _described(plan, choice[0], world_size))
     # ranks may see different free memory; all must take the same way
     dist.broadcast_object_list(choice)
     chosen: Gather = choice[0]
     return chosen
+
+
+def _plan(
+    recipe: Recipe, config: PretrainedConfig, deepspeed: Mapping[str, Any], world_size: int
+) -> MemoryPlan:
+    """The plan for this machine."""
+    local_ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    return plan_memory(
+        recipe,
+        measure_model(config, recipe),
+        deepspeed=deepspeed,
+        world_size=world_size,
+        usable_bytes=device_memory(int(local_ranks or world_size)),
+        on_gpu=torch.cuda.is_available(),
+    )
+
+
+def _unplanned(recipe: Recipe, deepspeed: Mapping[str, Any]) -> Gather:
+    """What `auto` means without a plan: what needs least."""
+    if recipe.engine.gather != "auto":
+        return recipe.engine.gather
+    return "step" if deepspeed["zero_optimization"]["stage"] < 3 else "interleaved"
 
 
 def chosen_gather(recipe: Recipe, plan: MemoryPlan, deepspeed: Mapping[str, Any]) -> Gather:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
 from trainer.engine.activations import META, ChunkMemory, measure_chunk, measure_layer, register
+from trainer.errors import TrainerError
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES
 from trainer.model.embedder import Embedder
@@ -23,6 +24,10 @@ FEW_TEXTS, MANY_TEXTS = 4, 8
 """Texts of two trials, from which a line through their sizes follows."""
 FEW_LAYERS, MANY_LAYERS = 3, 4
 """Layers of two trials, of which the last one of each may differ from the others."""
+
+
+class PlanError(TrainerError):
+    """A backbone cannot be tried without weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +85,19 @@ def measure_model(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
 
     Raises:
         RecipeError: a target of the adapters that matches nothing.
+        PlanError: the backbone's code needs real numbers.
     """
     with warnings.catch_warnings():
         # transformers and peft call each other by names that are changing
         warnings.simplefilter("ignore", FutureWarning)
-        return _measured(config, recipe)
+        try:
+            return _measured(config, recipe)
+        except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
+            first_line = (str(error).splitlines() or [""])[0]
+            raise PlanError(
+                f"memory plan: model type = {config.model_type}; expected one that runs on torch's "
+                f"meta device ({type(error).__name__}: {first_line}). Its memory is not known."
+            ) from error
 
 
 def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
@@ -181,7 +194,10 @@ def _build(config: PretrainedConfig, recipe: ModelRecipe) -> nn.Module:
     """The backbone with its adapters, without storage."""
     with META:
         backbone: nn.Module = AutoModel.from_config(
-            config, dtype=DTYPES[recipe.dtype], attn_implementation=register()
+            config,
+            dtype=DTYPES[recipe.dtype],
+            attn_implementation=register(),
+            trust_remote_code=recipe.trust_remote_code,
         )
         pooler = getattr(backbone, "pooler", None)
         if isinstance(pooler, nn.Module):

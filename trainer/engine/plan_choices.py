@@ -31,6 +31,8 @@ class Machine:
 
     world_size: int
     """Ranks over all hosts."""
+    ranks_per_host: int
+    """Those of them that share a host's memory and disk."""
     usable_bytes: int | None
     """What tensors may take on each rank; None where not known."""
     on_gpu: bool
