@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.data_files import write_jsonl
 from trainer.checks import check_output_dir
-from trainer.cli import ending_with_code
+from trainer.cli import ending_with_code, shown
 from trainer.errors import RecipeError, StepError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -302,6 +302,43 @@ def test_exit_codes(error: BaseException, code: int, capsys: pytest.CaptureFixtu
 
     assert ending_with_code(fail) == code
     assert capsys.readouterr().err == ("" if code == 130 else "a\n")
+
+
+def test_message_is_one_line_without_secrets_or_control_characters() -> None:
+    error = RecipeError("x\x1b[31m = a\nb\ud800; at https://me:word@host/x" + "y" * 5000)
+    text = shown(error)
+    assert text.startswith(r"x\x1b[31m = a\nb\ud800; at https://(hidden)@host/xyyy")
+    assert len(text) == 3003
+
+
+def test_mistake_that_another_rank_tells_is_not_told_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.cli.OTHERS_WAIT_SEC", 0.0)
+    error = StepError("a")
+    error.told = True
+
+    def fail() -> int:
+        raise error
+
+    assert ending_with_code(fail) == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_log_on_a_full_disk_changes_nothing(project: Path) -> None:
+    edit("max_steps: 2", "max_steps: two")(project)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, str(RUN), "--recipe", "small.yaml"],
+            cwd=project,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_folder_that_is_not_writable(tmp_path: Path) -> None:
