@@ -75,20 +75,29 @@ def files_of(folder: Path) -> list[str]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest into a checkpoint."""
-    text = json.dumps({"format": FORMAT, **asdict(manifest)}, indent=1, sort_keys=True)
+    """Write the manifest into a checkpoint, with a hash of its own content."""
+    content = {"format": FORMAT, **asdict(manifest)}
+    text = json.dumps({**content, "sha256": _seal(content)}, indent=1, sort_keys=True)
     (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """Hash of a manifest's content, whatever its layout."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        CheckpointError: it is missing, or not a manifest of this format.
+        CheckpointError: it is missing, changed, or not a manifest of this format.
     """
     path = folder / NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        seal = content.pop("sha256", None)
+        if seal is not None and seal != _seal(content):
+            raise ValueError("its own sha256 does not fit")
         if content.pop("format") != FORMAT:
             raise KeyError("format")
         base = content.pop("base", None)
