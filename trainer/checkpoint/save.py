@@ -59,7 +59,7 @@ class SaveRequest:
     versions: dict[str, str]
     """Of this project and its libraries."""
     write_embedder: Callable[[Path], None]
-    """Writes config, tokenizer and pooling files into a folder; called on the first rank."""
+    """Writes config, tokenizer and pooling files into a folder; called on its keeper."""
     base: BaseIdentity | None = None
     """The frozen base of an adapter run, which is not saved."""
 
