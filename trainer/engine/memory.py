@@ -167,7 +167,7 @@ def _step_phases(job: Job) -> dict[str, Parts]:
     """Whole chunks over parameters gathered once: forwards, backwards, then one reduction.
 
     The last chunks of pass 1 keep their graphs while there are no gradients yet. Each later chunk
-    adds its own to those of all, 4 T, and last of all one to the table of embeddings.
+    adds its own to those of all, 4 T; to the table of embeddings a twin adds row by row.
     """
     gathered = {"gathered parameters": job.width * job.shape.num_parameters * (job.stage == 3)}
     kept = _kept_tokens(job)
@@ -176,8 +176,7 @@ def _step_phases(job: Job) -> dict[str, Parts]:
     gradients = {"step's gradients": job.gradients}
     phases: dict[str, Parts] = {"first chunk": gathered | first}
     if job.share > kept:
-        last = {"activations": max(more, job.embedding_gradient)}
-        phases["last chunk"] = gathered | gradients | last
+        phases["last chunk"] = gathered | gradients | {"activations": more}
     phases["reduction"] = gathered | gradients | _reduction(job)
     return phases
 
