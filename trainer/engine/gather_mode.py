@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from trainer.engine.memory import MemoryPlan, device_memory, plan_memory
 from trainer.engine.model_size import PlanError, measure_model
 from trainer.engine.plan_text import summary
+from trainer.errors import TrainerError
 from trainer.recipe.schema import Gather, Recipe
 
 logger = logging.getLogger(__name__)
@@ -33,22 +34,37 @@ def choose_gather(
 
     Returns:
         `step`, `chunk` or `interleaved`; the first rank's choice everywhere.
+
+    Raises:
+        TrainerError: the model cannot be measured as the recipe wants it, on every rank.
     Collective: yes.
     """
+    # ranks may see different free memory; all must take the same way, or none
     choice: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            plan = _plan(recipe, config, deepspeed, world_size)
-        except PlanError as error:
-            logger.info("%s", error)
-            choice[0] = _unplanned(recipe, deepspeed)
-        else:
-            choice[0] = chosen_gather(recipe, plan, deepspeed)
-            logger.info("%s", _described(plan, choice[0], world_size))
-    # ranks may see different free memory; all must take the same way
+            choice[0] = _choose(recipe, config, deepspeed, world_size)
+        except TrainerError as error:
+            choice[0] = error
     dist.broadcast_object_list(choice)
+    if isinstance(choice[0], TrainerError):
+        raise choice[0]
     chosen: Gather = choice[0]
     return chosen
+
+
+def _choose(
+    recipe: Recipe, config: PretrainedConfig, deepspeed: Mapping[str, Any], world_size: int
+) -> Gather:
+    """The first rank's part of `choose_gather`."""
+    try:
+        plan = _plan(recipe, config, deepspeed, world_size)
+    except PlanError as error:
+        logger.info("%s", error)
+        return _unplanned(recipe, deepspeed)
+    gather = chosen_gather(recipe, plan, deepspeed)
+    logger.info("%s", _described(plan, gather, world_size))
+    return gather
 
 
 def _plan(
