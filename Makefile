@@ -1,9 +1,10 @@
 # Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs, once.
+# `make test-all` adds tests that take minutes, and those of several hosts, which need root.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,6 +19,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 test: lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -m "not slow and not hosts"
+
+test-all: lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest
 
 clean:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 def test_two_kills_change_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "tools/chaos.py", "--kills", "2", "--seed", "3", "--json"]
     ended = subprocess.run(

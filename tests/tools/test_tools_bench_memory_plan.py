@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.dist
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "stage", "gather"), [("full", 3, "chunk"), ("lora", 1, "step")])
 def test_plan_is_near_the_measured_peak(kind: str, stage: int, gather: str) -> None:
     ways = ("--sizes", "small", "--kinds", kind, "--stages", str(stage), "--gathers", gather)
