@@ -81,7 +81,7 @@ FULL = Scale(
     peer_shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),
     peer_batch=256,
     peer_max_tokens=256,
-    chunk_tokens=1024,
+    chunk_tokens=768,
     peer_rows=(8, 32),
     peer_tokens=(2048, 8192),
     zero3_shape=DecoderShape(hidden_size=256, num_layers=6, inner_size=768),
