@@ -101,8 +101,9 @@ def save_checkpoint(
     """
     ranks, partial = storage.ranks, folder / (PARTIAL + tag_of(request.step))
     try:
-        on_all_ranks(lambda: _prepare(partial, request) if storage.is_keeper else None, ranks)
+        on_all_ranks(lambda: _clear(folder) if storage.is_keeper else None, ranks)
         _check_room(engine, folder, storage)
+        on_all_ranks(lambda: _begin(partial, request) if storage.is_keeper else None, ranks)
         _write(engine, partial, request, ranks)
         entries = _hash_in_shares(partial, storage)
         trained = _trained_shapes(engine)
@@ -118,10 +119,15 @@ def save_checkpoint(
     return folder / tag_of(request.step)
 
 
-def _prepare(partial: Path, request: SaveRequest) -> None:
-    """Clear what was cut short before, and write what does not come from DeepSpeed."""
-    for leftover in partial.parent.glob(f"{PARTIAL}*"):
+def _clear(folder: Path) -> None:
+    """Remove what was cut short before: it takes the room that is checked next."""
+    for leftover in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(leftover)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _begin(partial: Path, request: SaveRequest) -> None:
+    """Write what does not come from DeepSpeed."""
     (partial / "embedder").mkdir(parents=True)
     request.write_embedder(partial / "embedder")
 
