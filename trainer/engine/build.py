@@ -51,7 +51,7 @@ def build(
         RecipeError: the model cannot be loaded, or `gather: chunk` does not suit it.
     Collective: yes.
     """
-    if gather == "step":
+    if gather != "interleaved":
         config = _with_plain_linear(config)
     embedder = load_embedder(recipe, model_path=model_path, config=config, ranks=ranks)
     twin = Twin(embedder)
@@ -65,8 +65,9 @@ def build(
 def _with_plain_linear(config: dict[str, Any]) -> dict[str, Any]:
     """The DeepSpeed dict without ZeRO-3's own linear function, unless it says otherwise.
 
-    That one spares a hooked forward gathered weights; a twin has them all anyway, and it costs time
-    for every chunk.
+    That one keeps a forward's graph from holding gathered weights. A twin has them all anyway, and
+    a layer run over all chunks keeps no graph and has its weights back before it is recomputed; it
+    costs time for every chunk.
     """
     zero = config["zero_optimization"]
     if zero["stage"] != 3:
