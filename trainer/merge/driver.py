@@ -1,5 +1,6 @@
 """Run a merge: workers, progress, journal, memory bound; arithmetic and formats live elsewhere."""
 
+import gc
 import json
 import logging
 import queue
@@ -108,7 +109,7 @@ def merge_checkpoints(
     )
     check_output(output, plan.output_bytes + EXTRA_FILE_BYTES - partial.allocated_bytes())
     with partial as folder:
-        with _single_threaded_torch(), _flushing(folder):
+        with _single_threaded_torch(), _collector_at_rest(), _flushing(folder):
             outcomes = _merge_all(plan, settings, folder, block, progress)
         folder.seal()
         copy_assets(plan.assets, folder.path, plan.dtype)
@@ -212,6 +213,17 @@ def _single_threaded_torch() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Spare Python's collector what was there before; it took a third of the workers' time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
