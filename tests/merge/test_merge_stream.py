@@ -11,8 +11,9 @@ from torch import Tensor
 from tests.support.merge_truth import assert_merged
 from trainer.checkpoint.tensors import StoredTensor
 from trainer.errors import CheckpointError
+from trainer.merge.blocks import Scratch
 from trainer.merge.settings import MergeSettings
-from trainer.merge.stream import MergeItem, Outcome, Scratch, merge_tensor
+from trainer.merge.stream import MergeItem, Outcome, merge_tensor
 
 METHODS = ["delta", "uniform", "task_arithmetic", "ties"]
 GRANULARITIES = ["tensor", "row", "element"]

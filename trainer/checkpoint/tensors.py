@@ -76,6 +76,14 @@ class StoredTensor:
 
         return read
 
+    def mapped(self, start: int, stop: int) -> Tensor | None:
+        """These elements where they lie, uncopied; null where they are in several pieces."""
+        for piece in self.pieces:
+            if start < piece.numel():
+                return piece[start:stop] if stop <= piece.numel() else None
+            start, stop = start - piece.numel(), stop - piece.numel()
+        return None
+
 
 @dataclass(frozen=True)
 class LowRankTensor:

@@ -19,22 +19,23 @@ from torch import Tensor
 from trainer.checkpoint.shards import file_hash
 from trainer.errors import CheckpointError
 from trainer.merge.assets import copy_assets
+from trainer.merge.blocks import Scratch
 from trainer.merge.output import PartialFolder, check_output
 from trainer.merge.plan import MergePlan, plan_id, plan_merge
 from trainer.merge.report import merge_html, merge_json
 from trainer.merge.settings import FORMULAS, MergeSettings, check_settings
-from trainer.merge.stream import MergeItem, Outcome, Scratch, bytes_per_element, merge_tensor
+from trainer.merge.stream import MergeItem, Outcome, bytes_per_element, merge_tensor
 
 logger = logging.getLogger(__name__)
 
 MAX_BLOCK = 1 << 18
-"""Elements of a block: large enough that calls cost little, small enough for a shared cache."""
+"""Elements of a block: large enough that calls cost little, small enough for many workers."""
 MIN_BLOCK = 1 << 12
 """Below this, calls cost more than arithmetic."""
 INTERPRETER_BYTES = 192 << 20
-"""Python and torch alone; what a larger program holds besides is not the merge's."""
-RESERVE_BYTES = 48 << 20
-"""What allocator, threads and file tables take besides the buffers."""
+"""Python, torch and numba alone; what a larger program holds besides is not the merge's."""
+RESERVE_BYTES = 80 << 20
+"""What allocator, threads, file tables and compiling the loops take besides the buffers."""
 EXTRA_FILE_BYTES = 32 << 20
 """Room asked for config, tokenizer and reports."""
 
@@ -218,7 +219,6 @@ def _single_threaded_torch() -> Iterator[None]:
 @contextmanager
 def _collector_at_rest() -> Iterator[None]:
     """Spare Python's collector what was there before; it took a third of the workers' time."""
-    gc.collect()
     gc.freeze()
     try:
         yield

@@ -1,0 +1,155 @@
+"""The loops of merging, compiled (numba); they must not know tensors, names or files.
+
+One pass over a block does what takes a library of array operations seven, and sums in float64 as
+it goes: the memory's speed is the limit. bfloat16 comes as its bits, uint16, for numpy has no such
+dtype. Compiled once per machine and combination of dtypes, then kept in numba's cache.
+
+Legend: K checkpoints, n elements of a block.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
+
+TILE = 1024
+"""Elements whose float64 sums stay in a core's first cache."""
+BFLOAT16_NAN = np.uint16(0x7FC0)
+
+
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`njit` without Python's lock, kept on disk where a folder for that can be written."""
+
+    def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:
+            return njit(nogil=True, **options)(function)
+
+    return compile_
+
+
+def _cast_to_float(_typing: Any, bits: Any) -> Any:
+    """The float32 that has these 32 bits."""
+    signature = types.float32(types.uint32)
+    return signature, lambda _, builder, __, args: builder.bitcast(args[0], ir.FloatType())
+
+
+def _cast_to_bits(_typing: Any, number: Any) -> Any:
+    """The 32 bits of a float32."""
+    signature = types.uint32(types.float32)
+    return signature, lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(32))
+
+
+_float_of: Any = intrinsic(_cast_to_float)
+_bits_of: Any = intrinsic(_cast_to_bits)
+
+
+def _wide(stored: Any) -> Any:
+    """A stored number as float64."""
+
+
+@overload(_wide, inline="always", strict=False)
+def _overload_wide(stored: Any) -> Any:
+    if isinstance(stored, types.Integer):
+        return lambda stored: np.float64(_float_of(np.uint32(stored) << np.uint32(16)))
+    return lambda stored: np.float64(stored)
+
+
+def _store(out_n: Any, index: int, value: float) -> None:
+    """Round a float64 once to the dtype of `out_n`, to even; bfloat16 by way of float32."""
+
+
+@overload(_store, inline="always", strict=False)
+def _overload_store(out_n: Any, index: Any, value: Any) -> Any:
+    if isinstance(out_n.dtype, types.Float):
+
+        def store_float(out_n: Any, index: int, value: float) -> None:
+            out_n[index] = value
+
+        return store_float
+
+    def store_bfloat16(out_n: Any, index: int, value: float) -> None:
+        bits = _bits_of(np.float32(value))
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        rounded = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+        out_n[index] = rounded if value == value else BFLOAT16_NAN
+
+    return store_bfloat16
+
+
+@_compiled(fastmath={"reassoc"})
+def sum_of_squares(base_n: NDArray[Any], tuned_n: NDArray[Any]) -> float:
+    """Sum of the squares of `tuned_n - base_n`.
+
+    Args:
+        base_n: theta0 [n], uint16 (the bits of bfloat16), float32 or float64.
+        tuned_n: theta_k [n], any of these.
+
+    Returns:
+        The sum in float64; NaN or infinite if an element is.
+    """
+    total = 0.0
+    for i in range(len(base_n)):
+        change = _wide(tuned_n[i]) - _wide(base_n[i])
+        total += change * change
+    return total
+
+
+@_compiled(fastmath={"reassoc"})
+def sum_of_finite_squares(base_n: NDArray[Any], tuned_n: NDArray[Any]) -> float:
+    """`sum_of_squares` over those elements whose change is a finite number."""
+    total = 0.0
+    for i in range(len(base_n)):
+        change = _wide(tuned_n[i]) - _wide(base_n[i])
+        if np.isfinite(change):
+            total += change * change
+    return total
+
+
+@_compiled()
+def _begin(base_n: Any, sum_n: Any) -> None:
+    for i in range(len(base_n)):
+        sum_n[i] = _wide(base_n[i])
+
+
+@_compiled()
+def _add(base_n: Any, tuned_n: Any, factor: float, sum_n: Any) -> None:
+    for i in range(len(base_n)):
+        sum_n[i] += factor * (_wide(tuned_n[i]) - _wide(base_n[i]))
+
+
+@_compiled()
+def _end(sum_n: Any, out_n: Any) -> None:
+    for i in range(len(out_n)):
+        _store(out_n, i, sum_n[i])
+
+
+@_compiled()
+def weighted_sum(
+    base_n: NDArray[Any],
+    tuned: tuple[NDArray[Any], ...],
+    factor_K: NDArray[np.float64],
+    out_n: NDArray[Any],
+) -> None:
+    """`theta0 + sum f_k (theta_k - theta0)`, summed in float64 and rounded once.
+
+    Args:
+        base_n: theta0 [n], uint16 (the bits of bfloat16), float32 or float64.
+        tuned: theta_k [n] each, all of one of these dtypes.
+        factor_K: f_k; a factor of 0 leaves a checkpoint out, whatever it holds.
+        out_n: gets the result [n], in any of these dtypes.
+    """
+    sum_n = np.empty(TILE, np.float64)
+    for start in range(0, len(base_n), TILE):
+        stop = min(start + TILE, len(base_n))
+        tile, sums = base_n[start:stop], sum_n[: stop - start]
+        _begin(tile, sums)
+        for k in range(len(tuned)):
+            if factor_K[k] != 0:
+                _add(tile, tuned[k][start:stop], factor_K[k], sums)
+        _end(sums, out_n[start:stop])
