@@ -208,7 +208,7 @@ def test_ctrl_c_saves_and_resume_loses_nothing(workspace: Path) -> None:
               "train.schedule=constant", "train.warmup_ratio=0")  # fmt: skip
     command = ("deepspeed", f"--master_port={free_port()}", "--num_accelerators", "2")
     with subprocess.Popen(
-        [*command, "trainer/run.py", *recipe, "train.max_steps=60"],
+        [*command, "trainer/run.py", *recipe, "train.max_steps=600"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -181,13 +181,19 @@ def test_a_billion_rows_cost_no_memory_and_little_time():
     plan = make_plan(recipe, {"large": 1_000_000_000, "small": 10})
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
+    thousandth = make_plan(recipe, {"large": 1_000_000, "small": 10})
+    # as long as at the start of few rows, give or take what else the machine does
+    assert least_seconds(plan, 10**7) < 5 * least_seconds(thousandth, 0)
+
+
+def least_seconds(plan: DataPlan, start: int) -> float:
     times = []
-    for step in range(10**7, 10**7 + 10, 2):
+    for step in range(start, start + 10, 2):
         began = time.perf_counter()
         found = plan.at(step)
         times.append(time.perf_counter() - began)
         assert len(np.unique(found.rows)) == 65_536
-    assert min(times) < 0.020
+    return min(times)
 
 
 def test_the_first_named_task_opens_a_one_to_one_pattern():
