@@ -8,6 +8,7 @@ Legend: K checkpoints, n elements of a block.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,27 @@ BFLOAT16_NAN = np.uint16(0x7FC0)
 
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`njit` without Python's lock, kept on disk where a folder for that can be written."""
+    """`njit` without Python's lock, kept on disk where there is a folder and room for that."""
 
     def compile_(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            return njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:
-            return njit(nogil=True, **options)(function)
+        compiled = njit(nogil=True, **options)(function)
+        # numba refuses to work at all without a folder
+        with suppress(RuntimeError):
+            compiled.enable_caching()
+            compiled._cache.save_overload = _unless_full(compiled._cache.save_overload)
+        return compiled
 
     return compile_
+
+
+def _unless_full(save: Callable[..., None]) -> Callable[..., None]:
+    """A full disk or quota where compiled loops are kept is no reason not to merge."""
+
+    def save_if_it_fits(*compiled: Any) -> None:
+        with suppress(OSError):
+            save(*compiled)
+
+    return save_if_it_fits
 
 
 def _cast_to_float(_typing: Any, bits: Any) -> Any:
