@@ -36,10 +36,12 @@ pre { background: #f5f5f5; padding: .75rem; overflow-x: auto; font-size: .85rem;
 @media (max-width: 30rem) { table { font-size: .8rem; } th, td { padding: .3rem .25rem; } }
 @media print {
   body { max-width: none; font-size: 11pt; padding: 0; }
-  h2, h3, figcaption { break-after: avoid; }
-  tr, .legend { break-inside: avoid; }
+  h2, h3, h2 + p, thead, figcaption { break-after: avoid; }
+  tr, figure, .legend { break-inside: avoid; }
+  details::details-content { content-visibility: visible; }
   .charts { display: block; } .charts figure { display: inline-block; width: 48%; }
   .wide, .maps { overflow: visible; max-width: none; }
+  pre { white-space: pre-wrap; }
 }
 """
 
