@@ -24,12 +24,20 @@ from trainer.merge.output import PartialFolder, check_output
 from trainer.merge.plan import MergePlan, plan_id, plan_merge
 from trainer.merge.report import merge_html, merge_json
 from trainer.merge.settings import FORMULAS, MergeSettings, check_settings
-from trainer.merge.stream import MergeItem, Outcome, bytes_per_element, merge_tensor
+from trainer.merge.stream import (
+    MergeItem,
+    Outcome,
+    bytes_per_element,
+    is_compiled,
+    merge_tensor,
+)
 
 logger = logging.getLogger(__name__)
 
 MAX_BLOCK = 1 << 18
-"""Elements of a block: large enough that calls cost little, small enough for many workers."""
+"""Elements of a block for torch's operations: calls cost little, and a shared cache holds it."""
+MAX_COMPILED_BLOCK = 1 << 20
+"""The same for compiled loops, which cut blocks into tiles themselves."""
 MIN_BLOCK = 1 << 12
 """Below this, calls cost more than arithmetic."""
 INTERPRETER_BYTES = 192 << 20
@@ -174,8 +182,9 @@ def block_size(plan: MergePlan, settings: MergeSettings) -> int:
     Raises:
         CheckpointError: if the budget is too small for the smallest useful block.
     """
+    largest = MAX_COMPILED_BLOCK if is_compiled(settings) else MAX_BLOCK
     if settings.memory_budget_bytes is None:
-        return MAX_BLOCK
+        return largest
     num_checkpoints = len(plan.identities) - 1
     fixed = _fixed_bytes() + settings.num_workers * _resident_bytes(plan)
     per_element = settings.num_workers * bytes_per_element(num_checkpoints, settings)
@@ -186,7 +195,7 @@ def block_size(plan: MergePlan, settings: MergeSettings) -> int:
             f"merge: memory_budget = {settings.memory_budget_bytes:,} bytes; expected at least "
             f"{needed:,} for {settings.num_workers} workers. Raise it, or use fewer workers."
         )
-    return min(block, MAX_BLOCK)
+    return min(block, largest)
 
 
 def peak_bytes(plan: MergePlan, settings: MergeSettings) -> int:

@@ -80,12 +80,13 @@ class Outcome:
 
 def bytes_per_element(num_checkpoints: int, settings: MergeSettings) -> int:
     """Memory of one worker per element of a block, temporaries included, bytes."""
-    temporaries = 4 * num_checkpoints if _has_elementwise_weights(settings) else 1
+    temporaries = 1 if is_compiled(settings) else 4 * num_checkpoints
     return 8 * (1 + num_checkpoints) + 8 + 8 * temporaries
 
 
-def _has_elementwise_weights(settings: MergeSettings) -> bool:
-    return settings.method == "ties" or settings.granularity != "tensor"
+def is_compiled(settings: MergeSettings) -> bool:
+    """Whether compiled loops do the arithmetic: where a weight belongs to a whole tensor."""
+    return settings.method != "ties" and settings.granularity == "tensor"
 
 
 def merge_tensor(
