@@ -114,16 +114,22 @@ def mergekit(program: Path, models: Sequence[Path], folder: Path) -> Run:
 
 
 def versus_mergekit(folder: Path, program: Path, repeats: int) -> dict[str, Any]:
-    """The same merge from safetensors in the page cache, in turns; best of each.
+    """The same merge from safetensors in the page cache; best of each.
 
-    A linear merge with equal weights is our `uniform`; ours by deviations is timed as well.
+    A linear merge with equal weights is our `uniform`; ours by deviations is timed as well. They
+    take turns in a changing order: what ran before leaves memory in another state.
     """
     mine, by_norm, theirs = [], [], []
-    for _ in range(repeats):
-        theirs.append(mergekit(program, [folder / "a", folder / "b"], folder))
+    turns = [
+        lambda: theirs.append(mergekit(program, [folder / "a", folder / "b"], folder)),
         # mergekit does not wait for the disk either
-        mine.append(ours(folder, "--no-sync", "--method", "uniform"))
-        by_norm.append(ours(folder, "--no-sync", "--method", "delta"))
+        lambda: mine.append(ours(folder, "--no-sync", "--method", "uniform")),
+        lambda: by_norm.append(ours(folder, "--no-sync", "--method", "delta")),
+    ]
+    for round_ in range(repeats):
+        first = round_ % len(turns)
+        for turn in turns[first:] + turns[:first]:
+            turn()
     mine_sec, their_sec = min(r.seconds for r in mine), min(r.seconds for r in theirs)
     mine_peak, their_peak = max(r.peak_bytes for r in mine), max(r.peak_bytes for r in theirs)
     return {
@@ -133,6 +139,7 @@ def versus_mergekit(folder: Path, program: Path, repeats: int) -> dict[str, Any]
         "ours_cpu_sec": min(r.cpu_seconds for r in mine),
         "mergekit_cpu_sec": min(r.cpu_seconds for r in theirs),
         "ours_all_sec": [r.seconds for r in mine],
+        "delta_all_sec": [r.seconds for r in by_norm],
         "mergekit_all_sec": [r.seconds for r in theirs],
         "mergekit_peak_bytes": their_peak,
         "peak_anon_bytes": mine_peak,
@@ -316,7 +323,7 @@ def main() -> int:
     add("--parts", nargs="+", choices=["merge", "mergekit", "io", "zero"],
         default=["merge", "mergekit", "io"])  # fmt: skip
     add("--mergekit", type=Path, help="mergekit-yaml of an environment that has it")
-    add("--repeats", type=int, default=2, help="runs of each; the best counts")
+    add("--repeats", type=int, default=3, help="runs of each; the best counts")
     add("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     compile_loops(arguments.workdir / "merge-bench-first")
