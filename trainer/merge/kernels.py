@@ -63,7 +63,7 @@ _bits_of: Any = intrinsic(_cast_to_bits)
 
 
 def _wide(stored: Any) -> Any:
-    """A stored number as float64."""
+    """A stored number as float64; the overload below says how, by dtype."""
 
 
 @overload(_wide, inline="always", strict=False)
@@ -74,7 +74,10 @@ def _overload_wide(stored: Any) -> Any:
 
 
 def _store(out_n: Any, index: int, value: float) -> None:
-    """Round a float64 once to the dtype of `out_n`, to even; bfloat16 by way of float32."""
+    """Round a float64 to the dtype of `out_n`, as torch does: to bfloat16 by way of float32.
+
+    The overload below says how, by dtype.
+    """
 
 
 @overload(_store, inline="always", strict=False)
@@ -149,7 +152,7 @@ def weighted_sum(
     factor_K: NDArray[np.float64],
     out_n: NDArray[Any],
 ) -> None:
-    """`theta0 + sum f_k (theta_k - theta0)`, summed in float64 and rounded once.
+    """`theta0 + sum f_k (theta_k - theta0)`, summed in float64, then rounded as torch rounds.
 
     Args:
         base_n: theta0 [n], uint16 (the bits of bfloat16), float32 or float64.

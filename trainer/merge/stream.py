@@ -1,9 +1,9 @@
 """Merge one tensor block by block; it must not know shards, threads or reports.
 
-A block is read once where that is enough: always when weights are known beforehand or belong to
-rows or scalars. Only a weight per tensor needs the norms
-first, in a pass of its own; the second pass then finds the files in the page cache. Where all
-changes are adapters' the factors give the norms, and one pass is enough.
+A block is read once where that is enough: when weights are known beforehand or belong to rows or
+scalars of which a block holds several. One weight for all of a tensor, or for a row that fills a
+block, needs the norms first, in a pass of its own; the second pass then finds the files in the page
+cache. Where all changes are adapters' the factors give the norms, and one pass is enough.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -253,14 +253,12 @@ class _Work:
         if self._emit_unchanged(start, stop, square_K):
             return
         base, tuned = block or self.blocks.arrays(start, stop)
-        dtype = self.item.dtype
-        # a dtype that is not compiled is rounded to afterwards; base may lie there, tile by tile
-        sum_N = (
-            self._out(stop - start) if dtype in COMPILED else self.scratch.base_N[: stop - start]
-        )
+        compiled, size = self.item.dtype in COMPILED, stop - start
+        # other dtypes are rounded to afterwards
+        sum_N = self._out(size) if compiled else torch.empty(size, dtype=torch.float64)
         factor_K = weight_K * self.settings.lambda_
         weighted_sum(base, tuned, factor_K.numpy(), as_array(sum_N))
-        if dtype in COMPILED:
+        if compiled:
             self.write(sum_N)
         else:
             self._emit_sum(sum_N)
