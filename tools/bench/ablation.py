@@ -89,7 +89,7 @@ def _trainer(variant: str, seed: int, setup: Setup) -> Callable[[], Path]:
 def _merges(setup: Setup, seed: int) -> Iterator[Piece]:
     """The checkpoints of a CoDiEmb run, each alone and fused in several ways."""
     run = setup.run_folder("codiemb", seed)
-    output = setup.folder / "merged"
+    output = setup.folder / f"merged-{seed}"
     yield Piece(
         variant="codiemb + uniform",
         seed=seed,
