@@ -164,7 +164,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="largest anonymous memory of the process; does not grow with the model "
         "(default: 512MiB)",
     )
-    add("--workers", type=int, default=2, help="threads; disks and cores decide (default: 2)")
+    add(
+        "--workers",
+        type=int,
+        default=3,
+        help="threads; one computes while another waits for the disk (default: 3)",
+    )
     add(
         "--dry-run",
         action="store_true",
@@ -179,14 +184,15 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--no-sync",
         action="store_false",
         dest="durable",
-        help="do not wait until the result is on disk: sooner done, but a power cut in the next "
-        "seconds may spoil it",
+        help="leave the result in the page cache for the system to bring to disk: sooner done, but "
+        "a power cut in the next seconds may spoil it",
     )
     add(
         "--hash",
         action="store_true",
         dest="hash_files",
-        help="read all inputs and outputs whole and put their sha256 into merge.json",
+        help="read all inputs and outputs whole: put their sha256 into merge.json, and compare "
+        "outputs with what was written (else both ends of each tensor are)",
     )
     add("--json", action="store_true", help="print one JSON object as the last line")  # fmt: skip
 

@@ -38,12 +38,16 @@ def test_weighted_sums_have_torchs_bits(
     wanted = base.double()
     for one, factor in zip(tuned[:2], factors, strict=False):
         wanted = wanted + factor * (one.double() - base.double())
-    merged = torch.empty(SIZE, dtype=out_dtype)
+    merged, squares = torch.empty(SIZE, dtype=out_dtype), np.full(3, 7.0)
+    arrays = tuple(map(as_array, tuned))
 
-    weighted_sum(as_array(base), tuple(map(as_array, tuned)), np.array(factors), as_array(merged))
+    weighted_sum(as_array(base), arrays, np.array(factors), as_array(merged), squares)
 
     # what factor 0 leaves out may hold anything
     assert as_array(merged).tobytes() == as_array(wanted.to(out_dtype)).tobytes()
+    for found, one in zip(squares[:2], arrays, strict=False):
+        assert found == pytest.approx(sum_of_squares(as_array(base), one), rel=1e-13)
+    assert np.isnan(squares[2])
 
 
 @pytest.mark.parametrize("dtype", COMPILED)
@@ -52,7 +56,7 @@ def test_rounding_is_torchs_for_all_that_is_not_finite(dtype: torch.dtype) -> No
     tuned = torch.tensor([float("inf"), -float("inf"), float("nan"), 1e300], dtype=torch.float64)
     merged = torch.empty(4, dtype=dtype)
 
-    weighted_sum(as_array(base), (as_array(tuned),), np.array([1.0]), as_array(merged))
+    weighted_sum(as_array(base), (as_array(tuned),), np.array([1.0]), as_array(merged), np.empty(1))
 
     assert torch.equal(merged.nan_to_num(7), tuned.to(dtype).nan_to_num(7))
 

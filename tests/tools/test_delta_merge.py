@@ -461,6 +461,30 @@ def damage(shard: Path) -> None:
         file.write(b"\x55" * 4096)
 
 
+def test_bytes_that_did_not_stay_are_found_when_all_are_read_back(toys: Path) -> None:
+    left = []
+
+    def spoil(done: int, total: int) -> None:
+        left.append(done)
+        if sum(left) == total:
+            (shard,) = toys.glob("out.partial-*/model.safetensors")
+            with shard.open("r+b") as file:
+                file.seek(4096)  # of the first tensor, which is done
+                byte = file.read(1)[0]
+                file.seek(4096)
+                file.write(bytes([byte ^ 1]))
+
+    with pytest.raises(CheckpointError, match=r"other bytes than written, one of 1;"):
+        merge_checkpoints(
+            toys / "base",
+            [toys / "a", toys / "b"],
+            toys / "out",
+            MergeSettings(hash_files=True, num_workers=1),
+            progress=spoil,
+        )
+    assert not list(toys.glob("out*"))
+
+
 def test_a_second_merge_into_the_same_place_is_refused(toys: Path) -> None:
     def again(done: int, total: int) -> None:
         with pytest.raises(CheckpointError, match="writer = another process"):

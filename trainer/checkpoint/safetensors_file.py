@@ -53,6 +53,11 @@ class Slot:
         """Bytes on disk."""
         return numel(self.shape) * self.dtype.itemsize
 
+    @property
+    def stop(self) -> int:
+        """First byte after it."""
+        return self.start + self.num_bytes
+
 
 @dataclass(frozen=True)
 class Header:
@@ -157,11 +162,14 @@ def _view(mapped: mmap.mmap, slot: Slot) -> torch.Tensor:
         return torch.frombuffer(mapped, dtype=slot.dtype, count=count, offset=slot.start)
 
 
-def encode_header(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
-    """Header of a file that holds `tensors` in this order, with its length, padded to 8 bytes.
+def encode_header(
+    tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], *, multiple: int = 8
+) -> bytes:
+    """Header of a file that holds `tensors` in this order, with its length, padded by blanks.
 
     Args:
         tensors: name, dtype and shape of each; put wide dtypes first, to keep them aligned.
+        multiple: of which its size in bytes is one, itself a multiple of 8.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -170,5 +178,5 @@ def encode_header(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -
         start, stop = stop, stop + numel(shape) * dtype.itemsize
         content[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, stop]}
     raw = json.dumps(content, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * (-(8 + len(raw)) % multiple)
     return len(raw).to_bytes(8, "little") + raw

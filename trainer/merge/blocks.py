@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.checkpoint.tensors import ReadInto, SlicedTensor, StoredTensor
+from trainer.merge.output_file import aligned_bytes
 
 COMPILED = (torch.bfloat16, torch.float32, torch.float64)
 """Dtypes that the compiled loops read and write."""
@@ -23,14 +24,14 @@ class Scratch:
     tuned_KN: Tensor
     """[K, block], float64; the same."""
     raw: Tensor
-    """[8 * block] bytes, for results of any dtype."""
+    """[8 * block] bytes, for results of any dtype, where they can be written directly from."""
 
     @classmethod
     def allocate(cls, num_checkpoints: int, block: int) -> "Scratch":
         """Make buffers for blocks of `block` elements."""
         base_N = torch.empty(block, dtype=torch.float64)
         tuned_KN = torch.empty(num_checkpoints, block, dtype=torch.float64)
-        return cls(base_N, tuned_KN, torch.empty(8 * block, dtype=torch.uint8))
+        return cls(base_N, tuned_KN, torch.from_numpy(aligned_bytes(8 * block)))
 
     @property
     def block(self) -> int:

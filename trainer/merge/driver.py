@@ -120,6 +120,8 @@ def merge_checkpoints(
     with partial as folder:
         with _single_threaded_torch(), _collector_at_rest(), _flushing(folder):
             outcomes = _merge_all(plan, settings, folder, block, progress)
+        if settings.hash_files:
+            folder.read_back()
         folder.seal()
         copy_assets(plan.assets, folder.path, plan.dtype)
         _write_reports(plan, settings, outcomes, folder.path)

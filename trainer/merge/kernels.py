@@ -133,10 +133,15 @@ def _begin(base_n: Any, sum_n: Any) -> None:
         sum_n[i] = _wide(base_n[i])
 
 
-@_compiled()
-def _add(base_n: Any, tuned_n: Any, factor: float, sum_n: Any) -> None:
+@_compiled(fastmath={"reassoc"})
+def _add(base_n: Any, tuned_n: Any, factor: float, sum_n: Any) -> float:
+    """Add a weighted change; gives the sum of its squares."""
+    total = 0.0
     for i in range(len(base_n)):
-        sum_n[i] += factor * (_wide(tuned_n[i]) - _wide(base_n[i]))
+        change = _wide(tuned_n[i]) - _wide(base_n[i])
+        sum_n[i] += factor * change
+        total += change * change
+    return total
 
 
 @_compiled()
@@ -151,21 +156,28 @@ def weighted_sum(
     tuned: tuple[NDArray[Any], ...],
     factor_K: NDArray[np.float64],
     out_n: NDArray[Any],
+    square_K: NDArray[np.float64],
 ) -> None:
     """`theta0 + sum f_k (theta_k - theta0)`, summed in float64, then rounded as torch rounds.
+
+    The squares of the changes are summed on the way, for whoever has not done so before.
 
     Args:
         base_n: theta0 [n], uint16 (the bits of bfloat16), float32 or float64.
         tuned: theta_k [n] each, all of one of these dtypes.
         factor_K: f_k; a factor of 0 leaves a checkpoint out, whatever it holds.
         out_n: gets the result [n], in any of these dtypes.
+        square_K: gets the sums of squares of `theta_k - theta0`, as `sum_of_squares` gives them.
     """
     sum_n = np.empty(TILE, np.float64)
+    square_K[:] = 0
     for start in range(0, len(base_n), TILE):
         stop = min(start + TILE, len(base_n))
         tile, sums = base_n[start:stop], sum_n[: stop - start]
         _begin(tile, sums)
         for k in range(len(tuned)):
             if factor_K[k] != 0:
-                _add(tile, tuned[k][start:stop], factor_K[k], sums)
+                square_K[k] += _add(tile, tuned[k][start:stop], factor_K[k], sums)
+            else:
+                square_K[k] += sum_of_squares(tile, tuned[k][start:stop])
         _end(sums, out_n[start:stop])

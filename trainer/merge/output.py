@@ -25,10 +25,10 @@ from torch import Tensor, uint8
 from trainer.checkpoint.safetensors_file import Slot, encode_header, read_header
 from trainer.checkpoint.shards import INDEX, SINGLE
 from trainer.errors import CheckpointError
+from trainer.merge.output_file import BLOCK_BYTES, Bytes, OutputFile, WordSum
 from trainer.merge.stream import MergeItem
 
 JOURNAL = ".journal.jsonl"
-READ_BYTES = 1 << 20
 FLUSH_SEC = 0.2
 """Pause between two rounds of bringing to disk what was written."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOTDIR,
@@ -70,9 +70,13 @@ def plan_shards(items: Sequence[MergeItem], max_shard_bytes: int) -> list[ShardF
 
 
 def _lay_out(name: str, items: Sequence[MergeItem]) -> ShardFile:
-    # wide dtypes first keep every tensor aligned to its own size
-    ordered = sorted(items, key=lambda item: -item.dtype.itemsize)
-    header = encode_header([(item.name, item.dtype, item.base.shape) for item in ordered])
+    # whole blocks first are all written directly; then wide dtypes first, aligned to their size
+    ordered = sorted(
+        items, key=lambda item: (item.num_bytes % BLOCK_BYTES != 0, -item.dtype.itemsize)
+    )
+    header = encode_header(
+        [(item.name, item.dtype, item.base.shape) for item in ordered], multiple=BLOCK_BYTES
+    )
     start, slots = len(header), {}
     for item in ordered:
         slots[item.name] = Slot(item.dtype, tuple(item.base.shape), start)
@@ -88,75 +92,39 @@ def index_json(shards: Sequence[ShardFile]) -> str:
     return json.dumps(content, indent=2)
 
 
-class WordSum:
-    """Checksum of a stream of bytes: its 64-bit little-endian words, summed modulo 2^64.
-
-    Guards against bytes that did not arrive, at the speed of memory; it is no cryptographic hash.
-    """
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.tail = b""
-
-    def update(self, data: memoryview) -> None:
-        """Take the next bytes."""
-        if self.tail:
-            data = memoryview(self.tail + bytes(data))
-        whole = len(data) // 8 * 8
-        words = np.frombuffer(data[:whole], dtype="<u8")
-        self.total = (self.total + int(words.sum(dtype=np.uint64))) % 2**64
-        self.tail = bytes(data[whole:])
-
-    def hexdigest(self) -> str:
-        """The sum so far, with what is left of the last word."""
-        return f"{(self.total + int.from_bytes(self.tail, 'little')) % 2**64:016x}"
-
-
 class TensorWriter:
     """Writes one tensor's bytes at its place, in order."""
 
-    def __init__(self, descriptor: int, slot: Slot) -> None:
-        self.descriptor = descriptor
+    def __init__(self, file: OutputFile, slot: Slot) -> None:
+        self.file = file
         self.slot = slot
         self.position = slot.start
         self.checksum = WordSum()
+        self._ends: dict[str, tuple[int, Bytes]] = {}
 
     def write(self, values: Tensor) -> None:
         """Append elements [n] of the slot's dtype."""
-        data = values.view(uint8).numpy().data
+        data = values.view(uint8).numpy()
         self.checksum.update(data)
-        while data:
-            written = os.pwrite(self.descriptor, data, self.position)
-            self.position += written
-            data = data[written:]
+        self.file.write(data, self.position)
+        self._ends.setdefault("first", (self.position, data[:BLOCK_BYTES].copy()))
+        self.position += data.size
+        last = data[-BLOCK_BYTES:].copy()
+        self._ends["last"] = (self.position - last.size, last)
 
     def finish(self) -> str:
-        """Read the bytes back and compare; gives the checksum.
+        """Read both ends back and compare; gives the checksum of all bytes.
 
         Raises:
             CheckpointError: if the file does not hold what was written.
         """
-        digest = self.checksum.hexdigest()
-        if stored_checksum(self.descriptor, self.slot) != digest:
-            raise CheckpointError(
-                f"output: bytes {self.slot.start} to {self.position} = other than written; "
-                "expected the same. The disk or its driver is faulty."
-            )
-        return digest
-
-
-def stored_checksum(descriptor: int, slot: Slot) -> str:
-    """Checksum of a tensor's bytes as the file holds them."""
-    checksum, buffer = WordSum(), bytearray(READ_BYTES)
-    position, stop = slot.start, slot.start + slot.num_bytes
-    while position < stop:
-        view = memoryview(buffer)[: min(READ_BYTES, stop - position)]
-        count = os.preadv(descriptor, [view], position)
-        if count == 0:
-            break
-        checksum.update(view[:count])
-        position += count
-    return checksum.hexdigest()
+        for position, data in self._ends.values():
+            if not np.array_equal(self.file.read(position, data.size), data):
+                raise CheckpointError(
+                    f"output: {data.size} bytes at {position} = other than written; expected the "
+                    "same. The disk or its driver is faulty."
+                )
+        return self.checksum.hexdigest()
 
 
 class PartialFolder(AbstractContextManager["PartialFolder"]):
@@ -179,7 +147,8 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
         self.shards = shards
         self.resume = resume
         self.durable = durable
-        self.descriptors: dict[str, int] = {}
+        self.files: dict[str, OutputFile] = {}
+        self._lock_descriptor: int | None = None
 
     def __enter__(self) -> "PartialFolder":
         """Make the folder, and the files at their full size; start or keep the journal."""
@@ -187,9 +156,9 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
             for shard in self.shards:
-                flags = os.O_RDWR | os.O_CREAT
-                self.descriptors[shard.name] = os.open(self.path / shard.name, flags, 0o644)
-                os.truncate(self.path / shard.name, shard.num_bytes)
+                self.files[shard.name] = OutputFile(
+                    self.path / shard.name, shard.num_bytes, direct=self.durable
+                )
         except OSError as error:
             self._close()
             shutil.rmtree(self.path, ignore_errors=True)
@@ -219,7 +188,7 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
     def _lock(self) -> None:
         """Take the journal; a second merge of the same kind at the same time is refused."""
         descriptor = os.open(self.path / JOURNAL, os.O_RDWR | os.O_CREAT, 0o644)
-        self.descriptors[JOURNAL] = descriptor
+        self._lock_descriptor = descriptor
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -232,15 +201,18 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
             os.truncate(self.path / JOURNAL, 0)
 
     def _close(self) -> None:
-        for descriptor in self.descriptors.values():
-            os.close(descriptor)
-        self.descriptors.clear()
+        for file in self.files.values():
+            file.close()
+        self.files.clear()
+        if self._lock_descriptor is not None:
+            os.close(self._lock_descriptor)
+        self._lock_descriptor = None
 
     def writer(self, name: str) -> TensorWriter:
         """A writer for one tensor."""
         for shard in self.shards:
             if name in shard.slots:
-                return TensorWriter(self.descriptors[shard.name], shard.slots[name])
+                return TensorWriter(self.files[shard.name], shard.slots[name])
         raise KeyError(name)
 
     def note(self, entry: Mapping[str, Any]) -> None:
@@ -256,22 +228,39 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
         good = {}
         for name, entry in entries.items():
             file, slot = places.get(name, ("", None))
-            if slot and stored_checksum(self.descriptors[file], slot) == entry.get("checksum"):
+            if slot is None:
+                continue
+            if self.files[file].checksum(slot.start, slot.stop) == entry.get("checksum"):
                 good[name] = entry
         return good
 
     def flush_until(self, done: Event) -> None:
         """Keep bringing to disk what was written, so that little is left to wait for at the end."""
-        while self.durable and not done.wait(FLUSH_SEC):
-            for shard in self.shards:
-                os.fdatasync(self.descriptors[shard.name])
+        cached = [file for file in self.files.values() if not file.is_direct]
+        while self.durable and cached and not done.wait(FLUSH_SEC):
+            for file in cached:
+                file.sync()
+
+    def read_back(self) -> None:
+        """Read all that the journal names, past the page cache where that can be, and compare.
+
+        Raises:
+            CheckpointError: if a file does not hold what was written.
+        """
+        written = {name for shard in self.shards for name in shard.slots}
+        spoiled = sorted(written - set(self.finished()))
+        if spoiled:
+            raise CheckpointError(
+                f"output: {spoiled[0]} = other bytes than written, one of {len(spoiled)}; expected "
+                "the same. The disk or its driver is faulty."
+            )
 
     def seal(self) -> None:
         """Write the headers, bring them to disk, and read them again."""
         for shard in self.shards:
-            os.pwrite(self.descriptors[shard.name], shard.header, 0)
+            self.files[shard.name].write(np.frombuffer(shard.header, np.uint8), 0)
             if self.durable:
-                os.fsync(self.descriptors[shard.name])
+                self.files[shard.name].sync()
             if read_header(self.path / shard.name).slots != shard.slots:
                 raise CheckpointError(
                     f"{self.path / shard.name}: header = other than written; expected the same. "

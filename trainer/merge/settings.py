@@ -41,14 +41,15 @@ class MergeSettings:
     """Largest file of weights, bytes; a tensor is never split."""
     memory_budget_bytes: int | None = 512 << 20
     """Largest anonymous memory of the process, bytes; null: no bound, for use inside a program."""
-    num_workers: int = 2
-    """Threads, at least 1."""
+    num_workers: int = 3
+    """Threads, at least 1; one computes while another waits for the disk."""
     allow_nan: bool = False
     """Go on where a checkpoint holds NaN or infinity."""
     durable: bool = True
-    """Wait until the result is on disk before it gets its name, so that a power cut spoils none."""
+    """Wait until the result is on disk before it gets its name, so that a power cut spoils none.
+    Weights are then written past the page cache where the file system can."""
     hash_files: bool = False
-    """Read inputs and outputs whole for their sha256."""
+    """Read inputs and outputs whole, for their sha256 and to compare with what was written."""
 
     def recorded(self) -> dict[str, Any]:
         """What decides the result, for `merge.json` and for telling merges apart."""

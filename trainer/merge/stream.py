@@ -130,11 +130,14 @@ class _Work:
         self.square_K = torch.zeros(len(self.item.tuned), dtype=torch.float64)
 
     def run_fixed(self) -> Outcome:
-        """Weights known beforehand: one pass."""
+        """Weights known beforehand: one pass, which gives the norms as well."""
         weight_K = self._fixed_weights()
         for start, stop in spans(self.item.num_elements, self.scratch.block):
-            square_K, block = self._count_block(start, stop)
-            self._emit_weighted(start, stop, weight_K, square_K, block)
+            block = self.blocks.arrays(start, stop)
+            merged_N, square_K = self._weighted_sum(block, weight_K)
+            square_K = self._count(square_K, block, start)
+            if not self._emit_unchanged(start, stop, square_K):
+                self.write(merged_N)
         return self._outcome(weight_K)
 
     def run_by_norm(self) -> Outcome:
@@ -217,11 +220,16 @@ class _Work:
         """Add a block's squared changes to the tensor's; gives the block's [K], and the block."""
         block = base, tuned = self.blocks.arrays(start, stop)
         square_K = _tensor(sum_of_squares(base, one) for one in tuned)
+        return self._count(square_K, block, start), block
+
+    def _count(self, square_K: Tensor, block: Block, start: int) -> Tensor:
+        """Add a block's squared changes [K] to the tensor's, without those that are not finite."""
+        base, tuned = block
         if not bool(square_K.isfinite().all()):
-            self._refuse_non_finite(start, stop - start)
+            self._refuse_non_finite(start, len(base))
             square_K = _tensor(sum_of_finite_squares(base, one) for one in tuned)
         self.square_K += square_K
-        return square_K, block
+        return square_K
 
     def _count_changes(self, delta_KN: Tensor, start: int) -> Tensor:
         """The same of changes in float64."""
@@ -252,16 +260,19 @@ class _Work:
         """Write a block of weighted changes; it is read here if it was not before."""
         if self._emit_unchanged(start, stop, square_K):
             return
-        base, tuned = block or self.blocks.arrays(start, stop)
-        compiled, size = self.item.dtype in COMPILED, stop - start
+        merged_N, _ = self._weighted_sum(block or self.blocks.arrays(start, stop), weight_K)
+        self.write(merged_N)
+
+    def _weighted_sum(self, block: Block, weight_K: Tensor) -> tuple[Tensor, Tensor]:
+        """The result of a block [n], until the next is computed, and its squared changes [K]."""
+        base, tuned = block
+        compiled = self.item.dtype in COMPILED
         # other dtypes are rounded to afterwards
-        sum_N = self._out(size) if compiled else torch.empty(size, dtype=torch.float64)
-        factor_K = weight_K * self.settings.lambda_
-        weighted_sum(base, tuned, factor_K.numpy(), as_array(sum_N))
-        if compiled:
-            self.write(sum_N)
-        else:
-            self._emit_sum(sum_N)
+        out_N = self._out(len(base))
+        sum_N = out_N if compiled else torch.empty(len(base), dtype=torch.float64)
+        factor_K, square_K = weight_K * self.settings.lambda_, torch.empty_like(self.square_K)
+        weighted_sum(base, tuned, factor_K.numpy(), as_array(sum_N), square_K.numpy())
+        return (sum_N if compiled else out_N.copy_(sum_N)), square_K
 
     def _emit_unchanged(self, start: int, stop: int, square_K: Tensor) -> bool:
         """Write bits as they are where nothing is to be computed; says whether it did."""
