@@ -1,5 +1,6 @@
 """Adapters merged as one adapter and as a model: the same vectors, those of the dense merge."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def test_adapter_and_model_equal_the_dense_merge(room: Path, method: str) -> Non
 def test_merged_adapter_loads_by_its_folder_alone(room: Path) -> None:
     from transformers import AutoModel
 
-    assert merge(room, "alone", "--as", "adapter") == 0
+    assert merge(room, "alone", "--as", "adapter", "--hash") == 0
+    weights = (room / "alone" / "adapter_model.safetensors").read_bytes()
+    hashes = json.loads((room / "alone" / "merge.json").read_text())["output_sha256"]
+    assert hashes == {"adapter_model.safetensors": hashlib.sha256(weights).hexdigest()}
     config = json.loads((room / "alone" / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 3 + 4 + 2
     merged = AutoModel.from_pretrained(room / "alone")

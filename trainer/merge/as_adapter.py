@@ -88,7 +88,9 @@ def merge_adapters(
     plan = _plan(inputs, shard, settings)
     check_output(output, shard.num_bytes + EXTRA_FILE_BYTES)
     outcomes = {}
-    with PartialFolder(output, plan_id(plan, settings), (shard,), resume=False) as folder:
+    with PartialFolder(
+        output, plan_id(plan, settings), (shard,), resume=False, durable=settings.durable
+    ) as folder:
         for change in changes:
             outcomes[change.name] = _write_change(folder, change, rank, settings)
         folder.seal()
@@ -231,7 +233,7 @@ def _write_change(
     for name, values in zip(_file_names(change), joined, strict=True):
         writer = folder.writer(name)
         writer.write(values.to(_dtype(settings)).contiguous().view(-1))
-        writer.finish()
+        writer.finish(read_all=settings.hash_files)
     return Outcome(tuple(norm_K.tolist()), tuple(weight_KR.mean(1).tolist()))
 
 
@@ -309,7 +311,7 @@ def _write_texts(
     settings: MergeSettings,
 ) -> None:
     """Write the config for peft and the reports."""
-    content = merge_json(plan, settings, outcomes)
+    content = merge_json(plan, settings, outcomes, folder)
     for name, text in (
         (ADAPTER_CONFIG, json.dumps(config, indent=2)),
         ("merge.json", json.dumps(content, indent=1)),

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.shards import file_hash
 from trainer.errors import CheckpointError
 from trainer.merge.assets import copy_assets
 from trainer.merge.blocks import Scratch
 from trainer.merge.output import PartialFolder, check_output
+from trainer.merge.output_file import BLOCK_BYTES
 from trainer.merge.plan import MergePlan, plan_id, plan_merge
 from trainer.merge.report import merge_html, merge_json
 from trainer.merge.settings import FORMULAS, MergeSettings, check_settings
@@ -120,8 +120,6 @@ def merge_checkpoints(
     with partial as folder:
         with _single_threaded_torch(), _collector_at_rest(), _flushing(folder):
             outcomes = _merge_all(plan, settings, folder, block, progress)
-        if settings.hash_files:
-            folder.read_back()
         folder.seal()
         copy_assets(plan.assets, folder.path, plan.dtype)
         _write_reports(plan, settings, outcomes, folder.path)
@@ -197,7 +195,8 @@ def block_size(plan: MergePlan, settings: MergeSettings) -> int:
             f"merge: memory_budget = {settings.memory_budget_bytes:,} bytes; expected at least "
             f"{needed:,} for {settings.num_workers} workers. Raise it, or use fewer workers."
         )
-    return min(block, largest)
+    # whole blocks of the disk, in any dtype
+    return min(block // BLOCK_BYTES * BLOCK_BYTES, largest)
 
 
 def peak_bytes(plan: MergePlan, settings: MergeSettings) -> int:
@@ -314,14 +313,12 @@ def _merge_one(job: _Job, item: MergeItem) -> tuple[Outcome, str]:
         outcome = merge_tensor(item, job.settings, scratch, write)
     finally:
         job.scratches.put(scratch)
-    return outcome, writer.finish()
+    return outcome, writer.finish(read_all=job.settings.hash_files)
 
 
 def _write_reports(
     plan: MergePlan, settings: MergeSettings, outcomes: dict[str, Outcome], folder: Path
 ) -> None:
-    content: dict[str, Any] = merge_json(plan, settings, outcomes)
-    if settings.hash_files:
-        content["output_sha256"] = {one.name: file_hash(folder / one.name) for one in plan.shards}
+    content = merge_json(plan, settings, outcomes, folder)
     (folder / "merge.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     (folder / "merge.html").write_text(merge_html(content), encoding="utf-8")

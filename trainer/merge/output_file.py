@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 BLOCK_BYTES = 4096
 """What memory, place and length of a direct write are multiples of; also of disks of this block."""
 READ_BYTES = 1 << 20
+DIRECT: int | None = getattr(os, "O_DIRECT", None)
+NOT_DIRECTLY = (errno.EINVAL, errno.ENOTSUP, errno.EMFILE, errno.ENFILE)
+"""What a file system says that knows no direct writes or none of this block, and a system that has
+no descriptor to spare."""
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 Bytes = NDArray[np.uint8]
 Move = Callable[[int, list[memoryview], int], int]
@@ -38,12 +43,17 @@ class OutputFile:
         Raises:
             OSError: as the system says.
         """
-        self._cached = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        directly = _open_directly(path) if direct else None
-        self.is_direct = directly is not None
+        self.path = path
+        self.is_direct = direct and DIRECT is not None
         """Whether whole blocks go past the page cache."""
-        self._direct = -1 if directly is None else directly
-        os.truncate(path, num_bytes)
+        self.waiting_bytes = 0
+        """Written through the page cache since the last `sync`."""
+        self._cached = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.truncate(path, num_bytes)
+        except OSError:
+            os.close(self._cached)
+            raise
         # a read must not bring along pages beside it that are written directly meanwhile
         os.posix_fadvise(self._cached, 0, 0, os.POSIX_FADV_RANDOM)
 
@@ -54,21 +64,30 @@ class OutputFile:
             OSError: as the system says; of a full disk for example.
         """
         while data.size:
-            written = self._move(os.pwritev, data, position)
+            written = self._move_directly(os.pwritev, data, position)
+            if written is None:
+                written = os.pwrite(self._cached, data.data, position)
+                self.waiting_bytes += written
             data, position = data[written:], position + written
 
-    def _move(self, move: Move, data: Bytes, position: int) -> int:
-        """Write or read a beginning of the bytes, directly if it can be; gives its length."""
+    def _move_directly(self, move: Move, data: Bytes, position: int) -> int | None:
+        """Write or read whole blocks past the page cache; None where that cannot be."""
         whole = data.size // BLOCK_BYTES * BLOCK_BYTES
         address = data.__array_interface__["data"][0]
-        if self.is_direct and whole and not (position | address) % BLOCK_BYTES:
+        if not self.is_direct or not whole or (position | address) % BLOCK_BYTES:
+            return None
+        try:
+            # not kept open: a model may have more files than a process may open
+            descriptor = os.open(self.path, os.O_RDWR | (DIRECT or 0))
             try:
-                return move(self._direct, [data[:whole].data], position)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise
-                self.is_direct = False  # larger blocks, or none of it after all
-        return move(self._cached, [data.data], position)
+                return move(descriptor, [data[:whole].data], position)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if error.errno not in NOT_DIRECTLY:
+                raise
+            self.is_direct = False
+            return None
 
     def read(self, position: int, count: int) -> Bytes:
         """Bytes of the file [count], fewer if it ends early."""
@@ -79,7 +98,10 @@ class OutputFile:
         """Read bytes back; gives their `WordSum`, of fewer bytes if the file ends early."""
         total, buffer = WordSum(), aligned_bytes(READ_BYTES)
         while start < stop:
-            count = self._move(os.preadv, buffer[: stop - start], start)
+            wanted = buffer[: stop - start]
+            count = self._move_directly(os.preadv, wanted, start)
+            if count is None:
+                count = os.preadv(self._cached, [wanted.data], start)
             if count == 0:
                 break
             total.update(buffer[:count])
@@ -88,29 +110,17 @@ class OutputFile:
 
     def sync(self) -> None:
         """Wait until everything is on disk."""
+        self.waiting_bytes = 0
         os.fsync(self._cached)
 
     def close(self) -> None:
         """Close the file."""
-        if self._direct >= 0:
-            os.close(self._direct)
         os.close(self._cached)
-
-
-def _open_directly(path: Path) -> int | None:
-    """A descriptor for direct writes; None where there are none."""
-    flag: int | None = getattr(os, "O_DIRECT", None)
-    try:
-        return None if flag is None else os.open(path, os.O_RDWR | flag)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-        return None
 
 
 def aligned_bytes(count: int) -> Bytes:
     """Memory for direct writes and reads [count], uint8, zeros."""
-    return np.frombuffer(mmap.mmap(-1, count), np.uint8)
+    return np.frombuffer(mmap.mmap(-1, count, PRIVATE), np.uint8)
 
 
 class WordSum:

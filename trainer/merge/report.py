@@ -4,9 +4,11 @@ import html
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainer import __version__
+from trainer.checkpoint.shards import file_hash
 from trainer.merge.plan import MergePlan
 from trainer.merge.settings import FORMULAS, MergeSettings
 from trainer.merge.stream import Outcome
@@ -37,7 +39,7 @@ it took part in). Point at a cell for its numbers. Empty cells: no such tensor, 
 
 
 def merge_json(
-    plan: MergePlan, settings: MergeSettings, outcomes: Mapping[str, Outcome]
+    plan: MergePlan, settings: MergeSettings, outcomes: Mapping[str, Outcome], folder: Path
 ) -> dict[str, Any]:
     """Content of `merge.json`.
 
@@ -45,7 +47,9 @@ def merge_json(
         plan: what was merged.
         settings: how.
         outcomes: norms and weights by tensor.
+        folder: where the shards lie; read whole if settings ask for hashes.
     """
+    hashes = {one.name: file_hash(folder / one.name) for one in plan.shards if settings.hash_files}
     tensors = {
         name: {"norms": list(outcome.norms), "weights": list(outcome.weights)}
         for name, outcome in outcomes.items()
@@ -60,6 +64,7 @@ def merge_json(
         "checkpoints": list(plan.identities[1:]),
         "left_out": list(plan.left_out),
         "tensors": tensors,
+        **({"output_sha256": hashes} if hashes else {}),
     }
 
 

@@ -6,6 +6,7 @@ block, needs the norms first, in a pass of its own; the second pass then finds t
 cache. Where all changes are adapters' the factors give the norms, and one pass is enough.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from trainer.merge.arithmetic import (
 from trainer.merge.blocks import COMPILED, BlockReader, Scratch, as_array, spans
 from trainer.merge.kernels import sum_of_finite_squares, sum_of_squares, weighted_sum
 from trainer.merge.low_rank import change_norms
+from trainer.merge.output_file import BLOCK_BYTES
 from trainer.merge.settings import MergeSettings
 
 Write = Callable[[Tensor], None]
@@ -322,6 +324,9 @@ class _Work:
             return
         size = self.item.num_elements // num_groups
         per_block = max(1, self.scratch.block // size)
+        # whole blocks of the disk, if a few groups make one
+        aligned = BLOCK_BYTES // math.gcd(BLOCK_BYTES, size * self.item.dtype.itemsize)
+        per_block = per_block // aligned * aligned or per_block
         for first, last in spans(num_groups, per_block):
             yield first * size, last * size, last - first
 
