@@ -134,7 +134,7 @@ def _rank_main(
             _result_file(room, rank).write_bytes(pickle.dumps(result))
             sys.stdout.flush()
             sys.stderr.flush()
-            # taking a group of gloo down aborts the process once in some hundred launches
+            # under load, taking a group of gloo down has aborted a process that was done
             os._exit(0)
         except BaseException:
             text = traceback.format_exc()
