@@ -1,9 +1,9 @@
 """A file that is written and read back at any place, past the page cache wherever that can be.
 
 A byte that goes through the page cache is copied there, waits in memory for the disk, and pushes
-out what is read meanwhile. A direct write goes to the disk from where it was computed; when the call
-returns, the disk has it, at least in a cache of its own, which `sync` empties. The system asks for
-whole blocks; the rest of a tensor takes the other way, as does everything on a file system that
+out what is read meanwhile. A direct write goes to the disk from where it was computed. When the
+call returns, the disk has it, at least in a cache of its own, which `sync` empties. The system asks
+for whole blocks; the rest of a tensor takes the other way, as does everything on a file system that
 knows no direct writes.
 """
 
