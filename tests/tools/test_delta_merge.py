@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.merge_truth import assert_merged
+from tests.support.page_cache import empty_page_cache, resident_bytes
 from tools import delta_merge
 from trainer.errors import CheckpointError
 from trainer.merge import MergeSettings, merge_checkpoints
@@ -125,6 +126,29 @@ def test_without_waiting_for_the_disk_the_result_is_the_same(toys: Path) -> None
 
     first, second = (toys / name / "model.safetensors" for name in ("out", "sooner"))
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize("outgrow", [True, False])
+def test_inputs_that_outgrow_memory_leave_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outgrow: bool
+) -> None:
+    large_models(tmp_path, 8)
+    inputs = [tmp_path / name / "model.safetensors" for name in ("base", "a", "b")]
+    for path in inputs:
+        empty_page_cache(path)
+    if outgrow:
+        monkeypatch.setattr(os, "sysconf", lambda _: 1000)
+
+    assert delta_merge.main(command(tmp_path)) == 0
+
+    for path in inputs:
+        size = path.stat().st_size
+        assert resident_bytes(path) < size / 2 if outgrow else resident_bytes(path) >= size
+    base, a, b, out = (load_file(tmp_path / name / "model.safetensors")
+                       for name in ("base", "a", "b", "out"))  # fmt: skip
+    for name, got in out.items():
+        tuned = [one[name].double() for one in (a, b)]
+        assert_merged(got, base[name].double(), tuned, MergeSettings())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

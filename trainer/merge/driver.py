@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.checkpoint.page_cache import Mapping, drop_pages, file_mappings
+from trainer.checkpoint.tensors import StoredTensor
 from trainer.errors import CheckpointError
 from trainer.merge.assets import copy_assets
 from trainer.merge.blocks import Scratch
@@ -76,6 +79,8 @@ class _Job:
     stop: Event
     progress: Progress
     input_bytes: int
+    passing: list[Mapping]
+    """Inputs that leave the page cache behind the merge."""
 
 
 class _StoppedError(Exception):
@@ -260,7 +265,8 @@ def _merge_all(
     scratches: queue.SimpleQueue[Scratch] = queue.SimpleQueue()
     for _ in range(settings.num_workers):
         scratches.put(Scratch.allocate(len(plan.identities) - 1, block))
-    job = _Job(plan, settings, folder, scratches, Event(), progress, plan.input_bytes)
+    job = _Job(plan, settings, folder, scratches, Event(), progress, plan.input_bytes,
+               file_mappings() if _outgrows_memory(plan) else [])  # fmt: skip
     outcomes = _resumed(job)
     left = [item for item in plan.items if item.name not in outcomes]
     # the largest first, so that no worker is left alone with one at the end
@@ -313,7 +319,23 @@ def _merge_one(job: _Job, item: MergeItem) -> tuple[Outcome, str]:
         outcome = merge_tensor(item, job.settings, scratch, write)
     finally:
         job.scratches.put(scratch)
+    _pass_by(item, job.passing)
     return outcome, writer.finish(read_all=job.settings.hash_files)
+
+
+def _outgrows_memory(plan: MergePlan) -> bool:
+    """Whether the page cache cannot keep the inputs until another merge.
+
+    Then they had better leave it at once: they would push out what others keep there, and memory
+    that was just used is faster than memory that the system has to find.
+    """
+    return plan.input_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _pass_by(item: MergeItem, mappings: list[Mapping]) -> None:
+    for one in (item.base, *item.tuned):
+        for piece in one.pieces if isinstance(one, StoredTensor) else ():
+            drop_pages(piece, mappings)
 
 
 def _write_reports(
