@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# two files of tests at a time: while one waits for ranks to start, the other computes
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint clean
 
@@ -19,7 +21,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 test: lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -m "not slow and not hosts"
+	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest -m "not slow and not hosts" $(SIDE_BY_SIDE)
 
 test-all: lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest
