@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tools.bench import ablation
-from tools.bench._ablation_data import HELD_OUT, NEWS_DEV, NEWS_TRAIN, QUICK, prepare
+from tools.bench._ablation_data import NEWS_DEV, NEWS_TRAIN, QUICK, held_out_sets, prepare
 from tools.bench._ablation_runs import RECIPES, Setup
 from tools.bench._ablation_table import render
 from trainer.data.sources import open_eval_set, open_sources
-from trainer.errors import DataError
+from trainer.errors import DataError, RecipeError
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import DataRecipe
 
@@ -77,7 +77,7 @@ def test_data_opens_and_held_out_texts_are_not_trained_on(data: Path, tmp_path: 
     assert f'"train {NEWS_TRAIN}"' not in everything
     # d39 is a mined negative; a judged document is not, though it was mined
     assert '"negatives": ["t medquad answer 39"]' in everything
-    for one in HELD_OUT:
+    for one in held_out_sets(with_news=False):
         opened = open_eval_set(one.recipe(work / "held_out"), DataRecipe(sources=()))
         queries = opened.text1 if one.task == "sts" else opened.queries
         assert queries
@@ -85,6 +85,27 @@ def test_data_opens_and_held_out_texts_are_not_trained_on(data: Path, tmp_path: 
     before = {file: file.read_bytes() for file in work.rglob("*.jsonl")}
     prepare(data, work, QUICK)
     assert before == {file: file.read_bytes() for file in work.rglob("*.jsonl")}
+
+
+def test_news_is_trained_on_where_asked(data: Path, tmp_path: Path) -> None:
+    prepare(data, tmp_path / "data", QUICK, with_news=True)
+
+    lines = (tmp_path / "data" / "stsb.train.jsonl").read_text().splitlines()
+    assert len(lines) == NEWS_TRAIN + 50
+    assert Setup(folder=tmp_path, with_news=True).held_out[1].domain == "in"
+    without, news = Setup(folder=tmp_path), Setup(folder=tmp_path, with_news=True)
+    piece = next(iter(ablation.pieces(without, [1])))
+    assert ablation.digest(piece, without, QUICK) != ablation.digest(piece, news, QUICK)
+
+
+def test_variants_are_chosen_by_name(tmp_path: Path) -> None:
+    everything = tuple(ablation.pieces(Setup(folder=tmp_path), [1, 2]))
+
+    chosen = [piece.name for piece in ablation.choose(everything, ["codiemb + uniform"])]
+    assert chosen == ["untouched-0", "codiemb + uniform-1", "codiemb + uniform-2"]
+    assert ablation.choose(everything, None) == list(everything)
+    with pytest.raises(RecipeError, match="--variants: 'cosent'; expected some of 'untouched'"):
+        ablation.choose(everything, ["cosent"])
 
 
 def test_missing_data_is_told(tmp_path: Path) -> None:
@@ -113,7 +134,8 @@ def test_table_shows_changes_with_their_spread() -> None:
     base = {"sts_general": 0.8, "sts_news": 0.6, "medquad": 0.5, "squad": 0.7, "scifact": 0.4}
     better = {**base, "sts_general": 0.9, "scifact": 0.38}
     worse = {**base, "sts_general": 0.86}
-    text = render({"untouched": [base], "codiemb": [better, worse]})
+    results = {"untouched": [base], "codiemb": [better, worse]}
+    text = render(results, held_out_sets(with_news=False))
     first, second = text.splitlines()[1:3]
     # STS in, out and their mean; IR in (mean of two sets), out and their mean
     assert first.split()[2:] == ["80.00", "60.00", "70.00", "60.00", "40.00", "50.00"]
@@ -121,4 +143,7 @@ def test_table_shows_changes_with_their_spread() -> None:
                                   "+-1.41"]  # fmt: skip
     assert second.split()[-4:] == ["-1.00", "+-1.41", "-0.50", "+-0.71"]
     assert "out of domain: sts_news, scifact" in text
-    assert render({}) == "nothing scored yet"
+    assert render({}, ()) == "nothing scored yet"
+    # STS in is the mean of both sets, and there is no STS out
+    first = render(results, held_out_sets(with_news=True)).splitlines()[1]
+    assert first.split()[2:] == ["70.00", "70.00", "60.00", "40.00", "50.00"]

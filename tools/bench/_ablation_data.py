@@ -1,7 +1,7 @@
 """Training files and held-out subsets of the ablation, from public sets; it must not import torch.
 
-STS-B comes in the order of its genres, news last: news is left out of training and scored as the
-domain that training did not see. SciFact is the same for retrieval.
+STS-B comes in the order of its genres, news last: news is left out of training, unless asked for,
+and scored as the domain that training did not see. SciFact is the same for retrieval.
 """
 
 import json
@@ -65,22 +65,25 @@ class HeldOut:
         return EvalSetRecipe(name=self.name, task="ir", path=str(folder / self.name))
 
 
-HELD_OUT = (
-    HeldOut(name="sts_general", task="sts", domain="in"),
-    HeldOut(name="sts_news", task="sts", domain="out"),
-    HeldOut(name="medquad", task="ir", domain="in"),
-    HeldOut(name="squad", task="ir", domain="in"),
-    HeldOut(name="scifact", task="ir", domain="out"),
-)
+def held_out_sets(*, with_news: bool) -> tuple[HeldOut, ...]:
+    """The scored sets; `with_news`: news is trained on."""
+    return (
+        HeldOut(name="sts_general", task="sts", domain="in"),
+        HeldOut(name="sts_news", task="sts", domain="in" if with_news else "out"),
+        HeldOut(name="medquad", task="ir", domain="in"),
+        HeldOut(name="squad", task="ir", domain="in"),
+        HeldOut(name="scifact", task="ir", domain="out"),
+    )
 
 
-def prepare(data: Path, folder: Path, size: HeldOutSize) -> None:
+def prepare(data: Path, folder: Path, size: HeldOutSize, *, with_news: bool = False) -> None:
     """Write all files of the ablation, the same at every call.
 
     Args:
         data: holds `stsb_en.{train,dev}.jsonl` and BEIR folders `medquad`, `squad_sent`, `scifact`.
         folder: where `*.train.jsonl` and `held_out/` go.
         size: of the held-out sets.
+        with_news: train on the news of STS-B as well.
 
     Raises:
         DataError: if a set is missing.
@@ -88,7 +91,8 @@ def prepare(data: Path, folder: Path, size: HeldOutSize) -> None:
     held_out = folder / "held_out"
     held_out.mkdir(parents=True, exist_ok=True)
     pairs, dev = (_read(data / f"stsb_en.{split}.jsonl") for split in ("train", "dev"))
-    pairs = pairs[:NEWS_TRAIN]
+    if not with_news:
+        pairs = pairs[:NEWS_TRAIN]
     _write(folder / "stsb.train.jsonl", pairs)
     halves = {"sts_general": dev[:NEWS_DEV], "sts_news": dev[NEWS_DEV:]}
     for name, half in halves.items():

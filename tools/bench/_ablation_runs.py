@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.bench._ablation_data import HELD_OUT
+from tools.bench._ablation_data import HeldOut, held_out_sets
 from tools.evaluate import Limits, ModelEmbedder
 from trainer.errors import TrainerError
 from trainer.merge.settings import Granularity, Method
@@ -44,6 +44,13 @@ class Setup:
     """Data and models."""
     overrides: tuple[str, ...] = ()
     """Changes of the recipes, `key.path=value`."""
+    with_news: bool = False
+    """Train on the news of STS-B as well."""
+
+    @property
+    def held_out(self) -> tuple[HeldOut, ...]:
+        """The scored sets."""
+        return held_out_sets(with_news=self.with_news)
 
     @property
     def data(self) -> Path:
@@ -69,7 +76,7 @@ def score_model(model: "SentenceTransformer", setup: Setup) -> Scores:
 
     limits = Limits(query=SCORED_TOKENS, passage=SCORED_TOKENS)
     found = {}
-    for one in HELD_OUT:
+    for one in setup.held_out:
         recipe = one.recipe(setup.data / "held_out")
         opened = open_eval_set(recipe, DataRecipe(sources=()))
         metrics = evaluate_set(opened, ModelEmbedder(model, recipe.task, limits))

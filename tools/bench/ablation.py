@@ -3,12 +3,14 @@
     python tools/bench/ablation.py --data ../shared/data             # hours of a CPU core
     python tools/bench/ablation.py --data ../shared/data --pieces 1  # one piece, then the table
     python tools/bench/ablation.py --show                            # the table of what is there
+    python tools/bench/ablation.py --with-news --work runs/ablation-news --variants codiemb
 
 MiniLM (22M parameters) is trained for 300 steps of batch 32 on STS-B without its news, MedQuAD and
 SQuAD sentences, in the ways of `recipes/ablations/` and with sentence-transformers, and scored on
-held-out parts of these and on news pairs and SciFact, which no variant trained on. Results are kept
-in the work folder, a file each, so that the table can be made in pieces; a piece is done anew when
-its recipe changes. With `--json` the last line is `{variant: {set: [value of each seed]}}`.
+held-out parts of these and on news pairs and SciFact, which no variant trained on; `--with-news`
+trains on all of STS-B. Results are kept in the work folder, a file each, so that the table can be
+made in pieces; a piece is done anew when its recipe changes. With `--json` the last line is
+`{variant: {set: [value of each seed]}}`.
 """
 
 import argparse
@@ -37,8 +39,9 @@ from tools.bench._ablation_runs import (
     train_ours,
     train_peer,
 )
-from tools.bench._ablation_table import Results, render
+from tools.bench._ablation_table import UNTOUCHED, Results, render
 from trainer.cli import ending_with_code
+from trainer.errors import RecipeError
 from trainer.merge.settings import Granularity
 from trainer.recipe.model_path import resolve_model_path
 
@@ -72,7 +75,7 @@ class Piece:
 
 def pieces(setup: Setup, seeds: Sequence[int]) -> Iterator[Piece]:
     """All models of the table, seed by seed, in the order in which they are made."""
-    yield Piece(variant="untouched", seed=0, make=lambda: Path(resolve_model_path(BASE)))
+    yield Piece(variant=UNTOUCHED, seed=0, make=lambda: Path(resolve_model_path(BASE)))
     for seed in seeds:
         for variant in TRAINED:
             yield Piece(variant=variant, seed=seed, make=_trainer(variant, seed, setup))
@@ -122,12 +125,29 @@ def _single(run: Path, output: Path, index: int) -> Callable[[], Path]:
     return lambda: merge([checkpoints_of(run)[index]], output, method="uniform")
 
 
+def choose(everything: Sequence[Piece], variants: Sequence[str] | None) -> list[Piece]:
+    """The pieces of some variants and the backbone's; of all, if none is named.
+
+    Raises:
+        RecipeError: if there is no such variant.
+    """
+    names = dict.fromkeys(piece.variant for piece in everything)
+    for variant in variants or ():
+        if variant not in names:
+            raise RecipeError(
+                f"--variants: {variant!r}; expected some of {', '.join(map(repr, names))}."
+            )
+    wanted = {*variants, UNTOUCHED} if variants else set(names)
+    return [piece for piece in everything if piece.variant in wanted]
+
+
 def digest(piece: Piece, setup: Setup, size: HeldOutSize) -> str:
     """What a result depends on besides this program: recipes, overrides and held-out sets."""
     name = piece.variant.split()[0]
     file = RECIPES / f"{'codiemb' if name == 'sentence_transformers' else name}.yaml"
     recipe = file.read_text(encoding="utf-8") if file.is_file() else ""
-    text = json.dumps([piece.name, recipe, setup.overrides, asdict(size)])
+    news = ["with news"] if setup.with_news else []
+    text = json.dumps([piece.name, recipe, setup.overrides, asdict(size), *news])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -178,6 +198,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--pieces", type=int, help="make at most so many missing results")
+    parser.add_argument("--variants", nargs="+", help="rows to make besides the backbone; all")
+    parser.add_argument("--with-news", action="store_true", help="train on all of STS-B")
     parser.add_argument("--show", action="store_true", help="make none")
     parser.add_argument("--quick", action="store_true", help="tiny sets: shows only that it runs")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -190,17 +212,25 @@ def main() -> int:
     arguments = read_arguments()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.disable(logging.WARNING)
-    setup = Setup(folder=arguments.work.resolve(), overrides=tuple(arguments.overrides))
+    setup = Setup(
+        folder=arguments.work.resolve(),
+        overrides=tuple(arguments.overrides),
+        with_news=arguments.with_news,
+    )
     size = QUICK if arguments.quick else FULL
-    missing = [p for p in pieces(setup, arguments.seeds) if known(p, setup, size) is None]
+    missing = [
+        piece
+        for piece in choose(tuple(pieces(setup, arguments.seeds)), arguments.variants)
+        if known(piece, setup, size) is None
+    ]
     wanted = [] if arguments.show else missing[: arguments.pieces]
     if wanted:
-        prepare(arguments.data, setup.data, size)
+        prepare(arguments.data, setup.data, size, with_news=setup.with_news)
     for piece in wanted:
         print(f"{piece.name} ...", file=sys.stderr, flush=True)
         run_piece(piece, setup, size)
     results = collect(setup, arguments.seeds, size)
-    print(render(results))
+    print(render(results, setup.held_out))
     if arguments.json:
         print(json.dumps(as_json(results)))
     return 0
