@@ -2,6 +2,7 @@
 
 import mmap
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,6 +43,23 @@ def test_memory_of_no_file_is_left_alone() -> None:
     drop_pages(values, file_mappings())
 
     assert torch.equal(values, torch.arange(1 << 20))
+
+
+def test_what_lies_beside_its_mapping_is_left_alone(tmp_path: Path) -> None:
+    path = write_twins(tmp_path, 1 << 20)
+    tensors = map_tensors(path, read_header(path))
+    a, b = (tensors[name].pieces[0] for name in ("a", "b"))
+    assert int(a.sum()) == -int(b.sum())
+    middle = b.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    # as if b lay in a mapping of its own, which may hold what was written to it
+    mappings = [
+        replace(one, stop=middle) if one.address < middle < one.stop else one
+        for one in file_mappings()
+    ]
+
+    drop_pages(a, mappings)
+
+    assert resident_bytes(path) >= b.data_ptr() + b.nbytes - middle
 
 
 def test_two_names_of_one_file_leave_with_the_second(tmp_path: Path) -> None:

@@ -49,32 +49,36 @@ def file_mappings() -> list[Mapping]:
 def drop_pages(values: Tensor, mappings: list[Mapping]) -> None:
     """Forget the pages of a tensor that lies in mapped files; the next access reads them again.
 
-    Pages that others have mapped stay, and so does memory that belongs to no file.
+    Pages that others have mapped stay, and so do memory that belongs to no file and tensors of less
+    than `FOLIO_BYTES`. Up to as many bytes beside the tensor go with it.
 
     Args:
-        values: contiguous; nothing may have been written to it.
+        values: contiguous; if it lies in a file, nothing may have been written to that mapping.
         mappings: what `file_mappings` gave since the tensor was mapped.
     """
-    first = values.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
-    last = values.data_ptr() + values.numel() * values.itemsize
-    for part in _parts(first, last, mappings):
-        _libc().madvise(part.address, part.stop - part.address, mmap.MADV_DONTNEED)
-        # a group that begins before or ends after it
-        offset = max(0, part.offset - FOLIO_BYTES)
-        count = part.offset - offset + part.stop - part.address + FOLIO_BYTES
+    if values.nbytes < FOLIO_BYTES:
+        # it goes with what lies beside it, which may be being read
+        return
+    for part in _parts(values, mappings):
+        count = part.stop - part.address
+        _libc().madvise(part.address, count, mmap.MADV_DONTNEED)
         with suppress(OSError):
             descriptor = os.open(part.path, os.O_RDONLY)
             try:
-                os.posix_fadvise(descriptor, offset, count, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(descriptor, part.offset, count, os.POSIX_FADV_DONTNEED)
             finally:
                 os.close(descriptor)
 
 
-def _parts(first: int, last: int, mappings: list[Mapping]) -> Iterator[Mapping]:
-    """What of each mapping lies between two addresses."""
+def _parts(values: Tensor, mappings: list[Mapping]) -> Iterator[Mapping]:
+    """Where a tensor lies in mapped files, with the groups that begin before or end after it."""
+    first = values.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    last = values.data_ptr() + values.nbytes
     for one in mappings:
-        start, stop = max(first, one.address), min(last, one.stop)
-        if start < stop:
+        if max(first, one.address) < min(last, one.stop):
+            # never beyond this mapping: what lies beside it may have been written to
+            start = max(first - FOLIO_BYTES, one.address)
+            stop = min(last + FOLIO_BYTES, one.stop)
             yield Mapping(start, stop, one.offset + start - one.address, one.path)
 
 
