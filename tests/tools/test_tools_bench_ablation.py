@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools.bench import ablation
-from tools.bench._ablation_data import NEWS_DEV, NEWS_TRAIN, QUICK, held_out_sets, prepare
+from tools.bench._ablation_data import GENRES, QUICK, Genre, held_out_sets, prepare
 from tools.bench._ablation_runs import RECIPES, Setup
 from tools.bench._ablation_table import render
 from trainer.data.sources import open_eval_set, open_sources
@@ -25,7 +25,7 @@ def write(file: Path, rows: list[dict[str, object]]) -> None:
 def data(tmp_path: Path) -> Path:
     """Sets of the shapes that the ablation reads, of made-up texts."""
     folder = tmp_path / "public"
-    for split, count in (("train", NEWS_TRAIN + 50), ("dev", NEWS_DEV + 50)):
+    for split, count in (("train", 2500), ("dev", 1050)):
         pairs = [
             {"text1": f"{split} {i}", "text2": f"{split} {i} too", "score": i % 6}
             for i in range(count)
@@ -64,9 +64,12 @@ def test_variants_differ_in_nothing_but_their_losses_and_pools() -> None:
     assert first.checkpoint.keep == 5
 
 
-def test_data_opens_and_held_out_texts_are_not_trained_on(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left_out", GENRES)
+def test_data_opens_and_held_out_texts_are_not_trained_on(
+    left_out: Genre, data: Path, tmp_path: Path
+) -> None:
     work = tmp_path / "data"
-    prepare(data, work, QUICK)
+    prepare(data, work, QUICK, left_out)
     trained = set()
     for file in RECIPES.glob("*.yaml"):
         recipe = load_recipe(file, [f"data.root={work}"])
@@ -74,28 +77,36 @@ def test_data_opens_and_held_out_texts_are_not_trained_on(data: Path, tmp_path: 
     for file in work.glob("*.train.jsonl"):
         trained |= {line for line in file.read_text().splitlines()}
     everything = "".join(trained)
-    assert f'"train {NEWS_TRAIN}"' not in everything
+    pairs = set(range(2500))
+    unseen = set(range(2500)[GENRES[left_out]["train"]])
+    assert {i for i in pairs if f'"train {i}"' in everything} == pairs - unseen
     # d39 is a mined negative; a judged document is not, though it was mined
     assert '"negatives": ["t medquad answer 39"]' in everything
-    for one in held_out_sets(with_news=False):
+    for one in held_out_sets(left_out):
         opened = open_eval_set(one.recipe(work / "held_out"), DataRecipe(sources=()))
         queries = opened.text1 if one.task == "sts" else opened.queries
         assert queries
         assert not any(f'"{query}"' in everything for query in queries)
+        if one.task == "sts":
+            apart = {f"dev {i}" for i in range(1050)[GENRES[left_out]["dev"]]}
+            assert set(queries) <= apart if one.domain == "out" else apart.isdisjoint(queries)
     before = {file: file.read_bytes() for file in work.rglob("*.jsonl")}
-    prepare(data, work, QUICK)
+    prepare(data, work, QUICK, left_out)
     assert before == {file: file.read_bytes() for file in work.rglob("*.jsonl")}
 
 
-def test_news_is_trained_on_where_asked(data: Path, tmp_path: Path) -> None:
-    prepare(data, tmp_path / "data", QUICK, with_news=True)
+def test_all_genres_are_trained_on_where_asked(data: Path, tmp_path: Path) -> None:
+    prepare(data, tmp_path / "data", QUICK, None)
 
     lines = (tmp_path / "data" / "stsb.train.jsonl").read_text().splitlines()
-    assert len(lines) == NEWS_TRAIN + 50
-    assert Setup(folder=tmp_path, with_news=True).held_out[1].domain == "in"
-    without, news = Setup(folder=tmp_path), Setup(folder=tmp_path, with_news=True)
-    piece = next(iter(ablation.pieces(without, [1])))
-    assert ablation.digest(piece, without, QUICK) != ablation.digest(piece, news, QUICK)
+    assert len(lines) == 2500
+    setups = [Setup(folder=tmp_path, left_out=genre) for genre in (*GENRES, None)]
+    assert [setup.held_out[1].name for setup in setups] == [
+        "sts_captions", "sts_forums", "sts_news", "sts_news"
+    ]  # fmt: skip
+    assert [setup.held_out[1].domain for setup in setups] == ["out", "out", "out", "in"]
+    piece = next(iter(ablation.pieces(setups[0], [1])))
+    assert len({ablation.digest(piece, setup, QUICK) for setup in setups}) == len(setups)
 
 
 def test_variants_are_chosen_by_name(tmp_path: Path) -> None:
@@ -110,7 +121,7 @@ def test_variants_are_chosen_by_name(tmp_path: Path) -> None:
 
 def test_missing_data_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"stsb_en\.train\.jsonl = missing"):
-        prepare(tmp_path, tmp_path / "data", QUICK)
+        prepare(tmp_path, tmp_path / "data", QUICK, None)
 
 
 def test_results_are_kept_until_the_recipe_changes(tmp_path: Path) -> None:
@@ -135,7 +146,7 @@ def test_table_shows_changes_with_their_spread() -> None:
     better = {**base, "sts_general": 0.9, "scifact": 0.38}
     worse = {**base, "sts_general": 0.86}
     results = {"untouched": [base], "codiemb": [better, worse]}
-    text = render(results, held_out_sets(with_news=False))
+    text = render(results, held_out_sets("news"))
     first, second = text.splitlines()[1:3]
     # STS in, out and their mean; IR in (mean of two sets), out and their mean
     assert first.split()[2:] == ["80.00", "60.00", "70.00", "60.00", "40.00", "50.00"]
@@ -145,5 +156,5 @@ def test_table_shows_changes_with_their_spread() -> None:
     assert "out of domain: sts_news, scifact" in text
     assert render({}, ()) == "nothing scored yet"
     # STS in is the mean of both sets, and there is no STS out
-    first = render(results, held_out_sets(with_news=True)).splitlines()[1]
+    first = render(results, held_out_sets(None)).splitlines()[1]
     assert first.split()[2:] == ["70.00", "70.00", "60.00", "40.00", "50.00"]

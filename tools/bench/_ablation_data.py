@@ -1,7 +1,7 @@
 """Training files and held-out subsets of the ablation, from public sets; it must not import torch.
 
-STS-B comes in the order of its genres, news last: news is left out of training, unless asked for,
-and scored as the domain that training did not see. SciFact is the same for retrieval.
+STS-B comes in the order of its genres: one of them is left out of training, unless all are asked
+for, and scored as the domain that training did not see. SciFact is the same for retrieval.
 """
 
 import json
@@ -9,13 +9,18 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from trainer.errors import DataError
 from trainer.recipe.schema import EvalSetRecipe
 
-NEWS_TRAIN, NEWS_DEV = 2450, 1000
-"""First news pair of each split of STS-B; captions and forums stand before."""
+Genre = Literal["captions", "forums", "news"]
+GENRES: Mapping[Genre, Mapping[str, slice]] = {
+    "captions": {"train": slice(0, 2000), "dev": slice(0, 625)},
+    "forums": {"train": slice(2000, 2450), "dev": slice(625, 1000)},
+    "news": {"train": slice(2450, None), "dev": slice(1000, None)},
+}
+"""Where each genre of STS-B stands, by split."""
 POSITIVE_SCORE = 4.0
 """STS pairs from this score on, of 5, are positives for InfoNCE."""
 IR_SOURCES = {"medquad": "medquad", "squad": "squad_sent"}
@@ -30,7 +35,7 @@ class HeldOutSize:
     """How much of the held-out sets is scored."""
 
     pairs: int
-    """Of each half of STS-B's development pairs."""
+    """Of each of the two STS sets."""
     queries: int
     """Of each retrieval set."""
     documents: int
@@ -65,25 +70,25 @@ class HeldOut:
         return EvalSetRecipe(name=self.name, task="ir", path=str(folder / self.name))
 
 
-def held_out_sets(*, with_news: bool) -> tuple[HeldOut, ...]:
-    """The scored sets; `with_news`: news is trained on."""
+def held_out_sets(left_out: Genre | None) -> tuple[HeldOut, ...]:
+    """The scored sets; with no genre left out, news is a set of its own all the same."""
     return (
         HeldOut(name="sts_general", task="sts", domain="in"),
-        HeldOut(name="sts_news", task="sts", domain="in" if with_news else "out"),
+        HeldOut(name=f"sts_{left_out or 'news'}", task="sts", domain="out" if left_out else "in"),
         HeldOut(name="medquad", task="ir", domain="in"),
         HeldOut(name="squad", task="ir", domain="in"),
         HeldOut(name="scifact", task="ir", domain="out"),
     )
 
 
-def prepare(data: Path, folder: Path, size: HeldOutSize, *, with_news: bool = False) -> None:
+def prepare(data: Path, folder: Path, size: HeldOutSize, left_out: Genre | None) -> None:
     """Write all files of the ablation, the same at every call.
 
     Args:
         data: holds `stsb_en.{train,dev}.jsonl` and BEIR folders `medquad`, `squad_sent`, `scifact`.
         folder: where `*.train.jsonl` and `held_out/` go.
         size: of the held-out sets.
-        with_news: train on the news of STS-B as well.
+        left_out: genre of STS-B that is not trained on.
 
     Raises:
         DataError: if a set is missing.
@@ -91,18 +96,26 @@ def prepare(data: Path, folder: Path, size: HeldOutSize, *, with_news: bool = Fa
     held_out = folder / "held_out"
     held_out.mkdir(parents=True, exist_ok=True)
     pairs, dev = (_read(data / f"stsb_en.{split}.jsonl") for split in ("train", "dev"))
-    if not with_news:
-        pairs = pairs[:NEWS_TRAIN]
+    if left_out:
+        _, pairs = _parted(pairs, GENRES[left_out]["train"])
     _write(folder / "stsb.train.jsonl", pairs)
-    halves = {"sts_general": dev[:NEWS_DEV], "sts_news": dev[NEWS_DEV:]}
-    for name, half in halves.items():
-        _write(held_out / f"{name}.jsonl", _drawn(half, size.pairs, name))
+    apart = left_out or "news"
+    genre, general = _parted(dev, GENRES[apart]["dev"])
+    for name, rows in {"sts_general": general, f"sts_{apart}": genre}.items():
+        _write(held_out / f"{name}.jsonl", _drawn(rows, size.pairs, name))
     sources = {name: _ir_rows(data / place) for name, place in IR_SOURCES.items()}
     for name, rows in sources.items():
         _write(folder / f"{name}.train.jsonl", rows)
     _write(folder / "mixed.train.jsonl", _pool(pairs, sources))
     for name, place in {**IR_SOURCES, "scifact": "scifact"}.items():
         _write_subset(data / place, held_out / name, size)
+
+
+def _parted(rows: Rows, part: slice) -> tuple[Rows, Rows]:
+    """The rows of a part, and the others."""
+    chosen = rows[part]
+    start = part.start
+    return chosen, rows[:start] + rows[start + len(chosen) :]
 
 
 def _pool(pairs: Rows, sources: Mapping[str, Rows]) -> Rows:

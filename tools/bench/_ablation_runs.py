@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.bench._ablation_data import HeldOut, held_out_sets
+from tools.bench._ablation_data import Genre, HeldOut, held_out_sets
 from tools.evaluate import Limits, ModelEmbedder
 from trainer.errors import TrainerError
 from trainer.merge.settings import Granularity, Method
@@ -44,13 +44,13 @@ class Setup:
     """Data and models."""
     overrides: tuple[str, ...] = ()
     """Changes of the recipes, `key.path=value`."""
-    with_news: bool = False
-    """Train on the news of STS-B as well."""
+    left_out: Genre | None = "news"
+    """Genre of STS-B that is not trained on."""
 
     @property
     def held_out(self) -> tuple[HeldOut, ...]:
         """The scored sets."""
-        return held_out_sets(with_news=self.with_news)
+        return held_out_sets(self.left_out)
 
     @property
     def data(self) -> Path:

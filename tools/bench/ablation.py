@@ -3,14 +3,14 @@
     python tools/bench/ablation.py --data ../shared/data             # hours of a CPU core
     python tools/bench/ablation.py --data ../shared/data --pieces 1  # one piece, then the table
     python tools/bench/ablation.py --show                            # the table of what is there
-    python tools/bench/ablation.py --with-news --work runs/ablation-news --variants codiemb
+    python tools/bench/ablation.py --left-out forums --work runs/ablation-forums --variants codiemb
 
 MiniLM (22M parameters) is trained for 300 steps of batch 32 on STS-B without its news, MedQuAD and
 SQuAD sentences, in the ways of `recipes/ablations/` and with sentence-transformers, and scored on
-held-out parts of these and on news pairs and SciFact, which no variant trained on; `--with-news`
-trains on all of STS-B. Results are kept in the work folder, a file each, so that the table can be
-made in pieces; a piece is done anew when its recipe changes. With `--json` the last line is
-`{variant: {set: [value of each seed]}}`.
+held-out parts of these and on news pairs and SciFact, which no variant trained on; `--left-out`
+names another genre of STS-B, or none, in which case there is no STS out of domain. Results are kept
+in the work folder, a file each, so that the table can be made in pieces; a piece is done anew when
+its recipe changes. With `--json` the last line is `{variant: {set: [value of each seed]}}`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 # started by path, as the README shows
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench._ablation_data import FULL, QUICK, HeldOutSize, prepare
+from tools.bench._ablation_data import FULL, GENRES, QUICK, HeldOutSize, prepare
 from tools.bench._ablation_runs import (
     BASE,
     RECIPES,
@@ -142,12 +142,11 @@ def choose(everything: Sequence[Piece], variants: Sequence[str] | None) -> list[
 
 
 def digest(piece: Piece, setup: Setup, size: HeldOutSize) -> str:
-    """What a result depends on besides this program: recipes, overrides and held-out sets."""
+    """What a result depends on besides this program: recipes, overrides and data."""
     name = piece.variant.split()[0]
     file = RECIPES / f"{'codiemb' if name == 'sentence_transformers' else name}.yaml"
     recipe = file.read_text(encoding="utf-8") if file.is_file() else ""
-    news = ["with news"] if setup.with_news else []
-    text = json.dumps([piece.name, recipe, setup.overrides, asdict(size), *news])
+    text = json.dumps([piece.name, recipe, setup.overrides, asdict(size), setup.left_out])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -199,7 +198,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--pieces", type=int, help="make at most so many missing results")
     parser.add_argument("--variants", nargs="+", help="rows to make besides the backbone; all")
-    parser.add_argument("--with-news", action="store_true", help="train on all of STS-B")
+    parser.add_argument(
+        "--left-out", choices=[*GENRES, "none"], default="news", help="genre of STS-B"
+    )
     parser.add_argument("--show", action="store_true", help="make none")
     parser.add_argument("--quick", action="store_true", help="tiny sets: shows only that it runs")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -215,7 +216,7 @@ def main() -> int:
     setup = Setup(
         folder=arguments.work.resolve(),
         overrides=tuple(arguments.overrides),
-        with_news=arguments.with_news,
+        left_out=None if arguments.left_out == "none" else arguments.left_out,
     )
     size = QUICK if arguments.quick else FULL
     missing = [
@@ -225,7 +226,7 @@ def main() -> int:
     ]
     wanted = [] if arguments.show else missing[: arguments.pieces]
     if wanted:
-        prepare(arguments.data, setup.data, size, with_news=setup.with_news)
+        prepare(arguments.data, setup.data, size, setup.left_out)
     for piece in wanted:
         print(f"{piece.name} ...", file=sys.stderr, flush=True)
         run_piece(piece, setup, size)
