@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.page_cache import Mapping, drop_pages, file_mappings
+from trainer.checkpoint.page_cache import FOLIO_BYTES, Mapping, drop_pages, file_mappings
 from trainer.checkpoint.tensors import StoredTensor
 from trainer.errors import CheckpointError
 from trainer.merge.assets import copy_assets
@@ -268,9 +268,7 @@ def _merge_all(
     job = _Job(plan, settings, folder, scratches, Event(), progress, plan.input_bytes,
                file_mappings() if _outgrows_memory(plan) else [])  # fmt: skip
     outcomes = _resumed(job)
-    left = [item for item in plan.items if item.name not in outcomes]
-    # the largest first, so that no worker is left alone with one at the end
-    left.sort(key=lambda item: -item.input_bytes)
+    left = in_order([item for item in plan.items if item.name not in outcomes])
     with ThreadPoolExecutor(settings.num_workers, initializer=torch.set_num_threads,
                             initargs=(1,)) as pool:  # fmt: skip
         futures = {pool.submit(_merge_one, job, item): item for item in left}
@@ -281,6 +279,22 @@ def _merge_all(
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     return {item.name: outcomes[item.name] for item in plan.items}
+
+
+def in_order(items: Sequence[MergeItem]) -> list[MergeItem]:
+    """The order in which tensors are merged.
+
+    Small ones first: the system reads megabytes around them, which serve the tensors beside them
+    only as long as those are still to be merged. Then the largest, so that no worker is left alone
+    with one at the end; but the two largest, embedding and head, not at the same time: first both
+    would be read, and then, while both are computed and written, nothing.
+    """
+    small = [item for item in items if item.num_bytes < FOLIO_BYTES]
+    large = [item for item in items if item.num_bytes >= FOLIO_BYTES]
+    large.sort(key=lambda item: -item.input_bytes)
+    if len(large) > 1:
+        large.insert(len(large) // 2, large.pop(1))
+    return small + large
 
 
 def _resumed(job: _Job) -> dict[str, Outcome]:
