@@ -1,7 +1,7 @@
 """Training files and held-out subsets of the ablation, from public sets; it must not import torch.
 
-STS-B comes in the order of its genres: one of them is left out of training, unless all are asked
-for, and scored as the domain that training did not see. SciFact is the same for retrieval.
+STS-B comes in the order of its genres: one of them can be left out of training, and is scored as
+the domain that training did not see. SciFact is that for retrieval.
 """
 
 import json

@@ -44,7 +44,7 @@ class Setup:
     """Data and models."""
     overrides: tuple[str, ...] = ()
     """Changes of the recipes, `key.path=value`."""
-    left_out: Genre | None = "news"
+    left_out: Genre | None = None
     """Genre of STS-B that is not trained on."""
 
     @property
