@@ -114,8 +114,7 @@ def prepare(data: Path, folder: Path, size: HeldOutSize, left_out: Genre | None)
 def _parted(rows: Rows, part: slice) -> tuple[Rows, Rows]:
     """The rows of a part, and the others."""
     chosen = rows[part]
-    start = part.start
-    return chosen, rows[:start] + rows[start + len(chosen) :]
+    return chosen, rows[: part.start] + rows[part.start + len(chosen) :]
 
 
 def _pool(pairs: Rows, sources: Mapping[str, Rows]) -> Rows:
