@@ -106,7 +106,7 @@ def test_all_genres_are_trained_on_unless_one_is_left_out(data: Path, tmp_path: 
     ]  # fmt: skip
     assert [setup.held_out[1].domain for setup in setups] == ["out", "out", "out", "in"]
     piece = next(iter(ablation.pieces(setups[0], [1])))
-    assert len({ablation.digest(piece, setup, QUICK) for setup in setups}) == len(setups)
+    assert len({ablation.digest(piece, setup) for setup in setups}) == len(setups)
 
 
 def test_variants_are_chosen_by_name(tmp_path: Path) -> None:
@@ -127,13 +127,14 @@ def test_missing_data_is_told(tmp_path: Path) -> None:
 def test_results_are_kept_until_the_recipe_changes(tmp_path: Path) -> None:
     setup = Setup(folder=tmp_path)
     piece = next(p for p in ablation.pieces(setup, [1]) if p.variant == "codiemb")
-    assert ablation.known(piece, setup, QUICK) is None
+    assert ablation.known(piece, setup) is None
     (tmp_path / "results").mkdir()
-    kept = {"digest": ablation.digest(piece, setup, QUICK), "scores": {"scifact": 0.5}}
+    kept = {"digest": ablation.digest(piece, setup), "scores": {"scifact": 0.5}}
     (tmp_path / "results" / "codiemb-1.json").write_text(json.dumps(kept))
-    assert ablation.known(piece, setup, QUICK) == {"scifact": 0.5}
+    assert ablation.known(piece, setup) == {"scifact": 0.5}
     faster = Setup(folder=tmp_path, overrides=("train.learning_rate=1e-3",))
-    assert ablation.known(piece, faster, QUICK) is None
+    assert ablation.known(piece, faster) is None
+    assert ablation.known(piece, Setup(folder=tmp_path, size=QUICK)) is None
 
 
 def test_every_seed_has_every_variant(tmp_path: Path) -> None:

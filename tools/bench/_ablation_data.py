@@ -40,10 +40,13 @@ class HeldOutSize:
     """Of each retrieval set."""
     documents: int
     """Corpus of each: what the queries need, filled up at random."""
+    tokens: int
+    """Longest text; longer ones are cut, for all models alike."""
 
 
-FULL = HeldOutSize(pairs=500, queries=160, documents=500)
-QUICK = HeldOutSize(pairs=8, queries=2, documents=10)
+FULL = HeldOutSize(pairs=500, queries=160, documents=500, tokens=256)
+"""Texts as long as the backbone's own folder says."""
+QUICK = HeldOutSize(pairs=8, queries=2, documents=10, tokens=64)
 """Sizes that show nothing but that it runs."""
 
 

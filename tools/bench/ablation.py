@@ -27,7 +27,7 @@ from pathlib import Path
 # started by path, as the README shows
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench._ablation_data import FULL, GENRES, QUICK, HeldOutSize, prepare
+from tools.bench._ablation_data import FULL, GENRES, QUICK, prepare
 from tools.bench._ablation_runs import (
     BASE,
     RECIPES,
@@ -141,40 +141,40 @@ def choose(everything: Sequence[Piece], variants: Sequence[str] | None) -> list[
     return [piece for piece in everything if piece.variant in wanted]
 
 
-def digest(piece: Piece, setup: Setup, size: HeldOutSize) -> str:
+def digest(piece: Piece, setup: Setup) -> str:
     """What a result depends on besides this program: recipes, overrides and data."""
     name = piece.variant.split()[0]
     file = RECIPES / f"{'codiemb' if name == 'sentence_transformers' else name}.yaml"
     recipe = file.read_text(encoding="utf-8") if file.is_file() else ""
-    text = json.dumps([piece.name, recipe, setup.overrides, asdict(size), setup.left_out])
+    text = json.dumps([piece.name, recipe, setup.overrides, asdict(setup.size), setup.left_out])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def known(piece: Piece, setup: Setup, size: HeldOutSize) -> Scores | None:
+def known(piece: Piece, setup: Setup) -> Scores | None:
     """The kept result of a piece, if it is still right."""
     file = setup.folder / "results" / f"{piece.name}.json"
     if not file.is_file():
         return None
     kept = json.loads(file.read_text(encoding="utf-8"))
-    return kept["scores"] if kept["digest"] == digest(piece, setup, size) else None
+    return kept["scores"] if kept["digest"] == digest(piece, setup) else None
 
 
-def run_piece(piece: Piece, setup: Setup, size: HeldOutSize) -> None:
+def run_piece(piece: Piece, setup: Setup) -> None:
     """Make and score a model, and keep the result."""
     begun = time.monotonic()
     scores = score(piece.make(), setup)
     file = setup.folder / "results" / f"{piece.name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     seconds = round(time.monotonic() - begun)
-    kept = {"digest": digest(piece, setup, size), "seconds": seconds, "scores": scores}
+    kept = {"digest": digest(piece, setup), "seconds": seconds, "scores": scores}
     file.write_text(json.dumps(kept), encoding="utf-8")
 
 
-def collect(setup: Setup, seeds: Sequence[int], size: HeldOutSize) -> Results:
+def collect(setup: Setup, seeds: Sequence[int]) -> Results:
     """Scores of every variant, one for each seed that is there."""
     found: dict[str, list[Scores]] = {}
     for piece in pieces(setup, seeds):
-        scores = known(piece, setup, size)
+        scores = known(piece, setup)
         if scores is not None:
             found.setdefault(piece.variant, []).append(scores)
     return found
@@ -220,22 +220,22 @@ def main() -> int:
     work = Path(f"runs/ablation-without-{left_out}" if left_out else "runs/ablation")
     setup = Setup(
         folder=(arguments.work or work).resolve(),
+        size=QUICK if arguments.quick else FULL,
         overrides=tuple(arguments.overrides),
         left_out=left_out,
     )
-    size = QUICK if arguments.quick else FULL
     missing = [
         piece
         for piece in choose(tuple(pieces(setup, arguments.seeds)), arguments.variants)
-        if known(piece, setup, size) is None
+        if known(piece, setup) is None
     ]
     wanted = [] if arguments.show else missing[: arguments.pieces]
     if wanted:
-        prepare(arguments.data, setup.data, size, setup.left_out)
+        prepare(arguments.data, setup.data, setup.size, setup.left_out)
     for piece in wanted:
         print(f"{piece.name} ...", file=sys.stderr, flush=True)
-        run_piece(piece, setup, size)
-    results = collect(setup, arguments.seeds, size)
+        run_piece(piece, setup)
+    results = collect(setup, arguments.seeds)
     print(render(results, setup.held_out))
     if arguments.json:
         print(json.dumps(as_json(results)))
