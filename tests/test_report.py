@@ -1,7 +1,12 @@
 """The page on a run: what it says, that it loads nothing, and charts that stay inside."""
 
 import json
+import math
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,15 +19,16 @@ from trainer.charts import (
     Axis,
     Series,
     line_chart,
+    look,
     nice_ticks,
     smoothed,
     thinned,
-    tick_label,
+    tick_labels,
 )
 from trainer.charts_of_vectors import histogram_chart, lowest_cosine, trade_off_chart
 from trainer.errors import DataError
 from trainer.report import write_comparison, write_report
-from trainer.report_run import read_lines
+from trainer.report_run import STEP_KEYS, read_lines
 from trainer.report_training import duration
 
 
@@ -116,7 +122,7 @@ def test_a_run_that_goes_on_has_a_page(run_folder: Path) -> None:
     path = run_folder / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 100, "ta')
     (run_folder / "eval.jsonl").unlink()
-    assert len(read_lines(path)) == 100
+    assert len(read_lines(path, STEP_KEYS)) == 100
     assert "No evaluation was made." in write_report(run_folder).read_text()
 
 
@@ -126,7 +132,67 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.02, 0.35), (-3, 7), (5, 5), (0, 0), (1e-9, 2e-9), (0, 123_456)]
+    ("file", "spoil", "message"),
+    [
+        (
+            "metrics.jsonl",
+            lambda b: b.replace(b"{", b"", 1),
+            r"metrics.jsonl:1: .*; expected a JSON",
+        ),
+        ("metrics.jsonl", lambda b: b + b"\0\0\n", r"metrics.jsonl:101: '\\x00\\x00'; expected"),
+        ("metrics.jsonl", lambda b: b + b'{"step": 9}\n', r"metrics.jsonl:101: task = missing"),
+        ("eval.jsonl", lambda b: b + b"\xff\n", r"eval.jsonl: byte \d+ = 0xff; expected UTF-8"),
+        ("recipe.yaml", lambda b: b"\xff", r"recipe.yaml: byte 0 = 0xff"),
+        ("recipe.yaml", lambda b: b"a: [", r"recipe.yaml: while parsing .*; expected YAML"),
+        ("run.json", lambda b: b[:20], r"run.json: .*; expected a JSON object"),
+        ("merged/merge.json", lambda b: b"{}", r"merge.json: method = missing"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    run_folder: Path, file: str, spoil: Callable[[bytes], bytes], message: str
+) -> None:
+    path = run_folder / file
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(DataError, match=message):
+        write_comparison([run_folder, run_folder], run_folder / "comparison.html")
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(run_folder: Path) -> None:
+    (run_folder / "taken").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_report(run_folder, run_folder / "taken")
+    assert not (run_folder / ".taken").exists()
+    command = [sys.executable, "-m", "tools.report", str(run_folder), "--output"]
+    told = subprocess.run(
+        [*command, str(run_folder / "no" / "page")], capture_output=True, text=True
+    )
+    assert told.returncode == 2
+    assert told.stderr.startswith(f"report: {run_folder / 'no' / '.page'} = No such file")
+    done = subprocess.run([*command, str(run_folder / "x.html")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{run_folder / 'x.html'}\n")
+    assert not (run_folder / "report.html").exists()
+
+
+def test_numbers_that_json_lacks_are_left_out(run_folder: Path) -> None:
+    with (run_folder / "eval.jsonl").open("a") as file:
+        file.write('{"step": 110, "sets": {"docs": {"ndcg_at_10": NaN}}}\n')
+    for page in (write_report(run_folder), write_comparison([run_folder] * 2, run_folder / "c")):
+        assert "nan" not in page.read_text()
+        assert "<td>-</td>" in page.read_text()
+
+
+def test_runs_are_named_apart(run_folder: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / one / "out" for one in ("a", "b")]
+    for folder in folders:
+        shutil.copytree(run_folder, folder, ignore=shutil.ignore_patterns("a", "b"))
+    page = write_comparison(folders, tmp_path / "c.html").read_text()
+    for name in ("a/out", "b/out"):
+        assert f'<td class="left">{name}</td><td>100</td>' in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 1), (0.02, 0.35), (-3, 7), (5, 5), (0, 0), (1e-9, 2e-9), (0, 123_456), (0.6441, 0.6448)],
 )
 def test_ticks_are_round_and_hold_the_values(low: float, high: float) -> None:
     ticks = nice_ticks(low, high)
@@ -138,8 +204,30 @@ def test_ticks_are_round_and_hold_the_values(low: float, high: float) -> None:
     assert float(f"{step:.1g}") == pytest.approx(step, rel=1e-6)
 
 
-def test_labels_are_short() -> None:
-    assert [tick_label(v) for v in (0, 1_200, 0.35, 0.00002)] == ["0", "1,200", "0.35", "2e-05"]
+@pytest.mark.parametrize("value", [1e-4, 2e-5, 0.1, 0.9999999999999999, 5e300])
+def test_values_that_differ_by_rounding_have_a_chart(value: float) -> None:
+    for steps in (2, 401, 2402):
+        # thinned to means, of which the last may be one of fewer values
+        same = Series(name="s", x=range(steps), y=[value] * steps)
+        assert "nan" not in line_chart("t", Axis(), [same])
+        next_to = Series(
+            name="s", x=range(steps), y=[value, *[math.nextafter(value, 2)] * (steps - 1)]
+        )
+        assert "nan" not in line_chart("t", Axis(), [next_to])
+    ticks = nice_ticks(value, math.nextafter(value, 2))
+    assert len(set(ticks)) == len(ticks) >= 2
+
+
+def test_labels_are_short_and_differ() -> None:
+    assert tick_labels((0, 1_200, 0.35, 0.00002)) == ["0", "1,200", "0.35", "2e-05"]
+    close = (0.6441, 0.6442, 0.6443)
+    assert tick_labels(close) == ["0.6441", "0.6442", "0.6443"]
+    assert tick_labels((5_000.0, 5_000.5)) == ["5,000.0", "5,000.5"]
+
+
+def test_many_lines_look_different() -> None:
+    assert len({look(number) for number in range(49)}) == 49
+    assert look(0) != look(7)
 
 
 def test_long_series_are_thinned_to_means() -> None:
@@ -190,7 +278,7 @@ def test_page_shows_data_geometry_merge_and_environment(run_folder: Path) -> Non
 def test_a_page_of_a_run_without_extras_leaves_their_sections_out(run_folder: Path) -> None:
     (run_folder / "run.json").unlink()
     (run_folder / "merged" / "merge.json").unlink()
-    lines = read_lines(run_folder / "eval.jsonl")
+    lines = read_lines(run_folder / "eval.jsonl", ())
     bare = [json.dumps({"step": line["step"], "sets": line["sets"]}) + "\n" for line in lines]
     (run_folder / "eval.jsonl").write_text("".join(bare))
     page = write_report(run_folder).read_text()

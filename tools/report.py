@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from trainer.cli import ending_with_code
+from trainer.errors import DataError
 from trainer.report import write_comparison, write_report
 
 
@@ -22,14 +23,20 @@ def main() -> int:
         "folders", type=Path, nargs="+", metavar="RUN", help="output folder, finished or not"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("comparison.html"), help="page on several runs"
+        "--output", type=Path, help="the page; default: report.html in RUN, comparison.html here"
     )
     arguments = parser.parse_args()
     folders = [folder.expanduser() for folder in arguments.folders]
-    if len(folders) == 1:
-        print(write_report(folders[0]))
-    else:
-        print(write_comparison(folders, arguments.output))
+    try:
+        if len(folders) == 1:
+            print(write_report(folders[0], arguments.output))
+        else:
+            print(write_comparison(folders, arguments.output or Path("comparison.html")))
+    except OSError as error:
+        raise DataError(
+            f"report: {error.filename2 or error.filename} = {error.strerror}; expected a file "
+            "to read, or a place to write to. Mend it, or give another --output."
+        ) from error
     return 0
 
 

@@ -16,6 +16,9 @@ MAX_POINTS = 400
 SMOOTHING_SHARE = 25
 """The smooth line is a mean over this fraction of the points: n / 25."""
 NUM_TICKS = 5
+ROUNDING = 1e-9
+"""Values that differ by less than this share of their size count as equal: means of equal numbers
+differ in their last digits."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart under every common colour blindness: Okabe and Ito 2008."""
@@ -67,20 +70,31 @@ class Scale:
 
 def nice_ticks(low: float, high: float) -> list[float]:
     """Round numbers, about NUM_TICKS of them, from at or below `low` to at or above `high`."""
-    span = (high - low) or abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    span = high - low if high - low > ROUNDING * size else size or 1.0
     power = 10.0 ** math.floor(math.log10(span / NUM_TICKS))
     step = next(power * m for m in (1, 2, 5, 10) if power * m * NUM_TICKS >= span * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
-def tick_label(value: float) -> str:
-    """A short number: 1200 -> 1,200 and 0.00002 -> 2e-05."""
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Short numbers, with as many digits as tell them apart: 1200 -> 1,200, 0.00002 -> 2e-05."""
+    labels: list[str] = []
+    for digits in range(3, 18):
+        labels = [_label_of(value, digits) for value in values]
+        if len(set(labels)) == len(set(values)):
+            break
+    return labels
+
+
+def _label_of(value: float, digits: int) -> str:
+    """A number with so many digits, and no fewer before the point than it has."""
     if value == 0:
         return "0"
     if abs(value) >= 1_000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+        return f"{value:,.{digits - 3}f}"
+    return f"{value:.{digits}g}"
 
 
 def thinned(series: Series) -> Series:
@@ -128,7 +142,7 @@ def line_chart(title: str, axis: Axis, series: Sequence[Series]) -> str:
     at_y = Scale(low=ticks_y[0], high=ticks_y[-1], start=HEIGHT - BOTTOM, stop=TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *grid({at_x(tick): tick_label(tick) for tick in ticks_x}, _labels(ticks_y, at_y, axis)),
+        *grid(labelled(ticks_x, at_x), labelled(ticks_y, at_y, logarithmic=axis.logarithmic)),
         label(WIDTH - RIGHT, HEIGHT - 4, axis.x_name, "end"),
         label(4, HEIGHT - 4, axis.unit, "start") if axis.unit else "",
     ]
@@ -149,10 +163,12 @@ def _drawn(series: Series, axis: Axis) -> Series:
     return Series(name=thin.name, x=thin.x, y=y)
 
 
-def _labels(ticks: Sequence[float], at_y: Scale, axis: Axis) -> dict[float, str]:
-    """Height and label of each tick of the values."""
-    values = [10.0**tick for tick in ticks] if axis.logarithmic else ticks
-    return {at_y(tick): tick_label(value) for tick, value in zip(ticks, values, strict=True)}
+def labelled(
+    ticks: Sequence[float], scale: Scale, *, logarithmic: bool = False
+) -> dict[float, str]:
+    """Place and label of each tick."""
+    values = [10.0**tick for tick in ticks] if logarithmic else ticks
+    return dict(zip(map(scale, ticks), tick_labels(values), strict=True))
 
 
 def grid(labels_x: Mapping[float, str], labels_y: Mapping[float, str]) -> list[str]:
@@ -190,8 +206,9 @@ def svg_path(series: Series, at_x: Scale, at_y: Scale) -> str:
 
 
 def look(number: int) -> tuple[str, str]:
-    """Colour and dash of a series by its place in the legend."""
-    return COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+    """Colour and dash of a series by its place in the legend; 49 of them differ."""
+    turn, place = divmod(number, len(COLOURS))
+    return COLOURS[place], DASHES[(place + turn) % len(DASHES)]
 
 
 def legend(names: Sequence[str]) -> str:

@@ -17,11 +17,11 @@ from trainer.charts import (
     Series,
     grid,
     label,
+    labelled,
     legend,
     look,
     nice_ticks,
     svg_path,
-    tick_label,
 )
 
 KINDS = ("positive", "negative", "random")
@@ -45,7 +45,7 @@ def trade_off_chart(title: str, names: tuple[str, str], paths: Sequence[Series])
     at_y = Scale(low=upwards[0], high=upwards[-1], start=HEIGHT - BOTTOM, stop=TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *grid({at_x(t): tick_label(t) for t in across}, {at_y(t): tick_label(t) for t in upwards}),
+        *grid(labelled(across, at_x), labelled(upwards, at_y)),
         label(WIDTH - RIGHT, HEIGHT - 4, f"{names[0]} →", "end"),
         label(4, HEIGHT - 4, f"↑ {names[1]}", "start"),
     ]
@@ -89,7 +89,7 @@ def histogram_chart(title: str, counts: Mapping[str, Sequence[int]], *, low: flo
     across = [tick / 2 for tick in range(round(2 * low), 3)]
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *grid({at_x(t): tick_label(t) for t in across}, {at_y(t): f"{t:.0%}" for t in ticks}),
+        *grid(labelled(across, at_x), {at_y(t): f"{t:.0%}" for t in ticks}),
         label(WIDTH - RIGHT, HEIGHT - 4, "cosine", "end"),
         label(4, HEIGHT - 4, "share of pairs", "start"),
     ]

@@ -5,12 +5,15 @@ The page loads nothing: it can be mailed, printed and read on a phone. It must n
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trainer.errors import DataError
 from trainer.report_evaluation import (
     comparison_table,
     evaluation_figures,
@@ -22,19 +25,21 @@ from trainer.report_run import Run, read_run
 from trainer.report_training import exposure_section, summary, training_section
 
 
-def write_report(folder: Path) -> Path:
-    """Write `report.html` into a run's output folder, replacing an older one.
+def write_report(folder: Path, output: Path | None = None) -> Path:
+    """Write the page on a run, replacing an older one.
 
     Args:
         folder: of a run that may go on.
+        output: the page's file; None: `report.html` in the folder.
 
     Returns:
         The page.
 
     Raises:
-        DataError: if the folder holds no run.
+        DataError: if the folder holds no run, or one of its files is damaged.
+        OSError: if the page cannot be written; an older one stays.
     """
-    return _write(render_run(read_run(folder)), folder / "report.html")
+    return _write(render_run(read_run(folder)), output or folder / "report.html")
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
@@ -48,16 +53,37 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
         The page.
 
     Raises:
-        DataError: if a folder holds no run.
+        DataError: if a folder holds no run, or one of its files is damaged.
+        OSError: if the page cannot be written; an older one stays.
     """
-    return _write(render_comparison([read_run(folder) for folder in folders]), output)
+    runs = [
+        replace(read_run(folder), name=name)
+        for folder, name in zip(folders, _names(folders), strict=True)
+    ]
+    return _write(render_comparison(runs), output)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    names: list[str] = []
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[-length:]) for one in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
 
 
 def _write(text: str, file: Path) -> Path:
     """Write a page whole or not at all."""
     partial = file.with_name(f".{file.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, file)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
     return file
 
 
@@ -118,7 +144,7 @@ def environment_section(run: Run) -> str:
 
 def difference_section(runs: Sequence[Run]) -> str:
     """Recipe keys whose values are not the same in all runs."""
-    recipes = [dict(_flat(yaml.safe_load(run.recipe))) for run in runs]
+    recipes = [dict(_flat(_parsed_recipe(run))) for run in runs]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     rows = [
         (key, *(str(recipe.get(key, "-")) for recipe in recipes))
@@ -127,6 +153,21 @@ def difference_section(runs: Sequence[Run]) -> str:
     ]
     head = ("recipe key", *(run.name for run in runs))
     return f"<h2>What differs</h2>{table(head, rows, num_names=len(head))}"
+
+
+def _parsed_recipe(run: Run) -> Any:
+    """Values of a run's recipe.
+
+    Raises:
+        DataError: if it is no YAML.
+    """
+    try:
+        return yaml.safe_load(run.recipe)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise DataError(
+            f"{run.name}/recipe.yaml: {problem}; expected YAML as the run wrote it. Mend it."
+        ) from None
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
-from trainer.run_facts import read_run_facts
+from trainer.run_facts import FILE as RUN_FACTS
 
 TASK_NAMES = {"ir": "retrieval", "sts": "similarity"}
 
 Line = Mapping[str, Any]
 """An object of a JSONL file."""
+STEP_KEYS = ("step", "task", "source", "tokens", "seconds")
+EVALUATION_KEYS = ("step", "sets")
+MERGE_KEYS = ("method", "formula", "checkpoints", "tensors")
+"""What no line of `metrics.jsonl` and of `eval.jsonl`, and no `merge.json` lacks."""
+REPAIR = "Mend or remove it; continuing the run with --resume drops damaged lines."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +51,10 @@ def read_run(folder: Path) -> Run:
         folder: holds `recipe.yaml`, `metrics.jsonl` and `eval.jsonl`; of a run that may go on.
 
     Raises:
-        DataError: if the folder holds no run.
+        DataError: if the folder holds no run, or one of its files is damaged.
     """
-    steps, evaluations = (read_lines(folder / name) for name in ("metrics.jsonl", "eval.jsonl"))
+    steps = read_lines(folder / "metrics.jsonl", STEP_KEYS)
+    evaluations = read_lines(folder / "eval.jsonl", EVALUATION_KEYS)
     recipe = folder / "recipe.yaml"
     if not recipe.is_file() or not (steps or evaluations):
         raise DataError(
@@ -58,20 +64,58 @@ def read_run(folder: Path) -> Run:
     merge = folder / "merged" / "merge.json"
     return Run(
         name=folder.resolve().name,
-        recipe=recipe.read_text(encoding="utf-8"),
+        recipe=_read_text(recipe),
         steps=steps,
         evaluations=evaluations,
-        facts=read_run_facts(folder),
-        merge=json.loads(merge.read_text(encoding="utf-8")) if merge.is_file() else None,
+        facts=_read_object(folder / RUN_FACTS, ()) or {},
+        merge=_read_object(merge, MERGE_KEYS),
     )
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, without a last line that is still being written."""
+def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, without a last line that is still being written.
+
+    Args:
+        path: need not be there.
+        keys: what each object must have.
+
+    Raises:
+        DataError: naming the line that is none, or the key that it lacks.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    numbered = enumerate(_read_text(path).split("\n")[:-1], start=1)
+    return [_parsed(line, f"{path}:{number}", keys) for number, line in numbered if line]
+
+
+def _read_object(path: Path, keys: Sequence[str]) -> dict[str, Any] | None:
+    """The object of a JSON file; None without a file."""
+    return _parsed(_read_text(path), str(path), keys) if path.is_file() else None
+
+
+def _parsed(text: str, place: str, keys: Sequence[str]) -> dict[str, Any]:
+    """An object with some keys; NaN and infinities, which are no JSON, become null."""
+    try:
+        found = json.loads(text, parse_constant=lambda _: None)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{place}: {text[:40]!r}; expected a JSON object. {REPAIR}")
+    for key in keys:
+        if found.get(key) is None:
+            raise DataError(f"{place}: {key} = missing; expected a value. {REPAIR}")
+    return found
+
+
+def _read_text(path: Path) -> str:
+    """Content of a file of text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.start} = {error.object[error.start]:#04x}; expected UTF-8 text. "
+            f"{REPAIR}"
+        ) from None
 
 
 def task_of(metric: str) -> str:
@@ -79,8 +123,8 @@ def task_of(metric: str) -> str:
     return "sts" if metric in ("spearman", "pearson") else "ir"
 
 
-def main_metrics(evaluation: Line) -> Iterable[tuple[str, str, float]]:
-    """Set, first metric and its value, of each set of an evaluation."""
+def main_metrics(evaluation: Line) -> Iterable[tuple[str, str, float | None]]:
+    """Set, first metric and its value, None if not defined, of each set of an evaluation."""
     for name, metrics in evaluation["sets"].items():
         metric = next(iter(metrics))
         yield name, metric, metrics[metric]

@@ -9,7 +9,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from trainer import __version__
 from trainer.data.plan import Exposure
@@ -50,9 +49,3 @@ def write_run_facts(folder: Path, facts: RunFacts) -> None:
     partial = folder / f".{FILE}"
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, folder / FILE)
-
-
-def read_run_facts(folder: Path) -> dict[str, Any]:
-    """Content of `run.json`; empty for a folder without one."""
-    file = folder / FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -192,9 +192,9 @@ class Session:
             save_every=recipe.checkpoint.every_steps,
             save_every_minutes=recipe.checkpoint.every_minutes,
         )
-        self.watch.recall(start)
         stream = batches(self.plan, self.sources, self.tokenizer, recipe, start, stop)
         with closing(stream), self._recorder(start, stop) as recorder:
+            self.watch.recall(start)
             hooks = Hooks(
                 step=stepper.run,
                 report=recorder.step,
@@ -310,11 +310,11 @@ class Session:
                            error, " or ".join(when))  # fmt: skip
 
     def report(self) -> None:
-        """Write `report.html`; a full disk costs the page, which `tools/report.py` makes again."""
+        """Write `report.html`; a fault costs the page, which `tools/report.py` makes again."""
         try:
             write_report(self.folder)
-        except OSError as error:
-            logger.warning("report.html: not written (%s)", error.strerror)
+        except Exception as error:  # noqa: BLE001 - the model is still to be exported
+            logger.warning("report.html: not written (%s: %s)", type(error).__name__, error)
 
     def export(self) -> None:
         """Write `model/`."""

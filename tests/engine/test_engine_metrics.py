@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.engine.metrics import LineFile, step_line
+from trainer.engine.metrics import FileRecorder, LineFile, keep_lines_before, step_line
 from trainer.engine.step import StepReport
 
 
@@ -79,3 +79,20 @@ def test_numbers_that_json_cannot_say_are_null() -> None:
     line = json.loads(json.dumps(step_line(report), allow_nan=False))
     assert (line["loss"], line["infonce"], line["grad_norm"]) == (None, None, None)
     assert (line["skipped_steps"], line["tokens_per_sec"]) == (1, 20.0)
+
+
+def test_an_undefined_score_is_null_in_the_file(tmp_path: Path) -> None:
+    with FileRecorder(tmp_path, start=0, stop=1, wandb_project=None, name="run") as recorder:
+        recorder.evaluation(0, {"pairs": {"spearman": float("nan"), "pearson": 0.5}}, {})
+    line = (tmp_path / "eval.jsonl").read_text()
+    assert json.loads(line)["sets"] == {"pairs": {"spearman": None, "pearson": 0.5}}
+    assert "NaN" not in line
+
+
+def test_spoiled_lines_and_later_steps_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "eval.jsonl"
+    good = [b'{"step": 0}', b'{"step": 1, "more": [2]}']
+    bad = [b"\0\0", b"\xff", b'{"ste', b"7", b"{}", b'{"step": 2}']
+    path.write_bytes(b"\n".join([good[0], *bad, good[1], b'{"st']))
+    keep_lines_before(path, 2)
+    assert path.read_bytes() == b"\n".join([*good, b""])

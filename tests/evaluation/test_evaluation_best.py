@@ -37,6 +37,23 @@ def test_an_undefined_metric_is_never_the_best() -> None:
     best = BestSoFar(metric="pairs.dev.spearman").after(0, results(math.nan, 0))
     assert best.step is None
     assert best.after(10, results(-0.2, 0)).step == 10
+    # nothing is worse than what was never defined, as a model that says the same of all pairs
+    assert not best.after(5, results(math.nan, 0)).is_exhausted(1)
+    assert best.after(10, results(-0.2, 0)).after(20, results(math.nan, 0)).is_exhausted(1)
+    files = {"pairs.dev": {"spearman": None}}
+    assert math.isnan(watched_value(files, "pairs.dev.spearman"))
+    assert math.isnan(watched_value(files, "mean"))
+
+
+def test_evaluations_of_other_sets_are_passed_over_when_a_run_goes_on() -> None:
+    lines = [{"step": 0, "sets": {"old": {"spearman": 0.9}}}, line(10, 0.4, 0.2)]
+    sets = ["pairs.dev", "docs"]
+    for metric in ("mean", "docs.ndcg_at_10"):
+        best = BestSoFar(metric=metric).after_lines(lines, 20, sets)
+        assert (best.step, best.num_worse) == (10, 0)
+    # the same sets and another one: no mean over both is comparable
+    assert BestSoFar(metric="mean").after_lines(lines, 20, [*sets, "new"]).step is None
+    assert BestSoFar(metric="docs.ndcg_at_10").after_lines(lines, 20, [*sets, "new"]).step == 10
 
 
 def test_a_resumed_run_goes_on_from_its_own_lines() -> None:
@@ -45,7 +62,7 @@ def test_a_resumed_run_goes_on_from_its_own_lines() -> None:
     for one in lines[:3]:
         whole = whole.after(one["step"], one["sets"])
     # continued from step 20, whose evaluation is made again
-    resumed = BestSoFar(metric="pairs.dev.spearman").after_lines(lines, before=20)
+    resumed = BestSoFar(metric="pairs.dev.spearman").after_lines(lines, 20, ["pairs.dev", "docs"])
     assert resumed.step == 10
     assert resumed.after(20, lines[2]["sets"]) == whole
 

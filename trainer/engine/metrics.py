@@ -52,16 +52,16 @@ def _finite(value: Any) -> Any:
 
 
 def keep_lines_before(path: Path, step: int) -> None:
-    """Drop the lines of a JSONL file whose `step` is not below `step`, and a torn last line."""
+    """Drop the lines of a JSONL file whose `step` is not below `step`, and spoiled ones."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             if json.loads(line)["step"] < step:
-                kept.append(line + "\n")
+                kept.append(line + b"\n")
     partial = path.with_name(f".{path.name}")
-    partial.write_text("".join(kept), encoding="utf-8")
+    partial.write_bytes(b"".join(kept))
     os.replace(partial, path)
 
 
@@ -193,7 +193,8 @@ class FileRecorder(Recorder):
 
     def evaluation(self, steps_done: int, results: EvalResults, geometry: EvalGeometry) -> None:
         """Record an evaluation made after `steps_done` steps."""
-        self._evals.add({"step": steps_done, "sets": results, "geometry": geometry})
+        sets = {s: {m: _finite(v) for m, v in metrics.items()} for s, metrics in results.items()}
+        self._evals.add({"step": steps_done, "sets": sets, "geometry": geometry})
         flat = {f"eval/{s}/{m}": v for s, metrics in results.items() for m, v in metrics.items()}
         self._send(flat, steps_done)
 

@@ -1,7 +1,7 @@
 """Which evaluation of a run was the best one, by a named metric; it must not evaluate or save."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Self
@@ -9,8 +9,8 @@ from typing import Any, Self
 MEAN = "mean"
 """Stands for the mean over all sets of each set's first metric."""
 
-Results = Mapping[str, Mapping[str, float]]
-"""Metrics by set."""
+Results = Mapping[str, Mapping[str, float | None]]
+"""Metrics by set; NaN, or None as files have it, where one is not defined."""
 
 
 def watched_value(results: Results, metric: str) -> float:
@@ -24,9 +24,27 @@ def watched_value(results: Results, metric: str) -> float:
         Higher is better; NaN where the metric is not defined.
     """
     if metric == MEAN:
-        return fmean(next(iter(metrics.values())) for metrics in results.values())
+        return fmean(_number(next(iter(metrics.values()))) for metrics in results.values())
     name, _, kind = metric.rpartition(".")
-    return results[name][kind]
+    return _number(results[name][kind])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def is_comparable(results: Results, metric: str, sets: Collection[str]) -> bool:
+    """Whether an earlier evaluation can be compared with those of these sets.
+
+    Args:
+        results: of the earlier one, whose sets may have been others.
+        metric: `SET.METRIC` or `mean`.
+        sets: names of the sets that are evaluated now.
+    """
+    if metric == MEAN:
+        return results.keys() == set(sets)
+    name, _, kind = metric.rpartition(".")
+    return kind in results.get(name, {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +63,8 @@ class BestSoFar:
     def after(self, step: int, results: Results) -> Self:
         """The best after one more evaluation; of equal values the earlier stays.
 
+        An undefined value is no better than any, but nothing is worse before there was one.
+
         Args:
             step: steps done; one that was judged before is not judged again.
             results: metrics by set.
@@ -52,18 +72,23 @@ class BestSoFar:
         value = watched_value(results, self.metric)
         if value > self.value:
             return replace(self, step=step, value=value, num_worse=0)
+        if self.step is None:
+            return self
         return replace(self, num_worse=self.num_worse + (step != self.step))
 
-    def after_lines(self, lines: Iterable[Mapping[str, Any]], before: int) -> Self:
+    def after_lines(
+        self, lines: Iterable[Mapping[str, Any]], before: int, sets: Collection[str]
+    ) -> Self:
         """The best after the evaluations of an interrupted run.
 
         Args:
             lines: of `eval.jsonl`, in order.
             before: the step that the run continues with; later lines are not its own.
+            sets: names of the sets that are evaluated now; lines of others are passed over.
         """
         best = self
         for line in lines:
-            if line["step"] < before:
+            if line["step"] < before and is_comparable(line["sets"], self.metric, sets):
                 best = best.after(line["step"], line["sets"])
         return best
 

@@ -40,11 +40,16 @@ class Watch:
         return None if self._best is None else self._best.step
 
     def recall(self, start: int) -> None:
-        """Take in the evaluations of an interrupted run before step `start`. Collective: yes."""
+        """Take in the evaluations of an interrupted run before step `start`. Collective: yes.
+
+        Lines that are spoiled or of later steps must have been dropped.
+        """
         metric = self._recipe.best_metric
         if metric is not None:
-            best = BestSoFar(metric=metric)
-            self._best = on_first_rank(lambda: best.after_lines(self._lines(), start), self._ranks)
+            best, sets = BestSoFar(metric=metric), [one.name for one in self._recipe.sets]
+            self._best = on_first_rank(
+                lambda: best.after_lines(self._lines(), start, sets), self._ranks
+            )
 
     def judge(self, done: int, results: Results) -> Verdict:
         """What an evaluation after `done` steps means for the run. Collective: yes."""
@@ -58,11 +63,10 @@ class Watch:
         )
 
     def _lines(self) -> list[dict[str, object]]:
-        """The run's evaluations so far, without a line that was cut short."""
+        """The run's evaluations so far."""
         if not self._file.is_file():
             return []
-        lines = self._file.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        return [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
 
 
 def _judged(best: BestSoFar, done: int, results: Results) -> Callable[[], BestSoFar]:
