@@ -3,13 +3,15 @@
 DIR is a sentence-transformers folder, a hub id, or the output folder of a run, which is scored
 with the text lengths of its recipe. A set is a BEIR folder or a file of scored pairs, written
 PATH or PATH:task. `--mteb TASK ...` scores tasks of the MTEB leaderboards through their own
-package, which downloads their data. With `--json` the last line is `{set: {metric: value}}`.
+package, which downloads their data. With `--json` the last line is `{set: {metric: value}}`,
+null where a value is not defined.
 """
 
 import argparse
 import importlib.util
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -78,14 +80,23 @@ def read_set(text: str, split: str) -> EvalSetRecipe:
     """
     path, colon, task = text.rpartition(":")
     if not colon or task not in get_args(Task):
-        path, task = text, "ir" if is_beir_folder(Path(text)) else "sts"
-    if not Path(path).expanduser().exists():
+        path, task = text, ""
+    if not path or not _exists(Path(path).expanduser()):
         raise DataError(
             f"--sets: {path} = missing; expected a BEIR folder or a file of scored pairs, "
             f"written PATH or PATH:task with task {' or '.join(get_args(Task))}. Check the path."
         )
     name = Path(path).name.removesuffix(".jsonl")
-    return EvalSetRecipe(name=name, task="ir" if task == "ir" else "sts", path=path, split=split)
+    is_ir = task == "ir" if task else is_beir_folder(Path(path).expanduser())
+    return EvalSetRecipe(name=name, task="ir" if is_ir else "sts", path=path, split=split)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something; not at a path that no disk can have."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def read_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
@@ -145,22 +156,31 @@ def load_model(path: str) -> "SentenceTransformer":
     disable_progress_bar()
     try:
         return SentenceTransformer(path)
-    except OSError as error:
+    except Exception as error:
+        found = "not found" if isinstance(error, OSError) else "not loaded"
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(
-            f"--model: {path} = not found ({str(error).splitlines()[0]}); expected a folder or a "
-            "hub id. Check the path."
+            f"--model: {path} = {found} ({problem}); expected a sentence-transformers folder or a "
+            "hub id. Check the path and its files."
         ) from error
 
 
-def evaluate(path: str, sets: Sequence[EvalSetRecipe]) -> dict[str, dict[str, float]]:
+def evaluate(
+    path: str, sets: Sequence[EvalSetRecipe], *, skip_bad_rows: bool = False
+) -> dict[str, dict[str, float]]:
     """Metrics of each set.
+
+    Args:
+        path: of the model.
+        sets: what to score it on.
+        skip_bad_rows: leave spoiled rows out instead of refusing their set.
 
     Raises:
         RecipeError: if there is no model.
         DataError: if a set is wrong.
     """
     model_path, limits = find_model(path)
-    data = DataRecipe(sources=())
+    data = DataRecipe(sources=(), on_bad_row="skip" if skip_bad_rows else "error")
     opened = [open_eval_set(held_out, data) for held_out in sets]
     model = load_model(model_path)
     from trainer.evaluation.evaluate import evaluate_set
@@ -228,6 +248,14 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def without_nan(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """The same with None for what is not defined, which JSON has no number for."""
+    return {
+        name: {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        for name, metrics in results.items()
+    }
+
+
 def evaluate_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Sets first, then the tasks that need the network.
 
@@ -236,7 +264,7 @@ def evaluate_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         DataError: if a set is wrong.
     """
     sets = read_sets(arguments.sets, arguments.split)
-    results = evaluate(arguments.model, sets) if sets else {}
+    results = evaluate(arguments.model, sets, skip_bad_rows=arguments.skip_bad_rows) if sets else {}
     if arguments.mteb:
         results |= evaluate_mteb(arguments.model, arguments.mteb)
     return results
@@ -251,19 +279,21 @@ def main() -> int:
     parser.add_argument("--sets", default=[], nargs="+", metavar="PATH[:task]")
     parser.add_argument("--mteb", default=[], nargs="+", metavar="TASK", help="such as SciFact")
     parser.add_argument("--split", default="dev", help="which qrels of a BEIR folder")
+    parser.add_argument("--skip-bad-rows", action="store_true", help="as data.on_bad_row=skip")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     arguments = parser.parse_args()
     if not arguments.sets and not arguments.mteb:
         parser.error("give --sets, --mteb or both")
     if arguments.mteb:
         check_mteb()
-    logging.disable(logging.WARNING)
+    for library in ("transformers", "sentence_transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     # Read when torch is loaded: idle threads sleep, which saves most of the time on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     results = evaluate_all(arguments)
     print(table(results))
     if arguments.json:
-        print(json.dumps(results))
+        print(json.dumps(without_nan(results)))
     return 0
 
 

@@ -116,6 +116,11 @@ SPOILED_BEIR = {
         "q1\td1\t0.5",
         r"train\.tsv:6: score = 0.5; expected a whol",
     ),
+    "huge gain": (
+        "qrels/train.tsv",
+        "q1\td1\t4294967297",
+        r"train\.tsv:6: score = 4.29497e\+09; expected a whole number of at most 10000",
+    ),
     "two fields": (
         "qrels/train.tsv",
         "q1\td1",
@@ -154,6 +159,34 @@ def test_a_spoiled_beir_line_is_named(beir, file, line, message):
         open_source(ir_source(beir), ".")
 
 
+def test_a_repeated_id_is_refused_or_its_first_row_taken(beir, caplog):
+    with (beir / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "d1", "text": "again"}\n')
+    held_out = EvalSetRecipe(name="docs", task="ir", path=str(beir))
+    with pytest.raises(DataError, match=r'corpus\.jsonl:6: _id = "d1"; expected a new id'):
+        open_eval_set(held_out, DataRecipe(sources=()))
+    opened = open_eval_set(held_out, DataRecipe(sources=(), on_bad_row="skip"))
+    assert opened.corpus_ids == ("d1", "d2", "d3", "d4", "5")
+    assert opened.corpus[0] == "one"
+    assert "1 rows that repeat an id" in caplog.text
+
+
+def test_pairs_of_one_score_are_refused(tmp_path):
+    write_jsonl(tmp_path / "pairs.jsonl", [GOOD_STS, GOOD_STS])
+    held_out = EvalSetRecipe(name="p", task="sts", path=str(tmp_path / "pairs.jsonl"))
+    with pytest.raises(DataError, match=r"eval.sets.p: path = .*pairs.jsonl, 2 pairs, all of one"):
+        open_eval_set(held_out, DataRecipe(sources=()))
+
+
+def test_a_first_line_that_is_no_header_is_read(beir):
+    (beir / "qrels" / "dev.tsv").write_text("q1\td1\t-2\nq1\td2\t1\n")
+    held_out = EvalSetRecipe(name="docs", task="ir", path=str(beir))
+    assert open_eval_set(held_out, DataRecipe(sources=())).qrels == {"q1": {"d1": -2, "d2": 1}}
+    (beir / "qrels" / "dev.tsv").write_text("q1\td1\tone\nq1\td2\t1\n")
+    with pytest.raises(DataError, match=r'dev\.tsv:1: score = "one"; expected a number'):
+        open_eval_set(held_out, DataRecipe(sources=()))
+
+
 def test_a_query_without_positives_is_named(beir):
     write_qrels(beir, "train", [("q1", "d1", 1), ("q2", "d2", 0)])
     with pytest.raises(DataError, match=r"train\.tsv: query-id = q2; expected at least one doc"):
@@ -182,7 +215,7 @@ def test_training_rows_that_are_evaluated_on_are_counted(beir, tmp_path, caplog)
     write_jsonl(
         tmp_path / "a.jsonl", [GOOD_STS, {"text1": "b", "text2": "a", "score": 0}, GOOD_STS]
     )
-    write_jsonl(tmp_path / "b.jsonl", [{**GOOD_STS, "text1": "x"}, GOOD_STS])
+    write_jsonl(tmp_path / "b.jsonl", [{**GOOD_STS, "text1": "x", "score": 0}, GOOD_STS])
     write_jsonl(tmp_path / "c.jsonl", [GOOD_IR, {**GOOD_IR, "query": "second"}])
     recipes = [sts_source("a.jsonl"), ir_source("c.jsonl"), ir_source("beir")]
     recipes = [replace(recipe, name=f"s{i}") for i, recipe in enumerate(recipes)]

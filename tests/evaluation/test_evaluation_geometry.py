@@ -118,3 +118,28 @@ def test_a_corpus_tells_relevant_from_best_ranked_others(tmp_path: Path) -> None
     # d1 for q1 and d2 for q2; the other three documents for each; one pair a document
     assert [sum(histograms[kind]) for kind in ("positive", "negative", "random")] == [2, 6, 4]
     assert histograms["positive"][-1] == 2
+
+
+def test_vectors_that_are_not_finite_are_told_and_like_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [("aa", "aa a", 5), ("bb", "b", 4.5), ("cc", "d", 0), ("ee", "hh", 5)]
+    lines = [json.dumps({"text1": a, "text2": b, "score": s}) + "\n" for a, b, s in pairs]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    held_out = EvalSetRecipe(name="pairs", task="sts", path=str(tmp_path / "pairs.jsonl"))
+    opened = open_eval_set(held_out, DataRecipe(sources=()))
+
+    def without_h(texts: Sequence[str], *, side: Side) -> Tensor:
+        vectors = LetterEmbedder()(texts, side=side)
+        return vectors.masked_fill(vectors[:, 7:] > 0.5, torch.nan)
+
+    report = examine_set(opened, without_h)
+    # cosines near 1, 1, 0 and 0 for golds of 1, 0.9, 0 and 1; the letters' 0.01 moves them a little
+    assert report.metrics["pearson"] == pytest.approx(0.45 / math.sqrt(0.7075), abs=0.02)
+    assert all(map(math.isfinite, report.geometry.numbers.values()))
+    assert "1 of 8 texts have embeddings that are not finite" in caplog.text
+    assert "'hh'" in caplog.text
+
+    nothing = examine_set(opened, lambda texts, *, side: torch.full((len(texts), 8), torch.nan))
+    assert math.isnan(nothing.metrics["spearman"])
+    assert "8 of 8 texts" in caplog.text

@@ -77,6 +77,26 @@ def test_order_of_ids_wins_over_their_names() -> None:
         assert result["mrr_at_10"] == pytest.approx(1 / (1 + ids.index("z")))
 
 
+def test_grades_below_zero_count_as_zero() -> None:
+    # trec_eval itself writes out of bounds for them
+    top_ids = {"a": ["d2", "d1", "d3"], "b": ["d1"]}
+    below = {"a": {"d1": 2, "d2": -2, "d3": -1}, "b": {"d1": -7, "d2": 1}}
+    zero = {"a": {"d1": 2, "d2": 0, "d3": 0}, "b": {"d1": 0, "d2": 1}}
+    assert ranking_metrics(top_ids, below) == ranking_metrics(top_ids, zero)
+
+
+def test_huge_grades_are_refused() -> None:
+    with pytest.raises(DataError, match="grade = 4294967297; expected at most 10000"):
+        ranking_metrics({"a": ["d"]}, {"a": {"d": 4294967297}})
+
+
+def test_documents_without_a_score_come_last() -> None:
+    documents = torch.tensor([[1.0, 0.0], [math.nan, 0.0], [-1.0, 0.0]])
+    scores, rows = top_k_streamed(torch.tensor([[1.0, 0.0]]), [documents], 3)
+    assert rows.tolist() == [[0, 2, 1]]
+    assert scores.tolist() == [[1.0, -1.0, -math.inf]]
+
+
 def test_no_judged_query_is_refused() -> None:
     with pytest.raises(DataError, match="qrels = 0 queries; expected at least 1"):
         ranking_metrics({"q": ["d"]}, {})

@@ -98,7 +98,7 @@ def real_sets(folder: Path) -> tuple[Path, Path]:
     """Parts of STS-B and SciFact."""
     if not PUBLIC.is_dir():
         pytest.skip(f"needs public sets in {PUBLIC}")
-    prepare(PUBLIC, folder, HeldOutSize(pairs=200, queries=40, documents=100), "news")
+    prepare(PUBLIC, folder, HeldOutSize(pairs=200, queries=40, documents=100, tokens=256), "news")
     return folder / "held_out" / "sts_news.jsonl", folder / "held_out" / "scifact"
 
 

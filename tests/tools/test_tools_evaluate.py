@@ -40,8 +40,22 @@ def test_task_is_found_or_given(held_out: Path) -> None:
 def test_a_missing_set_and_a_doubled_name_are_told(held_out: Path) -> None:
     with pytest.raises(DataError, match=r"nothing\.jsonl = missing"):
         evaluate.read_set("nothing.jsonl", "dev")
+    for path in ("", ":sts", "x" * 5_000):
+        with pytest.raises(DataError, match="= missing; expected a BEIR folder"):
+            evaluate.read_set(path, "dev")
     with pytest.raises(DataError, match="pairs = 2 sets"):
         evaluate.read_sets([str(held_out / "pairs.jsonl")] * 2, "dev")
+
+
+def test_damaged_models_are_told(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text("[")
+    with pytest.raises(RecipeError, match=r"--model: .* = not loaded \(.*\); expected a sentence"):
+        evaluate.load_model(str(tmp_path))
+
+
+def test_json_has_null_for_what_is_not_defined() -> None:
+    results = {"pairs": {"spearman": float("nan"), "pearson": 0.5}}
+    assert evaluate.without_nan(results) == {"pairs": {"spearman": None, "pearson": 0.5}}
 
 
 def test_a_run_folder_is_scored_with_its_own_text_lengths(tmp_path: Path) -> None:

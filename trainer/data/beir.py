@@ -5,6 +5,7 @@ Ids are held as 64-bit keys and rows as numbers; texts stay in the files. Layout
 """
 
 import hashlib
+import logging
 from array import array
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,13 @@ from trainer.data.scan import CACHE_FROM_ROWS, parsed_rows, text_key
 from trainer.data.tables import Table, table_of
 from trainer.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 QREL_FIELDS = ("query-id", "corpus-id", "score")
+SCORE_NAMES = ("score", "relevance", "rel", "label", "grade", "gain")
+"""Names of the last column by which a header is known; any other word is a spoiled line."""
+MAX_GAIN = 10_000
+"""Largest judgement; they are grades, and trec_eval's memory grows with them."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,7 @@ def open_qrels(folder: Path, split: str) -> Table:
         header = _decode_qrel_line(file.data[file.ranges[0, 0] : file.ranges[0, 1]])
     except RowError as fault:
         raise DataError(f"{file.place(0)}: {fault}. Correct the header.") from None
-    if len(header) == 3 and not _is_number(header[2]):
+    if len(header) == 3 and header[2].strip().lower() in SCORE_NAMES:
         file = replace(file, ranges=file.ranges[1:])
     if not len(file):
         raise DataError(f"{path}: rows = 0; expected at least one judgement. Fill it or remove it.")
@@ -218,8 +225,8 @@ def _judgement(beir: BeirFolder, qrels: Table) -> Callable[[int], tuple[int, int
         query = _known(beir.query_ids, "query-id", row.text("query-id"), "queries.jsonl")
         document = _known(beir.corpus_ids, "corpus-id", row.text("corpus-id"), "corpus.jsonl")
         gain = row.number("score")
-        if gain != int(gain):
-            raise RowError("score", str(gain), "a whole number")
+        if gain != int(gain) or gain > MAX_GAIN:
+            raise RowError("score", f"{gain:g}", f"a whole number of at most {MAX_GAIN}")
         return query, document, int(gain)
 
     return parse
@@ -306,7 +313,7 @@ def _index_ids(table: Table, check: Callable[[Row], str], *, skip: bool) -> Ids:
     """Checks each row and keeps the key of its id, from the cache where the table is large.
 
     Raises:
-        DataError: if a row is spoiled or repeats an id.
+        DataError: if a row is spoiled or repeats an id and is not skipped.
     """
 
     def build() -> Arrays:
@@ -320,10 +327,16 @@ def _index_ids(table: Table, check: Callable[[Row], str], *, skip: bool) -> Ids:
     identity = f"ids|{table.sha256}|{check.__name__}|{skip}"
     cached = len(table) >= CACHE_FROM_ROWS
     ids = Ids(**(cached_arrays(identity, build) if cached else build()))
-    for at in np.flatnonzero(ids.keys[1:] == ids.keys[:-1])[:1]:
-        row = int(ids.rows[at + 1])
-        raise table.error(row, RowError("_id", shown(table.row(row).identifier("_id")), "a new id"))
-    return ids
+    repeats = np.flatnonzero(ids.keys[1:] == ids.keys[:-1]) + 1
+    if not len(repeats):
+        return ids
+    row = int(ids.rows[repeats[0]])
+    fault = RowError("_id", shown(table.row(row).identifier("_id")), "a new id")
+    if not skip:
+        raise table.error(row, fault)
+    logger.warning("skipped: %d rows that repeat an id, such as %s: %s", len(repeats),
+                   table.place(row), fault)  # fmt: skip
+    return Ids(keys=np.delete(ids.keys, repeats), rows=np.delete(ids.rows, repeats))
 
 
 def _decode_qrel(line: bytes) -> Mapping[str, Any]:
@@ -339,11 +352,3 @@ def _decode_qrel_line(line: bytes) -> list[str]:
         return line.decode().rstrip("\r\n").split("\t")
     except UnicodeDecodeError:
         raise RowError("line", ascii(bytes(line[:24])), "UTF-8 text") from None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

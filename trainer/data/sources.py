@@ -232,6 +232,11 @@ def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> StsEvalSet | IrEva
     source = _table_source(recipe, open_table(recipe.path, data.root, owner=owner), skip=skip)
     records = [source.record(row) for row in range(len(source))]
     pairs = [record for record in records if isinstance(record, StsRecord)]
+    if len({pair.score for pair in pairs}) < 2:
+        raise DataError(
+            f"{owner}: path = {recipe.path}, {len(pairs)} pairs, all of one score; expected at "
+            "least two scores, as no correlation is defined otherwise. Check the score field."
+        )
     return StsEvalSet(
         text1=tuple(pair.text1 for pair in pairs),
         text2=tuple(pair.text2 for pair in pairs),

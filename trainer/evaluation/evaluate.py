@@ -3,6 +3,7 @@
 Letters: Q queries, D embedding size, n texts or pairs.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -20,6 +21,8 @@ from trainer.evaluation.metrics import (
     spearman,
     top_k_streamed,
 )
+
+logger = logging.getLogger(__name__)
 
 Side = Literal["query", "passage"]
 
@@ -67,15 +70,54 @@ def evaluate_set(held_out: StsEvalSet | IrEvalSet, embed: Embed) -> dict[str, fl
 def examine_set(held_out: StsEvalSet | IrEvalSet, embed: Embed) -> SetReport:
     """Metrics of a set and the geometry of its vectors, which are embedded once.
 
+    Texts whose vectors are not finite count as similar to nothing (cosine 0), and are told.
+
     Args:
         held_out: pairs, or queries with a corpus and judgements.
         embed: called with the same texts in the same order on all ranks.
 
     Collective: if `embed` is.
     """
+    finite = FiniteEmbed(embed)
     if isinstance(held_out, StsEvalSet):
-        return _examine_sts(held_out, embed)
-    return _examine_ir(held_out, embed)
+        report = _examine_sts(held_out, finite)
+    else:
+        report = _examine_ir(held_out, finite)
+    if finite.num_bad:
+        logger.warning(
+            "evaluation: %d of %d texts have embeddings that are not finite; they count as similar "
+            "to nothing. The first: %.80r",
+            finite.num_bad,
+            finite.num_texts,
+            finite.first_bad,
+        )
+    return report
+
+
+class FiniteEmbed:
+    """Embeds, with zeros in place of vectors that are not finite."""
+
+    def __init__(self, embed: Embed) -> None:
+        """Nothing was embedded yet."""
+        self._embed = embed
+        self.num_texts = 0
+        """Embedded so far."""
+        self.num_bad = 0
+        """Of these, not finite."""
+        self.first_bad = ""
+        """Text of the first of them."""
+
+    def __call__(self, texts: Sequence[str], *, side: Side) -> Tensor:
+        """Vectors [n, D], float32, norm 1 or 0."""
+        vectors = self._embed(texts, side=side)
+        bad = ~vectors.isfinite().all(dim=1)
+        self.num_texts += len(texts)
+        if bad.any():
+            places = bad.nonzero().flatten().tolist()
+            self.first_bad = self.first_bad or texts[places[0]]
+            self.num_bad += len(places)
+            vectors = vectors.masked_fill(bad[:, None], 0.0)
+        return vectors
 
 
 def _examine_sts(held_out: StsEvalSet, embed: Embed) -> SetReport:

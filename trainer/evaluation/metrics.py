@@ -26,6 +26,9 @@ SCORE_BYTES = 16 * 2**20
 """Largest block of query-document scores held at once, bytes; making its sort keys takes about
 eight times that."""
 
+MAX_GRADE = 10_000
+"""Largest grade: trec_eval's memory grows with it."""
+
 _LOW_BITS = 2**32 - 1
 
 
@@ -74,17 +77,20 @@ def ranking_metrics(
     Args:
         top_ids: document ids of each query, best first, each once, at least RECALL_CUT where the
             corpus has as many. Queries that are not in `qrels` are left out.
-        qrels: grade of each judged document by query; above 0 is relevant.
+        qrels: grade of each judged document by query; above 0 is relevant, below 0 counts as 0.
 
     Returns:
         `ndcg_at_10`, `mrr_at_10` and `recall_at_100`, each 0 to 1.
 
     Raises:
-        DataError: if no query is judged.
+        DataError: if no query is judged, or a grade is above MAX_GRADE.
     """
     if not qrels:
         raise DataError("evaluation: qrels = 0 queries; expected at least 1. Check the split.")
-    judged = {query: dict(grades) for query, grades in qrels.items()}
+    judged = {
+        query: {document: _checked(grade) for document, grade in grades.items()}
+        for query, grades in qrels.items()
+    }
     deep = {query: _as_run(ids) for query, ids in top_ids.items() if query in judged}
     cut = {query: _as_run(top_ids[query][:MRR_CUT]) for query in deep}
     ndcg, recall = f"ndcg_cut_{NDCG_CUT}", f"recall_{RECALL_CUT}"
@@ -102,7 +108,8 @@ def top_k_streamed(
 ) -> tuple[Tensor, Tensor]:
     """The k rows of a corpus with the largest dot product, exactly, one block at a time.
 
-    Equal scores are ordered by row, the earlier first. Memory does not grow with the corpus.
+    Equal scores are ordered by row, the earlier first; scores that are not a number come last.
+    Memory does not grow with the corpus.
 
     Args:
         queries: query embeddings [Q, D]; unit norm for cosine similarity. Scores are float32.
@@ -143,7 +150,8 @@ def _keep_best(queries: Tensor, keys: Tensor, documents: Tensor, first_row: int,
 
 def _encode(scores: Tensor, first_row: int) -> Tensor:
     """Unique int64 keys [Q, n] that order as (score descending, row ascending) when descending."""
-    bits = (scores + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    # -0.0 becomes 0.0
+    bits = torch.where(scores.isnan(), -torch.inf, scores + 0.0).view(torch.int32)
     # IEEE 754: flipping the lower 31 bits of negative numbers makes integers order as floats.
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
     rows = torch.arange(first_row, first_row + scores.shape[1], device=scores.device)
@@ -155,6 +163,15 @@ def _decode(keys: Tensor) -> tuple[Tensor, Tensor]:
     ordered = (keys >> 32).to(torch.int32)
     bits = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
     return bits.view(torch.float32), _LOW_BITS - (keys & _LOW_BITS)
+
+
+def _checked(grade: int) -> int:
+    """A grade as trec_eval can take it: negative ones make it write where it must not."""
+    if grade > MAX_GRADE:
+        raise DataError(
+            f"evaluation: grade = {grade}; expected at most {MAX_GRADE}. Scale the judgements down."
+        )
+    return max(grade, 0)
 
 
 def _as_run(ids: Sequence[str]) -> dict[str, float]:
