@@ -135,8 +135,18 @@ def test_epochs_become_the_fewest_steps_that_reach_them(case, epochs):
     recipe, sizes = case
     plan = make_plan(recipe, sizes)
     num_steps = plan.num_steps(epochs)
-    assert min(found.epochs for found in plan.exposure(num_steps)) >= epochs
-    assert min(found.epochs for found in plan.exposure(num_steps - 1)) < epochs
+
+    def fewest(steps: int) -> Fraction:
+        return min(Fraction(one.rows_seen, one.num_rows) for one in plan.exposure(steps))
+
+    assert fewest(num_steps) >= Fraction(repr(epochs)) > fewest(num_steps - 1)
+
+
+def test_a_tenth_of_an_epoch_is_a_tenth():
+    source = SourceRecipe(name="s0", task="ir", path="unused")
+    plan = make_plan(data_recipe([source], ir={"global_batch_size": 1}), {"s0": 1000})
+    # the floats 0.1 and 0.01 are a little above what was written
+    assert [plan.num_steps(epochs) for epochs in (0.1, 0.01, 1.0)] == [100, 10, 1000]
 
 
 @settings(max_examples=20, deadline=None)

@@ -119,8 +119,9 @@ class DataPlan:
 
     def _seen(self, num_steps: int, epochs: float) -> bool:
         steps = self.source_steps(num_steps)
+        written = Fraction(repr(epochs))  # 0.1 is a tenth, not the float a little above it
         return all(
-            steps[name] * source.batch_size >= Fraction(epochs) * source.num_rows
+            steps[name] * source.batch_size >= written * source.num_rows
             for name, source in self.sources.items()
         )
 
