@@ -79,6 +79,11 @@ def test_spoiled_checkpoints_are_named_and_passed_over(finished: Path, workspace
     cut = checkpoints / "step-3" / optimizer
     cut.write_bytes(cut.read_bytes()[:-1])
     (checkpoints / "step-2" / "embedder" / "config.json").unlink()
+    # what the page on the run cannot be made of costs the page only
+    (workspace / "spoiled" / "merged" / "merge.json").write_text("{")
+    shutil.rmtree(workspace / "spoiled" / "model")
+    with (workspace / "spoiled" / "metrics.jsonl").open("ab") as file:
+        file.write(b"\0\xff\n")
     more = arguments(workspace, "spoiled", "--resume", "engine.max_tokens_per_chunk=48")
     ended = finish(workspace, by_python(), *more)
     assert ended.code == 0, ended.out + ended.err
@@ -88,9 +93,11 @@ def test_spoiled_checkpoints_are_named_and_passed_over(finished: Path, workspace
         r"step-2 is skipped: .*step-2/embedder/config.json: missing",
         r"since checkpoint step-1: engine.max_tokens_per_chunk = 48 \(was 64\)",
         r"resumed from step-1: next step is 1",
+        r"report.html: not written \(DataError: .*merge.json: '\{'; expected a JSON object",
     ):
         assert re.search(words, ended.out), words
     assert [line["step"] for line in lines(workspace / "spoiled" / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert (workspace / "spoiled" / "model" / "model.safetensors").is_file()
 
 
 def test_none_valid_or_another_run_ends_with_code_2(finished: Path, workspace: Path) -> None:
