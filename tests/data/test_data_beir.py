@@ -116,11 +116,6 @@ SPOILED_BEIR = {
         "q1\td1\t0.5",
         r"train\.tsv:6: score = 0.5; expected a whol",
     ),
-    "huge gain": (
-        "qrels/train.tsv",
-        "q1\td1\t4294967297",
-        r"train\.tsv:6: score = 4.29497e\+09; expected a whole number of at most 10000",
-    ),
     "two fields": (
         "qrels/train.tsv",
         "q1\td1",
@@ -169,6 +164,14 @@ def test_a_repeated_id_is_refused_or_its_first_row_taken(beir, caplog):
     assert opened.corpus_ids == ("d1", "d2", "d3", "d4", "5")
     assert opened.corpus[0] == "one"
     assert "1 rows that repeat an id" in caplog.text
+
+
+def test_a_gain_that_no_metric_can_take_is_refused_for_scoring_only(beir):
+    write_qrels(beir, "dev", [("q1", "d1", 4294967297)])
+    held_out = EvalSetRecipe(name="docs", task="ir", path=str(beir))
+    with pytest.raises(DataError, match=r"dev\.tsv:2: score = 4294967297; expected a grade of at"):
+        open_eval_set(held_out, DataRecipe(sources=()))
+    assert len(all_records(ir_source(beir, split="dev"))) == 1
 
 
 def test_pairs_of_one_score_are_refused(tmp_path):

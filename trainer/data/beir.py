@@ -28,7 +28,7 @@ QREL_FIELDS = ("query-id", "corpus-id", "score")
 SCORE_NAMES = ("score", "relevance", "rel", "label", "grade", "gain")
 """Names of the last column by which a header is known; any other word is a spoiled line."""
 MAX_GAIN = 10_000
-"""Largest judgement; they are grades, and trec_eval's memory grows with them."""
+"""Largest judgement that is scored by: they are grades, and trec_eval's memory grows with them."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def read_gains(beir: BeirFolder, split: str, *, skip: bool) -> dict[str, dict[st
         DataError: if the file is missing or empty, a line is spoiled, or an id is unknown.
     """
     qrels = open_qrels(beir.folder, split)
-    check = _judgement(beir, qrels)
+    check = _grade(beir, qrels)
     gains: dict[str, dict[str, int]] = {}
     for row, (_, _, gain) in parsed_rows(qrels, check, skip=skip):
         fields = qrels.row(row)
@@ -225,9 +225,22 @@ def _judgement(beir: BeirFolder, qrels: Table) -> Callable[[int], tuple[int, int
         query = _known(beir.query_ids, "query-id", row.text("query-id"), "queries.jsonl")
         document = _known(beir.corpus_ids, "corpus-id", row.text("corpus-id"), "corpus.jsonl")
         gain = row.number("score")
-        if gain != int(gain) or gain > MAX_GAIN:
-            raise RowError("score", f"{gain:g}", f"a whole number of at most {MAX_GAIN}")
+        if gain != int(gain):
+            raise RowError("score", str(gain), "a whole number")
         return query, document, int(gain)
+
+    return parse
+
+
+def _grade(beir: BeirFolder, qrels: Table) -> Callable[[int], tuple[int, int, int]]:
+    """As `_judgement`, and the gain must be one that metrics can take."""
+    judgement = _judgement(beir, qrels)
+
+    def parse(index: int) -> tuple[int, int, int]:
+        query, document, gain = judgement(index)
+        if gain > MAX_GAIN:
+            raise RowError("score", str(gain), f"a grade of at most {MAX_GAIN}")
+        return query, document, gain
 
     return parse
 

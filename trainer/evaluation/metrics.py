@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from trainer.data.beir import MAX_GAIN
 from trainer.errors import DataError
 
 NDCG_CUT = 10
@@ -25,9 +26,6 @@ RECALL_CUT = 100
 SCORE_BYTES = 16 * 2**20
 """Largest block of query-document scores held at once, bytes; making its sort keys takes about
 eight times that."""
-
-MAX_GRADE = 10_000
-"""Largest grade: trec_eval's memory grows with it."""
 
 _LOW_BITS = 2**32 - 1
 
@@ -83,7 +81,7 @@ def ranking_metrics(
         `ndcg_at_10`, `mrr_at_10` and `recall_at_100`, each 0 to 1.
 
     Raises:
-        DataError: if no query is judged, or a grade is above MAX_GRADE.
+        DataError: if no query is judged, or a grade is above MAX_GAIN.
     """
     if not qrels:
         raise DataError("evaluation: qrels = 0 queries; expected at least 1. Check the split.")
@@ -167,9 +165,9 @@ def _decode(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 def _checked(grade: int) -> int:
     """A grade as trec_eval can take it: negative ones make it write where it must not."""
-    if grade > MAX_GRADE:
+    if grade > MAX_GAIN:
         raise DataError(
-            f"evaluation: grade = {grade}; expected at most {MAX_GRADE}. Scale the judgements down."
+            f"evaluation: grade = {grade}; expected at most {MAX_GAIN}. Scale the judgements down."
         )
     return max(grade, 0)
 
