@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.data_files import write_jsonl
-from trainer.checks import check_output_dir
 from trainer.cli import ending_with_code, shown
 from trainer.errors import RecipeError, StepError
+from trainer.preflight.checks import check_output_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "trainer" / "run.py"

@@ -8,12 +8,12 @@ import torch
 
 from tests.support import tiny
 from tests.support.ranks import run_ranks
+from trainer.distributed.group import join
 from trainer.engine.build import build
 from trainer.engine.chunks import plan_chunks
+from trainer.engine.grad_cache import Vectors
 from trainer.engine.losses import step_loss
 from trainer.engine.materialise import lengths_of, make_chunks
-from trainer.engine.passes import Vectors
-from trainer.engine.ranks import join
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import EngineRecipe, ModelRecipe
 

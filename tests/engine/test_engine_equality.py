@@ -15,8 +15,8 @@ import torch
 
 from tests.support import tiny
 from tests.support.ranks import run_ranks
+from trainer.distributed.group import Ranks, join
 from trainer.engine.build import build, load_embedder
-from trainer.engine.ranks import Ranks, join
 from trainer.engine.step import Stepper
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import EngineRecipe, LoraRecipe, ModelRecipe, Recipe

@@ -8,10 +8,10 @@ import torch
 
 from tests.support import tiny
 from tests.support.ranks import run_ranks
+from trainer.distributed.group import Ranks, join
 from trainer.engine import step as step_module
 from trainer.engine.build import Built, build
-from trainer.engine.memory_faults import rehearse
-from trainer.engine.ranks import Ranks, join
+from trainer.engine.out_of_memory import rehearse
 from trainer.engine.step import Stepper
 from trainer.errors import StepError
 from trainer.recipe.resolve import resolve

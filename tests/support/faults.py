@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from trainer import session
 from trainer.cli import ending_with_code
 from trainer.data.batch import Batch
 from trainer.engine import step
-from trainer.engine.memory_faults import rehearse
+from trainer.engine.out_of_memory import rehearse
 from trainer.run import main
+from trainer.session import train as session
 
 KIND, STEP, RANK = os.environ["PLANT"].split(":")
 step_loss = step.step_loss

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trainer.cli import ending_with_code
 from trainer.engine import build
-from trainer.engine.twin import Twin
+from trainer.engine.replica import Twin
 from trainer.run import main
 
 PLANTED = 19

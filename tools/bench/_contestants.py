@@ -13,8 +13,8 @@ from trainer.data.batch import Batch, StepPlan
 from trainer.data.loader import batches
 from trainer.data.sources import open_source
 from trainer.data.tokens import load_tokenizer
+from trainer.distributed.group import join
 from trainer.engine.build import build
-from trainer.engine.ranks import join
 from trainer.engine.step import Stepper, StepReport
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import (

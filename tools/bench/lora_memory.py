@@ -153,7 +153,7 @@ def own_bytes() -> int:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Body of a rank: warm up, then load and take steps, and write the peak."""
-    from trainer.engine.ranks import join, leave
+    from trainer.distributed.group import join, leave
 
     ranks = join(timeout_minutes=10)
     train(argparse.Namespace(**{**vars(arguments), "model": arguments.warm, "steps": 1}), ranks)

@@ -103,8 +103,8 @@ def make_recipe(way: Way, model: Path, budget: int) -> Any:
 
 def predict(way: Way, model: Path, budgets: Sequence[int]) -> list[int]:
     """Peak bytes by the memory plan for each budget."""
-    from trainer.engine.memory import plan_memory, with_budget
-    from trainer.engine.model_size import measure_model
+    from trainer.memory.estimate import plan_memory, with_budget
+    from trainer.memory.shapes import measure_model
     from trainer.model.backbone import load_config
     from trainer.recipe.resolve import resolve
 
@@ -142,7 +142,7 @@ def make_decoder(size: str, folder: Path) -> None:
 
 def measure(way: Way, folder: Path, out: Path) -> None:
     """Body of a rank: warm up, then load and take a step for each budget; write the peaks."""
-    from trainer.engine.ranks import join, leave
+    from trainer.distributed.group import join, leave
 
     ranks = join(timeout_minutes=10)
     for _ in train(way, folder / "tiny", ranks):
@@ -163,7 +163,7 @@ def measure(way: Way, folder: Path, out: Path) -> None:
 def train(way: Way, model: Path, ranks: Any) -> Iterator[str]:
     """Load and step; says what was just done."""
     from trainer.engine.build import build
-    from trainer.engine.passes import TwinPasses
+    from trainer.engine.grad_cache import TwinPasses
     from trainer.engine.step import Stepper
     from trainer.recipe.resolve import resolve
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import deepspeed
 
-from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.base_identity import check_same_base
 from trainer.checkpoint.compare import compare_runs
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.checkpoint.resume import find_checkpoint, find_tag, load_checkpoint
 from trainer.checkpoint.save import SaveRequest, mark_best, save_checkpoint, tag_of, tags_in
 from trainer.checkpoint.storage import Storage
+from trainer.distributed.agree import on_all_ranks
 from trainer.errors import CheckpointError
 from trainer.recipe.schema import Recipe
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.data.batch import StepPlan
 from trainer.data.permutation import keys_of, permute
-from trainer.data.turns import Turns, make_turns, turn_at, turns_before
+from trainer.data.schedule import Turns, make_turns, turn_at, turns_before
 from trainer.errors import RecipeError
 from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task, TasksRecipe
 

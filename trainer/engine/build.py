@@ -8,9 +8,9 @@ import deepspeed
 import torch
 from torch import nn
 
-from trainer.engine.passes import InterleavedPasses, LayerPasses, Passes, TwinPasses
-from trainer.engine.ranks import Ranks
-from trainer.engine.twin import Twin
+from trainer.distributed.group import Ranks
+from trainer.engine.grad_cache import InterleavedPasses, LayerPasses, Passes, TwinPasses
+from trainer.engine.replica import Twin
 from trainer.errors import RecipeError
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone

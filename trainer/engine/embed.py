@@ -8,11 +8,11 @@ from torch import Tensor
 
 from trainer.data.batch import Texts
 from trainer.data.tokens import TextEncoder
+from trainer.distributed.group import Ranks
+from trainer.distributed.rows import gather_rows
 from trainer.engine.chunks import plan_chunks
+from trainer.engine.grad_cache import Passes
 from trainer.engine.materialise import lengths_of, make_chunks
-from trainer.engine.passes import Passes
-from trainer.engine.ranks import Ranks
-from trainer.objectives.gather import gather_rows
 
 
 def embed_texts(

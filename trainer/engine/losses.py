@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from trainer.data.batch import Batch, IrBatch, StsBatch
+from trainer.distributed.group import Ranks
+from trainer.distributed.rows import gather_rows, reduce_rows
 from trainer.engine.chunks import ChunkPlan
-from trainer.engine.passes import Pull, Vectors
-from trainer.engine.ranks import Ranks
+from trainer.engine.grad_cache import Pull, Vectors
 from trainer.objectives.contrastive import info_nce, paired_info_nce
-from trainer.objectives.gather import gather_rows, reduce_rows
 from trainer.objectives.registry import sts_loss
 from trainer.recipe.schema import IrRecipe, MarginMask, StsRecipe, TasksRecipe
 

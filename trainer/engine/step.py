@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from trainer.data.batch import Batch
+from trainer.distributed.group import Ranks
 from trainer.engine.bad_steps import BadSteps, named_rows
 from trainer.engine.build import Built
 from trainer.engine.chunks import ChunkPlan, plan_chunks
+from trainer.engine.grad_cache import Pull, Vectors
 from trainer.engine.losses import needs_middle, step_loss
 from trainer.engine.lr import learning_rate
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
-from trainer.engine.memory_faults import explaining_memory
-from trainer.engine.passes import Pull, Vectors
-from trainer.engine.ranks import Ranks
+from trainer.engine.out_of_memory import explaining_memory
 from trainer.errors import StepError
 from trainer.recipe.schema import Recipe
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint.shards import read_json
+from trainer.checkpoint.open import read_json
 from trainer.errors import CheckpointError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
