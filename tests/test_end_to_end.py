@@ -162,7 +162,7 @@ def test_export_gives_the_trainers_vectors(finished: Path) -> None:
             recipe.data,
             pooling="last",
         ),
-        passes=PlainPasses(finished / "model"),
+        grad_cache=PlainPasses(finished / "model"),
         ranks=Ranks(rank=0, world_size=1, device=torch.device("cpu")),
         chunk_tokens=64,
     )

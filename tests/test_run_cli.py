@@ -316,7 +316,7 @@ def test_mistake_that_another_rank_tells_is_not_told_again(
 ) -> None:
     monkeypatch.setattr("trainer.cli.OTHERS_WAIT_SEC", 0.0)
     error = StepError("a")
-    error.told = True
+    error.reported = True
 
     def fail() -> int:
         raise error

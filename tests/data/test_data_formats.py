@@ -357,7 +357,7 @@ def test_a_large_file_is_indexed_once_and_kept(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", IR_FORMATS["records"])
     assert records_of(path, "ir") == IR
     cached = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
-    names = {"ranges", "sha256", "rows", "topics", "scores", "num_duplicates"}
+    names = {"ranges", "sha256", "rows", "queries", "scores", "num_duplicates"}
     assert {file.stem for file in cached} == names
     assert records_of(path, "ir") == IR
     assert cached == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from trainer.distributed import peers as lifeline
-from trainer.distributed.peers import Lifeline, Link, Member
+from trainer.distributed import peers as monitor
+from trainer.distributed.peers import Link, Member, PeerMonitor
 
 ME = Member(rank=0, host="here", process=10)
 OTHER = Member(rank=1, host="there", process=11)
@@ -39,7 +39,7 @@ def test_strangers_are_dropped(words: bytes) -> None:
             stranger.shutdown(socket.SHUT_WR)
             rank.sendall(json.dumps(hello).encode() + b"\n")
             with ThreadPoolExecutor() as pool:
-                links = pool.submit(lifeline._accept, listener, "right", 1).result(timeout=20)
+                links = pool.submit(monitor._accept, listener, "right", 1).result(timeout=20)
             assert [link.member for link in links] == [OTHER]
             links[0].socket.close()
 
@@ -57,7 +57,7 @@ def test_messages_arrive_whole_however_they_are_cut() -> None:
 
 def test_rank_that_leaves_in_order_is_no_loss() -> None:
     mine, theirs = pair()
-    own = Lifeline(ME, [mine], num_ranks=2, speaks=True)
+    own = PeerMonitor(ME, [mine], num_ranks=2, reports=True)
     with own.guarding():
         theirs.send(kind="left")
         theirs.socket.close()
@@ -66,7 +66,7 @@ def test_rank_that_leaves_in_order_is_no_loss() -> None:
 
 def test_error_of_this_rank_is_told_to_the_others() -> None:
     mine, theirs = pair()
-    own = Lifeline(ME, [mine], num_ranks=2, speaks=True)
+    own = PeerMonitor(ME, [mine], num_ranks=2, reports=True)
     with pytest.raises(ValueError, match="two"), own.guarding():
         raise ValueError("two\nlines")
     (message,) = theirs.receive() or []
@@ -75,4 +75,4 @@ def test_error_of_this_rank_is_told_to_the_others() -> None:
 
 
 def test_kills_by_the_kernel_are_counted_where_they_can_be() -> None:
-    assert lifeline.kernel_kills() >= 0
+    assert monitor.kernel_kills() >= 0

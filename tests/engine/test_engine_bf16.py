@@ -57,20 +57,20 @@ def compare(rank: int, world_size: int, model: Path, deepspeed_file: str) -> flo
         seen.append(gradients)
         return gradients, terms
 
-    built.passes.accumulate(chunks, pull, step_key=1, middle=False)
+    built.grad_cache.accumulate(chunks, pull, step_key=1, middle=False)
     got = {
         name: deepspeed.utils.safe_get_full_grad(p).double()
         for name, p in built.engine.module.named_parameters()
     }
     want: dict[str, torch.Tensor] = {}
-    with built.twin.gathered() as twin:
+    with built.replica.gathered() as replica:
         start = 0
         for chunk in chunks:
-            twin.begin(chunk, 1)
-            (vectors,) = twin(chunk)
+            replica.begin(chunk, 1)
+            (vectors,) = replica(chunk)
             vectors.backward(seen[0][0][start : start + chunk.num_texts])
             start += chunk.num_texts
-            for name, p in twin.named_parameters():
+            for name, p in replica.named_parameters():
                 want[name] = want.get(name, 0) + p.grad.double()
                 p.grad = None
     errors: list[Any] = []

@@ -9,7 +9,7 @@ import torch
 
 from tests.support import corpus
 from tests.support.ranks import run_ranks
-from tests.support.sessions import session_of
+from tests.support.sessions import run_of
 from trainer.checkpoint.safetensors_file import map_tensors, read_header
 from trainer.checkpoint.tensors import read_whole
 from trainer.checkpoint.zero_format import read_zero
@@ -31,7 +31,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def examined(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     """Every set's report on the untrained model."""
-    return session_of(folder, f"examined by {world_size}", SETS).evaluate()
+    return run_of(folder, f"examined by {world_size}", SETS).held_out.evaluate()
 
 
 def test_two_ranks_agree_with_one(workspace: Path) -> None:
@@ -53,7 +53,7 @@ def trained(rank: int, world_size: int, folder: Path) -> int:
     """A run with a rate at which the metric soon falls; returns the steps done."""
     from trainer.engine.loop import Interrupt
 
-    session = session_of(
+    run = run_of(
         folder,
         "watched",
         SETS,
@@ -61,11 +61,11 @@ def trained(rank: int, world_size: int, folder: Path) -> int:
         *("checkpoint.every_steps=2", "checkpoint.keep=1"),
         *("train.max_steps=12", "train.learning_rate=3e-2", "train.warmup_ratio=0"),
     )
-    done = session.fit(session.prepare(resume=False), Interrupt())
-    session.restore_best(done)
-    session.export()
+    done: int = run.fit(run.prepare(resume=False), Interrupt())
+    run.held_out.restore_best(done)
+    run.artifacts.export()
     if rank == 0:
-        session.report()
+        run.artifacts.report()
     return done
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import RecipeError
+from trainer.recipe.ir import MarginMask
 from trainer.recipe.load import dump_recipe, load_recipe
-from trainer.recipe.schema import LoraRecipe, MarginMask, Recipe
+from trainer.recipe.schema import LoraRecipe, Recipe
 
 TEXT = """\
 name: small
@@ -59,8 +60,7 @@ def test_values_and_defaults(recipe_file: Path) -> None:
     assert recipe.train.learning_rate == 1e-5  # YAML 1.1 reads this spelling as text
     assert recipe.data.sources[1].name == "docs"
     assert recipe.model.pooling == "last"
-    assert recipe.tasks.sts is not None
-    assert recipe.tasks.sts.weights.rank_kl == 5.0
+    assert recipe.tasks["sts"].weights["rank_kl"] == 5.0
     assert recipe.model.lora is None
     assert recipe.data.pattern == {"ir": 1, "sts": 1}
 
@@ -247,12 +247,11 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_anchors_and_merge_keys(tmp_path: Path) -> None:
     text = TEXT.replace("ir: {global_batch_size: 8}", "ir: &b {global_batch_size: 8}").replace(
-        "sts: {global_batch_size: 8}", "sts: {<<: *b, rank_kl_temperature: 0.1}"
+        "sts: {global_batch_size: 8}", "sts: {<<: *b, temperatures: {rank_kl: 0.1}}"
     )
     recipe = load_recipe(write(tmp_path, text))
-    assert recipe.tasks.sts is not None
-    assert recipe.tasks.sts.global_batch_size == 8
-    assert recipe.tasks.sts.rank_kl_temperature == 0.1
+    assert recipe.tasks["sts"].global_batch_size == 8
+    assert recipe.tasks["sts"].temperatures["rank_kl"] == 0.1
 
 
 def test_code_in_a_tag_does_not_run(tmp_path: Path) -> None:
@@ -269,8 +268,8 @@ def test_recipe_is_frozen(recipe_file: Path) -> None:
 
 
 def test_mask_is_a_word_or_a_margin(recipe_file: Path, tmp_path: Path) -> None:
-    assert load_recipe(recipe_file, ["tasks.ir.mask=none"]).tasks.ir.mask == "none"
+    assert load_recipe(recipe_file, ["tasks.ir.mask=none"]).tasks["ir"].mask == "none"
     recipe = load_recipe(recipe_file, ["tasks.ir.mask={margin: 0.1}"])
-    assert recipe.tasks.ir.mask == MarginMask(margin=0.1)
+    assert recipe.tasks["ir"].mask == MarginMask(margin=0.1)
     assert load_recipe(write(tmp_path, dump_recipe(recipe)), []) == recipe
     assert "expected known or none, or {margin: ...}" in refused(recipe_file, "tasks.ir.mask=all")

@@ -10,16 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer.data.records import Record
 from trainer.data.sources import open_source
-from trainer.recipe.schema import (
-    DataRecipe,
-    IrRecipe,
-    ModelRecipe,
-    Recipe,
-    SourceRecipe,
-    StsRecipe,
-    TasksRecipe,
-    TrainRecipe,
-)
+from trainer.recipe.ir import IrRecipe
+from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe, TrainRecipe
+from trainer.recipe.sts import StsRecipe
 
 GOOD_IR = {"query": "q", "positives": ["p"], "negatives": ["n"]}
 GOOD_STS = {"text1": "a", "text2": "b", "score": 1.0}
@@ -68,10 +61,10 @@ def data_recipe(
         output_dir="unused",
         model=ModelRecipe(path="unused", pooling=pooling),
         data=DataRecipe(sources=tuple(sources), **(data or {})),
-        tasks=TasksRecipe(
-            ir=IrRecipe(**({"global_batch_size": 4} | dict(ir or {}))),
-            sts=StsRecipe(**({"global_batch_size": 4} | dict(sts or {}))),
-        ),
+        tasks={
+            "ir": IrRecipe(**({"global_batch_size": 4} | dict(ir or {}))),
+            "sts": StsRecipe(**({"global_batch_size": 4} | dict(sts or {}))),
+        },
         train=TrainRecipe(max_steps=1),
         seed=seed,
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools.bench._ablation_data import FULL, Genre, HeldOut, HeldOutSize, held_out_sets
-from tools.evaluate import Limits, ModelEmbedder
 from trainer.errors import TrainerError
+from trainer.evaluation.exported import ExportedEmbedder, Limits
 from trainer.merge.settings import Granularity, Method
 from trainer.recipe.load import load_recipe
 from trainer.recipe.model_path import resolve_model_path
@@ -79,7 +79,7 @@ def score_model(model: "SentenceTransformer", setup: Setup) -> Scores:
     for one in setup.held_out:
         recipe = one.recipe(setup.data / "held_out")
         opened = open_eval_set(recipe, DataRecipe(sources=()))
-        metrics = evaluate_set(opened, ModelEmbedder(model, recipe.task, limits))
+        metrics = evaluate_set(opened, ExportedEmbedder(model, recipe.task, limits))
         found[one.name] = metrics[one.metric]
     return found
 
@@ -130,7 +130,6 @@ def train_peer(seed: int, setup: Setup) -> Path:
     recipe = load_recipe(RECIPES / "codiemb.yaml", setup.overrides)
     steps = recipe.train.max_steps
     assert steps is not None
-    assert recipe.tasks.ir is not None
     model = SentenceTransformer(resolve_model_path(BASE), device="cpu")
     model.max_seq_length = recipe.data.passage_max_tokens
     folder = setup.run_folder("sentence_transformers", seed)
@@ -138,7 +137,7 @@ def train_peer(seed: int, setup: Setup) -> Path:
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder / "trainer"),
         max_steps=steps,
-        per_device_train_batch_size=recipe.tasks.ir.global_batch_size,
+        per_device_train_batch_size=recipe.tasks["ir"].global_batch_size,
         learning_rate=recipe.train.learning_rate,
         lr_scheduler_type=recipe.train.schedule,
         warmup_steps=round(steps * recipe.train.warmup_ratio),

@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from tools.bench._jobs import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, OursJob, PeerJob, Work
+from tools.bench._jobs import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, Job, OursJob, PeerJob, Work
 from trainer.data.batch import Batch, StepPlan
 from trainer.data.loader import batches
 from trainer.data.sources import open_source
@@ -16,21 +16,38 @@ from trainer.data.tokens import load_tokenizer
 from trainer.distributed.group import join
 from trainer.engine.build import build
 from trainer.engine.step import Stepper, StepReport
+from trainer.recipe.ir import IrRecipe
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import (
     DataRecipe,
     EngineRecipe,
-    IrRecipe,
     LoraRecipe,
     ModelRecipe,
     Recipe,
     SourceRecipe,
-    TasksRecipe,
     TrainRecipe,
 )
 
 NUM_STEPS = 10_000
 """Length that the learning rate's shape is told; it is constant."""
+
+
+class Contestant(Protocol):
+    """A model with its optimizer, ready to take steps."""
+
+    def prepare(self, index: int) -> None:
+        """Tokenise the batch of a step; not timed, as loaders do it ahead."""
+
+    def step(self, index: int) -> float:
+        """Take an optimizer step on a prepared batch; returns its loss."""
+
+    def facts(self) -> dict[str, float]:
+        """What else is worth showing."""
+
+
+def make(job: Job) -> Contestant:
+    """Load model, optimizer and texts, in the process that is measured."""
+    return Ours(job) if isinstance(job, OursJob) else Peer(job)
 
 
 def make_recipe(job: OursJob) -> Recipe:
@@ -52,14 +69,14 @@ def make_recipe(job: OursJob) -> Recipe:
             workers=1,
         ),
         # masks would leave candidates out that the peer counts
-        tasks=TasksRecipe(
-            ir=IrRecipe(
+        tasks={
+            "ir": IrRecipe(
                 global_batch_size=work.batch_size,
                 negatives=0,
                 temperature=TEMPERATURE,
                 mask="none",
             )
-        ),
+        },
         train=TrainRecipe(
             max_steps=NUM_STEPS,
             learning_rate=LEARNING_RATE,

@@ -5,32 +5,11 @@ It must not import torch: the process that starts the others stays light.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 TEMPERATURE = 0.05
 """The peer's default scale of 20."""
 LEARNING_RATE = 1e-4
 MAX_GRAD_NORM = 1.0
-
-
-class Contestant(Protocol):
-    """A model with its optimizer, ready to take steps."""
-
-    def prepare(self, index: int) -> None:
-        """Tokenise the batch of a step; not timed, as loaders do it ahead."""
-
-    def step(self, index: int) -> float:
-        """Take an optimizer step on a prepared batch; returns its loss."""
-
-    def facts(self) -> dict[str, float]:
-        """What else is worth showing."""
-
-
-class Job(Protocol):
-    """How to make a contestant."""
-
-    def build(self) -> Contestant:
-        """Load model, optimizer and texts, in the process that is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +48,6 @@ class OursJob:
     keep_tokens: int | None = None
     """`engine.keep_graph_tokens`; None is the recipe's default, one chunk's worth."""
 
-    def build(self) -> Contestant:
-        """See `Job.build`."""
-        from tools.bench._contestants import Ours
-
-        return Ours(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PeerJob:
@@ -86,8 +59,6 @@ class PeerJob:
     mini_batch_tokens: int | None = None
     """Real tokens of a mini-batch, in place of a number of texts."""
 
-    def build(self) -> Contestant:
-        """See `Job.build`."""
-        from tools.bench._contestants import Peer
 
-        return Peer(self)
+Job = OursJob | PeerJob
+"""What `tools.bench._contestants.make` makes."""

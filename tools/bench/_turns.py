@@ -254,7 +254,10 @@ def _child(variant: Variant, rank: int, port: int, pipe: Connection, log: Path) 
 def _serve(job: Job, pipe: Connection) -> None:
     """Answer once when the model is loaded, and then after each step."""
     empty = memory.in_use()
-    contestant = job.build()
+    # heavy: only the measured process imports torch
+    from tools.bench._contestants import make
+
+    contestant = make(job)
     pipe.send(Reply(loss=0.0, seconds=0.0, cpu_seconds=0.0, step_bytes=0, total_bytes=0, facts={}))
     idle = memory.reset_peak()
     while True:

@@ -64,15 +64,14 @@ def make_model(arguments: argparse.Namespace, folder: Path) -> int:
 
 def make_recipe(arguments: argparse.Namespace) -> Any:
     """The recipe of one of the two runs."""
+    from trainer.recipe.ir import IrRecipe
     from trainer.recipe.schema import (
         DataRecipe,
         EngineRecipe,
-        IrRecipe,
         LoraRecipe,
         ModelRecipe,
         Recipe,
         SourceRecipe,
-        TasksRecipe,
         TrainRecipe,
     )
 
@@ -82,7 +81,7 @@ def make_recipe(arguments: argparse.Namespace) -> Any:
         output_dir="unused",
         model=ModelRecipe(path=arguments.model, gradient_checkpointing=True, lora=lora),
         data=DataRecipe(sources=(SourceRecipe(name="ids", task="ir", path="unused"),)),
-        tasks=TasksRecipe(ir=IrRecipe(global_batch_size=arguments.batch)),
+        tasks={"ir": IrRecipe(global_batch_size=arguments.batch)},
         train=TrainRecipe(max_steps=arguments.steps),
         engine=EngineRecipe(
             gather=arguments.gather, max_tokens_per_chunk=4 * arguments.tokens, keep_graph_tokens=0

@@ -38,7 +38,7 @@ def measure(num_documents: int) -> dict[str, float]:
     """Peak memory, bytes, and time, seconds, of one search."""
     import torch
 
-    from trainer.evaluation.metrics import top_k_streamed
+    from trainer.evaluation.search import top_k_streamed
 
     queries = torch.randn(NUM_QUERIES, WIDTH, generator=torch.Generator().manual_seed(1))
     before = reset_peak()

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.data.prompts import prompt_prefix
+from trainer.recipe.kind import Side
 from trainer.recipe.schema import Pooling, Recipe, SourceRecipe
+from trainer.recipe.tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -34,7 +36,7 @@ MODULES = (
 
 
 def prompts_of(recipe: Recipe) -> dict[str, str]:
-    """Prompts by name: `query` and `document` of the first IR source, `sts` of the first STS one.
+    """Prompts by name, each that of the first source whose task has it, such as `query`.
 
     Sources with other instructions add `<source>-query` and `<source>-document`.
     """
@@ -51,7 +53,8 @@ def prompts_of(recipe: Recipe) -> dict[str, str]:
 
 def _named(source: SourceRecipe, query: str, passage: str) -> dict[str, str]:
     """The prompts of a source under the names of its task."""
-    return {"sts": query} if source.task == "sts" else {"query": query, "document": passage}
+    of_side: dict[Side, str] = {"query": query, "passage": passage}
+    return {name: of_side[side] for name, side in TASKS[source.task].prompts.items()}
 
 
 def max_tokens(recipe: Recipe) -> int:

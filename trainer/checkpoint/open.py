@@ -21,6 +21,7 @@ from trainer.checkpoint.tensors import SlicedTensor, numel
 from trainer.checkpoint.zero_files import is_zero_folder
 from trainer.checkpoint.zero_format import latest_tag, read_manifest, read_zero
 from trainer.errors import CheckpointError
+from trainer.run_folder.layout import CHECKPOINTS, LATEST, RunFolder
 
 Kind = Literal["safetensors", "zero", "peft"]
 INDEX = "model.safetensors.index.json"
@@ -72,9 +73,10 @@ def open_source(path: Path) -> Source:
     folder = path.expanduser()
     if not folder.is_dir():
         raise CheckpointError(f"{path}: folder = absent; expected a checkpoint. Check the path.")
-    if (folder / "checkpoints" / "latest").is_file():
-        return _open_zero(latest_tag(folder / "checkpoints"))
-    if (folder / "latest").is_file():
+    checkpoints = RunFolder(folder).checkpoints
+    if (checkpoints / LATEST).is_file():
+        return _open_zero(latest_tag(checkpoints))
+    if (folder / LATEST).is_file():
         return _open_zero(latest_tag(folder))
     if is_zero_folder(folder):
         return _open_zero(folder)
@@ -88,10 +90,10 @@ def _open_zero(folder: Path) -> Source:
     if manifest is not None:
         _refuse_unlisted(folder, manifest)
     zero = read_zero(folder)
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    assets = (folder / "embedder", run / "model")
-    twins = {alias: zero.tensors[name] for alias, name in zero.aliases.items()}
-    everything = {**zero.tensors, **twins}
+    run = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
+    assets = (folder / "embedder", RunFolder(run).model)
+    replicas = {alias: zero.tensors[name] for alias, name in zero.aliases.items()}
+    everything = {**zero.tensors, **replicas}
     named = sort_names(folder, everything)
     wrapper = common_wrapper(everything)
     return Source(
@@ -100,7 +102,7 @@ def _open_zero(folder: Path) -> Source:
         plain={**named.plain},
         adapters={name: dict(parts) for name, parts in named.adapters.items()},
         lora=_zero_lora(folder, assets, manifest) if named.adapters else None,
-        tied=frozenset(alias.removeprefix(wrapper) for alias in twins),
+        tied=frozenset(alias.removeprefix(wrapper) for alias in replicas),
         files=zero.files,
         assets=tuple(filter(Path.is_dir, assets)),
         manifest=manifest,

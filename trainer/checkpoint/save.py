@@ -29,9 +29,8 @@ from trainer.checkpoint.zero_format import read_zero
 from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
+from trainer.run_folder.layout import BEST, LATEST
 
-LATEST = "latest"
-BEST = "best"
 PREFIX = "step-"
 PARTIAL = ".partial-"
 ROOM_FACTOR = 1.02

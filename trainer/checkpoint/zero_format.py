@@ -24,6 +24,7 @@ from trainer.checkpoint.tensors import StoredTensor, numel
 from trainer.checkpoint.unpickle import load_pickled
 from trainer.checkpoint.zero_files import ZeroFiles, find_files
 from trainer.errors import CheckpointError
+from trainer.run_folder.layout import LATEST
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def latest_tag(folder: Path) -> Path:
     Raises:
         CheckpointError: if it names nothing that is there.
     """
-    tag = (folder / "latest").read_text(encoding="utf-8").strip()
+    tag = (folder / LATEST).read_text(encoding="utf-8").strip()
     target = folder / tag
     if not tag or Path(tag).name != tag or not target.is_dir():
         raise CheckpointError(

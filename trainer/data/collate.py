@@ -14,7 +14,8 @@ from trainer.data.batch import Batch, IrBatch, StepPlan, StsBatch, Texts
 from trainer.data.records import IrRecord, StsRecord
 from trainer.data.sources import Source
 from trainer.data.tokens import TextEncoder
-from trainer.recipe.schema import IrRecipe, Recipe, SourceRecipe
+from trainer.recipe.ir import IrRecipe
+from trainer.recipe.schema import Recipe, SourceRecipe
 
 ABSENT = -1
 """Index of a passage slot that has no text: a negative of a record without negatives."""
@@ -37,14 +38,15 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
     table = _TextTable(encoder, recipe, settings)
     if plan.task == "sts":
         return _sts_batch(plan, [pair for pair in records if isinstance(pair, StsRecord)], table)
-    assert recipe.tasks.ir is not None
+    ir = recipe.tasks["ir"]
+    assert isinstance(ir, IrRecipe)
     queries = [record for record in records if isinstance(record, IrRecord)]
     drawn = [
-        draw_passages(record, recipe.tasks.ir, f"{recipe.seed}/{plan.source}/{plan.step}/{row}")
+        draw_passages(record, ir, f"{recipe.seed}/{plan.source}/{plan.step}/{row}")
         for record, row in zip(queries, plan.rows.tolist(), strict=True)
     ]
-    known = recipe.tasks.ir.mask != "none"
-    masked = known_positives(queries, drawn, recipe.tasks.ir.positives) if known else ()
+    known = ir.mask != "none"
+    masked = known_positives(queries, drawn, ir.positives) if known else ()
     return _ir_batch(plan, queries, drawn, masked, table)
 
 

@@ -2,10 +2,25 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from trainer.data.beir import BeirFolder
+from trainer.data.formats.adapter import ScoredPair
+from trainer.data.scan import query_key, text_key
+from trainer.recipe import ir, sts
+
+
+class EvalSet(Protocol):
+    """A held-out set of any task."""
+
+    @property
+    def task(self) -> str:
+        """Its task."""
+
+    def query_keys(self) -> np.ndarray:
+        """Keys of what its records ask, as `Source.queries` has them [n], uint64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +33,12 @@ class StsEvalSet:
     """Second texts [n]."""
     score: tuple[float, ...]
     """Gold similarity, 0..1 [n]."""
+    task: ClassVar[str] = sts.KIND.name
+
+    def query_keys(self) -> np.ndarray:
+        """See `EvalSet.query_keys`."""
+        pairs = zip(self.text1, self.text2, strict=True)
+        return np.fromiter((query_key(ScoredPair(*pair, 0.0)) for pair in pairs), np.uint64)
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,11 @@ class IrEvalSet:
     """Their texts [m], read when asked for; has `len`, indexing and iteration."""
     qrels: Mapping[str, Mapping[str, int]]
     """Query id to document id to gain; a document not named has gain 0."""
+    task: ClassVar[str] = ir.KIND.name
+
+    def query_keys(self) -> np.ndarray:
+        """See `EvalSet.query_keys`."""
+        return np.fromiter(map(text_key, self.queries), np.uint64)
 
 
 def ir_eval_set(beir: BeirFolder, gains: Mapping[str, Mapping[str, int]]) -> IrEvalSet:

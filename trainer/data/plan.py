@@ -9,15 +9,16 @@ the end of an epoch open the next one.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import get_args
 
 import numpy as np
 
 from trainer.data.batch import StepPlan
 from trainer.data.permutation import keys_of, permute
-from trainer.data.schedule import Turns, make_turns, turn_at, turns_before
+from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
 from trainer.errors import RecipeError
-from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task, TasksRecipe
+from trainer.recipe.kind import TaskSettings
+from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
+from trainer.recipe.tasks import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,9 @@ class DataPlan:
     """Root of all permutations."""
     sources: Mapping[str, PlannedSource]
     """By name."""
-    tasks: Turns
+    tasks: Schedule
     """Whose turn it is among the tasks."""
-    turns: Mapping[str, Turns]
+    turns: Mapping[str, Schedule]
     """Whose turn it is among the sources of each task."""
 
     def at(self, step: int) -> StepPlan:
@@ -149,13 +150,15 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
     return DataPlan(
         seed=recipe.seed,
         sources={source.name: source for source in sources},
-        tasks=make_turns(_task_shares(recipe.data, by_task)),
-        turns={task: make_turns(shares) for task, shares in by_task.items()},
+        tasks=make_schedule(_task_shares(recipe.data, by_task)),
+        turns={task: make_schedule(shares) for task, shares in by_task.items()},
     )
 
 
-def _planned(source: SourceRecipe, tasks: TasksRecipe, num_rows: int) -> PlannedSource:
-    task = tasks.ir if source.task == "ir" else tasks.sts
+def _planned(
+    source: SourceRecipe, tasks: Mapping[str, TaskSettings], num_rows: int
+) -> PlannedSource:
+    task = tasks.get(source.task)
     if task is None:
         raise RecipeError(
             f"recipe: tasks.{source.task} = null; expected settings, as source {source.name} has "
@@ -194,10 +197,10 @@ def _task_shares(
     """Share of each task that has sources; tasks without sources take no turns."""
     if data.schedule != "alternate":
         return {task: sum(shares.values(), Fraction(0)) for task, shares in by_task.items()}
-    unknown = sorted(set(data.pattern) - set(get_args(Task)))
+    unknown = sorted(set(data.pattern) - set(TASKS))
     if unknown:
         raise RecipeError(
-            f"recipe: data.pattern = {data.pattern}; expected tasks ir and sts only, not "
+            f"recipe: data.pattern = {data.pattern}; expected tasks among {', '.join(TASKS)}, not "
             f"{', '.join(unknown)}. Correct the name."
         )
     for task in by_task:

@@ -34,7 +34,7 @@ class Scan:
 
     rows: np.ndarray
     """Table rows that can be used [n], int64, ascending."""
-    topics: np.ndarray
+    queries: np.ndarray
     """Keys of what usable rows ask: a query, or a pair in either order [n], uint64, ascending."""
     scores: np.ndarray
     """Scores as written [n], float64; empty for IR."""
@@ -61,25 +61,25 @@ def scan_table(table: Table, parse: Parse, *, identity: str, skip: bool) -> Scan
     def build() -> Arrays:
         if cached:
             logger.info("%s: checking %d rows, once for all runs", table.name, len(table))
-        rows, keys, topics, scores = array("q"), array("Q"), array("Q"), array("d")
+        rows, keys, queries, scores = array("q"), array("Q"), array("Q"), array("d")
         for row, record in parsed_rows(table, parse, skip=skip):
             rows.append(row)
             keys.append(record_key(record))
-            topics.append(topic_key(record))
+            queries.append(query_key(record))
             if isinstance(record, ScoredPair):
                 scores.append(record.score)
         distinct = np.sort(np.array(keys, np.uint64))
         return {
             "rows": np.array(rows, np.int64),
-            "topics": np.sort(np.array(topics, np.uint64)),
+            "queries": np.sort(np.array(queries, np.uint64)),
             "scores": np.array(scores, np.float64),
             "num_duplicates": np.array(np.sum(distinct[1:] == distinct[:-1])),
         }
 
-    arrays = cached_arrays(f"scan|{table.sha256}|{identity}|{skip}", build) if cached else build()
+    arrays = cached_arrays(f"scan2|{table.sha256}|{identity}|{skip}", build) if cached else build()
     return Scan(
         rows=arrays["rows"],
-        topics=arrays["topics"],
+        queries=arrays["queries"],
         scores=arrays["scores"],
         num_skipped=len(table) - len(arrays["rows"]),
         num_duplicates=int(arrays["num_duplicates"]),
@@ -89,11 +89,11 @@ def scan_table(table: Table, parse: Parse, *, identity: str, skip: bool) -> Scan
 def record_key(record: IrRecord | ScoredPair) -> int:
     """64 bits of what a record teaches: query and positives, or a pair in either order."""
     if isinstance(record, ScoredPair):
-        return topic_key(record)
+        return query_key(record)
     return text_key("\0".join([record.query, *sorted(record.positives)]))
 
 
-def topic_key(record: IrRecord | ScoredPair) -> int:
+def query_key(record: IrRecord | ScoredPair) -> int:
     """64 bits of what a record asks: its query, or its pair in either order."""
     if isinstance(record, ScoredPair):
         return text_key("\0".join(sorted((record.text1, record.text2))))

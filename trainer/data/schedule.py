@@ -13,7 +13,7 @@ from itertools import count
 
 
 @dataclass(frozen=True)
-class Party:
+class Share:
     """A leaf of the tree: who takes the turn."""
 
     name: str
@@ -25,22 +25,22 @@ class Split:
 
     share: Fraction
     """Of the first group, above 0 and below 1."""
-    first: "Turns"
-    second: "Turns"
+    first: "Schedule"
+    second: "Schedule"
 
 
-Turns = Party | Split
+Schedule = Share | Split
 
 
-def make_turns(shares: Mapping[str, Fraction]) -> Turns:
+def make_schedule(shares: Mapping[str, Fraction]) -> Schedule:
     """The tree for some parties.
 
     Args:
         shares: positive weight of each party; their sum may be anything.
     """
     order = count()
-    heap: list[tuple[Fraction, int, Turns]]
-    heap = [(share, -next(order), Party(name)) for name, share in shares.items()]
+    heap: list[tuple[Fraction, int, Schedule]]
+    heap = [(share, -next(order), Share(name)) for name, share in shares.items()]
     heapq.heapify(heap)
     while len(heap) > 1:
         light, _, second = heapq.heappop(heap)
@@ -50,7 +50,7 @@ def make_turns(shares: Mapping[str, Fraction]) -> Turns:
     return heap[0][2]
 
 
-def turn_at(turns: Turns, position: int) -> tuple[str, int]:
+def turn_at(turns: Schedule, position: int) -> tuple[str, int]:
     """Who has the turn at a position, and how many turns they had before."""
     while isinstance(turns, Split):
         before = _ceil(position, turns.share)
@@ -61,9 +61,9 @@ def turn_at(turns: Turns, position: int) -> tuple[str, int]:
     return turns.name, position
 
 
-def turns_before(turns: Turns, position: int) -> dict[str, int]:
+def turns_before(turns: Schedule, position: int) -> dict[str, int]:
     """How many turns each party has in the first `position` turns."""
-    if isinstance(turns, Party):
+    if isinstance(turns, Share):
         return {turns.name: position}
     before = _ceil(position, turns.share)
     return turns_before(turns.first, before) | turns_before(turns.second, position - before)

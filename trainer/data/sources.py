@@ -23,6 +23,7 @@ from trainer.data.tables import Table, open_table
 from trainer.data.unchanged import Mark, marks_of
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe, Task
+from trainer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Source(Protocol):
         """One line for a person."""
 
     @property
-    def topics(self) -> np.ndarray:
+    def queries(self) -> np.ndarray:
         """Keys of what its records ask: queries, or pairs in either order [n], uint64."""
 
     def __len__(self) -> int: ...
@@ -74,7 +75,7 @@ class TableSource:
     """Raw row to record."""
     rows: np.ndarray
     """Table rows that are used [n], int64."""
-    topics: np.ndarray
+    queries: np.ndarray
     """Keys of the queries or pairs [n], uint64, ascending."""
     score_range: tuple[float, float]
     """Scores that become 0 and 1."""
@@ -147,7 +148,7 @@ class BeirSource:
         return self.records.sha256
 
     @property
-    def topics(self) -> np.ndarray:
+    def queries(self) -> np.ndarray:
         """Keys of the queries [n], uint64, ascending."""
         queries = map(self.records.folder.query, self.records.query.tolist())
         return np.sort(np.fromiter(map(text_key, queries), np.uint64))
@@ -244,6 +245,12 @@ def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> StsEvalSet | IrEva
     )
 
 
+def task_of_path(path: Path) -> Task:
+    """The task that an evaluation set at a path is of, where nothing says it."""
+    has_corpus = is_beir_folder(path)
+    return next(name for name, kind in TASKS.items() if kind.has_corpus == has_corpus)
+
+
 def _beir_folder(path: str, root: str, name: str | None) -> Path | None:
     """The folder, if the recipe says or the files show that it is one of BEIR."""
     folder = (Path(root).expanduser() / Path(path).expanduser()).absolute()
@@ -270,7 +277,7 @@ def _table_source(recipe: SourceRecipe | EvalSetRecipe, table: Table, *, skip: b
         table=table,
         adapter=adapter,
         rows=scan.rows,
-        topics=scan.topics,
+        queries=scan.queries,
         score_range=scale,
         describe=_describe(adapter, table, scan, scale),
         marks=marks_of(table),

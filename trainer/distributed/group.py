@@ -12,7 +12,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from trainer.distributed.peers import Lifeline, tie
+from trainer.distributed.peers import PeerMonitor, connect
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Ranks:
     """Number of ranks."""
     device: torch.device
     """Where this rank computes."""
-    lifeline: Lifeline | None = None
+    monitor: PeerMonitor | None = None
     """Tells at once which rank died; None for a single rank."""
 
     @property
@@ -35,8 +35,8 @@ class Ranks:
 
     def enter(self, place: str) -> None:
         """Note where the run is, such as `in step 7`, for the message about a rank that died."""
-        if self.lifeline is not None:
-            self.lifeline.place = place
+        if self.monitor is not None:
+            self.monitor.place = place
 
 
 @contextmanager
@@ -50,8 +50,8 @@ def joined(timeout_minutes: float) -> Iterator[Ranks]:
     """
     ranks = join(timeout_minutes)
     if ranks.world_size > 1:
-        ranks = replace(ranks, lifeline=tie(ranks.rank, ranks.world_size))
-    with ranks.lifeline.guarding() if ranks.lifeline else nullcontext():
+        ranks = replace(ranks, monitor=connect(ranks.rank, ranks.world_size))
+    with ranks.monitor.guarding() if ranks.monitor else nullcontext():
         yield ranks
     # after an error the group is left as it is: to leave it would wait for ranks that are gone
     leave()

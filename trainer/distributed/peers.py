@@ -86,20 +86,20 @@ class Link:
         return [json.loads(line) for line in whole]
 
 
-class Lifeline:
+class PeerMonitor:
     """This rank's connections, watched by a thread that ends the process when a rank is lost."""
 
-    def __init__(self, member: Member, links: list[Link], *, num_ranks: int, speaks: bool) -> None:
+    def __init__(self, member: Member, links: list[Link], *, num_ranks: int, reports: bool) -> None:
         self.member = member
         self.place = "before the first step"
         self._links = links
         self._num_ranks = num_ranks
-        self._speaks = speaks
+        self._reports = reports
         self._kills_before = kernel_kills()
         self._lost = threading.Event()
         self._closing = threading.Event()
         self._wake, self._woken = socket.socketpair()
-        self._thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
 
     @contextlib.contextmanager
     def guarding(self) -> Iterator[None]:
@@ -120,7 +120,7 @@ class Lifeline:
         if isinstance(error, TrainerError):
             text, code = str(error), error.exit_code
             # the first rank meets the same mistake, or tells of this one
-            error.told = self.member.rank > 0 and bool(self._links)
+            error.reported = self.member.rank > 0 and bool(self._links)
         else:
             first_line = (str(error).splitlines() or [""])[0]
             text, code = f"{type(error).__name__}: {first_line[:500]}", 1
@@ -171,15 +171,15 @@ class Lifeline:
         for other in self._links:
             if other is not link:
                 other.send(kind="end", code=code)
-        if self._speaks and message["kind"] != "end":
-            sys.stderr.write(f"{self._obituary(link.member, message)}\n")
+        if self._reports and message["kind"] != "end":
+            sys.stderr.write(f"{self._failure_message(link.member, message)}\n")
         else:
             time.sleep(SPEAKER_FIRST_SEC)
         sys.stderr.flush()
         # the group is broken: nothing that waits for other ranks may run any more
         os._exit(code)
 
-    def _obituary(self, member: Member, message: Mapping[str, Any]) -> str:
+    def _failure_message(self, member: Member, message: Mapping[str, Any]) -> str:
         """What the user is told of a rank that is lost."""
         here = f"while rank {self.member.rank} was {self.place}"
         if message.get("known"):
@@ -214,7 +214,7 @@ def kernel_kills() -> int:
     return found[0] if found else 0
 
 
-def tie(rank: int, num_ranks: int) -> Lifeline:
+def connect(rank: int, num_ranks: int) -> PeerMonitor:
     """Connect all ranks to the first one.
 
     Without a connection (a firewall) the run goes on, and a death is told by the group's timeout.
@@ -236,11 +236,11 @@ def tie(rank: int, num_ranks: int) -> Lifeline:
     if rank == 0:
         with listener:
             links = _accept(listener, token, num_ranks - 1)
-        return Lifeline(me, links, num_ranks=num_ranks, speaks=True)
+        return PeerMonitor(me, links, num_ranks=num_ranks, reports=True)
     # if the first rank dies, the next one of each host tells
     speaker = 1 if me.host == first.host else 0
     speaks = int(os.environ.get("LOCAL_RANK", rank)) == speaker
-    return Lifeline(me, _connect(port, token, me, first), num_ranks=num_ranks, speaks=speaks)
+    return PeerMonitor(me, _connect(port, token, me, first), num_ranks=num_ranks, reports=speaks)
 
 
 def _listen() -> socket.socket:
@@ -264,7 +264,7 @@ def _accept(listener: socket.socket, token: str, num_links: int) -> list[Link]:
             connection, _ = listener.accept()
         except TimeoutError:
             logger.warning(
-                "lifeline: %d of %d ranks connected; the death of another one is told only after "
+                "monitor: %d of %d ranks connected; the death of another one is told only after "
                 "engine.timeout_minutes. Let the hosts connect to each other on all ports",
                 len(links),
                 num_links,

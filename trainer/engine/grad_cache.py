@@ -2,8 +2,8 @@
 
 The method is Gao et al. 2021, arXiv:2101.06983; the forms give the same gradient and differ in
 speed and memory.
-`TwinPasses` gathers parameters once per step, `LayerPasses` once per layer and direction,
-`InterleavedPasses` for every chunk, as a plain DeepSpeed loop would. They must not know losses:
+`StepGradCache` gathers parameters once per step, `LayerGradCache` once per layer and direction,
+`ChunkGradCache` for every chunk, as a plain DeepSpeed loop would. They must not know losses:
 a step's loss is a function from this rank's vectors to their gradients.
 """
 
@@ -15,32 +15,30 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from trainer.engine.replica import Twin
+from trainer.engine.losses.task_loss import Vectors
+from trainer.engine.replica import Replica
 from trainer.model.embedder import Chunk, Embedder
 
-Vectors = tuple[Tensor, ...]
-"""(last [n, H],) or (last [n, H], middle [n, H]) of a rank's n texts in chunk order, float32."""
-
-Pull = Callable[[Vectors], tuple[Vectors, dict[str, Tensor]]]
+ValueAndGrad = Callable[[Vectors], tuple[Vectors, dict[str, Tensor]]]
 """From vectors to (d loss / d vectors times the number of ranks, scalar terms to report)."""
 
 
-class Passes(Protocol):
+class GradCache(Protocol):
     """One way to run chunks; every rank calls it with as many chunks as the others."""
 
     def accumulate(
-        self, chunks: Sequence[Chunk], pull: Pull, *, step_key: int, middle: bool
+        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
     ) -> dict[str, Tensor]:
         """Leave the step's gradient in the engine, ready for `engine.step()`.
 
         Args:
             chunks: this rank's texts.
-            pull: the loss, called once with all vectors of this rank.
+            value_and_grad: the loss, called once with all vectors of this rank.
             step_key: seed and step, mixed; keys dropout.
             middle: whether the middle layer is pooled too.
 
         Returns:
-            The terms that `pull` reported.
+            The terms that `value_and_grad` returned.
         Collective: yes.
         """
         ...
@@ -85,35 +83,35 @@ def first_kept(chunks: Sequence[Chunk], keep_graph_tokens: int) -> int:
     return index
 
 
-class TwinPasses:
-    """Both passes on a hook-free twin over parameters gathered once, one reduction at the end.
+class StepGradCache:
+    """Both passes on a hook-free replica over parameters gathered once, one reduction at the end.
 
     Costs about what ZeRO-1 costs; holds all parameters and all trainable gradients for the step.
     Ranks may have different numbers of chunks.
     """
 
     def __init__(
-        self, engine: deepspeed.DeepSpeedEngine, twin: Twin, *, keep_graph_tokens: int
+        self, engine: deepspeed.DeepSpeedEngine, replica: Replica, *, keep_graph_tokens: int
     ) -> None:
         self.engine = engine
-        self.twin = twin
+        self.replica = replica
         self.keep_graph_tokens = keep_graph_tokens
 
     def accumulate(
-        self, chunks: Sequence[Chunk], pull: Pull, *, step_key: int, middle: bool
+        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
     ) -> dict[str, Tensor]:
-        """See `Passes.accumulate`."""
+        """See `GradCache.accumulate`."""
         chunks = [chunk for chunk in chunks if chunk.num_texts]
         kept_from = first_kept(chunks, self.keep_graph_tokens)
         self.engine.set_gradient_accumulation_boundary(True)
-        with self.twin.gathered() as model:
+        with self.replica.gathered() as model:
             model.train()
             outputs = []
             for i, chunk in enumerate(chunks):
                 with torch.set_grad_enabled(i >= kept_from):
                     model.begin(chunk, step_key)
                     outputs.append(model(chunk, middle=middle))
-            gradients, terms = pull(self._joined(model, outputs, middle))
+            gradients, terms = value_and_grad(self._joined(model, outputs, middle))
             cached = split_like(chunks, gradients)
             # newest graphs first: they are freed before any chunk runs again
             for i in reversed(range(len(chunks))):
@@ -122,7 +120,7 @@ class TwinPasses:
                 outputs[i] = ()
                 torch.autograd.backward(output, cached[i])
                 del output
-            self.twin.deliver(self.engine)
+            self.replica.deliver(self.engine)
         return terms
 
     def _joined(self, model: Embedder, outputs: Sequence[Vectors], middle: bool) -> Vectors:
@@ -133,18 +131,18 @@ class TwinPasses:
         return (empty, empty) if middle else (empty,)
 
     def embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """See `Passes.embed`."""
-        with self.twin.gathered() as model, torch.no_grad():
+        """See `GradCache.embed`."""
+        with self.replica.gathered() as model, torch.no_grad():
             model.eval()
             outputs = [model(chunk) for chunk in chunks if chunk.num_texts]
             return self._joined(model, outputs, middle=False)[0]
 
     def held(self) -> contextlib.AbstractContextManager[object]:
-        """See `Passes.held`."""
-        return self.twin.gathered()
+        """See `GradCache.held`."""
+        return self.replica.gathered()
 
 
-class LayerPasses:
+class LayerGradCache:
     """One pass, layer by layer over all chunks; each (layer, chunk) is recomputed going back.
 
     ZeRO-3 gathers each layer once per direction and reduces each gradient once; memory is that of
@@ -156,20 +154,20 @@ class LayerPasses:
         self.engine = engine
 
     def accumulate(
-        self, chunks: Sequence[Chunk], pull: Pull, *, step_key: int, middle: bool
+        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
     ) -> dict[str, Tensor]:
-        """See `Passes.accumulate`."""
+        """See `GradCache.accumulate`."""
         self.engine.train()
         outputs = self.engine(_filled(chunks, self.engine.device), step_key=step_key, middle=middle)
         kept = _real_rows(chunks)
-        gradients, terms = pull(tuple(v.detach()[kept] for v in outputs))
+        gradients, terms = value_and_grad(tuple(v.detach()[kept] for v in outputs))
         padded = tuple(_scatter(g, kept, len(v)) for g, v in zip(gradients, outputs, strict=True))
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.backward(surrogate(outputs, padded), scale_wrt_gas=False)
         return terms
 
     def embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """See `Passes.embed`."""
+        """See `GradCache.embed`."""
         self.engine.eval()
         with torch.no_grad():
             outputs = self.engine(_filled(chunks, self.engine.device), step_key=0, middle=False)
@@ -177,11 +175,11 @@ class LayerPasses:
         return outputs[0][_real_rows(chunks)]
 
     def held(self) -> contextlib.AbstractContextManager[object]:
-        """See `Passes.held`; nothing to hold."""
+        """See `GradCache.held`; nothing to hold."""
         return contextlib.nullcontext()
 
 
-class InterleavedPasses:
+class ChunkGradCache:
     """Two passes through the hooked engine, chunk by chunk: works for any backbone, least memory.
 
     Gathers and reduces for every chunk. The reference that the others are tested against.
@@ -191,9 +189,9 @@ class InterleavedPasses:
         self.engine = engine
 
     def accumulate(
-        self, chunks: Sequence[Chunk], pull: Pull, *, step_key: int, middle: bool
+        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
     ) -> dict[str, Tensor]:
-        """See `Passes.accumulate`."""
+        """See `GradCache.accumulate`."""
         self.engine.train()
         run = _filled(chunks, self.engine.device)
         outputs = []
@@ -201,7 +199,7 @@ class InterleavedPasses:
             with torch.set_grad_enabled(len(run) == 1):
                 outputs.append(self._forward(chunk, step_key, middle=middle))
         kept = _real_rows(chunks)
-        gradients, terms = pull(tuple(v.detach()[kept] for v in concatenate(outputs)))
+        gradients, terms = value_and_grad(tuple(v.detach()[kept] for v in concatenate(outputs)))
         padded = tuple(_scatter(g, kept, sum(c.num_texts for c in run)) for g in gradients)
         for i, cached in enumerate(split_like(run, padded)):
             self.engine.set_gradient_accumulation_boundary(i == len(run) - 1)
@@ -216,7 +214,7 @@ class InterleavedPasses:
         return vectors
 
     def embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """See `Passes.embed`."""
+        """See `GradCache.embed`."""
         self.engine.eval()
         with torch.no_grad():
             outputs = [self.engine(chunk) for chunk in _filled(chunks, self.engine.device)]
@@ -224,7 +222,7 @@ class InterleavedPasses:
         return concatenate(outputs)[0][_real_rows(chunks)]
 
     def held(self) -> contextlib.AbstractContextManager[object]:
-        """See `Passes.held`; nothing to hold."""
+        """See `GradCache.held`; nothing to hold."""
         return contextlib.nullcontext()
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from trainer.data.batch import Texts
 from trainer.distributed.group import Ranks
 from trainer.engine.build import Built
-from trainer.engine.grad_cache import Vectors
+from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import make_chunks
 from trainer.errors import StepError
+from trainer.recipe.resolve import active_tasks, row_texts, uses_middle_layer
 from trainer.recipe.schema import Recipe
 
 CHEAP_ON_CPU_FLOP = 1e11
@@ -53,14 +54,12 @@ def largest_chunk(recipe: Recipe, *, world_size: int, max_positions: int) -> Lar
         world_size: number of ranks.
         max_positions: tokens that the model can tell apart.
     """
-    budget, data = recipe.engine.max_tokens_per_chunk, recipe.data
+    budget = recipe.engine.max_tokens_per_chunk
     steps = []
-    if recipe.tasks.ir is not None:
-        ir = recipe.tasks.ir
-        longest = max(data.query_max_tokens, data.passage_max_tokens)
-        steps.append((ir.global_batch_size * (1 + ir.positives + ir.negatives), longest))
-    if recipe.tasks.sts is not None:
-        steps.append((2 * recipe.tasks.sts.global_batch_size, data.query_max_tokens))
+    for task, settings in active_tasks(recipe).items():
+        texts = row_texts(recipe, task)
+        texts_per_row = sum(number for number, _ in texts)
+        steps.append((settings.global_batch_size * texts_per_row, max(t for _, t in texts)))
     num_texts, longest = max(steps, key=lambda step: step[0] * step[1])
     share, tokens = math.ceil(num_texts / world_size), min(longest, max_positions)
     rows = min(max(1, budget // tokens), share)
@@ -73,14 +72,14 @@ def largest_chunk(recipe: Recipe, *, world_size: int, max_positions: int) -> Lar
     )
 
 
-def is_worth_rehearsing(built: Built, chunk: LargestChunk, device: torch.device) -> bool:
+def is_worth_probing(built: Built, chunk: LargestChunk, device: torch.device) -> bool:
     """Whether a dry step costs little beside what it can save."""
     sizes = (getattr(p, "ds_numel", p.numel()) for p in built.engine.module.parameters())
     tokens = chunk.num_chunks * chunk.num_texts * chunk.text_tokens
     return device.type == "cuda" or FLOP_PER_PARAMETER * sum(sizes) * tokens < CHEAP_ON_CPU_FLOP
 
 
-def rehearse(recipe: Recipe, built: Built, ranks: Ranks) -> None:
+def probe_memory(recipe: Recipe, built: Built, ranks: Ranks) -> None:
     """Run the largest chunk forward and backward, and leave everything as it was.
 
     Its gradient is not a number, which DeepSpeed drops as it does in a skipped step. Left out where
@@ -95,7 +94,7 @@ def rehearse(recipe: Recipe, built: Built, ranks: Ranks) -> None:
     chunk = largest_chunk(
         recipe, world_size=ranks.world_size, max_positions=int(min(positions, 1 << 30))
     )
-    if not is_worth_rehearsing(built, chunk, ranks.device):
+    if not is_worth_probing(built, chunk, ranks.device):
         return
     ranks.enter("in a dry step before the first one")
     engine = built.engine
@@ -103,11 +102,11 @@ def rehearse(recipe: Recipe, built: Built, ranks: Ranks) -> None:
     on_gpu = [ranks.device] if ranks.device.type == "cuda" else []
     memory = explaining_memory(recipe, built, ranks, f"dry step of {chunk}")
     with memory, torch.random.fork_rng(devices=on_gpu):
-        built.passes.accumulate(
+        built.grad_cache.accumulate(
             make_chunks(*_filled(chunk), key=0, device=ranks.device),
             _no_gradient,
             step_key=0,
-            middle=recipe.tasks.sts is not None and recipe.tasks.sts.weights.infonce > 0,
+            middle=uses_middle_layer(recipe),
         )
         engine.step()
     assert engine.skipped_steps == before["skipped_steps"] + 1, "a dry step changed the parameters"

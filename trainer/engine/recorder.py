@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from trainer.engine.step import StepReport
+from trainer.run_folder.layout import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -154,13 +155,12 @@ class FileRecorder(Recorder):
         self, folder: Path, *, start: int, stop: int, wandb_project: str | None, name: str
     ) -> None:
         """Open files in the run's folder; lines of steps from `start` on are dropped first."""
-        keep_lines_before(folder / "metrics.jsonl", start)
-        keep_lines_before(folder / "eval.jsonl", start)
-        self._steps = LineFile(folder / "metrics.jsonl")
-        self._evals = LineFile(folder / "eval.jsonl")
-        self._board: SummaryWriter | None = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start
-        )
+        run = RunFolder(folder)
+        keep_lines_before(run.metrics, start)
+        keep_lines_before(run.evaluations, start)
+        self._steps = LineFile(run.metrics)
+        self._evals = LineFile(run.evaluations)
+        self._board: SummaryWriter | None = SummaryWriter(str(run.tensorboard), purge_step=start)
         self._bar = tqdm(
             total=stop, initial=start, unit="step", file=sys.stdout, mininterval=1.0, smoothing=0.1
         )

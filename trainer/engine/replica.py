@@ -15,7 +15,7 @@ from trainer.model.embedder import Embedder
 from trainer.model.row_gradients import add_gradients_by_row
 
 
-class Twin:
+class Replica:
     """The embedder's structure with empty slots, filled from the engine for a while."""
 
     def __init__(self, embedder: Embedder) -> None:
@@ -39,7 +39,7 @@ class Twin:
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[Embedder]:
-        """The twin over full parameters; nested calls share one gathering.
+        """The replica over full parameters; nested calls share one gathering.
 
         Collective: yes under ZeRO-3.
         """

@@ -9,10 +9,11 @@ from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.evaluation.best import BestSoFar, Results
 from trainer.recipe.schema import EvalRecipe
+from trainer.run_folder.layout import RunFolder
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What follows from an evaluation."""
 
     is_best: bool
@@ -21,16 +22,16 @@ class Verdict:
     """Whether patience has ended."""
 
 
-NOTHING = Verdict(is_best=False, is_last=False)
+NOTHING = Decision(is_best=False, is_last=False)
 
 
-class Watch:
+class EarlyStopping:
     """Judges evaluations by `eval.best_metric`; the first rank's numbers count everywhere."""
 
     def __init__(self, recipe: EvalRecipe, folder: Path, ranks: Ranks) -> None:
         """Nothing was judged yet."""
         self._recipe = recipe
-        self._file = folder / "eval.jsonl"
+        self._file = RunFolder(folder).evaluations
         self._ranks = ranks
         self._best: BestSoFar | None = None
 
@@ -51,13 +52,13 @@ class Watch:
                 lambda: best.after_lines(self._lines(), start, sets), self._ranks
             )
 
-    def judge(self, done: int, results: Results) -> Verdict:
+    def update(self, done: int, results: Results) -> Decision:
         """What an evaluation after `done` steps means for the run. Collective: yes."""
         if self._best is None:
             return NOTHING
         before = self._best
-        self._best = on_first_rank(_judged(before, done, results), self._ranks)
-        return Verdict(
+        self._best = on_first_rank(_updated(before, done, results), self._ranks)
+        return Decision(
             is_best=self._best.step == done and self._best != before,
             is_last=self._best.is_exhausted(self._recipe.patience),
         )
@@ -69,5 +70,5 @@ class Watch:
         return [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
 
 
-def _judged(best: BestSoFar, done: int, results: Results) -> Callable[[], BestSoFar]:
+def _updated(best: BestSoFar, done: int, results: Results) -> Callable[[], BestSoFar]:
     return lambda: best.after(done, results)

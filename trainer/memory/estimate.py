@@ -23,7 +23,7 @@ from trainer.recipe.schema import Recipe
 
 Way = Literal["step", "chunk", "interleaved"]
 """When ZeRO-3 gathers parameters: once per step, once per layer, or for every chunk."""
-Parts = Mapping[str, int]
+BytesByPart = Mapping[str, int]
 """Bytes by name."""
 
 RESERVED_BYTES = 2 * 2**30
@@ -40,9 +40,9 @@ FLAT_STATES = 2
 class MemoryPlan:
     """Bytes of a rank, phase by phase and part by part."""
 
-    phases: Mapping[Way, Mapping[str, Parts]]
+    phases: Mapping[Way, Mapping[str, BytesByPart]]
     """For each value of `engine.gather` that suits the model, fastest first."""
-    host: Parts
+    host: BytesByPart
     """On the CPU side, for each rank: what is offloaded."""
     checkpoint_bytes: int
     """On disk for one checkpoint of all ranks."""
@@ -56,7 +56,7 @@ class MemoryPlan:
         phases = self.phases[gather]
         return max(phases, key=lambda name: sum(phases[name].values()))
 
-    def parts(self, gather: Way) -> Parts:
+    def parts(self, gather: Way) -> BytesByPart:
         """What is held in that phase."""
         return self.phases[gather][self.peak_phase(gather)]
 
@@ -107,7 +107,7 @@ def plan_memory(
     moved = _offloaded(deepspeed)
     held = {name: size for name, size in resident.items() if name not in moved}
     held["embeddings and loss"] = loss_bytes(recipe, shape)
-    phases: dict[Way, Mapping[str, Parts]] = {"step": _step_phases(job)}
+    phases: dict[Way, Mapping[str, BytesByPart]] = {"step": _step_phases(job)}
     if shape.is_layered:
         phases["chunk"] = _layer_phases(job)
     phases["interleaved"] = _interleaved_phases(job)
@@ -163,18 +163,18 @@ def _host(job: Job, moved: dict[str, int]) -> dict[str, int]:
     return moved | ({"the optimizer's gradients": job.own} if "masters" in moved else {})
 
 
-def _step_phases(job: Job) -> dict[str, Parts]:
+def _step_phases(job: Job) -> dict[str, BytesByPart]:
     """Whole chunks over parameters gathered once: forwards, backwards, then one reduction.
 
     The last chunks of pass 1 keep their graphs while there are no gradients yet. Each later chunk
-    adds its own to those of all, 4 T; to the table of embeddings a twin adds row by row.
+    adds its own to those of all, 4 T; to the table of embeddings a replica adds row by row.
     """
     gathered = {"gathered parameters": job.width * job.shape.num_parameters * (job.stage == 3)}
     kept = _kept_tokens(job)
     first = {"activations": job.shape.graph(kept) + job.shape.backward(job.chunk)}
     more = job.shape.graph(job.chunk) + job.shape.backward(job.chunk)
     gradients = {"step's gradients": job.gradients}
-    phases: dict[str, Parts] = {"first chunk": gathered | first}
+    phases: dict[str, BytesByPart] = {"first chunk": gathered | first}
     if job.share > kept:
         phases["last chunk"] = gathered | gradients | {"activations": more}
     phases["reduction"] = gathered | gradients | _reduction(job)
@@ -216,7 +216,7 @@ def _update(job: Job, moved: set[str]) -> dict[str, int]:
     return parts
 
 
-def _layer_phases(job: Job) -> dict[str, Parts]:
+def _layer_phases(job: Job) -> dict[str, BytesByPart]:
     """All chunks through one layer after another, and back.
 
     The state of every token of the rank is kept at each of the L borders. At the top of the
@@ -278,7 +278,7 @@ def _gathered(job: Job) -> tuple[int, int]:
     return job.width * live, job.width * in_flight
 
 
-def _interleaved_phases(job: Job) -> dict[str, Parts]:
+def _interleaved_phases(job: Job) -> dict[str, BytesByPart]:
     """Chunk by chunk through the hooked engine: a chunk's activations over layers that come and go.
 
     Below stage 3 all gradients wait for the last chunk.

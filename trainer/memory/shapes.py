@@ -18,6 +18,7 @@ from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES
 from trainer.model.embedder import Embedder
 from trainer.model.layer_major import decoder_of, supports_layer_major
+from trainer.recipe.resolve import longest_text, uses_middle_layer
 from trainer.recipe.schema import ModelRecipe, Recipe
 
 FEW_TEXTS, MANY_TEXTS = 4, 8
@@ -31,7 +32,7 @@ class PlanError(TrainerError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class LinearBytes:
     """Bytes that grow with the tokens of a chunk."""
 
     fixed: float
@@ -68,11 +69,11 @@ class ModelShape:
     """Elements of a token's hidden state."""
     is_layered: bool
     """Whether chunks can run layer by layer, as `gather: chunk` has them."""
-    graph: Line
+    graph: LinearBytes
     """What a chunk leaves for its backward pass, checkpointed or not as the recipe says."""
-    backward: Line
+    backward: LinearBytes
     """What the backward pass holds at its start on top of that."""
-    layer: Line
+    layer: LinearBytes
     """Forward and backward of one layer alone; 0 where `is_layered` is false."""
 
 
@@ -133,19 +134,19 @@ def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
         is_layered=layered,
         graph=graph,
         backward=backward,
-        layer=_one_layer(config, recipe, length) if layered else Line(fixed=0, per_token=0),
+        layer=_one_layer(config, recipe, length) if layered else LinearBytes(fixed=0, per_token=0),
     )
 
 
 def _whole_model(
     few: Embedder, many: Embedder, recipe: Recipe, *, num_layers: int, length: int
-) -> tuple[Line, Line]:
+) -> tuple[LinearBytes, LinearBytes]:
     """Graph and backward of all layers, from models of a few.
 
     Their tables of embeddings are frozen: gradients of those do not grow with the tokens and are
     counted where they arise.
     """
-    middle = recipe.tasks.sts is not None and recipe.tasks.sts.weights.infonce > 0
+    middle = uses_middle_layer(recipe)
 
     def trial(embedder: Embedder, num_texts: int) -> ChunkMemory:
         return measure_chunk(embedder, num_texts=num_texts, length=length, middle=middle)
@@ -154,33 +155,26 @@ def _whole_model(
     one_layer = deep.graph - shallow.graph
     whole = deep.graph + one_layer * max(0, num_layers - MANY_LAYERS)
     rest = _line(lambda n: _beyond(trial(many, n)), length)
-    return Line(fixed=0, per_token=whole / (MANY_TEXTS * length)), rest
+    return LinearBytes(fixed=0, per_token=whole / (MANY_TEXTS * length)), rest
 
 
-def _one_layer(config: PretrainedConfig, recipe: Recipe, length: int) -> Line:
+def _one_layer(config: PretrainedConfig, recipe: Recipe, length: int) -> LinearBytes:
     """Forward and backward of a layer that is recomputed by itself."""
     plain = replace(recipe.model, gradient_checkpointing=False)
     embedder = _embedder(_with_layers(config, 2), plain)
     return _line(lambda n: measure_layer(embedder, num_texts=n, length=length).peak, length)
 
 
-def _line(size: Callable[[int], int], length: int) -> Line:
+def _line(size: Callable[[int], int], length: int) -> LinearBytes:
     """Through the sizes of two numbers of texts."""
     few, many = size(FEW_TEXTS), size(MANY_TEXTS)
     per_text = (many - few) / (MANY_TEXTS - FEW_TEXTS)
-    return Line(fixed=many - per_text * MANY_TEXTS, per_token=per_text / length)
+    return LinearBytes(fixed=many - per_text * MANY_TEXTS, per_token=per_text / length)
 
 
 def _beyond(memory: ChunkMemory) -> int:
     """Peak of a trial over its graph."""
     return memory.peak - memory.graph
-
-
-def longest_text(recipe: Recipe) -> int:
-    """Tokens of the longest text of a step."""
-    data = recipe.data
-    has_ir = any(source.task == "ir" for source in data.sources)
-    return max(data.query_max_tokens, data.passage_max_tokens if has_ir else 0)
 
 
 def _trial_length(config: PretrainedConfig, recipe: Recipe) -> int:

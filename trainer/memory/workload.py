@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.memory.shapes import ModelShape, longest_text
-from trainer.objectives.contrastive import TILE_BYTES
-from trainer.recipe.resolve import global_batch_sizes
+from trainer.memory.loss_temporaries import temporary_bytes
+from trainer.memory.shapes import ModelShape
+from trainer.recipe.kind import reads_middle
+from trainer.recipe.resolve import active_tasks, global_batch_sizes, longest_text, row_texts
 from trainer.recipe.schema import Recipe, Task
+from trainer.recipe.tasks import TASKS
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 """b."""
-TILES = 4
-"""Tiles of logits that the contrastive loss holds at once."""
 VECTOR_COPIES = 3
 """Copies of all embeddings on a rank: gathered values, their gradients, and those being reduced."""
 
@@ -86,28 +86,18 @@ class Job:
 
 def step_tokens(recipe: Recipe) -> dict[Task, int]:
     """Tokens of one step of each task over all ranks if every text has its greatest length."""
-    data, ir, sts = recipe.data, recipe.tasks.ir, recipe.tasks.sts
-    tokens: dict[Task, int] = {}
-    for task, size in global_batch_sizes(recipe).items():
-        if task == "ir" and ir is not None:
-            passages = (ir.positives + ir.negatives) * data.passage_max_tokens
-            tokens[task] = size * (data.query_max_tokens + passages)
-        elif task == "sts" and sts is not None:
-            tokens[task] = size * 2 * data.query_max_tokens
-    return tokens
+    return {
+        task: size * sum(number * tokens for number, tokens in row_texts(recipe, task))
+        for task, size in global_batch_sizes(recipe).items()
+    }
 
 
 def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
-    """Float32 embeddings of all ranks with their gradients, and the tiles of the loss."""
+    """Float32 embeddings of all ranks with their gradients, and what the loss holds besides."""
     sizes = [0]
-    ir, sts = recipe.tasks.ir, recipe.tasks.sts
-    if ir is not None:
-        candidates = ir.global_batch_size * (ir.positives + ir.negatives)
-        vectors = ir.global_batch_size + candidates
-        tile = min(TILE_BYTES, 4 * ir.global_batch_size * candidates)
-        sizes.append(VECTOR_COPIES * 4 * vectors * shape.hidden_size + TILES * tile)
-    if sts is not None:
-        pairs = sts.global_batch_size
-        # last and middle layer of two texts, and the differences of all pairs of golds
-        sizes.append(VECTOR_COPIES * 4 * 4 * pairs * shape.hidden_size + TILES * 4 * pairs**2)
+    for task, settings in active_tasks(recipe).items():
+        layers = 2 if reads_middle(TASKS[task], settings) else 1
+        texts = settings.global_batch_size * sum(number for number, _ in row_texts(recipe, task))
+        vectors = VECTOR_COPIES * 4 * layers * texts * shape.hidden_size
+        sizes.append(vectors + temporary_bytes(task, settings))
     return max(sizes)

@@ -22,22 +22,11 @@ from trainer.errors import RecipeError
 from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import Recipe
+from trainer.run_folder.layout import TRACES, RunFolder
 
 logger = logging.getLogger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
-TRACES = (
-    "recipe.yaml",
-    "metrics.jsonl",
-    "eval.jsonl",
-    "checkpoints",
-    "model",
-    "merged",
-    "report.html",
-    "run.json",
-    "finished.json",
-)
-"""What a run leaves in its output folder."""
 LEAST_FREE_BYTES = 1 << 20
 """With less room than this a run is not begun; its checkpoints are counted by the dry run."""
 
@@ -179,7 +168,7 @@ def check_output_dir(folder: str, *, resume: bool) -> None:
         expected = "a new or empty folder"
         advice = "Continue it with --resume, give another output_dir, or remove the old run."
         raise _error(folder, f"holds a run: {_listed(found)}", expected, advice)
-    if resume and not (path / "checkpoints").exists():
+    if resume and not RunFolder(path).checkpoints.exists():
         logger.info("%s: no checkpoint to resume; the run starts at its first step", folder)
 
 

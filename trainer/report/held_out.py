@@ -5,9 +5,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from statistics import fmean
 
+from trainer.recipe.kind import TaskKind
+from trainer.recipe.tasks import TASKS, kind_of_metric, metric_label
 from trainer.report.charts import Axis, Series
 from trainer.report.html import charts, figure, framed, table
-from trainer.report.read import Line, Run, main_metrics, task_of
+from trainer.report.read import Line, Run, main_metrics
 from trainer.report.vector_charts import (
     cosine_legend,
     histogram_chart,
@@ -15,13 +17,6 @@ from trainer.report.vector_charts import (
     trade_off_chart,
 )
 
-METRIC_NAMES = {
-    "ndcg_at_10": "nDCG@10",
-    "mrr_at_10": "MRR@10",
-    "recall_at_100": "Recall@100",
-    "spearman": "Spearman",
-    "pearson": "Pearson",
-}
 GEOMETRY_NAMES = {
     "alignment": "alignment",
     "uniformity": "uniformity",
@@ -36,7 +31,7 @@ def evaluation_section(run: Run) -> str:
         return '<h2>Held-out sets</h2><p class="note">No evaluation was made.</p>'
     first, last = run.evaluations[0], run.evaluations[-1]
     rows = [
-        _change_row((name, METRIC_NAMES.get(metric, metric)), before.get(metric), value, 4)
+        _change_row((name, metric_label(metric)), before.get(metric), value, 4)
         for name, metrics in last["sets"].items()
         for before in (first["sets"].get(name, {}),)
         for metric, value in metrics.items()
@@ -62,7 +57,7 @@ def evaluation_figures(runs: Sequence[Run]) -> list[str]:
     figures = []
     for name, metric in names:
         series = [one for run in runs if (one := _scores(run, name, metric))]
-        title = f"{name}, {METRIC_NAMES.get(metric, metric)}"
+        title = f"{name}, {metric_label(metric)}"
         figures.append(figure(title, Axis(smooth=False), series))
     return [*figures, trade_off_figure(runs)]
 
@@ -88,31 +83,49 @@ def _scores(run: Run, name: str, metric: str) -> Series | None:
 
 
 def trade_off_figure(runs: Sequence[Run]) -> str:
-    """Mean STS against mean IR score, a path of each run; nothing where a task is not evaluated."""
-    paths = [path for run in runs if (path := _path(run))]
+    """Means of two tasks against each other, a path of each run; nothing where one is missing."""
+    kinds = _evaluated_kinds(runs)
+    paths = [path for run in runs if (path := _path(run, kinds))]
     if not paths:
         return ""
-    title = "Similarity against retrieval: from the ring, before training, to the large dot"
-    axes = ("mean retrieval score", "mean similarity score")
+    one, other = (kind.label for kind in kinds)
+    title = f"{other.capitalize()} against {one}: from the ring, before training, to the large dot"
+    axes = (f"mean {one} score", f"mean {other} score")
     return framed(title, trade_off_chart(title, axes, paths))
 
 
-def _path(run: Run) -> Series | None:
-    """Means over the sets of both tasks at each evaluation."""
-    points = [point for line in run.evaluations if (point := _both_means(line))]
+def _evaluated_kinds(runs: Sequence[Run]) -> list[TaskKind]:
+    """The first two kinds of tasks, in the order of their table, that any run evaluated."""
+    found = {
+        kind.name
+        for run in runs
+        for line in run.evaluations
+        for _, metric, _ in main_metrics(line)
+        if (kind := kind_of_metric(metric))
+    }
+    return [kind for name, kind in TASKS.items() if name in found][:2]
+
+
+def _path(run: Run, kinds: Sequence[TaskKind]) -> Series | None:
+    """Means over the sets of both kinds at each evaluation."""
+    points = [point for line in run.evaluations if (point := _both_means(line, kinds))]
     if len(points) < 2:
         return None
     x, y = zip(*points, strict=True)
     return Series(name=run.name, x=x, y=y)
 
 
-def _both_means(evaluation: Line) -> tuple[float, float] | None:
-    """Mean of the first metrics of the IR sets, and of the STS sets."""
-    values: dict[str, list[float]] = {"ir": [], "sts": []}
+def _both_means(evaluation: Line, kinds: Sequence[TaskKind]) -> tuple[float, float] | None:
+    """Mean of the main metrics of the sets of each of two kinds."""
+    values: dict[str, list[float]] = {kind.name: [] for kind in kinds}
     for _, metric, value in main_metrics(evaluation):
-        if value is not None and math.isfinite(value):
-            values[task_of(metric)].append(value)
-    return (fmean(values["ir"]), fmean(values["sts"])) if all(values.values()) else None
+        kind = kind_of_metric(metric)
+        if value is not None and math.isfinite(value) and kind and kind.name in values:
+            values[kind.name].append(value)
+    if len(kinds) < 2 or not all(values.values()):
+        return None
+    one, other = (fmean(values[kind.name]) for kind in kinds)
+    return one, other
 
 
 def geometry_section(run: Run) -> str:
@@ -166,5 +179,5 @@ def comparison_table(runs: Sequence[Run]) -> str:
         values = [sets.get(name, {}).get(metric) for name, metric in keys]
         shown = ["-" if value is None else f"{value:.4f}" for value in values]
         rows.append((run.name, f"{len(run.steps):,}", *shown))
-    head = ("run", "steps", *(f"{name}, {METRIC_NAMES.get(m, m)}" for name, m in keys))
+    head = ("run", "steps", *(f"{name}, {metric_label(m)}" for name, m in keys))
     return f"<h2>{escape('Held-out sets, last evaluation')}</h2>{table(head, rows)}"

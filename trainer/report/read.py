@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
-from trainer.run_folder.facts import FILE as RUN_FACTS
-
-TASK_NAMES = {"ir": "retrieval", "sts": "similarity"}
+from trainer.recipe.tasks import TASKS
+from trainer.run_folder.layout import RunFolder
 
 Line = Mapping[str, Any]
 """An object of a JSONL file."""
@@ -39,9 +38,9 @@ class Run:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that occur, in a fixed order."""
+        """The tasks that occur, in the order of the table of tasks."""
         found = {step["task"] for step in self.steps}
-        return [task for task in TASK_NAMES if task in found]
+        return [task for task in TASKS if task in found]
 
 
 def read_run(folder: Path) -> Run:
@@ -53,22 +52,22 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: if the folder holds no run, or one of its files is damaged.
     """
-    steps = read_lines(folder / "metrics.jsonl", STEP_KEYS)
-    evaluations = read_lines(folder / "eval.jsonl", EVALUATION_KEYS)
-    recipe = folder / "recipe.yaml"
+    files = RunFolder(folder)
+    steps = read_lines(files.metrics, STEP_KEYS)
+    evaluations = read_lines(files.evaluations, EVALUATION_KEYS)
+    recipe = files.recipe
     if not recipe.is_file() or not (steps or evaluations):
         raise DataError(
             f"{folder}: recipe.yaml and metrics.jsonl = missing or empty; expected the output "
             "folder of a run that took a step. Give the recipe's output_dir."
         )
-    merge = folder / "merged" / "merge.json"
     return Run(
         name=folder.resolve().name,
         recipe=_read_text(recipe),
         steps=steps,
         evaluations=evaluations,
-        facts=_read_object(folder / RUN_FACTS, ()) or {},
-        merge=_read_object(merge, MERGE_KEYS),
+        facts=_read_object(files.facts, ()) or {},
+        merge=_read_object(files.merge_record, MERGE_KEYS),
     )
 
 
@@ -116,11 +115,6 @@ def _read_text(path: Path) -> str:
             f"{path}: byte {error.start} = {error.object[error.start]:#04x}; expected UTF-8 text. "
             f"{REPAIR}"
         ) from None
-
-
-def task_of(metric: str) -> str:
-    """The task that a set's first metric belongs to."""
-    return "sts" if metric in ("spearman", "pearson") else "ir"
 
 
 def main_metrics(evaluation: Line) -> Iterable[tuple[str, str, float | None]]:

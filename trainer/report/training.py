@@ -3,18 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from trainer.recipe.tasks import TASKS
 from trainer.report.charts import Axis, Series
 from trainer.report.html import charts, figure, table
-from trainer.report.read import TASK_NAMES, Line, Run
-
-TERM_NAMES = {
-    "infonce": "InfoNCE",
-    "pearson": "Pearson",
-    "rank_kl": "RankKL",
-    "pro": "PRO",
-    "cosent": "CoSENT",
-}
-"""Terms of the losses, before their weights, by key of `metrics.jsonl`."""
+from trainer.report.read import Line, Run
 
 
 def summary(run: Run) -> str:
@@ -22,7 +14,7 @@ def summary(run: Run) -> str:
     if not run.steps:
         return '<p class="note">No step was taken yet.</p>'
     counts = ", ".join(
-        f"{sum(step['task'] == task for step in run.steps):,} {TASK_NAMES[task]}"
+        f"{sum(step['task'] == task for step in run.steps):,} {TASKS[task].label}"
         for task in run.tasks
     )
     tokens, seconds = total(run.steps, "tokens"), total(run.steps, "seconds")
@@ -53,7 +45,7 @@ def exposure_section(run: Run) -> str:
     rows = [
         (
             one["source"],
-            TASK_NAMES[one["task"]],
+            TASKS[one["task"]].label,
             f"{one['num_rows']:,}",
             f"{one['steps']:,}",
             f"{sum(step['source'] == one['source'] for step in run.steps):,}",
@@ -75,7 +67,7 @@ def training_section(runs: Sequence[Run]) -> str:
     runs = [run for run in runs if run.steps]
     if not runs:
         return ""
-    tasks = [task for task in TASK_NAMES if any(task in run.tasks for run in runs)]
+    tasks = [task for task in TASKS if any(task in run.tasks for run in runs)]
     figures = [one for task in tasks for one in loss_figures(runs, task)]
     for title, key, axis in (
         ("Gradient norm before clipping", "grad_norm", Axis(logarithmic=True)),
@@ -91,12 +83,13 @@ def training_section(runs: Sequence[Run]) -> str:
 
 def loss_figures(runs: Sequence[Run], task: str) -> list[str]:
     """The loss of a task and, where it has several, its terms."""
-    name, unit = TASK_NAMES[task], "nats" if task == "ir" else ""
-    figures = [figure(f"Loss, {name}", Axis(unit=unit), run_series(runs, task, "loss"))]
-    terms = [term for term in TERM_NAMES if run_series(runs, task, term)]
+    kind = TASKS[task]
+    name = kind.label
+    figures = [figure(f"Loss, {name}", Axis(unit=kind.loss_unit), run_series(runs, task, "loss"))]
+    terms = [term for term in kind.terms.values() if run_series(runs, task, term.name)]
     if len(terms) > 1:
         figures += [
-            figure(f"{TERM_NAMES[term]}, {name}", Axis(), run_series(runs, task, term))
+            figure(f"{term.label}, {name}", Axis(), run_series(runs, task, term.name))
             for term in terms
         ]
     return figures
@@ -107,14 +100,14 @@ def task_figures(runs: Sequence[Run], title: str, key: str, axis: Axis) -> list[
     if len(runs) == 1:
         steps = runs[0].steps
         found = [
-            _series(TASK_NAMES[task], [s for s in steps if s["task"] == task], key)
+            _series(TASKS[task].label, [s for s in steps if s["task"] == task], key)
             for task in runs[0].tasks
         ]
         return [figure(title, _fitting(axis, found), [one for one in found if one])]
     figures = []
-    for task, name in TASK_NAMES.items():
+    for task, kind in TASKS.items():
         series = run_series(runs, task, key)
-        figures.append(figure(f"{title}, {name}", _fitting(axis, series), series))
+        figures.append(figure(f"{title}, {kind.label}", _fitting(axis, series), series))
     return figures
 
 

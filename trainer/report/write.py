@@ -23,6 +23,7 @@ from trainer.report.held_out import (
 from trainer.report.html import charts, page, table
 from trainer.report.read import Run, read_run
 from trainer.report.training import exposure_section, summary, training_section
+from trainer.run_folder.layout import RunFolder
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -39,7 +40,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         DataError: if the folder holds no run, or one of its files is damaged.
         OSError: if the page cannot be written; an older one stays.
     """
-    return _write(render_run(read_run(folder)), output or folder / "report.html")
+    return _write(render_run(read_run(folder)), output or RunFolder(folder).report)
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:

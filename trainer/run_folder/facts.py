@@ -12,8 +12,7 @@ from pathlib import Path
 
 from trainer import __version__
 from trainer.data.plan import Exposure
-
-FILE = "run.json"
+from trainer.run_folder.layout import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,7 @@ def write_run_facts(folder: Path, facts: RunFacts) -> None:
         "num_steps": facts.num_steps,
         "exposure": [asdict(one) for one in facts.exposure],
     }
-    partial = folder / f".{FILE}"
+    target = RunFolder(folder).facts
+    partial = target.with_name(f".{target.name}")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / FILE)
+    os.replace(partial, target)

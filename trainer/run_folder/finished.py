@@ -10,12 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-FILE = "finished.json"
+from trainer.run_folder.layout import RunFolder
 
 
 def clear_finished(folder: Path) -> None:
     """Remove the marker of an earlier part of the run; before anything is trained."""
-    (folder / FILE).unlink(missing_ok=True)
+    RunFolder(folder).finished.unlink(missing_ok=True)
 
 
 def write_finished(folder: Path, *, step: int) -> None:
@@ -25,23 +25,24 @@ def write_finished(folder: Path, *, step: int) -> None:
         folder: of the run; `model/` and all else is written.
         step: steps done.
     """
+    run = RunFolder(folder)
     content = {
         "step": step,
-        "loss": _last(folder / "metrics.jsonl").get("loss"),
-        "metrics": _last(folder / "eval.jsonl").get("sets", {}),
-        "export": {"folder": "model", "sha256": hash_folder(folder / "model")},
+        "loss": _last(run.metrics).get("loss"),
+        "metrics": _last(run.evaluations).get("sets", {}),
+        "export": {"folder": run.model.name, "sha256": hash_folder(run.model)},
     }
-    partial = folder / f".{FILE}"
+    partial = run.finished.with_name(f".{run.finished.name}")
     with partial.open("w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(folder / FILE)
+    partial.replace(run.finished)
 
 
 def read_finished(folder: Path) -> dict[str, Any] | None:
     """Content of the marker; None where the run is not done."""
-    file = folder / FILE
+    file = RunFolder(folder).finished
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 

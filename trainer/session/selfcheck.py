@@ -28,11 +28,14 @@ from trainer.data.sources import Source
 from trainer.distributed.group import join, leave
 from trainer.distributed.rows import gather_rows
 from trainer.engine.chunks import ChunkPlan, plan_chunks
-from trainer.engine.grad_cache import Pull, Vectors
-from trainer.engine.losses import needs_middle, step_loss, whole_loss
+from trainer.engine.grad_cache import ValueAndGrad
+from trainer.engine.losses.step_loss import step_loss, whole_loss
+from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
+from trainer.recipe.kind import reads_middle
 from trainer.recipe.schema import Recipe
-from trainer.session.train import Session, open_session
+from trainer.recipe.tasks import TASKS
+from trainer.session.open import Session, open_session
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +98,11 @@ def selfcheck(recipe: Recipe, sources: tuple[Source, ...]) -> int:
 def small(recipe: Recipe, world_size: int) -> Recipe:
     """The recipe with batches of at most `ROWS_PER_RANK` rows per rank."""
     rows = ROWS_PER_RANK * world_size
-    ir, sts = recipe.tasks.ir, recipe.tasks.sts
-    if ir is not None and ir.global_batch_size > rows:
-        ir = dataclasses.replace(ir, global_batch_size=rows)
-    if sts is not None and sts.global_batch_size > rows:
-        sts = dataclasses.replace(sts, global_batch_size=rows)
-    return dataclasses.replace(recipe, tasks=dataclasses.replace(recipe.tasks, ir=ir, sts=sts))
+    tasks = {
+        name: dataclasses.replace(one, global_batch_size=min(one.global_batch_size, rows))  # type: ignore[type-var]
+        for name, one in recipe.tasks.items()
+    }
+    return dataclasses.replace(recipe, tasks=tasks)
 
 
 def _timed(session: Session) -> Iterator[tuple[Batch, float]]:
@@ -123,21 +125,22 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
     plan = plan_chunks(lengths, num_ranks=ranks.world_size, max_tokens=budget)
     seconds = {"data": waited, "loss": 0.0, "reduce": 0.0}
     key = step_key(session.recipe.seed, batch.plan.step)
-    pull = _Watched(step_loss(batch, session.recipe.tasks, plan, ranks))
+    settings = session.recipe.tasks[batch.plan.task]
+    loss = _Watched(step_loss(batch, settings, plan, ranks))
     started = time.perf_counter()
-    with _measured_collectives(seconds), built.passes.held():
+    with _measured_collectives(seconds), built.grad_cache.held():
         # what `held` gathers at once is not gathered again below
         seconds["gather"] = time.perf_counter() - started
-        built.passes.accumulate(
+        built.grad_cache.accumulate(
             make_chunks(batch.texts, plan.ranks[ranks.rank], key=key, device=ranks.device),
-            pull,
+            loss,
             step_key=key,
-            middle=needs_middle(batch, session.recipe.tasks),
+            middle=reads_middle(TASKS[batch.plan.task], settings),
         )
     seconds["step"] = time.perf_counter() - started
-    seconds["loss"] = pull.seconds
+    seconds["loss"] = loss.seconds
     got = dict(_engine_gradients(session))
-    vectors = _in_text_order(pull.vectors, plan)
+    vectors = _in_text_order(loss.vectors, plan)
     expected_vectors, expected = reference(session, batch, at=vectors)
     built.engine.optimizer.zero_grad()
     error, place = max(
@@ -152,8 +155,7 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
 
 def _in_text_order(vectors: Vectors, plan: ChunkPlan) -> Vectors:
     """The vectors of all ranks, row i that of text i [U, H]. Collective: yes."""
-    order = torch.from_numpy(np.concatenate([plan.rows(r) for r in range(len(plan.ranks))]))
-    place = torch.argsort(order).to(vectors[0].device)
+    place = torch.from_numpy(np.argsort(plan.order)).to(vectors[0].device)
     return tuple(gather_rows(v, counts=plan.counts)[place] for v in vectors)
 
 
@@ -169,7 +171,7 @@ def reference(session: Session, batch: Batch, *, at: Vectors) -> tuple[Vectors, 
     """What plain autograd over the whole batch gives, on every rank alone.
 
     Args:
-        session: its twin is the model.
+        session: its replica is the model.
         batch: the global batch.
         at: vectors in text order at which the loss is differentiated, each [U, H].
 
@@ -183,9 +185,9 @@ def reference(session: Session, batch: Batch, *, at: Vectors) -> tuple[Vectors, 
     chunks = make_chunks(batch.texts, plan.ranks[0], key=key, device=ranks.device)
     rows = torch.from_numpy(plan.rows(0)).to(ranks.device)
     points = tuple(vectors[rows].requires_grad_() for vectors in at)
-    loss = whole_loss(batch, recipe.tasks, plan, ranks.device)(points)
+    loss = whole_loss(batch, recipe.tasks[batch.plan.task], plan, ranks.device)(points)
     pulled = torch.autograd.grad(loss, points, allow_unused=True, materialize_grads=True)
-    with session.built.twin.gathered() as model:
+    with session.built.replica.gathered() as model:
         model.train()
         outputs = []
         for chunk in chunks:
@@ -220,15 +222,15 @@ def _badness(found: tuple[float, str]) -> tuple[bool, float]:
 class _Watched:
     """A loss that keeps the vectors it was given and the wall time it took."""
 
-    def __init__(self, pull: Pull) -> None:
-        self.pull = pull
+    def __init__(self, loss: ValueAndGrad) -> None:
+        self.loss = loss
         self.vectors: Vectors = ()
         self.seconds = 0.0
 
     def __call__(self, vectors: Vectors) -> tuple[Vectors, dict[str, Tensor]]:
         started = time.perf_counter()
         self.vectors = tuple(v.detach().clone() for v in vectors)
-        result = self.pull(vectors)
+        result = self.loss(vectors)
         self.seconds = time.perf_counter() - started
         return result
 
