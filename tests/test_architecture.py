@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "trainer"
-TOOLS = ROOT / "tools"
+BESIDE = ("tools", "bench", "chaos", "demo")
+"""Commands, and what they are made of."""
 ROOMS = (
     "__init__",
     "errors",
@@ -36,7 +37,7 @@ LIGHT_ROOMS = ("errors", "recipe", "cli", "data", "run_folder", "report")
 MOST_TOP_FILES = 4
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = sorted(TOOLS.rglob("*.py"))
+SCRIPTS = sorted(file for folder in BESIDE for file in (ROOT / folder).rglob("*.py"))
 
 
 def room_of(file: Path) -> str:
@@ -95,7 +96,7 @@ def test_room_imports_only_leftwards(file: Path) -> None:
     for module in imported(parsed(file)):
         if module.startswith("trainer.") and module != "trainer.__version__":
             assert module.split(".")[1] in allowed, f"{name_of(file)} imports {module}"
-        assert not module.startswith(("tools", "tests")), f"{name_of(file)} imports {module}"
+        assert not module.startswith((*BESIDE, "tests")), f"{name_of(file)} imports {module}"
 
 
 @pytest.mark.parametrize("room", sorted({file.parent for file in FILES}), ids=name_of)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tools import demo_data
-from tools.demo_docs import Doc, is_usable, read_docs, split_docstring
-from tools.demo_sts import place_score, silver_pairs
+from demo import data as demo_data
+from demo.docs import Doc, is_usable, read_docs, split_docstring
+from demo.sts import place_score, silver_pairs
 from trainer.data.sources import open_eval_set, open_source
 from trainer.evaluation.metrics import ranking_metrics
 from trainer.recipe.load import load_recipe

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from trainer.errors import RecipeError
 from trainer.recipe.document import Document, KeyPath, shorten
 from trainer.recipe.fields import NumberOf, NumbersByName, OneOf, SectionsByName
+from trainer.recipe.renamed import KEYS, WORDS
 from trainer.recipe.secrets import has_secret
 
 DataclassT = TypeVar("DataclassT")
@@ -142,8 +143,11 @@ class _Builder:
     def _choice(self, value: Any, choices: tuple[Any, ...], path: KeyPath) -> Any:
         if value in choices and not isinstance(value, bool):
             return value
+        renamed = WORDS.get(".".join(path), {}).get(str(value))
         nearest = _nearest(str(value), choices)
         advice = f"Did you mean {nearest}?" if nearest else "Use one of them."
+        if renamed is not None:
+            advice = f"It is called {renamed} now."
         raise self._error(path, value, f"one of {', '.join(map(str, choices))}", advice)
 
     def _tuple(self, value: Any, hints: tuple[Any, ...], path: KeyPath) -> tuple[Any, ...]:
@@ -244,7 +248,9 @@ class _Builder:
         expected = f"a known key; {section} has {', '.join(known)}"
         nearest = _nearest(str(key), known)
         far = [name for name in _all_keys(self.root) if name.rsplit(".", 1)[-1] == key]
-        if "." in str(key):
+        if where in KEYS:
+            advice = f"It is called {KEYS[where]} now."
+        elif "." in str(key):
             advice = "Nest it under its section: dots are for overrides on the command line."
         elif nearest or far:
             advice = f"Did you mean {nearest or far[0]}?"

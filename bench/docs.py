@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.demo_data import VOCABULARY, train_tokenizer
-from tools.demo_docs import read_docs, source_files
+from demo.data import VOCABULARY, train_tokenizer
+from demo.docs import read_docs, source_files
 
 SEED = 42
 

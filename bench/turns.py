@@ -20,8 +20,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from tools.bench import _memory as memory
-from tools.bench._jobs import Job
+from bench import memory as memory
+from bench.jobs import Job
 
 Start = Literal["forkserver", "spawn"]
 """How a process comes to be."""
@@ -255,7 +255,7 @@ def _serve(job: Job, pipe: Connection) -> None:
     """Answer once when the model is loaded, and then after each step."""
     empty = memory.in_use()
     # heavy: only the measured process imports torch
-    from tools.bench._contestants import make
+    from bench.contestants import make
 
     contestant = make(job)
     pipe.send(Reply(loss=0.0, seconds=0.0, cpu_seconds=0.0, step_bytes=0, total_bytes=0, facts={}))

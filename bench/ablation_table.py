@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from tools.bench._ablation_data import HeldOut
+from bench.ablation_data import HeldOut
 
 Scored = Mapping[str, float]
 """Scores of a model, by set."""

@@ -1,7 +1,7 @@
 """Make models of random bfloat16 numbers in the shape of Qwen2.5, for `merge.py` to measure.
 
-  python tools/bench/merge_models.py model FOLDER --size 1.5B --seed 1
-  python tools/bench/merge_models.py zero3 FOLDER --size 1.5B --seed 1
+  python bench/merge_models.py model FOLDER --size 1.5B --seed 1
+  python bench/merge_models.py zero3 FOLDER --size 1.5B --seed 1
 
 Seed 0 is the base; others lie near it. `zero3` writes float32 masters as the shards of four ranks.
 """
