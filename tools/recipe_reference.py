@@ -1,7 +1,8 @@
 """Print every key of a recipe with type, default and meaning, as Markdown, from the schema itself.
 
-`--write FILE` replaces the reference inside a Markdown file, between the two marker lines. It must
-not know any key: names, bounds and sentences are those of `trainer/recipe/schema.py`.
+`--write` replaces the reference inside docs/recipe.md, or inside another Markdown file, between the
+two marker lines. It must not know any key: names, bounds and sentences are those of
+`trainer/recipe/schema.py`.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from trainer.errors import RecipeError
 from trainer.recipe import schema
 from trainer.recipe.schema import Recipe
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
+"""The page that holds the reference."""
 BEGIN = "<!-- recipe reference: begin -->"
 END = "<!-- recipe reference: end -->"
 WORDS = {str: "text", int: "integer", float: "number", bool: "true or false"}
@@ -164,7 +167,12 @@ def main() -> int:
     """Print the reference, or write it into a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="Markdown file to bring up to date"
+        "--write",
+        nargs="?",
+        type=Path,
+        const=PAGE,
+        metavar="FILE",
+        help="update the table in this Markdown file; without FILE: docs/recipe.md",
     )
     path: Path | None = parser.parse_args().write
     if path is None:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# started by path, as the README shows
+# started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.ablation_data import FULL, GENRES, QUICK, prepare

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# started by path, as the README shows
+# started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.docs import collect_pairs, save_random_model, write_pairs

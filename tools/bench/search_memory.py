@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# started by path, as the README shows
+# started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.memory import in_use, peak, reset_peak

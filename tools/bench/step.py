@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# started by path, as the README shows
+# started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.docs import DecoderShape, collect_pairs, make_decoder, write_pairs
