@@ -1,5 +1,6 @@
 """The pages say what is true: commands parse, links and names exist, results stand once."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -168,3 +169,27 @@ def test_the_reference_is_written_into_a_page(tmp_path: Path) -> None:
 def test_a_page_without_markers_is_refused() -> None:
     with pytest.raises(RecipeError, match="markers = 0 and 0; expected"):
         recipe_reference.replaced("nothing", "page.md")
+
+
+def test_the_walk_of_a_step_names_functions_in_order() -> None:
+    text = (ROOT / "docs" / "development.md").read_text()
+    section = text.split("## A step, function by function")[1].split("\n## ")[0]
+    steps = re.findall(r"^(\d+)\. `(trainer[.\w]+)`", section, re.MULTILINE)
+    assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
+    assert 5 <= len(steps) <= 12
+    for _, name in steps:
+        assert is_function(name), name
+
+
+def is_function(name: str) -> bool:
+    """Whether a dotted name is a function of a module, or a method of one of its classes."""
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        file = ROOT.joinpath(*parts[:cut]).with_suffix(".py")
+        if file.is_file():
+            body: list[ast.stmt] = ast.parse(file.read_text()).body
+            for part in parts[cut:-1]:
+                owners = (n for n in body if isinstance(n, ast.ClassDef) and n.name == part)
+                body = next(owners, ast.ClassDef(name="", body=[])).body
+            return any(isinstance(n, ast.FunctionDef) and n.name == parts[-1] for n in body)
+    return False

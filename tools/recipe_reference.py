@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from trainer.cli import ending_with_code
 from trainer.errors import RecipeError
 from trainer.recipe import schema
+from trainer.recipe.fields import NumbersByName, SectionsByName
 from trainer.recipe.schema import Recipe
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
@@ -46,9 +47,16 @@ class Key:
 
 def keys_of(section: type, prefix: str = "") -> Iterator[Key]:
     """Every key of a section and of the sections inside it, in the schema's order."""
-    hints, meanings = get_type_hints(section), meanings_of(section)
+    hints, meanings = get_type_hints(section, include_extras=True), meanings_of(section)
     for field in dataclasses.fields(section):
         hint, path = hints[field.name], prefix + field.name
+        table = table_of(hint)
+        if isinstance(table, SectionsByName):
+            yield from task_keys(table, path)
+            continue
+        if isinstance(table, NumbersByName):
+            yield from number_keys(table, path)
+            continue
         inner = section_in(hint)
         if inner is None or get_origin(hint) in (Union, types.UnionType, tuple):
             yield Key(
@@ -62,9 +70,33 @@ def keys_of(section: type, prefix: str = "") -> Iterator[Key]:
             yield from keys_of(inner, f"{path}[]." if is_list else f"{path}.")
 
 
+def task_keys(table: SectionsByName, path: str) -> Iterator[Key]:
+    """The sections that a table names, each with its keys."""
+    for name, section in table.schemas().items():
+        meaning = f"{str(section.__doc__).splitlines()[0]} Required where a source has this task."
+        yield Key(path=f"{path}.{name}", kind="section or null", default="`null`", meaning=meaning)
+        yield from keys_of(section, f"{path}.{name}.")
+
+
+def number_keys(table: NumbersByName, path: str) -> Iterator[Key]:
+    """The numbers that a table names."""
+    for name, number in table.numbers().items():
+        yield Key(
+            path=f"{path}.{name}",
+            kind=kind_of(float, table.bounds),
+            default=f"`{_yaml(number.default)}`",
+            meaning=number.meaning,
+        )
+
+
+def table_of(hint: Any) -> Any:
+    """The table that an annotation takes names from, if any."""
+    return get_args(hint)[1] if get_origin(hint) is Annotated else None
+
+
 def meanings_of(section: type) -> dict[str, str]:
     """The sentence under each field of a dataclass, by field."""
-    tree = ast.parse(inspect.getsource(schema))
+    tree = ast.parse(inspect.getsource(inspect.getmodule(section) or schema))
     body = next(
         node.body
         for node in tree.body
@@ -101,6 +133,8 @@ def kind_of(hint: Any, bounds: Mapping[str, Any]) -> str:
 def _words(hint: Any) -> str:
     """An annotation in words."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return ", ".join(f"`{name}`" for name in arguments[1].names())
     if origin in (Union, types.UnionType):
         members = [_words(member) for member in arguments if member is not type(None)]
         return " or ".join([*members, *["null"] * (type(None) in arguments)])

@@ -100,7 +100,7 @@ class Stepper:
                 middle=reads_middle(TASKS[batch.plan.task], settings),
             )
             terms = {name: float(value) for name, value in found.items()}
-            grad_norm = self._update(step)
+            grad_norm = self.update(step)
         if grad_norm is None:
             self._skip(batch, terms)
         self.ranks.enter(f"after step {step}")
@@ -120,7 +120,7 @@ class Stepper:
             seconds=time.perf_counter() - started,
         )
 
-    def _update(self, step: int) -> float | None:
+    def update(self, step: int) -> float | None:
         """Apply the gradient; returns its norm, or None where it is not finite.
 
         DeepSpeed drops such a gradient on all ranks and leaves parameters and optimizer alone.
