@@ -206,7 +206,7 @@ def _hard_negatives(
     beir: BeirFolder, split: str, positives: Mapping[int, Container[int]], *, skip: bool
 ) -> tuple[dict[int, np.ndarray], str]:
     """Corpus rows of each query's hard negatives without its judged positives, and a digest."""
-    files = part_files(beir.folder, (f"hard_negatives.{split}".lower(),))
+    files = part_files(beir.folder, (f"hard_negatives.{split}",))
     if not files:
         return {}, ""
     table = table_of(files)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.I)
+NUMBER = re.compile(
+    r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.I
+)
 """A number as files write it; Python's own `float` also takes `1_000` and digits of any script."""
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 SHOWN_CHARS = 60

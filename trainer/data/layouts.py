@@ -84,7 +84,7 @@ def qrel_files(folder: Path, split: str) -> list[Path]:
             by_split.setdefault(_stem(file), []).append(file)
         if split in by_split:
             return _of_best_kind(by_split[split], QREL_KINDS)
-    flat = [file for file in _qrels_in(folder) if file.name.lower().startswith(f"qrels.{split}.")]
+    flat = [file for file in _qrels_in(folder) if _is_called(file, f"qrels.{split}")]
     if flat:
         return _of_best_kind(flat, QREL_KINDS)
     splits = ", ".join(sorted(by_split)) or "none"
@@ -103,7 +103,7 @@ def _qrels_in(folder: Path) -> list[Path]:
 
 
 def _is_called(file: Path, name: str) -> bool:
-    return _stem(file).lower() == name
+    return _stem(file).lower() == name.lower()
 
 
 def _stem(file: Path) -> str:

@@ -200,7 +200,8 @@ def _in_folder(folder: Path, owner: str) -> list[Path]:
         return by_kind[".arrow"]
     for kind, files in list(by_kind.items()):
         rows = [file for file in files if file.name.partition(".")[0].lower() != CORPUS]
-        if rows or len(by_kind) > 1:
+        if len(rows) < len(files) and (rows or len(by_kind) > 1):
+            logger.info("%s: a corpus, whose rows are not records", folder)
             by_kind[kind] = rows
     by_kind = {kind: files for kind, files in by_kind.items() if files}
     if len(by_kind) > 1:
