@@ -136,7 +136,10 @@ def test_every_layout_gives_the_same_set_and_records(folder: Path, name: str) ->
 @pytest.mark.parametrize("with_negatives", [True, False])
 def test_arctic_files_name_hard_negatives_too(tmp_path: Path, with_negatives: bool) -> None:
     def write(name: str, **values: object) -> None:
-        arrays = {key: pyarrow.array(np.array(of)) for key, of in values.items()}
+        arrays = {
+            key: pyarrow.array(np.array(of, np.uint64 if key.endswith("ID") else None))
+            for key, of in values.items()
+        }
         pyarrow.parquet.write_table(pyarrow.table(arrays), tmp_path / f"{name}.parquet")
 
     ids = [2**64 - 1, 7, 8]  # hashes, which take all of 64 bits

@@ -207,6 +207,8 @@ class Row:
         value = self.require(field, "an id")
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
+        if not isinstance(value, str):
+            raise RowError(field, shown(value), "an id: a text or a whole number")
         return check_text(field, value)
 
     def _missing(self, field: str, expected: str) -> NoReturn:
