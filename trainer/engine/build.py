@@ -8,6 +8,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from trainer.engine.materialise import torch_seed
 from trainer.engine.passes import InterleavedPasses, LayerPasses, Passes, TwinPasses
 from trainer.engine.ranks import Ranks
 from trainer.engine.twin import Twin
@@ -86,12 +87,12 @@ def load_embedder(
         device_type=ranks.device.type,
     )
     # new adapter weights must not depend on what drew random numbers before
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(torch_seed(recipe.seed))
     backbone = load_backbone(
         recipe.model, model_path, kernel=kernel, zero3_config=config if stage3 else None
     )
     if recipe.model.lora is not None:
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(torch_seed(recipe.seed))
         backbone = add_lora(backbone, recipe.model.lora)
     return Embedder(
         backbone,
