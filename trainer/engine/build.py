@@ -17,6 +17,7 @@ from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone
 from trainer.model.embedder import Embedder
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
+from trainer.recipe.deepspeed_file import offloads
 from trainer.recipe.schema import EngineRecipe, Gather, Recipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ def make_optimizer(
         "betas": recipe.betas,
         "eps": recipe.epsilon,
     }
-    if "offload_optimizer" in config["zero_optimization"] and ranks.device.type == "cuda":
+    if offloads(config, "offload_optimizer") and ranks.device.type == "cuda":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, **settings)
