@@ -55,7 +55,7 @@ class IrBatch:
     masked: np.ndarray
     """Pairs (query row, flat passage column of G * (P + N)) left out of denominators [M, 2], int64.
 
-    A candidate equal to a known positive of the query; never the query's own positive slots.
+    A candidate of the same tokens as a known positive of the query; never its own positive slots.
     """
 
 

@@ -5,7 +5,7 @@ as in `trainer.data.batch`.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from trainer.data.batch import Batch, IrBatch, StepPlan, StsBatch, Texts
 from trainer.data.records import IrRecord, StsRecord
 from trainer.data.sources import Source
-from trainer.data.tokens import TextEncoder
+from trainer.data.tokens import Encoded, TextEncoder
 from trainer.recipe.schema import IrRecipe, Recipe, SourceRecipe
 
 ABSENT = -1
@@ -43,9 +43,7 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
         draw_passages(record, recipe.tasks.ir, f"{recipe.seed}/{plan.source}/{plan.step}/{row}")
         for record, row in zip(queries, plan.rows.tolist(), strict=True)
     ]
-    known = recipe.tasks.ir.mask != "none"
-    masked = known_positives(queries, drawn, recipe.tasks.ir.positives) if known else ()
-    return _ir_batch(plan, queries, drawn, masked, table)
+    return _ir_batch(plan, queries, drawn, recipe.tasks.ir, table)
 
 
 def draw_passages(record: IrRecord, ir: IrRecipe, key: str) -> list[str | None]:
@@ -79,16 +77,36 @@ class _TextTable:
     token_ids: list[np.ndarray] = field(default_factory=list)
     num_prompt_tokens: list[int] = field(default_factory=list)
     seen: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    """Index of what is embedded: tokens, and how many of them pooling leaves out."""
+    passages: dict[str, int] = field(default_factory=dict)
+    """Index of each text added as a passage."""
 
     def add_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Index of each text, as a query or STS text [n], int64."""
-        data = self.recipe.data
-        return self._add(texts, self.settings.query_instruction, data.query_max_tokens)
+        instruction, limit = self.settings.query_instruction, self.recipe.data.query_max_tokens
+        distinct = list(dict.fromkeys(texts))
+        encoded = self.encoder.encode(distinct, instruction=instruction, max_tokens=limit)
+        index = {
+            text: self._index(ids, encoded.num_prompt_tokens)
+            for text, ids in zip(distinct, encoded.token_ids, strict=True)
+        }
+        return np.array([index[text] for text in texts], np.int64)
 
     def add_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Index of each text, as a passage [n], int64."""
-        data = self.recipe.data
-        return self._add(texts, self.settings.passage_instruction, data.passage_max_tokens)
+        encoded = self._encode_passages(distinct := list(dict.fromkeys(texts)))
+        for text, ids in zip(distinct, encoded.token_ids, strict=True):
+            self.passages[text] = self._index(ids, encoded.num_prompt_tokens)
+        return np.array([self.passages[text] for text in texts], np.int64)
+
+    def find_passages(self, texts: Iterable[str]) -> dict[str, int]:
+        """Index of each text, or ABSENT where nothing that was added has its tokens."""
+        found = {text: self.passages.get(text, ABSENT) for text in texts}
+        others = [text for text, index in found.items() if index == ABSENT]
+        encoded = self._encode_passages(others)
+        for text, ids in zip(others, encoded.token_ids, strict=True):
+            found[text] = self.seen.get((encoded.num_prompt_tokens, ids.tobytes()), ABSENT)
+        return found
 
     def texts(self) -> Texts:
         """All texts added."""
@@ -97,14 +115,9 @@ class _TextTable:
             num_prompt_tokens=np.array(self.num_prompt_tokens, np.int64),
         )
 
-    def _add(self, texts: Sequence[str], instruction: str, max_tokens: int) -> np.ndarray:
-        distinct = list(dict.fromkeys(texts))
-        encoded = self.encoder.encode(distinct, instruction=instruction, max_tokens=max_tokens)
-        index = {
-            text: self._index(ids, encoded.num_prompt_tokens)
-            for text, ids in zip(distinct, encoded.token_ids, strict=True)
-        }
-        return np.array([index[text] for text in texts], np.int64)
+    def _encode_passages(self, texts: Sequence[str]) -> Encoded:
+        instruction, limit = self.settings.passage_instruction, self.recipe.data.passage_max_tokens
+        return self.encoder.encode(texts, instruction=instruction, max_tokens=limit)
 
     def _index(self, ids: np.ndarray, num_prompt: int) -> int:
         index = self.seen.setdefault((num_prompt, ids.tobytes()), len(self.token_ids))
@@ -129,49 +142,62 @@ def _ir_batch(
     plan: StepPlan,
     records: Sequence[IrRecord],
     drawn: Sequence[Sequence[str | None]],
-    masked: Iterable[tuple[int, int]],
+    recipe: IrRecipe,
     table: _TextTable,
 ) -> IrBatch:
     query = table.add_queries([record.query for record in records])
     slots = [text for row in drawn for text in row]
-    passages = np.full(len(slots), ABSENT, np.int64)
+    flat = np.full(len(slots), ABSENT, np.int64)
     present = np.array([text is not None for text in slots])
-    passages[present] = table.add_passages([text for text in slots if text is not None])
+    flat[present] = table.add_passages([text for text in slots if text is not None])
+    passages = flat.reshape(len(records), -1)
+    masked: Iterable[tuple[int, int]] = ()
+    if recipe.mask != "none":
+        found = table.find_passages(text for record in records for text in record.positives)
+        known = [[found[text] for text in record.positives] for record in records]
+        masked = known_positives(query, known, passages, num_positives=recipe.positives)
     return IrBatch(
         plan=plan,
         texts=table.texts(),
         query=query,
-        passages=passages.reshape(len(records), -1),
+        passages=passages,
         masked=np.array(list(masked), np.int64).reshape(-1, 2),
     )
 
 
 def known_positives(
-    records: Sequence[IrRecord], drawn: Sequence[Sequence[str | None]], num_positives: int
-) -> Iterable[tuple[int, int]]:
-    """Candidates that are known positives of a query, by text.
+    query: np.ndarray,
+    positives: Sequence[Sequence[int]],
+    passages: np.ndarray,
+    *,
+    num_positives: int,
+) -> Iterator[tuple[int, int]]:
+    """Candidates that are known positives of a query, by what is embedded of them.
 
-    Known is any positive of the record, drawn or not, or of another record of the batch with the
-    same query text. The query's own positive slots, which are its targets, are left alone.
+    Known is any positive of the record, drawn or not, or of another record of the batch whose query
+    is the same. The query's own positive slots, which are its targets, are left alone. All indices
+    are those of distinct token sequences: texts that are cut or normalised to the same are equal.
 
     Args:
-        records: the queries [G].
-        drawn: texts of each query's P + N passage slots [G, P + N]; None where absent.
+        query: the queries [G].
+        positives: all positives of each record; ABSENT for those that no slot equals.
+        passages: the slots of each query [G, P + N]; ABSENT where empty.
         num_positives: P.
 
     Yields:
         (query row, flat passage column of G * (P + N)).
     """
-    num_slots = len(drawn[0])
-    columns: dict[str, list[int]] = {}
-    for column, text in enumerate(text for row in drawn for text in row):
-        if text is not None:
-            columns.setdefault(text, []).append(column)
-    positives: dict[str, dict[str, None]] = {}
-    for record in records:
-        positives.setdefault(record.query, {}).update(dict.fromkeys(record.positives))
-    for row, record in enumerate(records):
-        for text in positives[record.query]:
-            for column in columns.get(text, ()):
+    num_slots = passages.shape[1]
+    columns: dict[int, list[int]] = {}
+    for column, index in enumerate(passages.flatten().tolist()):
+        columns.setdefault(index, []).append(column)
+    # absent slots are no candidates, and absent positives equal none
+    columns.pop(ABSENT, None)
+    known: dict[int, dict[int, None]] = {}
+    for number, indices in zip(query.tolist(), positives, strict=True):
+        known.setdefault(number, {}).update(dict.fromkeys(indices))
+    for row, number in enumerate(query.tolist()):
+        for index in known[number]:
+            for column in columns.get(index, ()):
                 if not 0 <= column - row * num_slots < num_positives:
                     yield row, column

@@ -8,6 +8,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from trainer.engine.materialise import torch_seed
 from trainer.engine.passes import InterleavedPasses, LayerPasses, Passes, TwinPasses
 from trainer.engine.ranks import Ranks
 from trainer.engine.twin import Twin
@@ -16,6 +17,7 @@ from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone
 from trainer.model.embedder import Embedder
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
+from trainer.recipe.deepspeed_file import offloads
 from trainer.recipe.schema import EngineRecipe, Gather, Recipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
@@ -86,12 +88,12 @@ def load_embedder(
         device_type=ranks.device.type,
     )
     # new adapter weights must not depend on what drew random numbers before
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(torch_seed(recipe.seed))
     backbone = load_backbone(
         recipe.model, model_path, kernel=kernel, zero3_config=config if stage3 else None
     )
     if recipe.model.lora is not None:
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(torch_seed(recipe.seed))
         backbone = add_lora(backbone, recipe.model.lora)
     return Embedder(
         backbone,
@@ -149,7 +151,7 @@ def make_optimizer(
         "betas": recipe.betas,
         "eps": recipe.epsilon,
     }
-    if "offload_optimizer" in config["zero_optimization"] and ranks.device.type == "cuda":
+    if offloads(config, "offload_optimizer") and ranks.device.type == "cuda":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, **settings)

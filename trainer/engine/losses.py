@@ -22,6 +22,7 @@ from trainer.engine.ranks import Ranks
 from trainer.objectives.contrastive import info_nce, paired_info_nce
 from trainer.objectives.gather import gather_rows, reduce_rows
 from trainer.objectives.registry import sts_loss
+from trainer.recipe.resolve import pools_middle
 from trainer.recipe.schema import IrRecipe, MarginMask, StsRecipe, TasksRecipe
 
 TableLoss = Callable[[Vectors], dict[str, Tensor]]
@@ -30,7 +31,7 @@ TableLoss = Callable[[Vectors], dict[str, Tensor]]
 
 def needs_middle(batch: Batch, tasks: TasksRecipe) -> bool:
     """Whether the step's loss reads the middle hidden layer."""
-    return isinstance(batch, StsBatch) and tasks.sts is not None and tasks.sts.weights.infonce > 0
+    return isinstance(batch, StsBatch) and pools_middle(tasks)
 
 
 def step_loss(batch: Batch, tasks: TasksRecipe, plan: ChunkPlan, ranks: Ranks) -> Pull:

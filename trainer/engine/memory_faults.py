@@ -18,6 +18,7 @@ from trainer.engine.materialise import make_chunks
 from trainer.engine.passes import Vectors
 from trainer.engine.ranks import Ranks
 from trainer.errors import StepError
+from trainer.recipe.resolve import active_tasks, pools_middle
 from trainer.recipe.schema import Recipe
 
 CHEAP_ON_CPU_FLOP = 1e11
@@ -54,13 +55,13 @@ def largest_chunk(recipe: Recipe, *, world_size: int, max_positions: int) -> Lar
         max_positions: tokens that the model can tell apart.
     """
     budget, data = recipe.engine.max_tokens_per_chunk, recipe.data
-    steps = []
-    if recipe.tasks.ir is not None:
-        ir = recipe.tasks.ir
+    steps, tasks = [], active_tasks(recipe)
+    if tasks.ir is not None:
+        ir = tasks.ir
         longest = max(data.query_max_tokens, data.passage_max_tokens)
         steps.append((ir.global_batch_size * (1 + ir.positives + ir.negatives), longest))
-    if recipe.tasks.sts is not None:
-        steps.append((2 * recipe.tasks.sts.global_batch_size, data.query_max_tokens))
+    if tasks.sts is not None:
+        steps.append((2 * tasks.sts.global_batch_size, data.query_max_tokens))
     num_texts, longest = max(steps, key=lambda step: step[0] * step[1])
     share, tokens = math.ceil(num_texts / world_size), min(longest, max_positions)
     rows = min(max(1, budget // tokens), share)
@@ -107,7 +108,7 @@ def rehearse(recipe: Recipe, built: Built, ranks: Ranks) -> None:
             make_chunks(*_filled(chunk), key=0, device=ranks.device),
             _no_gradient,
             step_key=0,
-            middle=recipe.tasks.sts is not None and recipe.tasks.sts.weights.infonce > 0,
+            middle=pools_middle(active_tasks(recipe)),
         )
         engine.step()
     assert engine.skipped_steps == before["skipped_steps"] + 1, "a dry step changed the parameters"

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.engine.model_size import ModelShape, longest_text
 from trainer.objectives.contrastive import TILE_BYTES
-from trainer.recipe.resolve import global_batch_sizes
+from trainer.recipe.resolve import active_tasks
 from trainer.recipe.schema import Recipe, Task
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -86,21 +86,20 @@ class Job:
 
 def step_tokens(recipe: Recipe) -> dict[Task, int]:
     """Tokens of one step of each task over all ranks if every text has its greatest length."""
-    data, ir, sts = recipe.data, recipe.tasks.ir, recipe.tasks.sts
+    data, tasks = recipe.data, active_tasks(recipe)
     tokens: dict[Task, int] = {}
-    for task, size in global_batch_sizes(recipe).items():
-        if task == "ir" and ir is not None:
-            passages = (ir.positives + ir.negatives) * data.passage_max_tokens
-            tokens[task] = size * (data.query_max_tokens + passages)
-        elif task == "sts" and sts is not None:
-            tokens[task] = size * 2 * data.query_max_tokens
+    if tasks.ir is not None:
+        passages = (tasks.ir.positives + tasks.ir.negatives) * data.passage_max_tokens
+        tokens["ir"] = tasks.ir.global_batch_size * (data.query_max_tokens + passages)
+    if tasks.sts is not None:
+        tokens["sts"] = tasks.sts.global_batch_size * 2 * data.query_max_tokens
     return tokens
 
 
 def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
     """Float32 embeddings of all ranks with their gradients, and the tiles of the loss."""
-    sizes = [0]
-    ir, sts = recipe.tasks.ir, recipe.tasks.sts
+    sizes, tasks = [0], active_tasks(recipe)
+    ir, sts = tasks.ir, tasks.sts
     if ir is not None:
         candidates = ir.global_batch_size * (ir.positives + ir.negatives)
         vectors = ir.global_batch_size + candidates

@@ -18,6 +18,7 @@ from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES
 from trainer.model.embedder import Embedder
 from trainer.model.layer_major import decoder_of, supports_layer_major
+from trainer.recipe.resolve import active_tasks, pools_middle
 from trainer.recipe.schema import ModelRecipe, Recipe
 
 FEW_TEXTS, MANY_TEXTS = 4, 8
@@ -145,7 +146,7 @@ def _whole_model(
     Their tables of embeddings are frozen: gradients of those do not grow with the tokens and are
     counted where they arise.
     """
-    middle = recipe.tasks.sts is not None and recipe.tasks.sts.weights.infonce > 0
+    middle = pools_middle(active_tasks(recipe))
 
     def trial(embedder: Embedder, num_texts: int) -> ChunkMemory:
         return measure_chunk(embedder, num_texts=num_texts, length=length, middle=middle)
@@ -178,8 +179,7 @@ def _beyond(memory: ChunkMemory) -> int:
 
 def longest_text(recipe: Recipe) -> int:
     """Tokens of the longest text of a step."""
-    data = recipe.data
-    has_ir = any(source.task == "ir" for source in data.sources)
+    data, has_ir = recipe.data, active_tasks(recipe).ir is not None
     return max(data.query_max_tokens, data.passage_max_tokens if has_ir else 0)
 
 

@@ -14,6 +14,9 @@ from trainer.model.pooled_layer import PooledTokens, narrow_last_layer
 from trainer.model.pooling import pool
 from trainer.recipe.schema import Attention, Pooling
 
+GENERATOR_SEEDS = 1 << 64
+"""Seeds that torch's generators tell apart; it refuses greater ones."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -28,7 +31,8 @@ class Chunk:
     text_keys: Tensor
     """Identity of each text within the step [B], int64; keys dropout."""
     random_seed: int
-    """Seeds torch's generator before the forward, for randomness inside fused kernels."""
+    """Seeds torch's generator before the forward, for randomness inside fused kernels; any size,
+    of which the low 64 bits count."""
     has_padding: bool
     """Whether any text is shorter than L."""
 
@@ -123,7 +127,7 @@ class Embedder(nn.Module):
             self.dropout_keys.text_B = chunk.text_keys.repeat_interleave(chunk.lengths)
             self.dropout_keys.position_B = real_BL.nonzero()[:, 1]
         self.dropout_keys.step_key = step_key
-        torch.manual_seed(chunk.random_seed + depth)
+        torch.manual_seed((chunk.random_seed + depth) % GENERATOR_SEEDS)
         self._point_at(chunk)
 
     def _point_at(self, chunk: Chunk) -> None:

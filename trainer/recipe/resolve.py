@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.errors import RecipeError
 from trainer.recipe.deepspeed_file import read_deepspeed_file
-from trainer.recipe.schema import Recipe, Task
+from trainer.recipe.schema import Recipe, Task, TasksRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,31 @@ def resolve(recipe: Recipe, *, world_size: int) -> Resolved:
     )
 
 
-def global_batch_sizes(recipe: Recipe) -> dict[Task, int]:
-    """Rows of one step over all ranks, for each task that has a source."""
+def active_tasks(recipe: Recipe) -> TasksRecipe:
+    """The tasks that have a source, which are those that get steps; null for the others.
+
+    Whoever asks what a step may need asks here: a section without a source costs nothing.
+    """
     tasks = {source.task for source in recipe.data.sources}
+    return TasksRecipe(
+        ir=recipe.tasks.ir if "ir" in tasks else None,
+        sts=recipe.tasks.sts if "sts" in tasks else None,
+    )
+
+
+def pools_middle(tasks: TasksRecipe) -> bool:
+    """Whether a step of some task reads the middle hidden layer too."""
+    return tasks.sts is not None and tasks.sts.weights.infonce > 0
+
+
+def global_batch_sizes(recipe: Recipe) -> dict[Task, int]:
+    """Rows of one step over all ranks, for each active task."""
+    tasks = active_tasks(recipe)
     sizes: dict[Task, int] = {}
-    if recipe.tasks.ir is not None and "ir" in tasks:
-        sizes["ir"] = recipe.tasks.ir.global_batch_size
-    if recipe.tasks.sts is not None and "sts" in tasks:
-        sizes["sts"] = recipe.tasks.sts.global_batch_size
+    if tasks.ir is not None:
+        sizes["ir"] = tasks.ir.global_batch_size
+    if tasks.sts is not None:
+        sizes["sts"] = tasks.sts.global_batch_size
     return sizes
 
 
