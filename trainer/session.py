@@ -185,16 +185,20 @@ class Session:
         stepper = Stepper(recipe, self.built, self.ranks, stop, warmup, bad_steps)
         if start < stop:
             rehearse(recipe, self.built, self.ranks)
-        schedule = Schedule(
-            start=start,
-            stop=stop,
-            eval_every=recipe.eval.every_steps,
-            save_every=recipe.checkpoint.every_steps,
-            save_every_minutes=recipe.checkpoint.every_minutes,
-        )
         stream = batches(self.plan, self.sources, self.tokenizer, recipe, start, stop)
         with closing(stream), self._recorder(start, stop) as recorder:
-            self.watch.recall(start)
+            had_ended = self.watch.recall(start)
+            self.checkpoints.align_best(self.watch.best_step, self.watch.record.steps)
+            if had_ended:
+                return start
+            schedule = Schedule(
+                start=start,
+                stop=stop,
+                start_evaluated=self.watch.record.has_start,
+                eval_every=recipe.eval.every_steps,
+                save_every=recipe.checkpoint.every_steps,
+                save_every_minutes=recipe.checkpoint.every_minutes,
+            )
             hooks = Hooks(
                 step=stepper.run,
                 report=recorder.step,
