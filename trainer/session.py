@@ -195,7 +195,7 @@ class Session:
             save_every=recipe.checkpoint.every_steps,
             save_every_minutes=recipe.checkpoint.every_minutes,
         )
-        stream = batches(self.plan, self.sources, self.tokenizer, recipe, start, stop)
+        stream = batches(self.plan, self.sources, self.encoder, recipe, start, stop)
         with closing(stream), self._recorder(start, stop) as recorder:
             self.watch.recall(start)
             hooks = Hooks(

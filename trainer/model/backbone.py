@@ -25,6 +25,7 @@ from trainer.model.weights import (
     read_headers,
     refuse_unloaded,
     try_loading,
+    warn_of_leftovers,
     weight_files,
 )
 from trainer.recipe.schema import ModelRecipe, Recipe
@@ -100,6 +101,7 @@ def check_backbone(
         except UNREADABLE as error:
             raise _unloadable(recipe.model, error) from error
         refuse_unloaded(loaded, tensors, skeleton, recipe.model.path)
+        warn_of_leftovers(loaded, skeleton, recipe.model.path)
     return skeleton
 
 

@@ -106,8 +106,8 @@ def check_kind(skeleton: nn.Module, recipe: ModelRecipe, *, is_part: bool) -> No
         raise _encoder_decoder(config, recipe)
     if getattr(skeleton, "main_input_name", "input_ids") != "input_ids" or _others(parameters):
         raise _no_text(config, recipe)
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if "attention_mask" not in parameters and not takes_any:
+    # code that comes with a model may hand its arguments on
+    if "attention_mask" not in parameters and not recipe.trust_remote_code:
         raise refused(
             recipe, f"{config.model_type}, which takes no attention mask",
             "a model that leaves padding out", "Use another model.",

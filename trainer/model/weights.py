@@ -6,6 +6,7 @@ are its own, and nothing is read but the headers of the files. It must not load 
 """
 
 import contextlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from trainer.errors import RecipeError
 from trainer.recipe.schema import ModelRecipe
+
+logger = logging.getLogger(__name__)
 
 NAMES = ("model.safetensors", "model.safetensors.index.json",
          "pytorch_model.bin", "pytorch_model.bin.index.json")  # fmt: skip
@@ -224,6 +227,37 @@ def refuse_unloaded(loaded: Loaded, names: Collection[str], model: nn.Module, pl
             f"(first: {name}, {list(found)} in the file, {list(wanted)} by config.json). Give the "
             "config.json that the weights were saved with."
         )
+
+
+def warn_of_leftovers(loaded: Loaded, model: nn.Module, place: str) -> None:
+    """Warn of tensors in the files that look like the backbone's and are not loaded.
+
+    Those are biases that config.json switches off, or layers that it does not count.
+
+    Args:
+        loaded: from `outcome`.
+        model: or its skeleton.
+        place: `model.path` of the recipe.
+    """
+    own = model.state_dict()
+    modules = {name.rpartition(".")[0] for name in own}
+    kinds = {_without_numbers(name) for name in own}
+    left = [
+        name
+        for name in loaded.unexpected
+        if name.rpartition(".")[0] in modules or _without_numbers(name) in kinds
+    ]
+    if left:
+        logger.warning(
+            "model.path = %s: %d tensors of the file are not used (first: %s); expected those that "
+            "config.json describes. Check its number of layers and its biases.",
+            place, len(left), left[0],
+        )  # fmt: skip
+
+
+def _without_numbers(name: str) -> str:
+    """A name whose numbers of layers are left open."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def _advice(missing: Collection[str], unknown: Collection[str]) -> str:
