@@ -43,7 +43,8 @@ from trainer.evaluation.evaluate import SetReport, Side, examine_set
 from trainer.evaluation.watch import Watch
 from trainer.finished import clear_finished, write_finished
 from trainer.merge.of_run import merge_last
-from trainer.model.backbone import load_config
+from trainer.model.backbone import check_backbone, load_config
+from trainer.model.limits import fit_tokenizer, num_token_ids
 from trainer.recipe.load import dump_recipe
 from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.resolve import resolve, warmup_steps
@@ -95,15 +96,17 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> "
     path = resolve_model_path(recipe.model.path)
     resolved = resolve(recipe, world_size=ranks.world_size)
     check_deepspeed(resolved.deepspeed, file=recipe.engine.deepspeed)
+    config = load_config(recipe.model, path)
+    num_ids = num_token_ids(check_backbone(recipe, path, config, download=True))
     tokenizer = load_tokenizer(
         path,
         pooling=recipe.model.pooling,
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling)
+    fit_tokenizer(tokenizer, num_ids, recipe.model.path)
+    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
     check_instructions(encoder, recipe)
-    config = load_config(recipe.model, path)
     check_hosts(recipe, sources, describe_base(path, config), ranks)
     if recipe.model.lora is not None:
         check_exportable(recipe, config)
@@ -185,7 +188,7 @@ class Session:
         stepper = Stepper(recipe, self.built, self.ranks, stop, warmup, bad_steps)
         if start < stop:
             rehearse(recipe, self.built, self.ranks)
-        stream = batches(self.plan, self.sources, self.tokenizer, recipe, start, stop)
+        stream = batches(self.plan, self.sources, self.encoder, recipe, start, stop)
         with closing(stream), self._recorder(start, stop) as recorder:
             had_ended = self.watch.recall(start)
             self.checkpoints.align_best(self.watch.best_step, self.watch.record.steps)

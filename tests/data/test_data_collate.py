@@ -13,6 +13,7 @@ from trainer.data.loader import batches
 from trainer.data.plan import make_plan
 from trainer.data.records import IrRecord
 from trainer.data.sources import open_sources
+from trainer.data.tokens import make_encoder
 from trainer.recipe.schema import IrRecipe, Recipe, SourceRecipe
 
 
@@ -24,7 +25,8 @@ def tokenizer():
 def first_batch(recipe: Recipe, tokenizer, step: int = 0):
     sources = open_sources(recipe.data)
     plan = make_plan(recipe, {source.name: len(source) for source in sources})
-    return next(batches(plan, sources, tokenizer, recipe, step, step + 1))
+    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling)
+    return next(batches(plan, sources, encoder, recipe, step, step + 1))
 
 
 def decoded(batch, tokenizer) -> list[str]:

@@ -14,8 +14,9 @@ from trainer.engine.ranks import Ranks
 from trainer.engine.twin import Twin
 from trainer.errors import RecipeError
 from trainer.model.adapters import add_lora
-from trainer.model.backbone import DTYPES, attention_kernel, load_backbone
+from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
 from trainer.model.embedder import Embedder
+from trainer.model.kinds import skeleton_of
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
 from trainer.recipe.deepspeed_file import offloads
 from trainer.recipe.schema import EngineRecipe, Gather, Recipe, TrainRecipe
@@ -82,10 +83,12 @@ def load_embedder(
 ) -> Embedder:
     """The recipe's model with its adapters and pooling. Collective: yes under ZeRO-3."""
     stage3 = config["zero_optimization"]["stage"] == 3
+    skeleton = skeleton_of(load_config(recipe.model, model_path), recipe.model)
     kernel = attention_kernel(
         recipe.engine.attention_kernel,
         dtype=DTYPES[recipe.model.dtype],
         device_type=ranks.device.type,
+        model=type(skeleton),
     )
     # new adapter weights must not depend on what drew random numbers before
     torch.manual_seed(torch_seed(recipe.seed))

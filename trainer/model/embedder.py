@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainer.model.dropout import DropoutKeys, key_dropouts
 from trainer.model.pooled_layer import PooledTokens, narrow_last_layer
 from trainer.model.pooling import pool
+from trainer.model.text_rotary import TextLengths, scale_by_text
 from trainer.recipe.schema import Attention, Pooling
 
 GENERATOR_SEEDS = 1 << 64
@@ -86,6 +87,7 @@ class Embedder(nn.Module):
         self.pooling: Pooling = pooling
         self.attention: Attention = attention
         self.dropout_keys: DropoutKeys = key_dropouts(backbone)
+        self.text_lengths: TextLengths | None = scale_by_text(backbone)
         self.pooled_tokens: PooledTokens | None = (
             narrow_last_layer(backbone, self.dropout_keys) if pooling == "last" else None
         )
@@ -131,7 +133,9 @@ class Embedder(nn.Module):
         self._point_at(chunk)
 
     def _point_at(self, chunk: Chunk) -> None:
-        """Say where the pooled tokens lie."""
+        """Say how long the texts are and where their pooled tokens lie."""
+        if self.text_lengths is not None:
+            self.text_lengths.lengths_B, self.text_lengths.packed = chunk.lengths, self.packed
         pooled = self.pooled_tokens
         if pooled is None:
             return
