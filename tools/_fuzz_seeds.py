@@ -228,7 +228,7 @@ def pickles() -> list[Parts]:
 
     tensors = {"a": torch.zeros(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16), "n": [1, 2.5]}
     parameter = {"p": torch.nn.Parameter(torch.zeros(2)), "s": torch.Size([2]), "d": torch.float32}
-    plain = OrderedDict(a=(1, None, True, "x"), b={"c": [1 << 40, -1]}, c=bytearray(b"x"))
+    plain = OrderedDict(a=(1, None, True, "x"), b={"c": [1 << 40, -1]}, c={1, 2})
     return [(torch_file(content),) for content in (tensors, parameter, plain)]
 
 

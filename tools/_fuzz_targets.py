@@ -95,7 +95,10 @@ def _errors(calls: Sequence[Callable[[], object]]) -> list[Exception]:
         try:
             call()
         except TrainerError as error:
-            message_of(error)
+            try:
+                message_of(error)
+            except AssertionError as fault:
+                raise fault from error
             errors.append(error)
     return errors
 
@@ -242,12 +245,13 @@ def read_zero_folder(folder: Path) -> None:
 
 
 def _row_format(name: str, rows: Sequence[dict[str, Any]]) -> Reader:
+    module = "own" if name == "records" else name.replace("-", "_")
     return Reader(
         name=f"rows-{name}",
         files=("rows.jsonl",),
         read=partial(read_row_format, name=name),
         seeds=partial(seeds.row_files, rows),
-        modules=(*TEXT_ROWS, f"trainer.data.formats.{name.replace('-', '_')}"),
+        modules=(*TEXT_ROWS, f"trainer.data.formats.{module}"),
     )
 
 

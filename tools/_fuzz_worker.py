@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import faulthandler
 import hashlib
 import json
 import logging
@@ -111,7 +112,9 @@ class Watch:
 
 def place_of(fault: Exception) -> str:
     """File and line of the innermost frame of this project, from where a fault came."""
-    frames = traceback.extract_tb(fault.__traceback__)
+    # a message that was found wanting came from where its error was raised
+    source = fault.__cause__ if isinstance(fault, AssertionError) else None
+    frames = traceback.extract_tb((source or fault).__traceback__)
     ours = [frame for frame in frames if frame.filename.startswith(str(ROOT / "trainer"))]
     frame = (ours or frames)[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
@@ -230,6 +233,8 @@ def one(name: str, file: str, folder: str) -> int:
         watch.feed(join(seed))
     limit_address_space()
     data = Path(file).read_bytes()
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(HANG_SEC, exit=True)
     try:
         watch.check(data)
         reader.feed(data, place)
@@ -276,6 +281,9 @@ def lines_reached(reader: Reader, inputs: Sequence[Path], folder: Path) -> tuple
         return in_frame if frame.f_code.co_filename in names else None
 
     watch = Watch(reader, folder, folder / "faults")
+    # once before the count: torch ends tracing while it is imported
+    for seed in reader.seeds():
+        watch.feed(join(seed))
     deadline = time.monotonic() + LINES_SEC
     sys.settrace(at_call)
     try:

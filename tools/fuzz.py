@@ -9,8 +9,10 @@ mistake of the command line.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -34,6 +37,8 @@ MAX_STARTS = 20
 """Processes of one reader; each but the first follows one that an input killed."""
 DEADLY = {"timeout": "hang", "oom": "out of memory", "crash": "crash", "leak": "leak"}
 """libFuzzer's words for inputs that ended its process, and ours."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "ARROW_NUM_THREADS": "1"}
+"""Environment of all processes: threads that wait for each other cost more than such inputs."""
 STATUS = re.compile(r"^#\d+\s.* cov: (\d+) ft: (\d+) ", re.MULTILINE)
 EXECUTED = re.compile(r"^stat::number_of_executed_units: (\d+)|^#(\d+)\s", re.MULTILINE)
 
@@ -143,23 +148,18 @@ def fuzz_reader(name: str, out: Path, seconds: float, seed: int, *, kept: Path) 
             break
         for place in ("faults", "artifacts", "files"):
             shutil.rmtree(out / place, ignore_errors=True)
-        _run_worker(result, out, left, seed + start)
+        _run_worker(result, out, left, seed + start, kept=kept)
         _collect(result, out, kept)
     return result
 
 
-def _run_worker(result: Result, out: Path, seconds: float, seed: int) -> None:
+def _run_worker(result: Result, out: Path, seconds: float, seed: int, *, kept: Path) -> None:
     """One process; adds what it did to the result."""
-    command = [sys.executable, str(WORKER), "fuzz", result.reader, str(out), str(int(seconds)),
-               str(seed)]  # fmt: skip
+    arguments = ["fuzz", result.reader, str(out), str(int(seconds)), str(seed)]
     log = out / "log.txt"
     started = time.monotonic()
-    with log.open("wb") as file:
-        try:
-            subprocess.run(command, stdout=file, stderr=file, timeout=seconds + START_SEC,
-                           check=False, stdin=subprocess.DEVNULL)  # fmt: skip
-        except subprocess.TimeoutExpired:
-            result.findings.append(Finding("did not end", _tail(log), str(log)))
+    with log.open("wb") as file, contextlib.suppress(subprocess.TimeoutExpired):
+        _worker(arguments, seconds + START_SEC, stdout=file, stderr=file)
     text = log.read_text(errors="replace")
     executed = [int(found[1] or found[2]) for found in EXECUTED.finditer(text)]
     result.executions += max(executed, default=0)
@@ -167,11 +167,28 @@ def _run_worker(result: Result, out: Path, seconds: float, seed: int) -> None:
     result.edges = max([result.edges, *(int(edges) for edges, _ in status)])
     result.features = max([result.features, *(int(features) for _, features in status)])
     done = re.search(r"^Done \d+ runs in (\d+) second", text, re.MULTILINE)
+    if done is None and not any((out / "artifacts").glob("*")):
+        kept_log = _keep(log, result.reader, kept)
+        result.findings.append(Finding("ended without an input to blame", _tail(log), kept_log))
     spent = float(done[1]) if done else min(seconds, time.monotonic() - started)
     # a process that ends at once must not be started without end
     result.seconds += max(spent, MIN_SHARE_SEC)
-    if not executed:
-        raise SystemExit(f"{command}: ended before the first input:\n{_tail(log)}")
+
+
+def _worker(arguments: Sequence[str], timeout_sec: float, **streams: Any) -> Any:
+    """Run a process of ours to its end, with threads that do not get in each other's way.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer.
+    """
+    return subprocess.run(
+        [sys.executable, str(WORKER), *arguments],
+        stdin=subprocess.DEVNULL,
+        env=os.environ | ONE_THREAD,
+        timeout=timeout_sec,
+        check=False,
+        **streams,
+    )
 
 
 def _collect(result: Result, out: Path, kept: Path) -> None:
@@ -206,12 +223,14 @@ def _tail(log: Path) -> str:
 
 def _count_lines(base: Path, results: Sequence[Result]) -> None:
     """Run the corpora again, in one process that counts lines."""
-    command = [sys.executable, str(WORKER), "lines", str(base), *(one.reader for one in results)]
+    arguments = ["lines", str(base), *(result.reader for result in results)]
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, check=True,
-                               timeout=START_SEC + 30 * len(results))  # fmt: skip
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        ended = _worker(arguments, START_SEC + 30 * len(results), capture_output=True)
+    except subprocess.TimeoutExpired as error:
         sys.stderr.write(f"lines were not counted: {error}\n")
+        return
+    if ended.returncode:
+        sys.stderr.write(f"lines were not counted: {ended.stderr.decode()[-2000:]}\n")
         return
     found = json.loads(ended.stdout.splitlines()[-1])
     for result in results:
@@ -264,11 +283,10 @@ def _reproduce(parser: argparse.ArgumentParser, file: str) -> int:
             "it so."
         )
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
-        command = [sys.executable, "-X", "faulthandler", str(WORKER), "one", name, file, scratch]
         try:
-            code = subprocess.run(command, timeout=START_SEC, check=False).returncode
+            code = _worker(["one", name, file, scratch], START_SEC).returncode
         except subprocess.TimeoutExpired:
-            print(f"hang: not done after {START_SEC} s")
+            print(f"no end after {START_SEC} s")
             return 1
     if code < 0:
         print(f"the process was ended by signal {-code}")
