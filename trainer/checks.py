@@ -116,7 +116,7 @@ def _check_weights(folder: Path) -> None:
     """
     for index in sorted(folder.glob("*.index.json")):
         names = _read_json(index, "an index of weights").get("weight_map")
-        for name in sorted(set(names.values() if isinstance(names, dict) else ()), key=str):
+        for name in names.values() if isinstance(names, dict) else ():
             if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
                 raise RecipeError(
                     f"{index}: weight_map names {name!a}; expected files beside the index, "
