@@ -13,10 +13,10 @@ import pytest
 from tests.support.spoil import RECIPE, spoil_data, spoiled_recipe
 from tests.test_run_cli import project as project  # a fixture: a right recipe with its data
 from tests.test_run_cli import run, snapshot
-from trainer.checks import check_run
 from trainer.cli import shown
 from trainer.data.sources import open_source
 from trainer.errors import TrainerError
+from trainer.preflight.checks import check_run
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import SourceRecipe
 

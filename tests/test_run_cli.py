@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.data_files import write_jsonl
-from trainer.checks import check_output_dir
 from trainer.cli import ending_with_code, shown
 from trainer.errors import RecipeError, StepError
+from trainer.preflight.checks import check_output_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "trainer" / "run.py"
@@ -316,7 +316,7 @@ def test_mistake_that_another_rank_tells_is_not_told_again(
 ) -> None:
     monkeypatch.setattr("trainer.cli.OTHERS_WAIT_SEC", 0.0)
     error = StepError("a")
-    error.told = True
+    error.reported = True
 
     def fail() -> int:
         raise error

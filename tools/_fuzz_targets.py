@@ -141,7 +141,7 @@ def read_source(path: Path, task: Any, name: str | None = None) -> None:
     source = open_source(SourceRecipe(name="set", task=task, path=str(path), format=name), ".")
     for row in range(len(source)):
         source.record(row)
-    assert len(source.topics) == len(source)
+    assert len(source.queries) == len(source)
     source.check_files()
 
 
@@ -206,7 +206,7 @@ def read_manifests(folder: Path) -> None:
 
 def read_weights(folder: Path) -> None:
     """A checkpoint of any kind, its tensors' first elements and its identity."""
-    from trainer.checkpoint import shards
+    from trainer.checkpoint import open as shards
 
     source = shards.open_source(folder)
     shards.base_fingerprint(source)

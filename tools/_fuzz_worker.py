@@ -46,7 +46,7 @@ class LimitError(Exception):
 
 
 @dataclass
-class Watch:
+class EarlyStopping:
     """Feeds a reader and writes down each kind of fault with the shortest input that has it."""
 
     reader: Reader
@@ -170,7 +170,7 @@ def fuzz(name: str, out: str, seconds: str, seed: str) -> int:
     prepare(place / "files")
     with atheris.instrument_imports(include=[*INSTRUMENTED, name.partition(":")[0]]):
         reader = find_reader(name)
-        watch = Watch(reader, place / "files", place / "faults")
+        watch = EarlyStopping(reader, place / "files", place / "faults")
         # once before the limits: what a reader needs is imported with its first input
         for one in reader.seeds():
             watch.feed(join(one))
@@ -228,7 +228,7 @@ def one(name: str, file: str, folder: str) -> int:
     place = Path(folder)
     prepare(place)
     reader = find_reader(name)
-    watch = Watch(reader, place, place)
+    watch = EarlyStopping(reader, place, place)
     for seed in reader.seeds():
         watch.feed(join(seed))
     limit_address_space()
@@ -280,7 +280,7 @@ def lines_reached(reader: Reader, inputs: Sequence[Path], folder: Path) -> tuple
     def at_call(frame: FrameType, _: str, __: Any) -> Any:
         return in_frame if frame.f_code.co_filename in names else None
 
-    watch = Watch(reader, folder, folder / "faults")
+    watch = EarlyStopping(reader, folder, folder / "faults")
     # once before the count: torch ends tracing while it is imported
     for seed in reader.seeds():
         watch.feed(join(seed))

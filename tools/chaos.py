@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools._chaos_faults import (  # noqa: E402
+from chaos.faults import (  # noqa: E402
     TOKEN,
     Event,
     harm,
@@ -37,7 +37,7 @@ from tools._chaos_faults import (  # noqa: E402
     strike,
     unmount,
 )
-from tools._chaos_workspace import make_workspace  # noqa: E402
+from chaos.workspace import make_workspace  # noqa: E402
 
 STEPS_PER_KILL = 4
 MIN_STEPS = 24

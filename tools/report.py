@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainer.cli import ending_with_code
 from trainer.errors import DataError
-from trainer.report import write_comparison, write_report
+from trainer.report.write import write_comparison, write_report
 
 
 def main() -> int:

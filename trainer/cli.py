@@ -168,9 +168,9 @@ def ending_with_code(command: Callable[[], int]) -> int:
     try:
         return command()
     except TrainerError as error:
-        if error.told or not is_speaker():
+        if error.reported or not is_speaker():
             time.sleep(OTHERS_WAIT_SEC)
-        if not error.told:
+        if not error.reported:
             sys.stderr.write(f"{shown(error)}\n")
         return error.exit_code
     except KeyboardInterrupt:

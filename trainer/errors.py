@@ -9,7 +9,7 @@ class TrainerError(Exception):
     """
 
     exit_code = 2
-    told = False
+    reported = False
     """Whether another rank tells it."""
 
 

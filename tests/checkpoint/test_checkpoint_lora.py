@@ -56,7 +56,7 @@ def embed(session: Any) -> Tensor:
         instruction="w1 w2 ",
         max_tokens=16,
         encoder=session.encoder,
-        passes=session.built.passes,
+        grad_cache=session.built.grad_cache,
         ranks=session.ranks,
         chunk_tokens=64,
     ).cpu()

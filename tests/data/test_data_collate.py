@@ -14,7 +14,8 @@ from trainer.data.plan import make_plan
 from trainer.data.records import IrRecord
 from trainer.data.sources import open_sources
 from trainer.data.tokens import make_encoder
-from trainer.recipe.schema import IrRecipe, Recipe, SourceRecipe
+from trainer.recipe.ir import IrRecipe
+from trainer.recipe.schema import Recipe, SourceRecipe
 
 
 @pytest.fixture(scope="module")

@@ -377,7 +377,7 @@ def test_a_large_file_is_indexed_once_and_kept(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", IR_FORMATS["records"])
     assert records_of(path, "ir") == IR
     cached = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
-    names = {"ranges", "sha256", "rows", "parts", "topics", "scores"}
+    names = {"ranges", "sha256", "rows", "parts", "queries", "scores"}
     names |= {"num_duplicates", "num_skipped", "num_dropped"}
     assert {file.stem for file in cached} == names
     assert records_of(path, "ir") == IR

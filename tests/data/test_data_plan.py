@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.data_files import data_recipe
 from trainer.data.permutation import keys_of, permute
 from trainer.data.plan import DataPlan, make_plan
-from trainer.data.turns import make_turns, turn_at, turns_before
+from trainer.data.schedule import make_schedule, turn_at, turns_before
 from trainer.errors import RecipeError
 from trainer.recipe.schema import Recipe, SourceRecipe
 
@@ -227,7 +227,7 @@ def test_seeds_and_sources_have_their_own_orders():
 
 
 def test_turns_of_three_parties_add_up():
-    turns = make_turns({"a": Fraction(5), "b": Fraction(2), "c": Fraction(1)})
+    turns = make_schedule({"a": Fraction(5), "b": Fraction(2), "c": Fraction(1)})
     counted = {"a": 0, "b": 0, "c": 0}
     for position in range(800):
         name, before = turn_at(turns, position)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.distributed.group import Ranks
 from trainer.engine.build import make_optimizer
-from trainer.engine.ranks import Ranks
 from trainer.recipe.schema import TrainRecipe
 
 

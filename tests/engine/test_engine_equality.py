@@ -15,8 +15,8 @@ import torch
 
 from tests.support import tiny
 from tests.support.ranks import run_ranks
+from trainer.distributed.group import Ranks, join
 from trainer.engine.build import build, load_embedder
-from trainer.engine.ranks import Ranks, join
 from trainer.engine.step import Stepper
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import EngineRecipe, LoraRecipe, ModelRecipe, Recipe
@@ -40,10 +40,10 @@ FULL = [
     Variant("one chunk", max_tokens=10_000),
     Variant("zero1", deepspeed="zero1_fp32.json"),
     Variant("zero2", deepspeed="zero2_fp32.json"),
-    Variant("twin"),
-    Variant("twin, nothing kept", keep=0),
-    Variant("twin, small chunks", max_tokens=16),
-    Variant("twin, checkpointing", checkpointing=True),
+    Variant("replica"),
+    Variant("replica, nothing kept", keep=0),
+    Variant("replica, small chunks", max_tokens=16),
+    Variant("replica, checkpointing", checkpointing=True),
     Variant("layer major", gather="chunk"),
     Variant("layer major, small chunks", gather="chunk", max_tokens=16),
     Variant("interleaved", gather="interleaved"),
@@ -53,7 +53,7 @@ FULL = [
 ]
 LORA = [
     Variant("one chunk", max_tokens=10_000),
-    Variant("twin, small chunks", max_tokens=16, checkpointing=True),
+    Variant("replica, small chunks", max_tokens=16, checkpointing=True),
     Variant("layer major", gather="chunk"),
     Variant("interleaved", gather="interleaved"),
 ]

@@ -12,7 +12,8 @@ from trainer.data.batch import IrBatch, StepPlan
 from trainer.engine.chunks import plan_chunks
 from trainer.engine.losses import needs_middle, whole_loss
 from trainer.engine.materialise import lengths_of
-from trainer.recipe.schema import IrRecipe, MarginMask, StsRecipe, StsWeights, TasksRecipe
+from trainer.recipe.ir import IrRecipe, MarginMask
+from trainer.recipe.sts import StsRecipe
 
 TAU = 0.5
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import torch
 
 from tests.support import tiny
 from tests.support.ranks import run_ranks
+from trainer.distributed.group import Ranks, join
 from trainer.engine import step as step_module
 from trainer.engine.build import Built, build
-from trainer.engine.memory_faults import rehearse
-from trainer.engine.ranks import Ranks, join
+from trainer.engine.out_of_memory import probe_memory
 from trainer.engine.step import Stepper
 from trainer.errors import StepError
 from trainer.recipe.resolve import resolve
@@ -86,7 +86,7 @@ def train(recipe: Recipe, gather: Any, ranks: Ranks, *, disturbed: bool) -> Any:
     batches = tiny.three_batches()
     if disturbed:
         random = torch.get_rng_state()
-        rehearse(recipe, built, ranks)
+        probe_memory(recipe, built, ranks)
         assert torch.equal(torch.get_rng_state(), random)
         assert built.engine.global_steps == built.engine.skipped_steps == 0
     stepper.run(batches[0])

@@ -16,8 +16,8 @@ from sentence_transformers.sentence_transformer.evaluation import (
     InformationRetrievalEvaluator,
 )
 
+from bench.ablation_data import HeldOutSize, prepare
 from tests.support import corpus
-from tools.bench._ablation_data import HeldOutSize, prepare
 from tools.evaluate import Limits, ModelEmbedder
 from trainer.data.evalsets import IrEvalSet, StsEvalSet
 from trainer.data.sources import open_eval_set

@@ -136,8 +136,8 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
 
 def failed_merge(run: Path) -> list[str]:
     """What is left of an earlier `merged/` when merging again is refused."""
-    from trainer.engine.ranks import join
-    from trainer.merge.of_run import merge_last
+    from trainer.distributed.group import join
+    from trainer.merge.merge_run import merge_last
     from trainer.recipe.schema import MergeRecipe
 
     (run / "merged").mkdir()

@@ -56,8 +56,8 @@ def bfloat16_run(world_size: int, model: Path) -> dict[str, Any]:
 
     import deepspeed
 
+    from trainer.distributed.group import join
     from trainer.engine.build import build
-    from trainer.engine.ranks import join
     from trainer.engine.step import Stepper
     from trainer.recipe.resolve import resolve
 

@@ -13,10 +13,10 @@ from transformers import PretrainedConfig
 from tests.support import tiny
 from tests.support.corpus import make_workspace
 from trainer.cli import parse_arguments
-from trainer.dryrun import dry_run
 from trainer.errors import RecipeError
 from trainer.model.backbone import attention_kernel, check_backbone, load_config
 from trainer.model.kinds import kind_of, skeleton_of
+from trainer.preflight.dry_run import dry_run
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import EngineRecipe, ModelRecipe
 

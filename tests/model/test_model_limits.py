@@ -18,9 +18,9 @@ from tests.support import tiny
 from tests.support.corpus import make_workspace
 from trainer.cli import parse_arguments
 from trainer.data.tokens import load_tokenizer, make_encoder
-from trainer.dryrun import dry_run
 from trainer.errors import DataError, RecipeError
 from trainer.model.limits import check_lengths, fit_tokenizer, num_positions, num_token_ids
+from trainer.preflight.dry_run import dry_run
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import DataRecipe, SourceRecipe
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import RecipeError
+from trainer.recipe.ir import MarginMask
 from trainer.recipe.load import dump_recipe, load_recipe
-from trainer.recipe.schema import LoraRecipe, MarginMask, Recipe
+from trainer.recipe.schema import LoraRecipe, Recipe
 
 TEXT = """\
 name: small

@@ -10,16 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer.data.records import Record
 from trainer.data.sources import open_source
-from trainer.recipe.schema import (
-    DataRecipe,
-    IrRecipe,
-    ModelRecipe,
-    Recipe,
-    SourceRecipe,
-    StsRecipe,
-    TasksRecipe,
-    TrainRecipe,
-)
+from trainer.recipe.ir import IrRecipe
+from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe, TrainRecipe
+from trainer.recipe.sts import StsRecipe
 
 GOOD_IR = {"query": "q", "positives": ["p"], "negatives": ["n"]}
 GOOD_STS = {"text1": "a", "text2": "b", "score": 1.0}

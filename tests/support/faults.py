@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from trainer import session
 from trainer.cli import ending_with_code
 from trainer.data.batch import Batch
 from trainer.engine import step
-from trainer.engine.memory_faults import rehearse
+from trainer.engine.out_of_memory import probe_memory
 from trainer.run import main
+from trainer.session import train as session
 
 KIND, STEP, RANK = os.environ["PLANT"].split(":")
 step_loss = step.step_loss
@@ -49,10 +49,10 @@ def limited(*arguments: Any) -> None:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         most = held + int(STEP) * 10**6
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    rehearse(*arguments)
+    probe_memory(*arguments)
 
 
 if __name__ == "__main__":
     step.step_loss = planted  # type: ignore[assignment]
-    session.rehearse = limited  # type: ignore[assignment]
+    session.probe_memory = limited  # type: ignore[assignment]
     sys.exit(ending_with_code(main))

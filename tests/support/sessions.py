@@ -11,10 +11,10 @@ def session_of(folder: Path, name: str, *overrides: str) -> Any:
     Six steps and a checkpoint after three, unless the overrides say otherwise; `{folder}` in them
     is filled in.
     """
-    from trainer.checks import open_data
-    from trainer.engine.ranks import join
+    from trainer.distributed.group import join
+    from trainer.preflight.checks import open_data
     from trainer.recipe.load import load_recipe
-    from trainer.session import open_session
+    from trainer.session.train import open_session
 
     common = (f"output_dir={folder}/{name}", "eval.sets=[]", "data.workers=0", "train.max_steps=6",
               "checkpoint.every_steps=3")  # fmt: skip

@@ -8,17 +8,16 @@ import torch
 from transformers import AutoModel, BertConfig, PretrainedConfig, Qwen3Config
 
 from trainer.data.batch import Batch, IrBatch, StepPlan, StsBatch, Texts
+from trainer.recipe.ir import IrRecipe
 from trainer.recipe.schema import (
     DataRecipe,
     EngineRecipe,
-    IrRecipe,
     ModelRecipe,
     Recipe,
     SourceRecipe,
-    StsRecipe,
-    TasksRecipe,
     TrainRecipe,
 )
+from trainer.recipe.sts import StsRecipe
 
 VOCABULARY = 97
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.ablation_data import GENRES, QUICK, Genre, held_out_sets, prepare
+from bench.ablation_runs import RECIPES, Setup
+from bench.ablation_table import render
 from tools.bench import ablation
-from tools.bench._ablation_data import GENRES, QUICK, Genre, held_out_sets, prepare
-from tools.bench._ablation_runs import RECIPES, Setup
-from tools.bench._ablation_table import render
 from trainer.data.sources import open_eval_set, open_sources
 from trainer.errors import DataError, RecipeError
 from trainer.recipe.load import load_recipe

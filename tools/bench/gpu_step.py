@@ -26,10 +26,10 @@ from typing import Any
 # started by path, as the README shows
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench._docs import collect_pairs, save_random_model, write_pairs
-from tools.bench._jobs import OursJob, PeerJob, Work
-from tools.bench._turns import Outcome, Variant, take_turns
-from tools.demo_data import train_tokenizer
+from bench.docs import collect_pairs, save_random_model, write_pairs
+from bench.jobs import OursJob, PeerJob, Work
+from bench.turns import Outcome, Variant, take_turns
+from demo.data import train_tokenizer
 
 GIB = 2**30
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}

@@ -64,15 +64,14 @@ def make_model(arguments: argparse.Namespace, folder: Path) -> int:
 
 def make_recipe(arguments: argparse.Namespace) -> Any:
     """The recipe of one of the two runs."""
+    from trainer.recipe.ir import IrRecipe
     from trainer.recipe.schema import (
         DataRecipe,
         EngineRecipe,
-        IrRecipe,
         LoraRecipe,
         ModelRecipe,
         Recipe,
         SourceRecipe,
-        TasksRecipe,
         TrainRecipe,
     )
 
@@ -153,7 +152,7 @@ def own_bytes() -> int:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Body of a rank: warm up, then load and take steps, and write the peak."""
-    from trainer.engine.ranks import join, leave
+    from trainer.distributed.group import join, leave
 
     ranks = join(timeout_minutes=10)
     train(argparse.Namespace(**{**vars(arguments), "model": arguments.warm, "steps": 1}), ranks)

@@ -17,7 +17,7 @@ from pathlib import Path
 # started by path, as the README shows
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench._memory import in_use, peak, reset_peak
+from bench.memory import in_use, peak, reset_peak
 from trainer.cli import ending_with_code
 
 SIZES = (100_000, 1_000_000)

@@ -29,9 +29,9 @@ from pathlib import Path
 # started by path, as the README shows
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench._docs import DecoderShape, collect_pairs, make_decoder, write_pairs
-from tools.bench._jobs import OursJob, PeerJob, Work
-from tools.bench._turns import Outcome, Variant, ratio, take_turns
+from bench.docs import DecoderShape, collect_pairs, make_decoder, write_pairs
+from bench.jobs import OursJob, PeerJob, Work
+from bench.turns import Outcome, Variant, ratio, take_turns
 
 MIB = 2**20
 PARTS = ("peer", "zero3", "growth")

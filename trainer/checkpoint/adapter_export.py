@@ -20,9 +20,9 @@ from transformers import AutoModel, PretrainedConfig
 from trainer.checkpoint.embedder_files import write_json
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.checkpoint.names import ADAPTER_PART
-from trainer.checkpoint.shards import ADAPTER_BASE, ADAPTER_WEIGHTS
+from trainer.checkpoint.open import ADAPTER_BASE, ADAPTER_WEIGHTS
 from trainer.checkpoint.tensors import LowRankTensor, StoredTensor
-from trainer.engine.ranks import Ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import RecipeError
 from trainer.model.adapters import ADAPTER
 from trainer.recipe.schema import Recipe

@@ -12,10 +12,10 @@ from typing import Any
 import torch.distributed as dist
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from trainer.checkpoint.agree import on_first_rank
 from trainer.checkpoint.manifest import BaseIdentity, FileEntry, digest
-from trainer.checkpoint.shards import base_fingerprint, open_source
-from trainer.engine.ranks import Ranks
+from trainer.checkpoint.open import base_fingerprint, open_source
+from trainer.distributed.agree import on_first_rank
+from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json",

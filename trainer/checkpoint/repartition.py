@@ -25,10 +25,10 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.tensors import StoredTensor, numel
 from trainer.checkpoint.zero_format import ZeroProgress, read_progress, read_zero
-from trainer.engine.ranks import Ranks
+from trainer.distributed.agree import on_all_ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import deepspeed
 
-from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.base_identity import check_same_base
 from trainer.checkpoint.compare import compare_runs
 from trainer.checkpoint.manifest import BaseIdentity
@@ -24,6 +23,7 @@ from trainer.checkpoint.save import (
     unmark_best,
 )
 from trainer.checkpoint.storage import Storage
+from trainer.distributed.agree import on_all_ranks
 from trainer.errors import CheckpointError
 from trainer.recipe.schema import Recipe
 

@@ -15,7 +15,6 @@ import deepspeed
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.deepspeed_files import CheckpointFiles
 from trainer.checkpoint.manifest import (
     BaseIdentity,
@@ -28,7 +27,8 @@ from trainer.checkpoint.manifest import (
 from trainer.checkpoint.replace import replace_folder, restore_replaced
 from trainer.checkpoint.storage import Storage
 from trainer.checkpoint.zero_format import read_zero
-from trainer.engine.ranks import Ranks
+from trainer.distributed.agree import on_all_ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 
 LATEST = "latest"

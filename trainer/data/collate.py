@@ -14,7 +14,8 @@ from trainer.data.batch import Batch, IrBatch, StepPlan, StsBatch, Texts
 from trainer.data.records import IrRecord, StsRecord
 from trainer.data.sources import Source
 from trainer.data.tokens import Encoded, TextEncoder
-from trainer.recipe.schema import IrRecipe, Recipe, SourceRecipe
+from trainer.recipe.ir import IrRecipe
+from trainer.recipe.schema import Recipe, SourceRecipe
 
 ABSENT = -1
 """Index of a passage slot that has no text: a negative of a record without negatives."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from trainer.data.evalsets import IrEvalSet, StsEvalSet
 from trainer.data.formats.adapter import ScoredPair
-from trainer.data.scan import text_key, topic_key
+from trainer.data.scan import query_key, text_key
 from trainer.data.sources import Source
 
 logger = logging.getLogger(__name__)
@@ -27,10 +27,10 @@ def count_overlaps(
     """
     counts = {}
     for name, found in held_out.items():
-        topics = _topics(found)
+        queries = _queries(found)
         task = "ir" if isinstance(found, IrEvalSet) else "sts"
         for source in sources:
-            count = int(np.isin(source.topics, topics).sum()) if source.task == task else 0
+            count = int(np.isin(source.queries, queries).sum()) if source.task == task else 0
             if count:
                 counts[source.name, name] = count
     return counts
@@ -50,9 +50,9 @@ def warn_of_overlaps(
         )
 
 
-def _topics(held_out: StsEvalSet | IrEvalSet) -> np.ndarray:
+def _queries(held_out: StsEvalSet | IrEvalSet) -> np.ndarray:
     """Keys of the queries or pairs [n], uint64."""
     if isinstance(held_out, IrEvalSet):
         return np.fromiter(map(text_key, held_out.queries), np.uint64)
     pairs = zip(held_out.text1, held_out.text2, strict=True)
-    return np.fromiter((topic_key(ScoredPair(*pair, 0.0)) for pair in pairs), np.uint64)
+    return np.fromiter((query_key(ScoredPair(*pair, 0.0)) for pair in pairs), np.uint64)

@@ -15,9 +15,9 @@ import numpy as np
 
 from trainer.data.batch import StepPlan
 from trainer.data.permutation import keys_of, permute
-from trainer.data.turns import Turns, make_turns, turn_at, turns_before
+from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
 from trainer.errors import RecipeError
-from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task, TasksRecipe
+from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ class DataPlan:
     """Root of all permutations."""
     sources: Mapping[str, PlannedSource]
     """By name."""
-    tasks: Turns
+    tasks: Schedule
     """Whose turn it is among the tasks."""
-    turns: Mapping[str, Turns]
+    turns: Mapping[str, Schedule]
     """Whose turn it is among the sources of each task."""
 
     def at(self, step: int) -> StepPlan:
@@ -149,8 +149,8 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
     return DataPlan(
         seed=recipe.seed,
         sources={source.name: source for source in sources},
-        tasks=make_turns(_task_shares(recipe.data, by_task)),
-        turns={task: make_turns(shares) for task, shares in by_task.items()},
+        tasks=make_schedule(_task_shares(recipe.data, by_task)),
+        turns={task: make_schedule(shares) for task, shares in by_task.items()},
     )
 
 

@@ -36,7 +36,7 @@ class Scan:
     """Table row of each record [n], int64, ascending."""
     parts: np.ndarray
     """Which of its row's records each is [n], int64; 0 where rows are one record."""
-    topics: np.ndarray
+    queries: np.ndarray
     """Keys of what usable rows ask: a query, or a pair in either order [n], uint64, ascending."""
     scores: np.ndarray
     """Scores as written [n], float64; empty for IR."""
@@ -116,12 +116,12 @@ def scan_table(reader: RowReader, *, identity: str) -> Scan:
             logger.info("%s: checking %d rows, once for all runs", table.name, len(table))
         return _scanned(reader)
 
-    key = f"scan|{table.sha256}|{identity}|{reader.skip}"
+    key = f"scan2|{table.sha256}|{identity}|{reader.skip}"
     arrays = cached_arrays(key, build) if cached else build()
     return Scan(
         rows=arrays["rows"],
         parts=arrays["parts"],
-        topics=arrays["topics"],
+        queries=arrays["queries"],
         scores=arrays["scores"],
         num_skipped=int(arrays["num_skipped"]),
         num_duplicates=int(arrays["num_duplicates"]),
@@ -131,7 +131,7 @@ def scan_table(reader: RowReader, *, identity: str) -> Scan:
 
 def _scanned(reader: RowReader) -> Arrays:
     rows, parts, keys = array("q"), array("q"), array("Q")
-    topics, scores = array("Q"), array("d")
+    queries, scores = array("Q"), array("d")
     num_used = num_dropped = 0
     for row, read in parsed_rows(reader.table, reader.read, skip=reader.skip):
         num_used += 1
@@ -143,14 +143,14 @@ def _scanned(reader: RowReader) -> Arrays:
             rows.append(row)
             parts.append(part)
             keys.append(record_key(record))
-            topics.append(topic_key(record))
+            queries.append(query_key(record))
             if isinstance(record, ScoredPair):
                 scores.append(record.score)
     distinct = np.sort(np.array(keys, np.uint64))
     return {
         "rows": np.array(rows, np.int64),
         "parts": np.array(parts, np.int64),
-        "topics": np.sort(np.array(topics, np.uint64)),
+        "queries": np.sort(np.array(queries, np.uint64)),
         "scores": np.array(scores, np.float64),
         "num_skipped": np.array(len(reader.table) - num_used),
         "num_duplicates": np.array(np.sum(distinct[1:] == distinct[:-1])),
@@ -161,11 +161,11 @@ def _scanned(reader: RowReader) -> Arrays:
 def record_key(record: RawRecord) -> int:
     """64 bits of what a record teaches: query and positives, or a pair in either order."""
     if isinstance(record, ScoredPair):
-        return topic_key(record)
+        return query_key(record)
     return text_key("\0".join([record.query, *sorted(record.positives)]))
 
 
-def topic_key(record: RawRecord) -> int:
+def query_key(record: RawRecord) -> int:
     """64 bits of what a record asks: its query, or its pair in either order."""
     if isinstance(record, ScoredPair):
         return text_key("\0".join(sorted((record.text1, record.text2))))

@@ -55,7 +55,7 @@ class Source(Protocol):
         """One line for a person."""
 
     @property
-    def topics(self) -> np.ndarray:
+    def queries(self) -> np.ndarray:
         """Keys of what its records ask: queries, or pairs in either order [n], uint64."""
 
     def __len__(self) -> int: ...
@@ -81,7 +81,7 @@ class TableSource:
     """Table row of each record [n], int64."""
     parts: np.ndarray
     """Which of its row's records each is [n], int64."""
-    topics: np.ndarray
+    queries: np.ndarray
     """Keys of the queries or pairs [n], uint64, ascending."""
     score_range: tuple[float, float]
     """Scores that become 0 and 1."""
@@ -154,7 +154,7 @@ class BeirSource:
         return self.records.sha256
 
     @property
-    def topics(self) -> np.ndarray:
+    def queries(self) -> np.ndarray:
         """Keys of the queries [n], uint64, ascending."""
         queries = map(self.records.folder.query, self.records.query.tolist())
         return np.sort(np.fromiter(map(text_key, queries), np.uint64))
@@ -283,7 +283,7 @@ def _table_source(
         documents=documents,
         rows=scan.rows,
         parts=scan.parts,
-        topics=scan.topics,
+        queries=scan.queries,
         score_range=scale,
         describe=_describe(adapter, table, scan, scale),
         marks=(*marks_of(table), *(marks_of(documents.table) if documents else ())),

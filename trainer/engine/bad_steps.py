@@ -12,7 +12,7 @@ from typing import Any
 
 from trainer.data.batch import Batch
 from trainer.data.sources import Source
-from trainer.engine.ranks import Ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ import deepspeed
 import torch
 from torch import nn
 
+from trainer.distributed.group import Ranks
+from trainer.engine.grad_cache import ChunkGradCache, GradCache, LayerGradCache, StepGradCache
 from trainer.engine.materialise import torch_seed
-from trainer.engine.passes import InterleavedPasses, LayerPasses, Passes, TwinPasses
-from trainer.engine.ranks import Ranks
-from trainer.engine.twin import Twin
+from trainer.engine.replica import Replica
 from trainer.errors import RecipeError
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
@@ -30,11 +30,11 @@ class Built:
 
     engine: deepspeed.DeepSpeedEngine
     """Owns parameters, gradients and optimizer; its module is an `Embedder`."""
-    passes: Passes
+    grad_cache: GradCache
     """Runs chunks through it."""
     gather: Gather
     """How the passes gather parameters; never `auto`."""
-    twin: Twin
+    replica: Replica
     """The same model without hooks."""
 
 
@@ -57,18 +57,18 @@ def build(
     if gather != "interleaved":
         config = _with_plain_linear(config)
     embedder = load_embedder(recipe, model_path=model_path, config=config, ranks=ranks)
-    twin = Twin(embedder)
+    replica = Replica(embedder)
     if gather == "chunk":
         embedder = _layer_major(embedder, recipe)
     optimizer = make_optimizer(embedder, recipe.train, config, ranks)
     engine, *_ = deepspeed.initialize(model=embedder, optimizer=optimizer, config=config)
-    return Built(engine, _passes(engine, twin, gather, recipe.engine), gather, twin)
+    return Built(engine, _grad_cache(engine, replica, gather, recipe.engine), gather, replica)
 
 
 def _with_plain_linear(config: dict[str, Any]) -> dict[str, Any]:
     """The DeepSpeed dict without ZeRO-3's own linear function, unless it says otherwise.
 
-    That one keeps a forward's graph from holding gathered weights. A twin has them all anyway, and
+    That one keeps a forward's graph from holding gathered weights. A replica has them all anyway, and
     a layer run over all chunks keeps no graph and has its weights back before it is recomputed; it
     costs time for every chunk.
     """
@@ -120,16 +120,16 @@ def _layer_major(embedder: Embedder, recipe: Recipe) -> LayerMajorEmbedder:
     return LayerMajorEmbedder.adopt(embedder)
 
 
-def _passes(
-    engine: deepspeed.DeepSpeedEngine, twin: Twin, gather: Gather, recipe: EngineRecipe
-) -> Passes:
+def _grad_cache(
+    engine: deepspeed.DeepSpeedEngine, replica: Replica, gather: Gather, recipe: EngineRecipe
+) -> GradCache:
     """The passes that suit a way of gathering."""
     if gather == "step":
         keep = recipe.keep_graph_tokens
-        return TwinPasses(
-            engine, twin, keep_graph_tokens=recipe.max_tokens_per_chunk if keep is None else keep
+        return StepGradCache(
+            engine, replica, keep_graph_tokens=recipe.max_tokens_per_chunk if keep is None else keep
         )
-    return LayerPasses(engine) if gather == "chunk" else InterleavedPasses(engine)
+    return LayerGradCache(engine) if gather == "chunk" else ChunkGradCache(engine)
 
 
 def make_optimizer(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from trainer.data.batch import Batch
-from trainer.engine.ranks import Ranks, any_rank_each
+from trainer.distributed.group import Ranks, any_rank_each
 from trainer.engine.step import StepReport
 
 

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from trainer.data.batch import Batch, IrBatch, StsBatch
+from trainer.distributed.group import Ranks
+from trainer.distributed.rows import gather_rows, reduce_rows
 from trainer.engine.chunks import ChunkPlan
-from trainer.engine.passes import Pull, Vectors
-from trainer.engine.ranks import Ranks
+from trainer.engine.grad_cache import ValueAndGrad, Vectors
 from trainer.objectives.contrastive import info_nce, paired_info_nce
-from trainer.objectives.gather import gather_rows, reduce_rows
 from trainer.objectives.registry import sts_loss
+from trainer.recipe.ir import IrRecipe, MarginMask
 from trainer.recipe.resolve import pools_middle
-from trainer.recipe.schema import IrRecipe, MarginMask, StsRecipe, TasksRecipe
+from trainer.recipe.sts import StsRecipe
 
 TableLoss = Callable[[Vectors], dict[str, Tensor]]
 """From tables [U, H] of each output to this rank's share of each term; `loss` is their total."""
@@ -34,7 +35,7 @@ def needs_middle(batch: Batch, tasks: TasksRecipe) -> bool:
     return isinstance(batch, StsBatch) and pools_middle(tasks)
 
 
-def step_loss(batch: Batch, tasks: TasksRecipe, plan: ChunkPlan, ranks: Ranks) -> Pull:
+def step_loss(batch: Batch, tasks: TasksRecipe, plan: ChunkPlan, ranks: Ranks) -> ValueAndGrad:
     """The loss of a batch as the passes want it.
 
     Args:

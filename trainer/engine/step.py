@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from trainer.data.batch import Batch
+from trainer.distributed.group import Ranks
 from trainer.engine.bad_steps import BadSteps, named_rows
 from trainer.engine.build import Built
 from trainer.engine.chunks import ChunkPlan, plan_chunks
+from trainer.engine.grad_cache import ValueAndGrad, Vectors
 from trainer.engine.losses import needs_middle, step_loss
 from trainer.engine.lr import learning_rate
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
-from trainer.engine.memory_faults import explaining_memory
-from trainer.engine.passes import Pull, Vectors
-from trainer.engine.ranks import Ranks
+from trainer.engine.out_of_memory import explaining_memory
 from trainer.errors import StepError
 from trainer.recipe.schema import Recipe
 
@@ -116,7 +116,7 @@ class Stepper:
     def _accumulate(self, batch: Batch, plan: ChunkPlan) -> dict[str, float]:
         """Leave the gradient in the engine; returns the terms, `loss` among them."""
         key = step_key(self.recipe.seed, batch.plan.step)
-        terms = self.built.passes.accumulate(
+        terms = self.built.grad_cache.accumulate(
             make_chunks(
                 batch.texts, plan.ranks[self.ranks.rank], key=key, device=self.ranks.device
             ),
@@ -185,7 +185,7 @@ class Stepper:
         )
 
 
-def _unusable_if_not_finite(pull: Pull) -> Pull:
+def _unusable_if_not_finite(pull: ValueAndGrad) -> ValueAndGrad:
     """The loss of a step, whose gradient is not finite wherever the loss itself is not."""
 
     def guarded(vectors: Vectors) -> tuple[Vectors, dict[str, torch.Tensor]]:

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, uint8
 
+from trainer.checkpoint.open import INDEX, SINGLE
 from trainer.checkpoint.safetensors_file import Slot, encode_header, read_header
-from trainer.checkpoint.shards import INDEX, SINGLE
 from trainer.errors import CheckpointError
 from trainer.merge.output_file import BLOCK_BYTES, Bytes, OutputFile, WordSum
 from trainer.merge.stream import MergeItem

@@ -156,7 +156,7 @@ class Embedder(nn.Module):
 
         Returns:
             (last [B, H],) or (last [B, H], middle [B, H]), float32, norm 1.
-        Collective: under ZeRO-3 the hooks of a wrapped module gather parameters; a twin's do not.
+        Collective: under ZeRO-3 the hooks of a wrapped module gather parameters; a replica's do not.
         """
         self._point_at(chunk)
         inputs = self._packed_inputs(chunk) if self.packed else self._padded_inputs(chunk)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.objectives.checks import compute_dtype, require, require_temperature, shape
+from trainer.objectives.arguments import compute_dtype, require, require_temperature, shape
 
 TILE_BYTES = 16 * 2**20
 """Largest tile of logits, of queries and of passages, bytes each; about four live at once.

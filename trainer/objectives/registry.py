@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from trainer.objectives.checks import require
+from trainer.objectives.arguments import require
 from trainer.objectives.ranking import cosent_loss, pearson_loss, pro_loss, rank_kl_loss
 
 

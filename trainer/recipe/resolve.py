@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.errors import RecipeError
 from trainer.recipe.deepspeed_file import read_deepspeed_file
-from trainer.recipe.schema import Recipe, Task, TasksRecipe
+from trainer.recipe.schema import Recipe, Task
 
 
 @dataclass(frozen=True, kw_only=True)
