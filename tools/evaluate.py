@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.cli import ending_with_code
-from trainer.data.sources import open_eval_set, task_of_path
+from trainer.data.sources import task_of_path
+from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError, RecipeError
 from trainer.evaluation.exported import ExportedEmbedder, find_model, load_model
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe

@@ -119,7 +119,7 @@ def section_in(hint: Any) -> type | None:
 def kind_of(hint: Any, bounds: Mapping[str, Any]) -> str:
     """An annotation with its bounds, in words."""
     limits = [
-        f"{word} {bounds[name]:g}"
+        f"{word} {_number(bounds[name])}"
         for name, word in (("low", "at least"), ("above", "above"), ("high", "at most"))
         if bounds.get(name) is not None
     ]
@@ -170,6 +170,11 @@ def _yaml(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):
         return value if value and value.isascii() and "{" not in value else f'"{value}"'
+    return _number(value)
+
+
+def _number(value: float) -> str:
+    """A number without needless digits; an integer in full."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -152,7 +152,11 @@ def shown(error: TrainerError) -> str:
         character if character.isprintable() else ascii(character)[1:-1]
         for character in without_secrets(str(error))
     )
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    # the place stands at the beginning, what to do at the end
+    half = LONGEST_MESSAGE // 2
+    return f"{text[:half]}...{text[-half:]}"
 
 
 def ending_with_code(command: Callable[[], int]) -> int:

@@ -15,7 +15,9 @@ from tests.support.data_files import (
     write_jsonl,
 )
 from trainer.data.records import IrRecord, StsRecord
-from trainer.data.sources import StsEvalSet, open_eval_set, open_source
+from trainer.data.sources import open_source
+from trainer.data.sts import StsEvalSet
+from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe
 
@@ -129,7 +131,12 @@ SPOILED_STS = {
     "no score": ({"text1": "a", "text2": "b"}, r"score = nothing; expected a number"),
     "null score": ({**GOOD_STS, "score": None}, r"score = null; expected a number"),
     "word as score": ({**GOOD_STS, "score": "high"}, r'score = "high"; expected a number'),
-    "digits in quotes": ({**GOOD_STS, "score": "1.0"}, r'score = "1.0"; expected a number'),
+    "digits of a programmer": ({**GOOD_STS, "score": "1_0"}, r'score = "1_0"; expected a number'),
+    "decimal comma": (
+        {**GOOD_STS, "score": "4,5"},
+        r'score = "4,5"; expected .*point, such as 4\.5',
+    ),
+    "nan in quotes": ({**GOOD_STS, "score": "nan"}, r"score = nan; expected a finite number"),
     "truth as score": ({**GOOD_STS, "score": True}, r"score = true; expected a number"),
     "nan score": ({**GOOD_STS, "score": float("nan")}, r"score = nan; expected a finite number"),
     "infinite score": ({**GOOD_STS, "score": float("inf")}, r"score = inf; expected a finite"),

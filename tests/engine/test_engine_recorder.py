@@ -89,6 +89,25 @@ def test_an_undefined_score_is_null_in_the_file(tmp_path: Path) -> None:
     assert "NaN" not in line
 
 
+def test_an_evaluation_where_the_run_goes_on_stays(tmp_path: Path) -> None:
+    """The one after 4 steps is of the parameters that the run goes on with; that after 6 is not."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    scores = {0: 0.1, 4: 0.5, 6: 0.6}
+    with FileRecorder(tmp_path, start=0, stop=6, wandb_project=None, name="run") as recorder:
+        for done, score in scores.items():
+            recorder.evaluation(done, {"pairs": {"spearman": score}}, {})
+    with FileRecorder(tmp_path, start=4, stop=8, wandb_project=None, name="run") as recorder:
+        recorder.evaluation(8, {"pairs": {"spearman": 0.8}}, {})
+    assert steps_of(tmp_path / "eval.jsonl") == [0, 4, 8]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = {one.step: one.value for one in board.Scalars("eval/pairs/spearman")}
+    assert shown == pytest.approx({0: 0.1, 4: 0.5, 8: 0.8})
+    # a run that starts anew has no evaluation of its own
+    FileRecorder(tmp_path, start=0, stop=6, wandb_project=None, name="run").close()
+    assert steps_of(tmp_path / "eval.jsonl") == []
+
+
 def test_spoiled_lines_and_later_steps_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "eval.jsonl"
     good = [b'{"step": 0}', b'{"step": 1, "more": [2]}']

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from transformers import AutoModel, Qwen3MoeConfig
 
 from tests.support.tiny import bert_config, make_recipe, qwen3_config
+from trainer.engine.out_of_memory import largest_chunk
+from trainer.memory import estimate as memory
 from trainer.memory.estimate import (
     RESERVED_BYTES,
     MemoryPlan,
@@ -19,9 +22,11 @@ from trainer.memory.estimate import (
 from trainer.memory.shapes import Line, ModelShape, PlanError, measure_model
 from trainer.memory.workload import step_tokens
 from trainer.recipe.deepspeed_file import CONFIG_FOLDER
+from trainer.recipe.ir import IrRecipe
 from trainer.recipe.load import load_recipe
-from trainer.recipe.resolve import deepspeed_config
-from trainer.recipe.schema import LoraRecipe, ModelRecipe, Recipe
+from trainer.recipe.resolve import deepspeed_config, uses_middle_layer
+from trainer.recipe.schema import DataRecipe, LoraRecipe, ModelRecipe, Recipe, SourceRecipe
+from trainer.recipe.sts import StsRecipe
 
 RECIPE = CONFIG_FOLDER.parent / "recipes" / "qwen7b.yaml"
 SHAPE = ModelShape(
@@ -227,11 +232,43 @@ def test_slower_way_is_not_taken_where_it_needs_more() -> None:
     assert plan(shape=ADAPTERS, usable_bytes=step - 1).gather == "interleaved"
 
 
-def test_memory_of_this_machine() -> None:
+def test_memory_of_a_gpu_is_less_than_its_size() -> None:
     assert usable(80 * 10**9) == 80 * 10**9 - RESERVED_BYTES
-    whole, half = device_memory(1), device_memory(2)
-    if not torch.cuda.is_available() and whole is not None and half is not None:
-        assert half == pytest.approx(whole / 2, rel=0.2)  # others allocate between the two calls
+
+
+def test_ranks_without_gpus_share_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable:    3000 kB\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    assert [device_memory(ranks) for ranks in (1, 2, 3)] == [3_072_000, 1_536_000, 1_024_000]
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "absent")
+    assert device_memory(1) is None
+
+
+@pytest.mark.parametrize("task", ["ir", "sts"])
+def test_task_without_a_source_costs_nothing(task: Any) -> None:
+    source = SourceRecipe(name="only", task=task, path="unused")
+    data = DataRecipe(sources=(source,), query_max_tokens=16, passage_max_tokens=40)
+    # the other task would need far more
+    both = {
+        "ir": IrRecipe(global_batch_size=8 if task == "ir" else 4096),
+        "sts": StsRecipe(global_batch_size=8 if task == "sts" else 4096),
+    }
+    alone = {task: both[task]}
+    tasks = (both, alone)
+    recipes = [make_recipe(CONFIG_FOLDER, data=data, tasks=one) for one in tasks]
+    config = deepspeed_config(recipes[0], world_size=2)
+    shapes = [measure_model(qwen3_config(), recipe) for recipe in recipes]
+    assert shapes[0] == shapes[1]
+    plans = [plan_memory(r, shapes[0], deepspeed=config, world_size=2) for r in recipes]
+    assert plans[0] == plans[1]
+    chunks = [largest_chunk(recipe, world_size=2, max_positions=999) for recipe in recipes]
+    assert chunks[0] == chunks[1]
+    assert chunks[0].text_tokens == (40 if task == "ir" else 16)
+    assert uses_middle_layer(recipes[0]) is (task == "sts")
 
 
 def test_plan_reads_no_weights() -> None:

@@ -198,6 +198,19 @@ def test_single_query_without_negatives_has_no_loss(recipe_file: Path) -> None:
     assert "at least 2 where negatives is 0" in refused(recipe_file, *overrides)
 
 
+@pytest.mark.parametrize("seed", [0, 20_261_129, 1_796_000_000, 2**62, 2**63 - 1])
+def test_dates_times_and_all_of_63_bits_are_seeds(recipe_file: Path, seed: int) -> None:
+    assert load_recipe(recipe_file, [f"seed={seed}"]).seed == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+def test_seed_out_of_bounds_is_refused_with_the_bounds_in_full(
+    recipe_file: Path, seed: int
+) -> None:
+    expected = f"seed = {seed}; expected an integer of at least 0 and at most {2**63 - 1}."
+    assert expected in refused(recipe_file, f"seed={seed}")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "parts"),
     [

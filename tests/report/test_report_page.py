@@ -144,6 +144,7 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
         ("eval.jsonl", lambda b: b + b"\xff\n", r"eval.jsonl: byte \d+ = 0xff; expected UTF-8"),
         ("recipe.yaml", lambda b: b"\xff", r"recipe.yaml: byte 0 = 0xff"),
         ("recipe.yaml", lambda b: b"a: [", r"recipe.yaml: while parsing .*; expected YAML"),
+        ("recipe.yaml", lambda b: b"a: !!int x", r"recipe.yaml: invalid literal .*; expected YAML"),
         ("run.json", lambda b: b[:20], r"run.json: .*; expected a JSON object"),
         ("merged/merge.json", lambda b: b"{}", r"merge.json: method = missing"),
     ],

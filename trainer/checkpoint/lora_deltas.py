@@ -4,7 +4,6 @@ Formulas: W + s B A with s = alpha / rank (Hu et al. 2021, arXiv:2106.09685, sec
 alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732); DoRA as in `LowRankTensor`.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,8 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.json_files import read_object
 from trainer.checkpoint.tensors import LowRankTensor, SlicedTensor, numel
 from trainer.errors import CheckpointError
+
+QUANTIFIER = re.compile(r"(?<!\()[*+?{]")
+REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
+MAX_QUANTIFIERS = 3
+MAX_PATTERN_CHARS = 500
+MAX_MODULE_CHARS = 200
+"""Limits to the work of a regular expression that a stranger wrote: without repeated groups it
+grows with the length of the name to the power of the quantifiers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +42,15 @@ class LoraSettings:
     """Other alphas by regular expression on the end of a module's name."""
 
     def scale(self, module: str, rank: int) -> float:
-        """Factor of B A for a module, no unit."""
+        """Factor of B A for a module, no unit.
+
+        Raises:
+            CheckpointError: if its name is too long to match regular expressions with it.
+        """
         alpha = self.alpha
+        if self.alpha_pattern and len(module) > MAX_MODULE_CHARS:
+            expected = f"names of at most {MAX_MODULE_CHARS} with alpha_pattern"
+            raise _wrong(self, f"{module[:60]}...", f"a name of {len(module)} characters", expected)
         for pattern, other in self.alpha_pattern.items():
             if re.fullmatch(rf"(.*\.)?({pattern})", module):
                 alpha = other
@@ -49,22 +64,16 @@ def settings_from_peft(path: Path) -> LoraSettings:
     Raises:
         CheckpointError: if it is damaged, or of an adapter that is not LoRA without extras.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind, alpha = config["peft_type"], float(config["lora_alpha"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: content = damaged or of another adapter ({error}); expected peft's LoRA "
-            "config. Merge the adapter into its base with peft first."
-        ) from error
+    config = read_object(path)
+    kind, alpha = config.get("peft_type"), _number(path, "lora_alpha", config.get("lora_alpha"))
     extras = {"peft_type": kind != "LORA", "lora_bias": config.get("lora_bias"),
               "use_bdlora": config.get("use_bdlora"),
               "bias": config.get("bias", "none") != "none"}  # fmt: skip
     for name, present in extras.items():
         if present:
             raise CheckpointError(
-                f"{path}: {name} = {config[name]!r}; expected LoRA or DoRA without trained biases. "
-                "Merge the adapter into its base with peft first."
+                f"{path}: {name} = {config.get(name)!r:.60}; expected LoRA or DoRA without trained "
+                "biases. Merge the adapter into its base with peft first."
             )
     return LoraSettings(
         path=path,
@@ -72,8 +81,50 @@ def settings_from_peft(path: Path) -> LoraSettings:
         rslora=bool(config.get("use_rslora")),
         dora=bool(config.get("use_dora")),
         transposed=bool(config.get("fan_in_fan_out")),
-        alpha_pattern=config.get("alpha_pattern") or {},
+        alpha_pattern=_patterns(path, config.get("alpha_pattern") or {}),
     )
+
+
+def _number(path: Path, name: str, value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    try:
+        number = float(value)
+    except (ValueError, TypeError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise CheckpointError(
+            f"{path}: {name} = {value!r:.60}; expected a finite number. The file is damaged or of "
+            "another adapter; merge the adapter into its base with peft first."
+        )
+    return number
+
+
+def _patterns(path: Path, value: Any) -> dict[str, float]:
+    """Alphas by regular expression, each one that is matched in little time.
+
+    Raises:
+        CheckpointError: it is no object, a number is none, or an expression is wrong or repeats a
+            group, which may take longer than anyone waits.
+    """
+    patterns = value if isinstance(value, dict) else {"": value}
+    for pattern, alpha in patterns.items():
+        _number(path, "alpha_pattern", alpha)
+        try:
+            re.compile(pattern)
+            is_slow = len(QUANTIFIER.findall(pattern)) > MAX_QUANTIFIERS
+        except (re.error, RecursionError, OverflowError):
+            is_slow = True
+        if is_slow or REPEATED_GROUP.search(pattern) or len(pattern) > MAX_PATTERN_CHARS:
+            raise CheckpointError(
+                f"{path}: alpha_pattern = {pattern!r:.60}; expected a module's name, or a regular "
+                f"expression with at most {MAX_QUANTIFIERS} repeats and none of a group. Merge the "
+                "adapter into its base with peft first."
+            )
+    return {pattern: float(alpha) for pattern, alpha in patterns.items()}
 
 
 def settings_from_recipe(path: Path, lora: Mapping[str, Any]) -> LoraSettings:
@@ -86,14 +137,9 @@ def settings_from_recipe(path: Path, lora: Mapping[str, Any]) -> LoraSettings:
     Raises:
         CheckpointError: if it has no alpha.
     """
-    if "alpha" not in lora:
-        raise CheckpointError(
-            f"{path}: recipe.model.lora = {dict(lora)!r:.80}; expected alpha in it. The manifest "
-            "is damaged; use another checkpoint."
-        )
     return LoraSettings(
         path=path,
-        alpha=float(lora["alpha"]),
+        alpha=_number(path, "recipe.model.lora.alpha", lora.get("alpha")),
         rslora=bool(lora.get("rslora")),
         dora=bool(lora.get("dora")),
     )
@@ -137,6 +183,8 @@ def _apply(
     # B A is [out, in]; an embedding and GPT-2's layers keep their weight the other way round
     transposed = embedding or settings.transposed
     left, right = (a, b) if transposed else (b, a)
+    if 0 in a.shape:
+        raise _wrong(settings, module, f"shape {tuple(a.shape)}", "a rank of at least 1")
     _check_fit(module, weight, left, right, settings, transposed=transposed)
     magnitude = parts.get("magnitude_vector")
     if (magnitude is not None) != settings.dora or (magnitude is not None and transposed):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from trainer.errors import CheckpointError
 
 NAME = "manifest.json"
 FORMAT = 1
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+              RecursionError)  # fmt: skip
+"""What reading JSON raises, and taking fields and numbers from what it may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
         if base is not None:
             base = BaseIdentity(**{**base, "files": _entries(base["files"])})
         return Manifest(files=_entries(content.pop("files")), base=base, **content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path}: {type(error).__name__}: {error}; expected a manifest of format {FORMAT}. "
             f"The checkpoint is not complete; use another."
@@ -129,14 +133,17 @@ def verify(folder: Path, manifest: Manifest, names: Iterable[str]) -> None:
     """
     for name in names:
         path, expected = folder / name, manifest.files[name]
-        if not path.is_file():
+        # not Path.is_file, which raises at a name that no file system takes
+        if not os.path.isfile(path):
             raise CheckpointError(f"{path}: missing; expected {expected.size} bytes.")
         if path.stat().st_size != expected.size:
             raise CheckpointError(
                 f"{path}: size = {path.stat().st_size}; expected {expected.size} bytes."
             )
         if digest(path) != expected:
-            raise CheckpointError(f"{path}: content changed; its sha256 is not the manifest's.")
+            raise CheckpointError(
+                f"{path}: content changed; expected that whose sha256 the manifest has."
+            )
 
 
 def _inside(name: str) -> str:

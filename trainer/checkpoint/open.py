@@ -5,7 +5,7 @@ tag folder, a `checkpoints` folder by its `latest`, a whole run folder) and PEFT
 """
 
 import hashlib
-import json
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from trainer.checkpoint.json_files import module_path, read_modules, read_object
 from trainer.checkpoint.lora_deltas import LoraSettings, settings_from_peft, settings_from_recipe
 from trainer.checkpoint.names import backbone_prefix, common_wrapper, is_optional, sort_names
 from trainer.checkpoint.safetensors_file import map_tensors, read_header
@@ -125,8 +126,9 @@ def _zero_lora(
         if (place / ADAPTER_CONFIG).is_file():
             return settings_from_peft(place / ADAPTER_CONFIG)
     recipe = (manifest or {}).get("recipe") or {}
-    lora = (recipe.get("model") or {}).get("lora")
-    if not lora:
+    model = recipe.get("model")
+    lora = model.get("lora") if isinstance(model, dict) else None
+    if not isinstance(lora, dict):
         raise CheckpointError(
             f"{folder}: adapters without settings; expected manifest.json or embedder/"
             f"{ADAPTER_CONFIG}, which give rank and alpha. Copy peft's {ADAPTER_CONFIG} there."
@@ -193,15 +195,9 @@ def _weights_place(folder: Path) -> Path:
     modules = folder / "modules.json"
     if not modules.is_file() or (folder / SINGLE).is_file() or (folder / INDEX).is_file():
         return folder
-    content = read_json(modules)
-    first = content[0] if isinstance(content, list) and content else None
-    path = str(first.get("path", "")) if isinstance(first, dict) else None
-    if path is None or Path(path).is_absolute() or ".." in Path(path).parts:
-        raise CheckpointError(
-            f"{modules}: path = {path}; expected a list of modules whose first lies inside this "
-            "folder. Do not use this model unless you know who made it."
-        )
-    return folder / path
+    path = module_path(read_modules(modules)[0])
+    # not Path.is_dir, which raises at a name that no file system takes
+    return folder / path if os.path.isdir(folder / path) else folder
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -220,7 +216,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         )
     names = sorted(set(_weight_map(index).values()))
     for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+        if Path(name).name != name or not os.path.isfile(folder / name):
             raise CheckpointError(
                 f"{index}: weight_map names {name} = absent; expected a file beside it. Copy the "
                 "missing shard."
@@ -229,7 +225,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{index}: weight_map = {weight_map!r:.60}; expected tensor names and files. Save the "
@@ -245,20 +241,6 @@ def _check_index(index: Path, tensors: Mapping[str, SlicedTensor]) -> None:
             f"{index}: weight_map and shards differ in {', '.join(odd[:5])}; expected the same "
             "names. The shards are damaged or of different savings; copy them again."
         )
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        CheckpointError: if it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: content = not JSON ({error}); expected JSON. Copy the file again."
-        ) from error
 
 
 def identity(source: Source, *, hash_files: bool) -> dict[str, Any]:

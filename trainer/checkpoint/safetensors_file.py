@@ -113,7 +113,7 @@ def _slots(path: Path, content: Mapping[str, Any], data_start: int) -> dict[str,
         try:
             start, stop = (int(offset) for offset in entry["data_offsets"])
             slot = Slot(DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), data_start + start)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _damaged(path, f"entry {name!r} = {entry!r:.120}") from error
         if min((*slot.shape, 0)) < 0 or slot.num_bytes != stop - start:
             raise _damaged(path, f"entry {name!r} = {entry!r:.120}")

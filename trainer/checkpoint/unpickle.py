@@ -1,11 +1,14 @@
 """Read pickled checkpoint files as data; it must not run anything that a file asks for.
 
 A pickle may name any function to be called. Here it may name tensors, plain containers and the
-three DeepSpeed classes below, for which inert stand-ins are built; anything else is refused by
-name before a single object is made.
+DeepSpeed classes below, for which inert stand-ins are built; anything else is refused by name
+before a single object is made.
 """
 
 import pickle
+import re
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,13 @@ ALLOWED = (
 """Classes of DeepSpeed that its checkpoints hold; their code is never imported."""
 
 
+GROWING = re.compile(rb"\n(bytearray|encode)\n")
+"""Calls that torch allows and that make gigabytes of a few bytes: `bytearray(n)` of nothing, and
+encodings of encodings. Neither stands in a checkpoint of tensors, numbers and texts."""
+MAX_ZIP_HEADER_BYTES = 1 << 16
+"""Before a record: its name and padding."""
 UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+              ArithmeticError, AssertionError, MemoryError, struct.error, zipfile.BadZipFile,
               pickle.UnpicklingError)  # fmt: skip
 """What torch's readers raise for files that are cut, damaged or of another kind."""
 
@@ -73,7 +82,8 @@ def refuse_code(path: Path) -> None:
             cut or of another format.
     """
     try:
-        foreign = sorted(set(get_unsafe_globals_in_checkpoint(str(path))) - set(ALLOWED))
+        foreign = sorted({*get_unsafe_globals_in_checkpoint(str(path))} - {*ALLOWED})
+        foreign += _growing(path)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if foreign:
@@ -83,8 +93,27 @@ def refuse_code(path: Path) -> None:
         )
 
 
+def _growing(path: Path) -> list[str]:
+    """Names in the pickle by which a small file becomes large in memory.
+
+    Raises:
+        ValueError: if a record is compressed, which `torch.save` never does and which hides its
+            size.
+    """
+    names: set[str] = set()
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for record in archive.infolist():
+            if record.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"record {record.filename!r:.60} is compressed")
+            if record.filename.endswith("/data.pkl"):
+                file.seek(record.header_offset)
+                raw = file.read(record.file_size + MAX_ZIP_HEADER_BYTES)
+                names.update(found.decode() for found in GROWING.findall(raw))
+    return sorted(names)
+
+
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).split("\n", 1)[0][:200]
+    reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
     return CheckpointError(
         f"{path}: content = unreadable ({reason}); expected a whole file of torch.save. Copy it "
         "again, or use an older checkpoint."

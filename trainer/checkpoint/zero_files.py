@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse, islice
 from pathlib import Path
 
 from trainer.errors import CheckpointError
@@ -11,6 +12,8 @@ STATE_FILE = re.compile(
     r"(?P<bf16>bf16_)?(zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<mp>\d+)_"
     r"(?P<kind>model|optim)_states\.pt"
 )
+MAX_NAMED = 5
+"""Missing files that a message names."""
 FOREIGN_FILE = re.compile(r"(layer_|expert_|expp_).*\.pt")
 
 
@@ -81,8 +84,9 @@ def _only_layout(
 
 
 def _complete(folder: Path, paths: Mapping[int, Path], kind: str) -> tuple[Path, ...]:
-    missing = sorted(set(range(max(paths) + 1)) - set(paths))
-    if missing:
+    if len(paths) <= max(paths):
+        # a file may be named as of any rank
+        missing = islice(filterfalse(paths.__contains__, range(max(paths))), MAX_NAMED)
         name = next(iter(paths.values())).name
         names = [re.sub(r"rank_\d+", f"rank_{rank}", name, count=1) for rank in missing]
         raise CheckpointError(

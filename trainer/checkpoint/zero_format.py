@@ -11,6 +11,7 @@ of the float32 masters, which are the truth of a bf16 run:
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +21,11 @@ from typing import Any
 
 from torch import Tensor
 
+from trainer.checkpoint.manifest import UNREADABLE
 from trainer.checkpoint.tensors import StoredTensor, numel
 from trainer.checkpoint.unpickle import load_pickled
-from trainer.checkpoint.zero_files import ZeroFiles, find_files
+from trainer.checkpoint.zero_files import MAX_NAMED, ZeroFiles, find_files
+from trainer.checkpoint.zero_values import flat, gaps_of, shapes_of, states_of, stored
 from trainer.errors import CheckpointError
 from trainer.run_folder.layout import LATEST
 
@@ -55,12 +58,18 @@ def read_zero(folder: Path) -> ZeroTensors:
             about world size, step or sizes, or if the checkpoint is of tensor, pipeline or expert
             parallelism.
     """
-    files, model, states = _open(folder)
-    tensors = dict(_trained(files, model, states))
-    tensors |= _frozen(files, model)
-    aliases = {str(a): str(b) for a, b in model[0].get("shared_params", {}).items()}
-    untrained = _whole_in_module(model[0], partitioned=_is_stage_3(states))
-    tensors |= {name: one for name, one in untrained.items() if name not in {*tensors, *aliases}}
+    files = find_files(folder)
+    with states_of(folder):
+        model, states = _open(files)
+        tensors = dict(_trained(files, model, states))
+        tensors |= _frozen(files, model)
+        aliases = {str(a): str(b) for a, b in model[0].get("shared_params", {}).items()}
+        untrained = _whole_in_module(model[0], partitioned=_is_stage_3(states))
+        known = {*tensors, *aliases}
+        tensors |= {name: one for name, one in untrained.items() if name not in known}
+        for alias, name in aliases.items():
+            if name not in tensors:
+                raise ValueError(f"{alias} shares the storage of {name}, which is absent")
     return ZeroTensors(tensors, aliases, files.optim + files.model, len(files.optim))
 
 
@@ -88,7 +97,12 @@ def read_progress(folder: Path) -> ZeroProgress:
     Raises:
         CheckpointError: as `read_zero`.
     """
-    files, model, states = _open(folder)
+    files = find_files(folder)
+    with states_of(folder):
+        return _progress(files, *_open(files))
+
+
+def _progress(files: ZeroFiles, model: Sequence[Any], states: Sequence[Any]) -> ZeroProgress:
     groups = _field(files.model[0], model[0], "param_shapes")
     key = "optimizer_state_dict" if _is_stage_3(states) else "base_optimizer_state"
     by_rank = [_field(path, state, key)["state"] for path, state in zip(files.optim, states,
@@ -105,15 +119,14 @@ def read_progress(folder: Path) -> ZeroProgress:
     return ZeroProgress(moments, {name: float(first[name]) for name in numbers}, counters)
 
 
-def _open(folder: Path) -> tuple[ZeroFiles, list[Any], list[Any]]:
-    """Files of a tag folder, what the model files hold, and the optimizers' state dicts."""
-    files = find_files(folder)
+def _open(files: ZeroFiles) -> tuple[list[Any], list[Any]]:
+    """What the model files hold, and the optimizers' state dicts."""
     optim = [load_pickled(path) for path in files.optim]
     model = [load_pickled(path) for path in files.model]
     states = [_field(path, one, "optimizer_state_dict") for path, one in zip(files.optim, optim,
               strict=True)]  # fmt: skip
     _check_world(files, model, states)
-    return files, model, states
+    return model, states
 
 
 def _check_world(files: ZeroFiles, model: Sequence[Any], states: Sequence[Any]) -> None:
@@ -139,8 +152,10 @@ def _check_world(files: ZeroFiles, model: Sequence[Any], states: Sequence[Any]) 
 def _check_ranks(files: ZeroFiles, world_size: int) -> None:
     for paths in files.by_rank:
         if len(paths) < world_size:
+            # a damaged file may claim more ranks than there is memory to name
+            missing = range(len(paths), min(world_size, len(paths) + MAX_NAMED))
             names = [re.sub(r"rank_\d+", f"rank_{rank}", paths[0].name, count=1)
-                     for rank in range(len(paths), world_size)]  # fmt: skip
+                     for rank in missing]  # fmt: skip
             raise CheckpointError(
                 f"{paths[0].parent}: world size = {world_size}; expected {', '.join(names)} too. "
                 "Copy the missing file, or use another checkpoint."
@@ -174,22 +189,17 @@ def _named(
     flats: Sequence[Sequence[Tensor]],
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Cut the flat tensors of all ranks, one list of groups each, into parameters."""
-    for path, flat in zip(files.optim, flats, strict=True):
-        if len(flat) != len(groups):
-            raise _misfit(path, f"{len(flat)} groups of parameters", str(len(groups)))
-    for index, shapes in enumerate(groups):
-        parts = [_flat(flat[index]) for flat in flats]
+    for path, one in zip(files.optim, flats, strict=True):
+        if len(one) != len(groups):
+            raise _misfit(path, f"{len(one)} groups of parameters", str(len(groups)))
+    for index, shapes in enumerate(map(shapes_of, groups)):
+        parts = [flat(one[index]) for one in flats]
         if _is_stage_3(states):
             yield from _sliced_group(files, shapes, parts)
         else:
             paddings = states[0].get("param_alignment_paddings")
-            gaps = paddings[index] if paddings else [0] * len(shapes)
+            gaps = gaps_of(paddings[index]) if paddings else [0] * len(shapes)
             yield from _joined_group(files, shapes, parts, gaps)
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """[n] without history: masters are saved as tensors that require gradients."""
-    return tensor.detach().reshape(-1)
 
 
 def _sliced_group(
@@ -214,7 +224,7 @@ def _unpadded(shape: Sequence[int], slices: Sequence[Tensor]) -> StoredTensor:
     for piece in slices:
         pieces.append(piece[: min(left, piece.numel())])
         left -= pieces[-1].numel()
-    return StoredTensor(tuple(shape), tuple(pieces))
+    return stored(shape, pieces)
 
 
 def _joined_group(
@@ -231,7 +241,9 @@ def _joined_group(
         raise _misfit(files.optim[0], f"flat groups of {available} elements in all", str(wanted))
     offset = 0
     for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
-        yield name, StoredTensor(tuple(shape), tuple(_cut(parts, offset, numel(shape))))
+        # of an empty parameter there is no piece, only a dtype
+        pieces = tuple(_cut(parts, offset, numel(shape))) or (parts[0][:0],)
+        yield name, stored(shape, pieces)
         offset += numel(shape) + gap
 
 
@@ -250,8 +262,8 @@ def _frozen(files: ZeroFiles, model: Sequence[Any]) -> dict[str, StoredTensor]:
     if not shapes or not fragments:
         return {}
     tensors = {}
-    for name, shape in shapes.items():
-        ranks = [_flat(_field(path, one, "frozen_param_fragments")[name])
+    for name, shape in shapes_of(shapes).items():
+        ranks = [flat(_field(path, one, "frozen_param_fragments")[name])
                  for path, one in zip(files.model, model, strict=True)]  # fmt: skip
         if sum(part.numel() for part in ranks) < numel(shape):
             raise _misfit(files.model[0], f"{name} in fewer elements", str(numel(shape)))
@@ -270,7 +282,7 @@ def _whole_in_module(model: Mapping[str, Any], *, partitioned: bool) -> dict[str
     """
     module = model.get("module") or {}
     names = (model.get("buffer_names") or ()) if partitioned else module
-    return {name: StoredTensor(tuple(module[name].shape), (_flat(module[name]),))
+    return {name: stored(module[name].shape, (flat(module[name]),))
             for name in names if name in module}  # fmt: skip
 
 
@@ -296,12 +308,12 @@ def latest_tag(folder: Path) -> Path:
     Raises:
         CheckpointError: if it names nothing that is there.
     """
-    tag = (folder / LATEST).read_text(encoding="utf-8").strip()
+    tag = (folder / LATEST).read_text(encoding="utf-8", errors="replace").strip()
     target = folder / tag
-    if not tag or Path(tag).name != tag or not target.is_dir():
+    if not tag or Path(tag).name != tag or not os.path.isdir(target):
         raise CheckpointError(
-            f"{folder / 'latest'}: tag = {tag!r}; expected the name of a folder beside it. Name "
-            "the tag folder itself."
+            f"{folder / 'latest'}: tag = {tag!r:.80}; expected the name of a folder beside it. "
+            "Name the tag folder itself."
         )
     return target
 
@@ -318,14 +330,17 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = {str(name): int(entry["size"]) for name, entry in manifest["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for name in ("recipe", "base"):
+            if not isinstance(manifest.get(name), dict | None):
+                raise ValueError(f"{name} is no object")
+    except UNREADABLE as error:
         raise CheckpointError(
             f"{path}: content = damaged ({error}); expected the trainer's manifest. Use an older "
             "checkpoint."
         ) from error
     for name, size in files.items():
         file = folder / name
-        found = file.stat().st_size if file.is_file() else None
+        found = file.stat().st_size if os.path.isfile(file) else None
         if found != size:
             raise CheckpointError(
                 f"{file}: size = {'no file' if found is None else found}; expected {size} bytes as "

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,6 +41,12 @@ QUIET_HOST = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
 """Seconds of silence, seconds between probes, probes: a host without power is missed after 20 s."""
 MAX_LINE_BYTES = 1 << 16
 """A longer message is no message."""
+RECEIVED_BYTES = 4096
+"""Of a connection at a time."""
+VMSTAT = Path("/proc/vmstat")
+"""Where Linux counts what its out-of-memory killer did."""
+MAX_TEXT = 4000
+"""Characters of an error that others are told; JSON needs up to 12 bytes for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +83,17 @@ class Link:
     def receive(self) -> list[Mapping[str, Any]] | None:
         """The messages that have come, or None where the connection ended."""
         try:
-            content = self.socket.recv(4096)
+            content = self.socket.recv(RECEIVED_BYTES)
         except OSError:
             content = b""
         if not content or len(self.unread) > MAX_LINE_BYTES:
             return None
-        *whole, self.unread = (self.unread + content).split(b"\n")
+        self.unread += content
+        return self.take()
+
+    def take(self) -> list[Mapping[str, Any]]:
+        """The messages that are here already, without a look at the connection."""
+        *whole, self.unread = self.unread.split(b"\n")
         return [json.loads(line) for line in whole]
 
 
@@ -118,7 +129,7 @@ class PeerMonitor:
             # the watching thread tells which rank it was and ends this process
             time.sleep(SAME_MISTAKE_SEC + 2 * SPEAKER_FIRST_SEC)
         if isinstance(error, TrainerError):
-            text, code = str(error), error.exit_code
+            text, code = str(error)[:MAX_TEXT], error.exit_code
             # the first rank meets the same mistake, or tells of this one
             error.reported = self.member.rank > 0 and bool(self._links)
         else:
@@ -142,15 +153,16 @@ class PeerMonitor:
         with selectors.DefaultSelector() as selector:
             selector.register(self._woken, selectors.EVENT_READ)
             for link in self._links:
-                selector.register(link.socket, selectors.EVENT_READ, link)
+                # last words that came with the hello; nothing need follow them
+                if not self._has_left(link, link.take()):
+                    selector.register(link.socket, selectors.EVENT_READ, link)
             while not self._closing.is_set():
                 for key, _ in selector.select():
-                    if key.data is not None and self._has_left(key.data):
+                    if key.data is not None and self._has_left(key.data, key.data.receive()):
                         selector.unregister(key.fileobj)
 
-    def _has_left(self, link: Link) -> bool:
+    def _has_left(self, link: Link, messages: Sequence[Mapping[str, Any]] | None) -> bool:
         """Whether a rank ended in order; does not return where it is lost."""
-        messages = link.receive()
         if messages is None:
             messages = [{"kind": "lost"}]
         for message in messages:
@@ -207,7 +219,7 @@ class PeerMonitor:
 def kernel_kills() -> int:
     """Processes that the kernel has killed on this host for want of memory; 0 where unknown."""
     try:
-        lines = Path("/proc/vmstat").read_text(encoding="ascii").splitlines()
+        lines = VMSTAT.read_text(encoding="ascii").splitlines()
     except OSError:
         return 0
     found = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
@@ -277,10 +289,9 @@ def _accept(listener: socket.socket, token: str, num_links: int) -> list[Link]:
 
 
 def _greeted(connection: socket.socket, token: str) -> Link | None:
-    """The connection, if it belongs to this run."""
-    connection.settimeout(HELLO_SEC)
+    """The connection, if it belongs to this run, with what came behind the hello."""
     try:
-        line = connection.makefile("rb").readline(MAX_LINE_BYTES)
+        line, unread = _first_line(connection)
         hello = json.loads(line)
         if not secrets.compare_digest(str(hello["token"]), token):
             raise ValueError("another run's token")
@@ -289,7 +300,28 @@ def _greeted(connection: socket.socket, token: str) -> Link | None:
         connection.close()
         return None
     member = Member(rank=rank, host=host, process=process)
-    return Link(_lasting(connection), member)
+    return Link(_lasting(connection), member, unread)
+
+
+def _first_line(connection: socket.socket) -> tuple[bytes, bytes]:
+    """The first line of a connection, and what came with its end.
+
+    Raises:
+        OSError: it does not come in time.
+        ValueError: the connection ended first, or the line is too long.
+    """
+    deadline, content = time.monotonic() + HELLO_SEC, b""
+    while b"\n" not in content:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no hello in time")
+        connection.settimeout(left)
+        received = connection.recv(RECEIVED_BYTES)
+        content += received
+        if not received or len(content) > MAX_LINE_BYTES:
+            raise ValueError("no hello")
+    line, _, unread = content.partition(b"\n")
+    return line, unread
 
 
 def _connect(port: int, token: str, me: Member, first: Member) -> list[Link]:

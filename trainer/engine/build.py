@@ -10,12 +10,15 @@ from torch import nn
 
 from trainer.distributed.group import Ranks
 from trainer.engine.grad_cache import ChunkGradCache, GradCache, LayerGradCache, StepGradCache
+from trainer.engine.materialise import torch_seed
 from trainer.engine.replica import Replica
 from trainer.errors import RecipeError
 from trainer.model.adapters import add_lora
-from trainer.model.backbone import DTYPES, attention_kernel, load_backbone
+from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
 from trainer.model.embedder import Embedder
+from trainer.model.kinds import skeleton_of
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
+from trainer.recipe.deepspeed_file import offloads
 from trainer.recipe.schema import EngineRecipe, Gather, Recipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
@@ -80,18 +83,20 @@ def load_embedder(
 ) -> Embedder:
     """The recipe's model with its adapters and pooling. Collective: yes under ZeRO-3."""
     stage3 = config["zero_optimization"]["stage"] == 3
+    skeleton = skeleton_of(load_config(recipe.model, model_path), recipe.model)
     kernel = attention_kernel(
         recipe.engine.attention_kernel,
         dtype=DTYPES[recipe.model.dtype],
         device_type=ranks.device.type,
+        model=type(skeleton),
     )
     # new adapter weights must not depend on what drew random numbers before
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(torch_seed(recipe.seed))
     backbone = load_backbone(
         recipe.model, model_path, kernel=kernel, zero3_config=config if stage3 else None
     )
     if recipe.model.lora is not None:
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(torch_seed(recipe.seed))
         backbone = add_lora(backbone, recipe.model.lora)
     return Embedder(
         backbone,
@@ -149,7 +154,7 @@ def make_optimizer(
         "betas": recipe.betas,
         "eps": recipe.epsilon,
     }
-    if "offload_optimizer" in config["zero_optimization"] and ranks.device.type == "cuda":
+    if offloads(config, "offload_optimizer") and ranks.device.type == "cuda":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, **settings)

@@ -53,7 +53,7 @@ def _finite(value: Any) -> Any:
 
 
 def keep_lines_before(path: Path, step: int) -> None:
-    """Drop the lines of a JSONL file whose `step` is not below `step`, and spoiled ones."""
+    """Drop the lines of a JSONL file whose `step` is not below `step`, and damaged ones."""
     if not path.exists():
         return
     kept = []
@@ -154,10 +154,13 @@ class FileRecorder(Recorder):
     def __init__(
         self, folder: Path, *, start: int, stop: int, wandb_project: str | None, name: str
     ) -> None:
-        """Open files in the run's folder; lines of steps from `start` on are dropped first."""
+        """Open files in the run's folder; lines of what comes after `start` steps go first.
+
+        The evaluation made after `start` steps is of the parameters that the run goes on with.
+        """
         run = RunFolder(folder)
         keep_lines_before(run.metrics, start)
-        keep_lines_before(run.evaluations, start)
+        keep_lines_before(run.evaluations, start + 1 if start else 0)
         self._steps = LineFile(run.metrics)
         self._evals = LineFile(run.evaluations)
         self._board: SummaryWriter | None = SummaryWriter(str(run.tensorboard), purge_step=start)
@@ -166,6 +169,13 @@ class FileRecorder(Recorder):
         )
         self._last_loss: dict[str, str] = {}
         self._wandb = _start_wandb(wandb_project, name, folder)
+        self._put_back(folder / "eval.jsonl", start)
+
+    def _put_back(self, file: Path, start: int) -> None:
+        """Show TensorBoard the evaluation of `start` again, which its purge hides with the rest."""
+        for line in map(json.loads, file.read_bytes().splitlines()):
+            if line["step"] == start:
+                self._to_board(_flat(line.get("sets", {})), start)
 
     def close(self) -> None:
         """Close files and trackers."""
@@ -195,17 +205,20 @@ class FileRecorder(Recorder):
         """Record an evaluation made after `steps_done` steps."""
         sets = {s: {m: _finite(v) for m, v in metrics.items()} for s, metrics in results.items()}
         self._evals.add({"step": steps_done, "sets": sets, "geometry": geometry})
-        flat = {f"eval/{s}/{m}": v for s, metrics in results.items() for m, v in metrics.items()}
-        self._send(flat, steps_done)
+        self._send(_flat(results), steps_done)
 
     def _send(self, numbers: dict[str, float], step: int) -> None:
         """To TensorBoard and, when asked, Weights & Biases."""
+        self._to_board(numbers, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def _to_board(self, numbers: dict[str, float], step: int) -> None:
+        """To TensorBoard."""
         with self._losing_board():
             for name, value in numbers.items():
                 if self._board is not None:
                     self._board.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
 
     @contextlib.contextmanager
     def _losing_board(self) -> Iterator[None]:
@@ -218,6 +231,15 @@ class FileRecorder(Recorder):
                 "tensorboard: events are no longer written (%s); metrics.jsonl goes on",
                 error.strerror,
             )
+
+
+def _flat(results: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
+    """Numbers of an evaluation by one name each; what is not defined is NaN."""
+    return {
+        f"eval/{s}/{m}": math.nan if v is None else v
+        for s, metrics in results.items()
+        for m, v in metrics.items()
+    }
 
 
 def _start_wandb(project: str | None, name: str, folder: Path) -> Any:

@@ -116,7 +116,7 @@ class Stepper:
             tokens=plan.real_tokens,
             padding_fraction=plan.padding_fraction,
             num_chunks=plan.num_chunks,
-            masked_pairs=len(getattr(batch, "masked", ())),
+            masked_pairs=batch.num_masked,
             seconds=time.perf_counter() - started,
         )
 

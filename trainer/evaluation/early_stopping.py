@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
@@ -25,6 +26,18 @@ class Decision:
 NOTHING = Decision(is_best=False, is_last=False)
 
 
+@dataclass(frozen=True)
+class Record:
+    """What `eval.jsonl` holds when a run goes on."""
+
+    best: BestSoFar | None
+    """The best evaluation; None without a metric to judge by."""
+    steps: frozenset[int]
+    """Steps done at each evaluation."""
+    has_start: bool
+    """Whether the sets of now were evaluated where the run goes on."""
+
+
 class EarlyStopping:
     """Judges evaluations by `eval.best_metric`; the first rank's numbers count everywhere."""
 
@@ -34,23 +47,41 @@ class EarlyStopping:
         self._file = RunFolder(folder).evaluations
         self._ranks = ranks
         self._best: BestSoFar | None = None
+        self.record = Record(best=None, steps=frozenset(), has_start=False)
+        """As it was recalled."""
 
     @property
     def best_step(self) -> int | None:
         """Steps done at the best evaluation; None without one, or without a metric to judge by."""
         return None if self._best is None else self._best.step
 
-    def recall(self, start: int) -> None:
-        """Take in the evaluations of an interrupted run before step `start`. Collective: yes.
+    def recall(self, start: int) -> bool:
+        """Take in the evaluations of an interrupted run up to `start` steps. Collective: yes.
 
-        Lines that are spoiled or of later steps must have been dropped.
+        Lines that are damaged or of later steps must have been dropped.
+
+        Returns:
+            Whether patience had ended with the evaluation of `start`.
         """
-        metric = self._recipe.best_metric
+        self.record = on_first_rank(lambda: self._recorded(start), self._ranks)
+        self._best = self.record.best
+        return (
+            self.record.has_start
+            and self._best is not None
+            and self._best.is_exhausted(self._recipe.patience)
+        )
+
+    def _recorded(self, start: int) -> Record:
+        """Content of the file."""
+        lines, sets = self._lines(), {one.name for one in self._recipe.sets}
+        metric, best = self._recipe.best_metric, None
         if metric is not None:
-            best, sets = BestSoFar(metric=metric), [one.name for one in self._recipe.sets]
-            self._best = on_first_rank(
-                lambda: best.after_lines(self._lines(), start, sets), self._ranks
-            )
+            best = BestSoFar(metric=metric).after_lines(lines, start, sets)
+        return Record(
+            best=best,
+            steps=frozenset(line["step"] for line in lines),
+            has_start=any(line["step"] == start and line["sets"].keys() == sets for line in lines),
+        )
 
     def update(self, done: int, results: Results) -> Decision:
         """What an evaluation after `done` steps means for the run. Collective: yes."""
@@ -63,11 +94,12 @@ class EarlyStopping:
             is_last=self._best.is_exhausted(self._recipe.patience),
         )
 
-    def _lines(self) -> list[dict[str, object]]:
+    def _lines(self) -> list[dict[str, Any]]:
         """The run's evaluations so far."""
         if not self._file.is_file():
             return []
-        return [json.loads(line) for line in self._file.read_text(encoding="utf-8").splitlines()]
+        lines = map(json.loads, self._file.read_text(encoding="utf-8").splitlines())
+        return [line for line in lines if "sets" in line]
 
 
 def _updated(best: BestSoFar, done: int, results: Results) -> Callable[[], BestSoFar]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.evalsets import IrEvalSet
+from trainer.data.ir import IrEvalSet
 from trainer.evaluation.examine import Embed, SetReport, crossed, spread
 from trainer.evaluation.geometry import describe_geometry
 from trainer.evaluation.metrics import RECALL_CUT, ranking_metrics

@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer.data.evalsets import StsEvalSet
+from trainer.data.sts import StsEvalSet
 from trainer.evaluation.examine import Embed, SetReport, crossed, spread
 from trainer.evaluation.geometry import describe_geometry
 from trainer.evaluation.metrics import pearson, spearman

@@ -151,9 +151,8 @@ def _resident(job: Job) -> dict[str, int]:
 
 def _offloaded(deepspeed: Mapping[str, Any]) -> set[str]:
     """Names of the parts that a ds_config moves to the host."""
-    config = dict(deepspeed)
-    moved = {"parameters"} if offloads(config, "offload_param") else set()
-    if offloads(config, "offload_optimizer"):
+    moved = {"parameters"} if offloads(deepspeed, "offload_param") else set()
+    if offloads(deepspeed, "offload_optimizer"):
         moved |= {"gradients", "masters", "optimizer state"}
     return moved
 

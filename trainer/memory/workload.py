@@ -10,7 +10,6 @@ from typing import Any
 
 from trainer.memory.loss_temporaries import temporary_bytes
 from trainer.memory.shapes import ModelShape
-from trainer.recipe.kind import reads_middle
 from trainer.recipe.resolve import active_tasks, global_batch_sizes, longest_text, row_texts
 from trainer.recipe.schema import Recipe, Task
 from trainer.recipe.tasks import TASKS
@@ -96,7 +95,7 @@ def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
     """Float32 embeddings of all ranks with their gradients, and what the loss holds besides."""
     sizes = [0]
     for task, settings in active_tasks(recipe).items():
-        layers = 2 if reads_middle(TASKS[task], settings) else 1
+        layers = len({"last", *(term.layer for term in TASKS[task].terms.values())})
         texts = settings.global_batch_size * sum(number for number, _ in row_texts(recipe, task))
         vectors = VECTOR_COPIES * 4 * layers * texts * shape.hidden_size
         sizes.append(vectors + temporary_bytes(task, settings))

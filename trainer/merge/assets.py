@@ -5,6 +5,7 @@ then the base.
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint.open import read_json
+from trainer.checkpoint.json_files import module_path, read_modules, read_object
 from trainer.errors import CheckpointError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -76,15 +77,9 @@ def _first_with(folders: Iterable[Path], names: Sequence[str]) -> Path | None:
 
 def _module_folders(folder: Path) -> list[tuple[str, Path]]:
     """Modules after the transformer: path in modules.json and folder, where they have files."""
-    modules = read_json(folder / "modules.json")
-    paths = [str(module.get("path", "")) for module in modules[1:]]
-    for path in paths:
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise CheckpointError(
-                f"{folder / 'modules.json'}: path = {path}; expected a folder inside. Is this file "
-                "damaged?"
-            )
-    return [(path, folder / path) for path in paths if path and (folder / path).is_dir()]
+    paths = map(module_path, read_modules(folder / "modules.json")[1:])
+    # not Path.is_dir, which raises at a name that no file system takes
+    return [(path, folder / path) for path in paths if path and os.path.isdir(folder / path)]
 
 
 def _refuse_weights(folder: Path) -> None:
@@ -102,7 +97,7 @@ def _check_pooling(groups: Sequence[Sequence[Path]]) -> None:
         folder = _first_with(group, ("modules.json",))
         pooling = folder / "1_Pooling" / "config.json" if folder else None
         if pooling is not None and pooling.is_file():
-            seen[pooling] = _pooling_modes(read_json(pooling))
+            seen[pooling] = _pooling_modes(read_object(pooling))
     for path, modes in seen.items():
         first = next(iter(seen))
         if modes != seen[first]:
@@ -117,7 +112,7 @@ def _pooling_modes(config: Mapping[str, Any]) -> set[str]:
     """Ways of pooling, by the names that sentence-transformers gives them since release 6."""
     modes = config.get("pooling_mode")
     if modes is not None:
-        return {modes} if isinstance(modes, str) else set(modes)
+        return set(map(str, modes)) if isinstance(modes, list) else {str(modes)}
     marker = "pooling_mode_"
     switches = [key.removeprefix(marker) for key, on in config.items()
                 if key.startswith(marker) and on is True]  # fmt: skip
@@ -147,7 +142,7 @@ def check_architecture(base: Sequence[Path], others: Mapping[Path, Sequence[Path
 
 def _config(folders: Sequence[Path]) -> dict[str, Any]:
     folder = _first_with(folders, ("config.json",))
-    return dict(read_json(folder / "config.json")) if folder else {}
+    return read_object(folder / "config.json") if folder else {}
 
 
 def copy_assets(assets: Assets, target: Path, dtype: torch.dtype) -> None:
@@ -159,7 +154,7 @@ def copy_assets(assets: Assets, target: Path, dtype: torch.dtype) -> None:
         dtype: what the config shall name as the weights' dtype.
     """
     if assets.config is not None:
-        config = read_json(assets.config / "config.json")
+        config = read_object(assets.config / "config.json")
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = str(dtype).removeprefix("torch.")
         (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -172,8 +167,8 @@ def copy_assets(assets: Assets, target: Path, dtype: torch.dtype) -> None:
 
 
 def _copy_sentence_files(folder: Path, target: Path) -> None:
-    modules = read_json(folder / "modules.json")
-    transformer = folder / str(modules[0].get("path", ""))
+    modules = read_modules(folder / "modules.json")
+    transformer = folder / module_path(modules[0])
     _copy_present(folder, SENTENCE_FILES[1:], target)
     _copy_present(transformer, SENTENCE_FILES[2:], target)
     # the transformer's files lie in the merged folder itself
@@ -185,5 +180,5 @@ def _copy_sentence_files(folder: Path, target: Path) -> None:
 
 def _copy_present(folder: Path, names: Sequence[str], target: Path) -> None:
     for name in names:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             shutil.copy(folder / name, target)

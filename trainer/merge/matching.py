@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint.json_files import read_object
 from trainer.checkpoint.lora_deltas import adapted
 from trainer.checkpoint.names import BACKBONE_PREFIXES, backbone_prefix, is_head, is_optional
 from trainer.checkpoint.open import (
@@ -17,7 +18,6 @@ from trainer.checkpoint.open import (
     base_fingerprint,
     identity,
     open_source,
-    read_json,
 )
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
@@ -187,7 +187,7 @@ def _recorded_base(source: Source) -> Mapping[str, Any] | None:
         base: Mapping[str, Any] | None = source.manifest.get("base")
         return base
     file = source.path / ADAPTER_BASE
-    return dict(read_json(file)) if source.kind == "peft" and file.is_file() else None
+    return read_object(file) if source.kind == "peft" and file.is_file() else None
 
 
 def _check_base_identity(base: Source, sources: Sequence[Source]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.checkpoint.base_identity import base_files
+from trainer.checkpoint.replace import replace_folder, restore_replaced
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.merge.driver import merge_checkpoints
@@ -45,8 +46,12 @@ def merge_last(
     )
 
     def merge() -> None:
-        shutil.rmtree(output, ignore_errors=True)
-        merge_checkpoints(base_files(*base)[0].parent, checkpoints, output, settings)
+        restore_replaced(output.parent)
+        fresh = output.with_name(f".partial-{output.name}")
+        for leftover in output.parent.glob(f"{fresh.name}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        merge_checkpoints(base_files(*base)[0].parent, checkpoints, fresh, settings)
+        replace_folder(fresh, output)
 
     on_first_rank(merge, ranks)
     names = ", ".join(path.name for path in checkpoints)

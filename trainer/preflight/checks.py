@@ -17,7 +17,8 @@ from typing import Any
 
 from trainer.data.overlap import warn_of_overlaps
 from trainer.data.plan import make_plan
-from trainer.data.sources import Source, open_eval_set, open_sources
+from trainer.data.sources import Source, open_sources
+from trainer.data.tasks import open_eval_set
 from trainer.errors import RecipeError
 from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.resolve import resolve
@@ -105,7 +106,7 @@ def _check_weights(folder: Path) -> None:
     """
     for index in sorted(folder.glob("*.index.json")):
         names = _read_json(index, "an index of weights").get("weight_map")
-        for name in sorted(set(names.values() if isinstance(names, dict) else ()), key=str):
+        for name in names.values() if isinstance(names, dict) else ():
             if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
                 raise RecipeError(
                     f"{index}: weight_map names {name!a}; expected files beside the index, "

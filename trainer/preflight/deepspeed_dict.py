@@ -20,6 +20,11 @@ def check_deepspeed(config: Mapping[str, Any], *, file: str) -> None:
     """
     try:
         DeepSpeedZeroConfig(**config["zero_optimization"])
+    except AssertionError as error:
+        raise RecipeError(
+            f"{file}: zero_optimization = wrong ({error}); expected what DeepSpeed takes. Remove "
+            "one of the keys that contradict each other."
+        ) from error
     except ValueError as error:
         # a heading, then a line with the key and one with the reason for each fault
         _, key, reason, *_ = [*str(error).splitlines(), "", ""]

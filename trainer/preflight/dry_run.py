@@ -22,7 +22,8 @@ from trainer.memory.gather import chosen_gather
 from trainer.memory.shapes import ModelShape, PlanError, measure_model
 from trainer.memory.text import choices_section, disk_section, gib, memory_table, table
 from trainer.memory.workload import step_tokens
-from trainer.model.backbone import load_config
+from trainer.model.backbone import check_backbone, load_config
+from trainer.model.limits import fit_tokenizer, num_token_ids
 from trainer.preflight.checks import (
     check_model,
     check_output_dir,
@@ -50,19 +51,22 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
         return 0
     ranks = launched_ranks() if arguments.gpus is None else arguments.gpus * arguments.hosts
     resolved = resolve(recipe, world_size=ranks)
-    check_model(recipe)
     check_packages(recipe)
     check_output_dir(recipe.output_dir, resume=arguments.resume or recipe.resume == "auto")
+    # data comes first: it may be looked at where the model is not
     sizes = {source.name: len(source) for source in open_data(without_hub(recipe))}
+    check_model(recipe)
     path = resolve_model_path(recipe.model.path)
     config = load_config(recipe.model, path)
+    num_ids = num_token_ids(check_backbone(recipe, path, config, download=False))
+    tokenizer = _tokenizer(recipe, path, num_ids)
     machine = Machine(
         world_size=ranks,
         ranks_per_host=ranks // arguments.hosts,
         usable_bytes=_usable_bytes(arguments),
         on_gpu=_on_gpu(arguments),
     )
-    model, *memory = _planned(recipe, config, path, machine, resolved)
+    model, *memory = _planned(recipe, config, (path, tokenizer), machine, resolved)
     sections = (
         model,
         _batch_section(recipe, resolved),
@@ -75,20 +79,23 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
 
 
 def _planned(
-    recipe: Recipe, config: PretrainedConfig, path: str, machine: Machine, resolved: Resolved
+    recipe: Recipe,
+    config: PretrainedConfig,
+    found: tuple[str, str],
+    machine: Machine,
+    resolved: Resolved,
 ) -> tuple[str, ...]:
-    """What the model is, and the memory it needs where that can be known."""
+    """What the model is, and the memory it needs where that can be known.
+
+    `found` is where the model lies, and its tokenizer in one phrase.
+    """
     try:
         shape = measure_model(config, recipe)
     except PlanError as error:
-        rows = (
-            ("path", path),
-            ("type", config.model_type),
-            ("tokenizer", _tokenizer(recipe, path)),
-        )
+        rows = (("path", found[0]), ("type", config.model_type), ("tokenizer", found[1]))
         return (_listed("Model", rows), str(error))
     return (
-        _model_section(recipe, config, shape, path),
+        _model_section(recipe, config, shape, found),
         *_memory_sections(recipe, shape, machine, resolved),
         *_advice(recipe, config, shape, machine),
     )
@@ -105,15 +112,17 @@ def _usable_bytes(arguments: Arguments) -> int | None:
     return device_memory(arguments.gpus or launched_ranks())
 
 
-def _model_section(recipe: Recipe, config: PretrainedConfig, shape: ModelShape, path: str) -> str:
+def _model_section(
+    recipe: Recipe, config: PretrainedConfig, shape: ModelShape, found: tuple[str, str]
+) -> str:
     """What the backbone is, and whether its tokenizer is there."""
     rows = [
-        ("path", path),
+        ("path", found[0]),
         ("type", f"{config.model_type}, {shape.num_layers} layers of {shape.hidden_size}"),
         ("parameters", f"{shape.num_parameters:,}"),
         ("trained", f"{shape.num_trainable:,}"),
         ("vector", f"{recipe.model.pooling} pooling, {recipe.model.attention} attention"),
-        ("tokenizer", _tokenizer(recipe, path)),
+        ("tokenizer", found[1]),
     ]
     return _listed("Model", rows)
 
@@ -123,7 +132,7 @@ def _listed(title: str, rows: Iterable[tuple[str, str]]) -> str:
     return f"{title}\n" + "\n".join(f"  {name:<12}{value}" for name, value in rows)
 
 
-def _tokenizer(recipe: Recipe, path: str) -> str:
+def _tokenizer(recipe: Recipe, path: str, num_ids: int | None) -> str:
     """The tokenizer in one phrase; a folder with a config alone has none."""
     if Path(path).is_dir() and not list(Path(path).glob("*token*")):
         return "none in this folder; training needs one"
@@ -133,7 +142,9 @@ def _tokenizer(recipe: Recipe, path: str) -> str:
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    check_instructions(make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling), recipe)
+    fit_tokenizer(tokenizer, num_ids, recipe.model.path)
+    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
+    check_instructions(encoder, recipe)
     last = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])[-1]
     return f"{len(tokenizer):,} tokens; a text ends with {last}"
 

@@ -268,7 +268,7 @@ class Recipe:
     """Saving."""
     log: LogRecipe = field(default_factory=LogRecipe)
     """Trackers."""
-    seed: int = bounded(42, low=0)
-    """Root of all randomness."""
+    seed: int = bounded(42, low=0, high=(1 << 63) - 1)
+    """Root of all randomness; a date or a Unix time will do."""
     resume: Literal["never", "auto"] = "never"
     """`auto` continues the newest valid checkpoint of `output_dir`, as `--resume` does."""

@@ -222,7 +222,7 @@ class _Builder:
         )
         if not inside:
             rules = [
-                f"{word} {limit:g}"
+                f"{word} {limit if isinstance(limit, int) else f'{limit:g}'}"
                 for word, limit in (("of at least", low), ("above", above), ("at most", high))
                 if limit is not None
             ]

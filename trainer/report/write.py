@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from trainer.errors import DataError
+from trainer.recipe.document import UNSPELT, plain_values
 from trainer.report.held_out import (
     comparison_table,
     evaluation_figures,
@@ -161,10 +162,11 @@ def _parsed_recipe(run: Run) -> Any:
 
     Raises:
         DataError: if it is no YAML.
+        RecipeError: if it holds what a recipe may not hold.
     """
     try:
-        return yaml.safe_load(run.recipe)
-    except yaml.YAMLError as error:
+        return plain_values(run.recipe, lambda line: f"{run.name}/recipe.yaml:{line}")
+    except (yaml.YAMLError, *UNSPELT) as error:
         problem = " ".join(str(error).split())
         raise DataError(
             f"{run.name}/recipe.yaml: {problem}; expected YAML as the run wrote it. Mend it."

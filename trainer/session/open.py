@@ -11,12 +11,14 @@ from trainer.checkpoint.base_identity import identify_base
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.data.evalsets import EvalSet
 from trainer.data.plan import DataPlan, make_plan
-from trainer.data.sources import Source, open_eval_set
+from trainer.data.sources import Source
+from trainer.data.tasks import open_eval_set
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
 from trainer.distributed.group import Ranks
 from trainer.engine.build import Built, build
 from trainer.memory.gather import choose_gather
-from trainer.model.backbone import load_config
+from trainer.model.backbone import check_backbone, load_config
+from trainer.model.limits import fit_tokenizer, num_token_ids
 from trainer.preflight.deepspeed_dict import check_deepspeed
 from trainer.preflight.hosts import check_hosts, describe_base
 from trainer.recipe.model_path import resolve_model_path
@@ -74,15 +76,17 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> S
     path = resolve_model_path(recipe.model.path)
     resolved = resolve(recipe, world_size=ranks.world_size)
     check_deepspeed(resolved.deepspeed, file=recipe.engine.deepspeed)
+    config = load_config(recipe.model, path)
+    num_ids = num_token_ids(check_backbone(recipe, path, config, download=True))
     tokenizer = load_tokenizer(
         path,
         pooling=recipe.model.pooling,
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling)
+    fit_tokenizer(tokenizer, num_ids, recipe.model.path)
+    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
     check_instructions(encoder, recipe)
-    config = load_config(recipe.model, path)
     check_hosts(recipe, sources, describe_base(path, config), ranks)
     if recipe.model.lora is not None:
         check_exportable(recipe, config)

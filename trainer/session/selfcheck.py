@@ -107,7 +107,7 @@ def small(recipe: Recipe, world_size: int) -> Recipe:
 
 def _timed(session: Session) -> Iterator[tuple[Batch, float]]:
     """The first batches of the run, each with the seconds it was waited for."""
-    stream = batches(session.plan, session.sources, session.tokenizer, session.recipe, 0, NUM_STEPS)
+    stream = batches(session.plan, session.sources, session.encoder, session.recipe, 0, NUM_STEPS)
     with closing(stream):
         while True:
             started = time.perf_counter()

@@ -88,16 +88,21 @@ class TrainingRun:
         stepper = self._stepper(stop)
         if start < stop:
             probe_memory(recipe, session.built, session.ranks)
-        schedule = Schedule(
-            start=start,
-            stop=stop,
-            eval_every=recipe.eval.every_steps,
-            save_every=recipe.checkpoint.every_steps,
-            save_every_minutes=recipe.checkpoint.every_minutes,
-        )
-        stream = batches(session.plan, session.sources, session.tokenizer, recipe, start, stop)
+        stream = batches(session.plan, session.sources, session.encoder, recipe, start, stop)
         with closing(stream), self._recorder(start, stop) as recorder:
-            self.held_out.early_stopping.recall(start)
+            stopping = self.held_out.early_stopping
+            had_ended = stopping.recall(start)
+            self.artifacts.checkpoints.align_best(stopping.best_step, stopping.record.steps)
+            if had_ended:
+                return start
+            schedule = Schedule(
+                start=start,
+                stop=stop,
+                start_evaluated=stopping.record.has_start,
+                eval_every=recipe.eval.every_steps,
+                save_every=recipe.checkpoint.every_steps,
+                save_every_minutes=recipe.checkpoint.every_minutes,
+            )
             hooks = Hooks(
                 step=stepper.run,
                 report=recorder.step,

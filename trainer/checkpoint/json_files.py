@@ -1,0 +1,62 @@
+"""JSON files beside weights, checked for the form that readers count on; it knows no tensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import CheckpointError
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        CheckpointError: if it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: content = not JSON ({error}); expected JSON. Copy the file again."
+        ) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Content of a file that holds a JSON object.
+
+    Raises:
+        CheckpointError: if it is not JSON, or something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: content = {content!r:.60}; expected a JSON object. Copy the file again."
+        )
+    return content
+
+
+def read_modules(path: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers model, at least one.
+
+    Raises:
+        CheckpointError: if the file is no list of objects, or a module lies outside the folder.
+    """
+    content = read_json(path)
+    modules = content if isinstance(content, list) else []
+    if not modules or not all(isinstance(module, dict) for module in modules):
+        raise CheckpointError(
+            f"{path}: content = {content!r:.60}; expected a list of modules. Copy the file again."
+        )
+    for module in modules:
+        place = Path(module_path(module))
+        if place.is_absolute() or ".." in place.parts:
+            raise CheckpointError(
+                f"{path}: path = {place}; expected a folder inside this one. Do not use this model "
+                "unless you know who made it."
+            )
+    return modules
+
+
+def module_path(module: dict[str, Any]) -> str:
+    """Where a module's files lie, relative to the folder; empty for the folder itself."""
+    return str(module.get("path", ""))
