@@ -206,6 +206,8 @@ def read_manifests(folder: Path) -> None:
 
 def read_weights(folder: Path) -> None:
     """A checkpoint of any kind, its tensors' first elements and its identity."""
+    from trainer.checkpoint import open as opened
+
     source = opened.open_source(folder)
     opened.base_fingerprint(source)
     opened.identity(source, hash_files=True)
