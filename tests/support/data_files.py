@@ -8,7 +8,6 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from trainer.data.records import Record
 from trainer.data.sources import open_source
 from trainer.recipe.ir import IrRecipe
 from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe, TrainRecipe
@@ -97,7 +96,7 @@ def sts_source(path: object, **changes: Any) -> SourceRecipe:
     return SourceRecipe(name="set", task="sts", path=str(path), **changes)
 
 
-def all_records(recipe: SourceRecipe) -> list[Record]:
+def all_records(recipe: SourceRecipe) -> list[Any]:
     """Every record of a source, in order."""
     source = open_source(recipe, ".")
     return [source.record(row) for row in range(len(source))]

@@ -22,7 +22,7 @@ from trainer.errors import DataError
 from trainer.recipe.schema import Task
 from trainer.recipe.tasks import TASKS
 
-ADAPTERS: tuple[Adapter, ...] = (
+ADAPTERS: list[Adapter] = [
     *codiemb.ADAPTERS,
     *own.ADAPTERS,
     *nomic.ADAPTERS,
@@ -35,7 +35,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     *sentence_transformers.ADAPTERS,
     *texts.ADAPTERS,
     *by_order.ADAPTERS,
-)
+]
 """The first that fits is taken; narrower ones come first."""
 
 
