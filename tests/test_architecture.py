@@ -156,6 +156,38 @@ def test_nothing_prints(file: Path) -> None:
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]
 
 
+TASK_WORDS = {"ir", "sts"}
+OF_TASKS = ("ir.py", "sts.py")
+"""Files of one task, in any room."""
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_tasks_are_named_in_their_own_files_only(file: Path) -> None:
+    if file.name in OF_TASKS or file.parent.name == "formats":
+        return
+    for node in ast.walk(parsed(file)):
+        written = node.value if isinstance(node, ast.Constant) else None
+        keyword = node.arg if isinstance(node, ast.keyword) else None
+        assert written not in TASK_WORDS, f"{name_of(file)}:{node.lineno}"
+        assert keyword not in TASK_WORDS, f"{name_of(file)}:{node.value.lineno}"
+
+
+LONGEST_FUNCTION, LONGEST_MODULE, NINE_IN_TEN = 60, 400, 25
+"""Lines, docstrings included."""
+
+
+def test_functions_and_modules_are_small() -> None:
+    lengths = []
+    for file in (*FILES, *SCRIPTS):
+        assert len(file.read_text().splitlines()) <= LONGEST_MODULE, name_of(file)
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= LONGEST_FUNCTION, f"{name_of(file)}: {node.name}"
+                lengths.append(length)
+    assert sorted(lengths)[len(lengths) * 9 // 10] <= NINE_IN_TEN
+
+
 def test_start_is_short() -> None:
     assert len((PACKAGE / "run.py").read_text().splitlines()) < 80
 

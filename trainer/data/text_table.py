@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainer.data.batch import Texts
-from trainer.data.tokens import Encoded, TextEncoder
 from trainer.recipe.schema import DataRecipe, SourceRecipe
+
+if TYPE_CHECKING:
+    # imports tokenizers, which a mistake in the data must not wait for
+    from trainer.data.tokens import Encoded, TextEncoder
 
 ABSENT = -1
 """Index of a text that is not there."""
@@ -17,7 +21,7 @@ ABSENT = -1
 class TextTable:
     """Texts by what is embedded of them."""
 
-    encoder: TextEncoder
+    encoder: "TextEncoder"
     """Of the run."""
     limits: DataRecipe
     """Says how long a text may be."""
@@ -64,7 +68,7 @@ class TextTable:
             num_prompt_tokens=np.array(self.num_prompt_tokens, np.int64),
         )
 
-    def _encode_passages(self, texts: Sequence[str]) -> Encoded:
+    def _encode_passages(self, texts: Sequence[str]) -> "Encoded":
         instruction, limit = self.settings.passage_instruction, self.limits.passage_max_tokens
         return self.encoder.encode(texts, instruction=instruction, max_tokens=limit)
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from trainer.errors import RecipeError
 from trainer.recipe.schema import Recipe
+from trainer.recipe.tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -69,7 +70,7 @@ def check_lengths(recipe: Recipe, skeleton: nn.Module) -> None:
     data = recipe.data
     limits = {"query_max_tokens": data.query_max_tokens}
     tasks = {source.task for source in data.sources} | {held.task for held in recipe.eval.sets}
-    if "ir" in tasks:
+    if any("passage" in TASKS[task].prompts.values() for task in tasks):
         limits["passage_max_tokens"] = data.passage_max_tokens
     too_long = {key: value for key, value in limits.items() if value > most}
     if too_long:
