@@ -50,10 +50,11 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
         return 0
     ranks = launched_ranks() if arguments.gpus is None else arguments.gpus * arguments.hosts
     resolved = resolve(recipe, world_size=ranks)
-    check_model(recipe)
     check_packages(recipe)
     check_output_dir(recipe.output_dir, resume=arguments.resume or recipe.resume == "auto")
+    # data comes first: it may be looked at where the model is not
     sizes = {source.name: len(source) for source in open_data(without_hub(recipe))}
+    check_model(recipe)
     path = resolve_model_path(recipe.model.path)
     config = load_config(recipe.model, path)
     machine = Machine(
