@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from trainer.cli import ending_with_code
-from trainer.data.beir import is_beir_folder
+from trainer.data.layouts import is_beir_folder
 from trainer.data.sources import open_eval_set
 from trainer.errors import DataError, RecipeError
 from trainer.recipe.load import load_recipe

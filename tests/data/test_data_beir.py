@@ -121,7 +121,7 @@ SPOILED_BEIR = {
         "q1\td1",
         r"train\.tsv:6: line = .*; expected query-id, corp",
     ),
-    "spaces for tabs": ("qrels/train.tsv", "q1 d1 1", r"train\.tsv:6: line = .*parted by tabs"),
+    "spaces for tabs": ("qrels/train.tsv", "q1 d1 1", r"train\.tsv:6: line = .*tab-separated"),
     "blank query judged": ("qrels/train.tsv", "q3\td1\t1", r'train\.tsv:6: query-id = "q3".*text'),
     "blank positive": (
         "qrels/train.tsv",

@@ -129,7 +129,12 @@ SPOILED_STS = {
     "no score": ({"text1": "a", "text2": "b"}, r"score = nothing; expected a number"),
     "null score": ({**GOOD_STS, "score": None}, r"score = null; expected a number"),
     "word as score": ({**GOOD_STS, "score": "high"}, r'score = "high"; expected a number'),
-    "digits in quotes": ({**GOOD_STS, "score": "1.0"}, r'score = "1.0"; expected a number'),
+    "digits of a programmer": ({**GOOD_STS, "score": "1_0"}, r'score = "1_0"; expected a number'),
+    "decimal comma": (
+        {**GOOD_STS, "score": "4,5"},
+        r'score = "4,5"; expected .*point, such as 4\.5',
+    ),
+    "nan in quotes": ({**GOOD_STS, "score": "nan"}, r"score = nan; expected a finite number"),
     "truth as score": ({**GOOD_STS, "score": True}, r"score = true; expected a number"),
     "nan score": ({**GOOD_STS, "score": float("nan")}, r"score = nan; expected a finite number"),
     "infinite score": ({**GOOD_STS, "score": float("inf")}, r"score = inf; expected a finite"),

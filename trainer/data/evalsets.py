@@ -40,7 +40,7 @@ class Corpus:
 
     def identifier(self, index: int) -> str:
         """Id of a document."""
-        return self.beir.corpus.row(int(self.rows[index])).identifier("_id")
+        return self.beir.documents.identifier(int(self.rows[index]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,21 +4,26 @@ Every row is parsed once before training, so that a spoiled one is told with fil
 seconds. Imports no torch, transformers or datasets.
 """
 
+import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from trainer.data.arrow import open_hub_set
-from trainer.data.beir import BeirRecords, is_beir_folder, open_folder, open_records, read_gains
+from trainer.data.beir import BeirRecords, open_folder, open_records, read_gains
+from trainer.data.documents import DocumentTable, documents_beside
 from trainer.data.evalsets import IrEvalSet, StsEvalSet, ir_eval_set
-from trainer.data.fields import RowError, shown
-from trainer.data.formats import find_adapter
-from trainer.data.formats.adapter import Adapter, ScoredPair
+from trainer.data.fields import RowError
+from trainer.data.formats import find_adapter, header_of
+from trainer.data.formats.adapter import Adapter
+from trainer.data.layouts import is_beir_folder
+from trainer.data.notices import warn_of_ignored
 from trainer.data.records import IrRecord, Record, StsRecord
-from trainer.data.scan import Scan, scan_table, text_key
+from trainer.data.scan import RowReader, Scan, scan_table, text_key
 from trainer.data.tables import Table, open_table
 from trainer.data.unchanged import Mark, marks_of
 from trainer.errors import DataError
@@ -68,12 +73,14 @@ class TableSource:
 
     recipe: SourceRecipe | EvalSetRecipe
     """Where it comes from."""
-    table: Table
-    """Raw rows."""
-    adapter: Adapter
-    """Raw row to record."""
+    reader: RowReader
+    """Raw rows to records."""
+    documents: DocumentTable | None
+    """Texts of documents that rows name by id."""
     rows: np.ndarray
-    """Table rows that are used [n], int64."""
+    """Table row of each record [n], int64."""
+    parts: np.ndarray
+    """Which of its row's records each is [n], int64."""
     topics: np.ndarray
     """Keys of the queries or pairs [n], uint64, ascending."""
     score_range: tuple[float, float]
@@ -96,7 +103,7 @@ class TableSource:
     @property
     def fingerprint(self) -> str:
         """Digest of the files' contents."""
-        return self.table.sha256
+        return _digest(self.reader.table, self.documents)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -109,9 +116,9 @@ class TableSource:
         """
         index = int(self.rows[row])
         try:
-            raw = self.adapter.parse(self.table.row(index))
+            raw = self.reader.records(index)[int(self.parts[row])]
         except RowError as fault:
-            raise self.table.error(index, fault) from None
+            raise self.reader.table.error(index, fault) from None
         if isinstance(raw, IrRecord):
             return raw
         low, high = self.score_range
@@ -200,12 +207,14 @@ def open_source(recipe: SourceRecipe, root: str, *, skip: bool = False) -> Sourc
     owner = f"data.sources.{recipe.name}"
     if recipe.hub is not None:
         file = open_hub_set(recipe.hub, recipe.split, owner=owner)
-        return _table_source(recipe, Table((file,)), skip=skip)
+        return _table_source(recipe, Table((file,)), owner=owner, skip=skip)
     if recipe.path is None:
         raise DataError(f"{owner}: path = null; expected a file, folder or glob. Set path or hub.")
     folder = _beir_folder(recipe.path, root, recipe.format)
     if folder is None:
-        return _table_source(recipe, open_table(recipe.path, root, owner=owner), skip=skip)
+        header = header_of(recipe.task, recipe.format)
+        table = open_table(recipe.path, root, owner=owner, header=header)
+        return _table_source(recipe, table, owner=owner, skip=skip)
     if recipe.task != "ir":
         raise DataError(f"{owner}: task = {recipe.task}; expected ir for a BEIR folder. Change it.")
     records = open_records(folder, recipe.split, skip=skip)
@@ -229,7 +238,9 @@ def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> StsEvalSet | IrEva
     if folder is not None:
         beir = open_folder(folder, skip=skip)
         return ir_eval_set(beir, read_gains(beir, recipe.split, skip=skip))
-    source = _table_source(recipe, open_table(recipe.path, data.root, owner=owner), skip=skip)
+    header = header_of(recipe.task, recipe.format)
+    table = open_table(recipe.path, data.root, owner=owner, header=header)
+    source = _table_source(recipe, table, owner=owner, skip=skip)
     records = [source.record(row) for row in range(len(source))]
     pairs = [record for record in records if isinstance(record, StsRecord)]
     if len({pair.score for pair in pairs}) < 2:
@@ -250,53 +261,40 @@ def _beir_folder(path: str, root: str, name: str | None) -> Path | None:
     return folder if name == "beir" or (name is None and is_beir_folder(folder)) else None
 
 
-def _table_source(recipe: SourceRecipe | EvalSetRecipe, table: Table, *, skip: bool) -> TableSource:
+def _table_source(
+    recipe: SourceRecipe | EvalSetRecipe, table: Table, *, owner: str, skip: bool
+) -> TableSource:
     """Finds the adapter, scans all rows, and finds the scale of the scores."""
-    adapter = find_adapter(recipe.task, recipe.format, table.columns, owner=table.place(0))
+    adapter = find_adapter(recipe.task, recipe.format, table.sample(), owner=table.place(0))
+    documents = None
+    if adapter.joined is not None:
+        documents = documents_beside(table, owner=owner, skip=skip)
+        adapter = replace(adapter, parse=partial(adapter.joined, documents))
     given = recipe.score_range
-
-    def parse(row: int) -> IrRecord | ScoredPair:
-        record = adapter.parse(table.row(row))
-        if given is not None and isinstance(record, ScoredPair):
-            _check_score(record.score, *given)
-        return record
-
-    identity = f"{adapter.name}|{adapter.task}|{given}"
-    scan = scan_table(table, parse, identity=identity, skip=skip)
-    _warn_of_instruction(recipe, adapter, table, scan)
+    reader = RowReader(table=table, adapter=adapter, score_range=given, skip=skip)
+    beside = documents.table.sha256 if documents else ""
+    scan = scan_table(reader, identity=f"{adapter.name}|{adapter.task}|{given}|{beside}")
+    usable = table.row(int(scan.rows[0])) if len(scan.rows) else None
+    warn_of_ignored(recipe, adapter, table, usable)
     scale = given or (_found_scale(table, scan) if adapter.task == "sts" else KNOWN_SCALES[0])
     return TableSource(
         recipe=recipe,
-        table=table,
-        adapter=adapter,
+        reader=reader,
+        documents=documents,
         rows=scan.rows,
+        parts=scan.parts,
         topics=scan.topics,
         score_range=scale,
         describe=_describe(adapter, table, scan, scale),
-        marks=marks_of(table),
+        marks=(*marks_of(table), *(marks_of(documents.table) if documents else ())),
     )
 
 
-def _warn_of_instruction(
-    recipe: SourceRecipe | EvalSetRecipe, adapter: Adapter, table: Table, scan: Scan
-) -> None:
-    """Says so if rows carry an instruction that the recipe does not use."""
-    if not len(scan.rows):
-        return
-    carried = adapter.instruction(table.row(int(scan.rows[0])))
-    if carried and carried != recipe.query_instruction:
-        logger.warning(
-            "%s: rows carry the instruction %s, which is not used; set query_instruction of %s to "
-            "train with it",
-            table.name,
-            shown(carried),
-            recipe.name,
-        )
-
-
-def _check_score(score: float, low: float, high: float) -> None:
-    if not low <= score <= high:
-        raise RowError("score", f"{score:g}", f"a number from {low:g} to {high:g}")
+def _digest(table: Table, documents: DocumentTable | None) -> str:
+    """Of the rows alone, or of the rows and the documents that they name."""
+    if documents is None:
+        return table.sha256
+    return hashlib.sha256(f"{table.sha256}{documents.table.sha256}".encode()).hexdigest()
 
 
 def _found_scale(table: Table, scan: Scan) -> tuple[float, float]:
@@ -318,11 +316,19 @@ def _found_scale(table: Table, scan: Scan) -> tuple[float, float]:
 
 
 def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, float]) -> str:
-    parts = [f"{adapter.name}, {len(scan.rows)} rows in {len(table.files)} file(s)"]
+    num_rows = len(table) - scan.num_skipped
+    rows = (
+        f"{num_rows} rows"
+        if num_rows == len(scan.rows)
+        else f"{len(scan.rows)} pairs of {num_rows} rows"
+    )
+    parts = [f"{adapter.name}, {rows} in {len(table.files)} file(s)"]
     if adapter.task == "sts":
         parts.append(f"scores {scale[0]:g}..{scale[1]:g}")
     if scan.num_duplicates:
         parts.append(f"{scan.num_duplicates} repeat the texts of an earlier row")
     if scan.num_skipped:
         parts.append(f"{scan.num_skipped} spoiled rows left out")
+    if scan.num_dropped:
+        parts.append(f"{scan.num_dropped} blank negatives left out")
     return ", ".join(parts)
