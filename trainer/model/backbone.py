@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from trainer.errors import RecipeError
+from trainer.model.dropout_names import override_dropouts
 from trainer.recipe.schema import ModelRecipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,7 +30,8 @@ def load_config(recipe: ModelRecipe, path: str) -> PretrainedConfig:
         path: resolved folder or hub id.
 
     Raises:
-        RecipeError: no readable config at `path`, or `attention: causal` for an encoder.
+        RecipeError: no readable config at `path`, or `attention: causal` for an encoder, or a
+            `dropout` for a backbone whose config has none.
     """
     try:
         config = AutoConfig.from_pretrained(path, **_pinned(recipe))
@@ -39,9 +41,7 @@ def load_config(recipe: ModelRecipe, path: str) -> PretrainedConfig:
             f"config.json that transformers knows. {_first_line(error)}"
         ) from error
     if recipe.dropout is not None:
-        for name, value in config.to_dict().items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(config, name, recipe.dropout)
+        override_dropouts(config, recipe.dropout)
     config.use_cache = False
     if recipe.attention == "bidirectional":
         config.is_causal = False
