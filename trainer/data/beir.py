@@ -296,7 +296,9 @@ def _mined(beir: BeirFolder, table: Table) -> Callable[[int], tuple[int, list[in
     def parse(index: int) -> tuple[int, list[int]]:
         row = table.row(index)
         query = _known(beir.query_ids, "query_id", row.identifier("query_id"), "queries.jsonl")
-        names = [str(value) for value in row.items("negatives")]
+        items = enumerate(row.items("negatives"))
+        fields = {f"negatives[{at}]": value for at, value in items}
+        names = list(map(Row(fields).identifier, fields))
         rows, known = beir.corpus_ids.find(names)
         for at in np.flatnonzero(~known)[:1]:
             raise RowError(f"negatives[{at}]", shown(names[at]), "an _id of corpus.jsonl")

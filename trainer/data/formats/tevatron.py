@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trainer.data.fields import Row, RowError, check_text, shown
+from trainer.data.fields import Row, RowError, check_string, check_text, shown
 from trainer.data.formats.adapter import Adapter
 from trainer.data.records import IrRecord
 
@@ -34,8 +34,8 @@ def _passage(field: str, passage: Any) -> str:
         raise RowError(field, shown(passage), "an object with title and text")
     text = check_text(f"{field}.text", passage.get("text"))
     title = passage.get("title")
-    if not isinstance(title, str | None):
-        raise RowError(f"{field}.title", shown(title), "a text")
+    if title is not None:
+        check_string(f"{field}.title", title)
     return f"{title} {text}" if title else text
 
 
