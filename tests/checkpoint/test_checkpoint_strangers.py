@@ -175,32 +175,44 @@ def test_an_adapter_of_rank_zero(tmp_path: Path) -> None:
 
 
 def zipped(pickled: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
-    """A file as of `torch.save` with this pickle."""
+    """A file as of `torch.save` with this pickle and one stored float."""
     sink = io.BytesIO()
+    records = {"data.pkl": pickled, "version": b"3\n", "byteorder": b"little", "data/0": bytes(4)}
     with zipfile.ZipFile(sink, "w") as archive:
-        for name, record in {
-            "data.pkl": pickled,
-            "version": b"3\n",
-            "byteorder": b"little",
-        }.items():
+        for name, record in records.items():
             info = zipfile.ZipInfo(f"archive/{name}")
             info.compress_type = method
             archive.writestr(info, record)
     return sink.getvalue()
 
 
+def with_metadata(metadata: bytes) -> bytes:
+    """A file of one tensor whose pickle gives it metadata: opcodes that push one value."""
+    with zipfile.ZipFile(io.BytesIO(torch_file({"a": torch.zeros(1)}))) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
+        pickled = archive.read(name)
+    at = pickled.rindex(b"tq")
+    assert pickled[at:].startswith(b"tq"), "the tuple of the tensor's arguments"
+    return zipped(pickled[:at] + metadata + pickled[at:])
+
+
+def called(name: bytes, *values: bytes) -> bytes:
+    """A file of a dict whose only value comes of a call: the name, and opcodes of its arguments."""
+    return zipped(b"\x80\x02}K\x01c" + name + b"\n(" + b"".join(values) + b"tRs.")
+
+
+GIB = b"J\x00\x00\x00\x40"
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        # torch answers the first two with an AssertionError and a struct.error
-        (zipped(b"\x80\x02X\x01\x00\x00\x00aX\x01\x00\x00\x00bX\x01\x00\x00\x00cs."), "unreadable"),
-        (zipped(b"\x80\x02J\x00."), "unreadable"),
-        (zipped(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x40\x85R."), "bytearray"),
-        (zipped(b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x40\x85R."), "bytearray"),
-        (
-            zipped(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R."),
-            "encode",
-        ),
+        # torch answers the first with an AssertionError, the second with a struct.error
+        (with_metadata(b"X\x01\x00\x00\x00x"), "unreadable"),
+        (zipped(b"\x80\x02X\x01"), "unreadable"),
+        (called(b"builtins\nbytearray", GIB), "bytearray; expected tensors"),
+        (called(b"__builtin__\nbytearray", GIB), "bytearray; expected tensors"),
+        (called(b"_codecs\nencode", b"X\x01\x00\x00\x00a", b"X\x05\x00\x00\x00ascii"), "= encode"),
         (zipped(b"\x80\x02}.", zipfile.ZIP_DEFLATED), "compressed"),
         (b"", "unreadable"),
     ],

@@ -23,7 +23,7 @@ MAX_VALUES = 20_000
 """Far more than any recipe has; nested aliases reach any number in a few lines."""
 
 MAX_SHOWN = 200
-"""Characters of an override that a message repeats."""
+"""Characters of an override or a path that a message repeats."""
 LONG_NUMBER = "a number too long to show"
 """Python writes out no integer of over 4,300 digits, and YAML reads one from hexadecimal."""
 
@@ -70,7 +70,15 @@ def shorten(value: object) -> str:
 
 def shown_override(override: str) -> str:
     """An override as a message names it: without secrets, cut where it is long."""
-    text = without_secrets(override)
+    return _cut(without_secrets(override))
+
+
+def dotted(path: KeyPath) -> str:
+    """A path as a message names it, cut where it is long."""
+    return _cut(".".join(path))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
@@ -198,7 +206,7 @@ class _Walk:
         self._count(line)
         if len(path) > 20:
             raise RecipeError(
-                f"{self.place(line)}: {'.'.join(path[:4])}... = nested over 20 deep; expected a "
+                f"{self.place(line)}: {dotted(path[:4])}... = nested over 20 deep; expected a "
                 "recipe. Remove the alias that contains itself."
             )
         if path:
@@ -268,7 +276,7 @@ class _Walk:
         if key.value in known and key.tag != _MERGE_TAG:
             first = known[key.value][0].start_mark.line + 1
             raise RecipeError(
-                f"{self.place(line)}: {'.'.join((*path, key.value))} = given twice, first in "
+                f"{self.place(line)}: {dotted((*path, key.value))} = given twice, first in "
                 f"line {first}; expected each key once. Remove one of them."
             )
 
@@ -361,11 +369,11 @@ def _slot(container: Any, key: str, path: KeyPath, override: str) -> str | int:
     """The key or index under which `key` is found in a mapping or a list."""
     if isinstance(container, dict):
         return key
-    where = ".".join(path)
+    where = dotted(path)
     if not isinstance(container, list):
         raise RecipeError(
             f"override {shown_override(override)}: {where} = {shorten(container)}; expected a "
-            f"section that can hold `{key}`. Override {where} itself, or another key."
+            f"section that can hold `{_cut(key)}`. Override {where} itself, or another key."
         )
     if key.isdecimal() and int(key) < len(container):
         return int(key)
@@ -375,6 +383,6 @@ def _slot(container: Any, key: str, path: KeyPath, override: str) -> str | int:
     known = ", ".join(str(name) for name in names if name is not None)
     choices = f" or one of the names {known}" if known else ""
     raise RecipeError(
-        f"override {shown_override(override)}: {where}.{key} = (missing); expected an index from "
-        f"0 to {len(container) - 1}{choices}. Name an item that the recipe has."
+        f"override {shown_override(override)}: {dotted((*path, key))} = (missing); expected an "
+        f"index from 0 to {len(container) - 1}{choices}. Name an item that the recipe has."
     )

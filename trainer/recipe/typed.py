@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from trainer.errors import RecipeError
-from trainer.recipe.document import Document, KeyPath, shorten, spelt
+from trainer.recipe.document import Document, KeyPath, dotted, shorten, spelt
 from trainer.recipe.secrets import has_secret
 
 DataclassT = TypeVar("DataclassT")
@@ -118,6 +118,9 @@ class _Builder:
     def _mapping(self, value: Any, hints: tuple[Any, ...], path: KeyPath) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise self._error(path, value, "`key: value` pairs", "Indent them under the key.")
+        for key in value:
+            if not isinstance(key, str):
+                raise self._error((*path, spelt(key)), key, "a word as the key", "Quote it.")
         return {
             key: self.convert(item, hints[1], (*path, spelt(key))) for key, item in value.items()
         }
@@ -202,7 +205,7 @@ class _Builder:
         raise RecipeError(f"{place}: {where} = (missing); expected {expected}. Add {where}.")
 
     def _unknown(self, key: Any, value: Any, path: KeyPath, known: Iterable[str]) -> RecipeError:
-        where = ".".join((*path, spelt(key)))
+        where = dotted((*path, spelt(key)))
         section = ".".join(path) or "the recipe"
         expected = f"a known key; {section} has {', '.join(known)}"
         nearest = _nearest(spelt(key), known)
@@ -217,7 +220,7 @@ class _Builder:
 
     def _error(self, path: KeyPath, got: Any, expected: str, advice: str) -> RecipeError:
         return RecipeError(
-            f"{self.document.place(path)}: {'.'.join(path)} = {shorten(got)}; "
+            f"{self.document.place(path)}: {dotted(path)} = {shorten(got)}; "
             f"expected {expected}. {advice}"
         )
 
