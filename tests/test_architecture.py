@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import trainer
+
 PACKAGE = Path(__file__).resolve().parents[1] / "trainer"
 ROOMS = (
     "errors",
@@ -56,6 +58,11 @@ def name_of(file: Path) -> str:
 
 def test_every_room_has_a_place_in_the_order() -> None:
     assert {room_of(file) for file in IN_ROOMS} <= set(ROOMS)
+
+
+def test_the_package_names_its_rooms_in_their_order() -> None:
+    text = " ".join(str(trainer.__doc__).split())
+    assert f"imports: {', '.join(ROOMS)}." in text
 
 
 @pytest.mark.parametrize("file", IN_ROOMS, ids=name_of)

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from trainer.data.batch import Batch
 from trainer.data.loader import batches
-from trainer.data.sources import Source
 from trainer.distributed.group import join, leave
 from trainer.distributed.rows import gather_rows
 from trainer.engine.chunks import ChunkPlan, plan_chunks
 from trainer.engine.grad_cache import ValueAndGrad, Vectors
 from trainer.engine.losses import needs_middle, step_loss, whole_loss
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
+from trainer.preflight.checks import RunData
 from trainer.recipe.schema import Recipe
 from trainer.session.train import Session, open_session
 
@@ -64,19 +64,19 @@ class Comparison:
     """Wall time by `data`, `loss`, `gather`, `reduce` and `step`, which holds all but data."""
 
 
-def selfcheck(recipe: Recipe, sources: tuple[Source, ...]) -> int:
+def selfcheck(recipe: Recipe, data: RunData) -> int:
     """Compare gradients on a few small batches and print one table.
 
     Args:
         recipe: checked; its batches are made small, everything else is as in training.
-        sources: opened.
+        data: opened.
 
     Returns:
         0, or 1 if a gradient differs by more than the limit of `model.dtype`.
     """
     ranks = join(recipe.engine.timeout_minutes)
     try:
-        session = open_session(small(recipe, ranks.world_size), sources, ranks)
+        session = open_session(small(recipe, ranks.world_size), data, ranks)
         found = [compare(session, batch, waited) for batch, waited in _timed(session)]
     finally:
         leave()
@@ -105,7 +105,9 @@ def small(recipe: Recipe, world_size: int) -> Recipe:
 
 def _timed(session: Session) -> Iterator[tuple[Batch, float]]:
     """The first batches of the run, each with the seconds it was waited for."""
-    stream = batches(session.plan, session.sources, session.encoder, session.recipe, 0, NUM_STEPS)
+    stream = batches(
+        session.plan, session.data.sources, session.encoder, session.recipe, 0, NUM_STEPS
+    )
     with closing(stream):
         while True:
             started = time.perf_counter()

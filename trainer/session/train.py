@@ -22,10 +22,8 @@ from trainer.checkpoint.manifest import BaseIdentity
 from trainer.checkpoint.run_checkpoints import RunCheckpoints
 from trainer.checkpoint.save import SaveError, tag_of
 from trainer.checkpoint.storage import probe_storage
-from trainer.data.evalsets import IrEvalSet, StsEvalSet
 from trainer.data.loader import batches
 from trainer.data.plan import DataPlan, make_plan
-from trainer.data.sources import Source, open_eval_set
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
 from trainer.distributed.group import Ranks, joined
 from trainer.engine.bad_steps import BadSteps
@@ -41,7 +39,7 @@ from trainer.memory.gather import choose_gather
 from trainer.merge.merge_run import merge_last
 from trainer.model.backbone import check_backbone, load_config
 from trainer.model.limits import fit_tokenizer, num_token_ids
-from trainer.preflight.checks import writing_to
+from trainer.preflight.checks import RunData, writing_to
 from trainer.preflight.deepspeed_dict import check_deepspeed
 from trainer.preflight.hosts import check_hosts, describe_base
 from trainer.recipe.load import dump_recipe
@@ -58,12 +56,12 @@ LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "numpy")
 """Whose releases shape the numbers; recorded with each checkpoint."""
 
 
-def train(recipe: Recipe, sources: tuple[Source, ...], *, resume: bool) -> int:
+def train(recipe: Recipe, data: RunData, *, resume: bool) -> int:
     """Train as the recipe says, from the start or from the newest valid checkpoint.
 
     Args:
         recipe: checked.
-        sources: opened and checked.
+        data: opened and checked.
         resume: whether to continue what `output_dir` holds.
 
     Returns:
@@ -74,7 +72,7 @@ def train(recipe: Recipe, sources: tuple[Source, ...], *, resume: bool) -> int:
     """
     interrupt = Interrupt()
     with interrupt.listening(), joined(recipe.engine.timeout_minutes) as ranks:
-        session = open_session(recipe, sources, ranks)
+        session = open_session(recipe, data, ranks)
         start = session.prepare(resume=resume)
         done = session.fit(start, interrupt)
         if ranks.is_first:
@@ -91,7 +89,7 @@ def train(recipe: Recipe, sources: tuple[Source, ...], *, resume: bool) -> int:
     return interrupt.exit_code
 
 
-def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> "Session":
+def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> "Session":
     """Load tokenizer and model and make the engine. Collective: yes."""
     path = resolve_model_path(recipe.model.path)
     resolved = resolve(recipe, world_size=ranks.world_size)
@@ -107,7 +105,7 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> "
     fit_tokenizer(tokenizer, num_ids, recipe.model.path)
     encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
     check_instructions(encoder, recipe)
-    check_hosts(recipe, sources, describe_base(path, config), ranks)
+    check_hosts(recipe, data.sources, describe_base(path, config), ranks)
     if recipe.model.lora is not None:
         check_exportable(recipe, config)
     gather = choose_gather(
@@ -120,11 +118,10 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> "
     built = build(
         recipe, model_path=path, config=dict(resolved.deepspeed), gather=gather, ranks=ranks
     )
-    plan = make_plan(recipe, {source.name: len(source) for source in sources})
+    plan = make_plan(recipe, {source.name: len(source) for source in data.sources})
     name, revision = recipe.model.path, recipe.model.revision
     base = identify_base(name, path, ranks, revision=revision) if recipe.model.lora else None
-    eval_sets = tuple(open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets)
-    return Session(recipe, sources, ranks, built, tokenizer, encoder, plan, base, eval_sets)
+    return Session(recipe, data, ranks, built, tokenizer, encoder, plan, base)
 
 
 @dataclass(frozen=True)
@@ -132,14 +129,20 @@ class Session:
     """A loaded run; methods are collective."""
 
     recipe: Recipe
-    sources: tuple[Source, ...]
+    """As loaded."""
+    data: RunData
+    """Sources and evaluation sets, opened before the group was joined."""
     ranks: Ranks
+    """This process."""
     built: Built
+    """Engine and passes."""
     tokenizer: PreTrainedTokenizerFast
+    """Of the model; exported with it."""
     encoder: TextEncoder
+    """Texts to token ids, as in training."""
     plan: DataPlan
+    """Which rows each step takes."""
     base: BaseIdentity | None
-    eval_sets: tuple[StsEvalSet | IrEvalSet, ...]
     """What adapters belong to; None where all parameters are trained."""
 
     @property
@@ -158,7 +161,7 @@ class Session:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Identity of each source's data."""
-        return {source.name: source.fingerprint for source in self.sources}
+        return {source.name: source.fingerprint for source in self.data.sources}
 
     def prepare(self, *, resume: bool) -> int:
         """Restore the newest valid checkpoint if asked; returns the first step to take."""
@@ -182,13 +185,13 @@ class Session:
         warmup = warmup_steps(recipe, stop)
         bad_steps = BadSteps(
             folder=self.folder,
-            sources={source.name: source for source in self.sources},
+            sources={source.name: source for source in self.data.sources},
             ranks=self.ranks,
         )
         stepper = Stepper(recipe, self.built, self.ranks, stop, warmup, bad_steps)
         if start < stop:
             probe_memory(recipe, self.built, self.ranks)
-        stream = batches(self.plan, self.sources, self.encoder, recipe, start, stop)
+        stream = batches(self.plan, self.data.sources, self.encoder, recipe, start, stop)
         with closing(stream), self._recorder(start, stop) as recorder:
             had_ended = self.early_stopping.recall(start)
             self.checkpoints.align_best(
@@ -282,7 +285,9 @@ class Session:
         with self.built.grad_cache.held():
             return {
                 held_out.name: examine_set(records, SetEmbedder(self, held_out))
-                for held_out, records in zip(self.recipe.eval.sets, self.eval_sets, strict=True)
+                for held_out, records in zip(
+                    self.recipe.eval.sets, self.data.eval_sets, strict=True
+                )
             }
 
     @cached_property
