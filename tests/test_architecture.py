@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import trainer
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "trainer"
 BESIDE = ("tools", "bench", "chaos", "demo")
@@ -87,6 +89,11 @@ def test_every_file_has_a_place_in_the_order() -> None:
 def test_few_files_lie_at_the_top() -> None:
     loose = [file.name for file in PACKAGE.glob("*.py")]
     assert len(loose) <= MOST_TOP_FILES, loose
+
+
+def test_the_package_names_its_rooms_in_their_order() -> None:
+    text = " ".join(str(trainer.__doc__).split())
+    assert f"imports: {', '.join(ROOMS[1:])}." in text
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)

@@ -274,6 +274,13 @@ def test_dry_run_counts_local_rows(project: Path) -> None:
     assert re.search(r"pairs +sts +8 +6 +24 +3\.00 +0", ended.out)
 
 
+def test_dry_run_looks_at_the_data_where_the_model_is_not(project: Path) -> None:
+    ended = run(project, "--recipe", "small.yaml", "--dry-run", "model.path=./absent")
+    assert ended.code == 2
+    assert "source docs: records, 8 rows" in ended.out
+    assert "model.path = ./absent" in ended.message.splitlines()[-1]
+
+
 def test_dry_run_tells_the_same_mistakes(project: Path) -> None:
     ended = run(project, "--recipe", "small.yaml", "--dry-run", "--gpus", "3")
     assert ended.code == 2

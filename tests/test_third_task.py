@@ -40,8 +40,8 @@ def open_run(folder: Path, name: str) -> Any:
     from trainer.session.train import TrainingRun
 
     recipe = load_recipe(folder / "third.yaml", [f"output_dir={folder}/{name}"])
-    sources = check_run(recipe, world_size=2, resume=True)
-    return TrainingRun.of(open_session(recipe, sources, join(timeout_minutes=2)))
+    data = check_run(recipe, world_size=2, resume=True)
+    return TrainingRun.of(open_session(recipe, data, join(timeout_minutes=2)))
 
 
 def body(rank: int, world_size: int, folder: Path) -> None:

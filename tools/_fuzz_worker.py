@@ -54,8 +54,8 @@ class EarlyStopping:
     """For the files of an input."""
     faults: Path
     """Folder for inputs, and `faults.jsonl`."""
-    peak_bytes: int = 0
-    """Most memory that the process ever had."""
+    limit_sec: float = LIMIT_SEC
+    """Of processor time for an input."""
     shortest: dict[str, int] = field(default_factory=dict)
     """Bytes of the shortest input by kind of fault."""
 
@@ -74,11 +74,12 @@ class EarlyStopping:
             Exception: whatever else the reader raised but TrainerError.
         """
         seconds, num_bytes = self.measure(data)
-        if seconds > LIMIT_SEC:
+        if seconds > self.limit_sec:
             # once more, as what was done for the first time, such as an import, does not count
             seconds, _ = self.measure(data)
-        if seconds > LIMIT_SEC:
-            raise LimitError(f"{seconds:.1f} s of processor time; expected at most {LIMIT_SEC:g} s")
+        if seconds > self.limit_sec:
+            expected = f"at most {self.limit_sec:g} s"
+            raise LimitError(f"{seconds:.1f} s of processor time; expected {expected}")
         if num_bytes > LIMIT_BYTES:
             raise LimitError(
                 f"{num_bytes >> 20} MiB of memory; expected at most {LIMIT_BYTES >> 20}"
@@ -88,12 +89,11 @@ class EarlyStopping:
         """Processor time, seconds, and memory that was added at its peak, bytes."""
         from trainer.errors import TrainerError
 
-        before, started = resident_bytes(), time.process_time()
+        forget_peak()
+        before, started = peak_bytes(), time.process_time()
         with contextlib.suppress(TrainerError):
             self.reader.feed(data, self.folder)
-        seconds = time.process_time() - started
-        last_peak, self.peak_bytes = self.peak_bytes, peak_bytes()
-        return seconds, self.peak_bytes - before if self.peak_bytes > last_peak else 0
+        return time.process_time() - started, peak_bytes() - before
 
     def keep(self, data: bytes, fault: Exception) -> None:
         """Save the input, unless a shorter one of the same kind is there."""
@@ -120,14 +120,15 @@ def place_of(fault: Exception) -> str:
     return f"{Path(frame.filename).name}:{frame.lineno}"
 
 
-def resident_bytes() -> int:
-    """Memory of this process now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def forget_peak() -> None:
+    """Let the peak of memory be what it is now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """Most memory that this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Most memory that this process had since `forget_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def limit_address_space() -> None:

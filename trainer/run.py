@@ -27,15 +27,15 @@ def main() -> int:
 
         return dry_run(recipe, arguments)
     resume = arguments.resume or recipe.resume == "auto" or arguments.selfcheck
-    sources = check_run(recipe, world_size=launched_ranks(), resume=resume)
+    data = check_run(recipe, world_size=launched_ranks(), resume=resume)
     # torch, transformers and deepspeed are imported from here on
     if arguments.selfcheck:
         from trainer.session.selfcheck import selfcheck
 
-        return selfcheck(recipe, sources)
+        return selfcheck(recipe, data)
     from trainer.session.train import train
 
-    return train(recipe, sources, resume=resume)
+    return train(recipe, data, resume=resume)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ def load_sharded(rank: int, world_size: int, folder: Path) -> str:
 def test_sharded_loading_refuses_them_too(tmp_path: Path) -> None:
     tiny.save_model(tiny.qwen3_config(), tmp_path)
     single(tmp_path, lacks_one(load_file(tmp_path / FILE)))
-    (message,) = run_ranks(load_sharded, 1, tmp_path)
+    (message,) = run_ranks(load_sharded, 1, tmp_path, timeout_sec=240)
     assert f"1 of 46 tensors are missing (first: {DOWN})" in message
 
 

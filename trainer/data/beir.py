@@ -230,7 +230,9 @@ def _mined(
     def parse(index: int) -> tuple[int, list[int]]:
         row = table.row(index, dropped)
         query = beir.query_ids.row("query_id", row.identifier("query_id"), _name(beir.queries))
-        names = [str(value) for value in row.items("negatives")]
+        items = enumerate(row.items("negatives"))
+        fields = {f"negatives[{at}]": value for at, value in items}
+        names = list(map(Row(fields).identifier, fields))
         rows, known = beir.corpus_ids.find(names)
         for at in np.flatnonzero(~known)[:1]:
             expected = f"an _id of {_name(beir.corpus)}"

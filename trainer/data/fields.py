@@ -235,6 +235,6 @@ def titled_text(field: str, passage: Any) -> str:
         raise RowError(field, shown(passage), "an object with title and text")
     text = check_text(f"{field}.text", passage.get("text"))
     title = passage.get("title")
-    if not isinstance(title, str | None):
-        raise RowError(f"{field}.title", shown(title), "a text")
+    if title is not None:
+        check_string(f"{field}.title", title)
     return f"{title} {text}" if title else text

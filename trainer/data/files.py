@@ -26,6 +26,10 @@ BLOCK_BYTES = 1 << 22
 CACHE_FROM_BYTES = 1 << 25
 """Smaller files are indexed anew at each start, in a fraction of a second."""
 
+JSON_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
+"""A text or a bracket. A text without an end goes to the end of the file, and nothing is tried
+twice: looking for its end from each quote in it would take time that grows with the square."""
+
 Decoder = Callable[[bytes], Mapping[str, Any]]
 Indexer = Callable[[mmap.mmap], Arrays]
 
@@ -94,7 +98,7 @@ def line_ranges(data: mmap.mmap) -> np.ndarray:
 def array_ranges(data: mmap.mmap) -> np.ndarray:
     """First and last byte of each item of a JSON array of objects or arrays [n, 2], int64."""
     ranges, depth, start = [], 0, 0
-    for found in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', data):
+    for found in JSON_TOKEN.finditer(data):
         token = found[0]
         if token in b"[{":
             depth += 1

@@ -6,7 +6,8 @@ permutation after another, and its k-th step takes the k-th block of the stream:
 the end of an epoch open the next one.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -19,6 +20,13 @@ from trainer.errors import RecipeError
 from trainer.recipe.kind import TaskSettings
 from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
+
+LARGEST_LOG = 709.7
+"""Natural logarithm of the largest power that a float holds, nearly."""
+LEAST_SHARE = 1e-300
+"""Of a source beside one that is larger, however much a low temperature favours that one."""
+MAX_STEPS = 1 << 53
+"""No run is longer; above it not every number of steps has its float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +111,13 @@ class DataPlan:
         return counts
 
     def num_steps(self, epochs: float) -> int:
-        """The fewest steps after which every source was seen at least `epochs` times."""
+        """The fewest steps after which every source was seen at least `epochs` times.
+
+        Raises:
+            RecipeError: if those are more than any run has.
+        """
+        if not self._seen(MAX_STEPS, epochs):
+            raise self._endless(epochs)
         high = 1
         while not self._seen(high, epochs):
             high *= 2
@@ -124,6 +138,14 @@ class DataPlan:
         return all(
             steps[name] * source.batch_size >= written * source.num_rows
             for name, source in self.sources.items()
+        )
+
+    def _endless(self, epochs: float) -> RecipeError:
+        rarest = min(self.exposure(MAX_STEPS), key=lambda seen: seen.epochs)
+        return RecipeError(
+            f"recipe: train.epochs = {epochs:g}; expected a number that {MAX_STEPS:.0e} steps "
+            f"reach, in which source {rarest.source} is seen {rarest.epochs:.3g} times. Lower it, "
+            "raise data.temperature or the source's weight, or set train.max_steps."
         )
 
 
@@ -179,16 +201,37 @@ def _planned(
 
 def _source_shares(data: DataRecipe, sources: list[PlannedSource]) -> dict[str, Fraction]:
     """Share of each source, of its task's turns under `alternate` and of all turns otherwise."""
-    shares = {}
-    for recipe, source in zip(data.sources, sources, strict=True):
-        batches = Fraction(source.num_rows, source.batch_size)
-        sized = {
-            "alternate": Fraction(1),
-            "proportional": batches,
-            "temperature": Fraction(float(batches) ** (1 / data.temperature)),
-        }
-        shares[source.name] = Fraction(recipe.weight) * sized[data.schedule]
-    return shares
+    sizes = [Fraction(source.num_rows, source.batch_size) for source in sources]
+    if data.schedule == "alternate":
+        sizes = [Fraction(1)] * len(sources)
+    elif data.schedule == "temperature":
+        sizes = flattened(sizes, data.temperature)
+    return {
+        source.name: Fraction(recipe.weight) * size
+        for recipe, source, size in zip(data.sources, sources, sizes, strict=True)
+    }
+
+
+def flattened(sizes: Sequence[Fraction], temperature: float) -> list[Fraction]:
+    """Each size to the power of 1 / T, or numbers in the same ratios.
+
+    Where the powers are too large for a float they are taken of the ratios to the largest size;
+    one that is too small then counts as `LEAST_SHARE`, so that every source keeps a turn.
+
+    Args:
+        sizes: batches of each source, at least 1.
+        temperature: T, above 0.
+    """
+    logs = [math.log(size) for size in sizes]
+    if max(logs) < LARGEST_LOG * temperature:
+        return [Fraction(float(size) ** (1 / temperature)) for size in sizes]
+    floor = math.log(LEAST_SHARE)
+    # a ratio below the floor is not divided: the quotient may pass the floats
+    exponents = [
+        floor if log - max(logs) <= floor * temperature else (log - max(logs)) / temperature
+        for log in logs
+    ]
+    return [Fraction(math.exp(exponent)) for exponent in exponents]
 
 
 def _task_shares(

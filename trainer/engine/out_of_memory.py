@@ -3,11 +3,13 @@
 It must not choose sizes itself: the recipe's numbers are what the user lowers.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import deepspeed
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +29,8 @@ FLOP_PER_PARAMETER = 8
 """Operations of one token: forward twice, and backward, which costs twice a forward."""
 CPU_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc")
 """How torch says on a CPU that there is no memory; it has no error class for it there."""
+SKIP_WORDS = "OVERFLOW!"
+"""How DeepSpeed's warning of a step without an update begins."""
 COUNTERS = ("skipped_steps", "global_steps", "global_samples", "micro_steps")
 """What DeepSpeed counts, and a dry step must not."""
 
@@ -108,12 +112,27 @@ def probe_memory(recipe: Recipe, built: Built, ranks: Ranks) -> None:
             step_key=0,
             middle=uses_middle_layer(recipe),
         )
-        engine.step()
+        with _skipping_quietly():
+            engine.step()
     assert engine.skipped_steps == before["skipped_steps"] + 1, "a dry step changed the parameters"
     for name, value in before.items():
         setattr(engine, name, value)
     if on_gpu:
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def _skipping_quietly() -> Iterator[None]:
+    """Keep DeepSpeed from warning of a skipped step that is meant to be one; others it reports."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return SKIP_WORDS not in record.getMessage()
+
+    deepspeed.utils.logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        deepspeed.utils.logger.removeFilter(is_other)
 
 
 def _filled(chunk: LargestChunk) -> tuple[Texts, list[np.ndarray]]:

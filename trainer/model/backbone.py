@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from trainer.errors import RecipeError
+from trainer.model.dropout_names import override_dropouts
 from trainer.model.kinds import check_kind, skeleton_of, text_part
 from trainer.model.limits import check_lengths
 from trainer.model.weights import (
@@ -43,13 +44,12 @@ def load_config(recipe: ModelRecipe, path: str) -> PretrainedConfig:
         path: resolved folder or hub id.
 
     Raises:
-        RecipeError: no readable config at `path`, or one of a model that cannot embed texts.
+        RecipeError: no readable config at `path`, or one of a model that cannot embed texts, or a
+            `dropout` for a backbone whose config has none.
     """
     config = text_part(_whole_config(recipe, path), recipe)
     if recipe.dropout is not None:
-        for name, value in config.to_dict().items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(config, name, recipe.dropout)
+        override_dropouts(config, recipe.dropout)
     config.use_cache = False
     if recipe.attention == "bidirectional":
         config.is_causal = False

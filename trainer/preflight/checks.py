@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.data.evalsets import EvalSet
 from trainer.data.overlap import warn_of_overlaps
 from trainer.data.plan import make_plan
 from trainer.data.sources import Source, open_sources
@@ -32,7 +33,17 @@ LEAST_FREE_BYTES = 1 << 20
 """With less room than this a run is not begun; its checkpoints are counted by the dry run."""
 
 
-def check_run(recipe: Recipe, *, world_size: int, resume: bool) -> tuple[Source, ...]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunData:
+    """The data of a run, each file opened and checked once."""
+
+    sources: tuple[Source, ...]
+    """What is trained on, in the recipe's order."""
+    eval_sets: tuple[EvalSet, ...]
+    """What is evaluated on, in the recipe's order."""
+
+
+def check_run(recipe: Recipe, *, world_size: int, resume: bool) -> RunData:
     """Check all that a run needs but the model's weights.
 
     Args:
@@ -41,7 +52,7 @@ def check_run(recipe: Recipe, *, world_size: int, resume: bool) -> tuple[Source,
         resume: whether the output folder may hold an earlier run.
 
     Returns:
-        The training sources, every row checked.
+        The data, every row checked.
 
     Raises:
         RecipeError: if batches, ds_config, model path, packages or output folder are wrong, or a
@@ -52,23 +63,22 @@ def check_run(recipe: Recipe, *, world_size: int, resume: bool) -> tuple[Source,
     check_model(recipe)
     check_packages(recipe)
     check_output_dir(recipe.output_dir, resume=resume)
-    sources = open_data(recipe)
-    make_plan(recipe, {source.name: len(source) for source in sources})
-    return sources
+    data = open_data(recipe)
+    make_plan(recipe, {source.name: len(source) for source in data.sources})
+    return data
 
 
-def open_data(recipe: Recipe) -> tuple[Source, ...]:
-    """Open all sources and look into the evaluation sets, every row checked.
+def open_data(recipe: Recipe) -> RunData:
+    """Open all sources and evaluation sets, every row checked.
 
     Raises:
         DataError: if a file is missing or empty, or a row is spoiled.
     """
     sources = open_sources(recipe.data)
-    warn_of_overlaps(
-        sources,
-        {held_out.name: open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets},
-    )
-    return sources
+    eval_sets = tuple(open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets)
+    names = [held_out.name for held_out in recipe.eval.sets]
+    warn_of_overlaps(sources, dict(zip(names, eval_sets, strict=True)))
+    return RunData(sources=sources, eval_sets=eval_sets)
 
 
 def without_hub(recipe: Recipe) -> Recipe:

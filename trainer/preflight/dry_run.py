@@ -54,7 +54,7 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     check_packages(recipe)
     check_output_dir(recipe.output_dir, resume=arguments.resume or recipe.resume == "auto")
     # data comes first: it may be looked at where the model is not
-    sizes = {source.name: len(source) for source in open_data(without_hub(recipe))}
+    sizes = {source.name: len(source) for source in open_data(without_hub(recipe)).sources}
     check_model(recipe)
     path = resolve_model_path(recipe.model.path)
     config = load_config(recipe.model, path)

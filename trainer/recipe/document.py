@@ -22,6 +22,11 @@ MAX_BRACKETS = 100
 MAX_VALUES = 20_000
 """Far more than any recipe has; nested aliases reach any number in a few lines."""
 
+MAX_SHOWN = 200
+"""Characters of an override or a path that a message repeats."""
+LONG_NUMBER = "a number too long to show"
+"""Python writes out no integer of over 4,300 digits, and YAML reads one from hexadecimal."""
+
 UNSPELT = (ValueError, RecursionError, AttributeError, LookupError, TypeError)
 """What PyYAML raises at a value that its rules take for a date or a number and Python does not, at
 a tag such as `!!bool x`, and at brackets in brackets without end."""
@@ -57,11 +62,32 @@ def shorten(value: object) -> str:
     try:
         text = without_secrets(repr(list(value) if isinstance(value, tuple) else value))
     except ValueError:
-        # Python writes no integer of over 4,300 digits
-        text = "a number too long to show"
+        text = LONG_NUMBER
     if value is None or isinstance(value, bool):
         text = {None: "null", True: "true", False: "false"}[value]
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def shown_override(override: str) -> str:
+    """An override as a message names it: without secrets, cut where it is long."""
+    return _cut(without_secrets(override))
+
+
+def dotted(path: KeyPath) -> str:
+    """A path as a message names it, cut where it is long."""
+    return _cut(".".join(path))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
+
+def spelt(value: object) -> str:
+    """A key or a value as a word, or what stands for one that Python does not write out."""
+    try:
+        return str(value)
+    except ValueError:
+        return LONG_NUMBER
 
 
 def read_document(file: str | Path) -> Document:
@@ -180,7 +206,7 @@ class _Walk:
         self._count(line)
         if len(path) > 20:
             raise RecipeError(
-                f"{self.place(line)}: {'.'.join(path[:4])}... = nested over 20 deep; expected a "
+                f"{self.place(line)}: {dotted(path[:4])}... = nested over 20 deep; expected a "
                 "recipe. Remove the alias that contains itself."
             )
         if path:
@@ -250,7 +276,7 @@ class _Walk:
         if key.value in known and key.tag != _MERGE_TAG:
             first = known[key.value][0].start_mark.line + 1
             raise RecipeError(
-                f"{self.place(line)}: {'.'.join((*path, key.value))} = given twice, first in "
+                f"{self.place(line)}: {dotted((*path, key.value))} = given twice, first in "
                 f"line {first}; expected each key once. Remove one of them."
             )
 
@@ -289,7 +315,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
 def _apply(document: Document, override: str) -> None:
     """Write one override into the document's values and places."""
     keys, text = _split(override)
-    place = f"override {without_secrets(override)}"
+    place = f"override {shown_override(override)}"
     container: Any = document.values
     path: KeyPath = ()
     for key in keys[:-1]:
@@ -315,7 +341,7 @@ def _split(override: str) -> tuple[list[str], str]:
     keys = name.split(".")
     if not equals or not all(keys) or any(character.isspace() for character in name):
         raise RecipeError(
-            f"override {without_secrets(override)}: form = {shorten(override)}; expected "
+            f"override {shown_override(override)}: form = {shorten(override)}; expected "
             "key.path=value without spaces around the dots and the equals sign. Write for example "
             "train.max_steps=100."
         )
@@ -343,11 +369,11 @@ def _slot(container: Any, key: str, path: KeyPath, override: str) -> str | int:
     """The key or index under which `key` is found in a mapping or a list."""
     if isinstance(container, dict):
         return key
-    where = ".".join(path)
+    where = dotted(path)
     if not isinstance(container, list):
         raise RecipeError(
-            f"override {without_secrets(override)}: {where} = {shorten(container)}; expected a "
-            f"section that can hold `{key}`. Override {where} itself, or another key."
+            f"override {shown_override(override)}: {where} = {shorten(container)}; expected a "
+            f"section that can hold `{_cut(key)}`. Override {where} itself, or another key."
         )
     if key.isdecimal() and int(key) < len(container):
         return int(key)
@@ -357,6 +383,6 @@ def _slot(container: Any, key: str, path: KeyPath, override: str) -> str | int:
     known = ", ".join(str(name) for name in names if name is not None)
     choices = f" or one of the names {known}" if known else ""
     raise RecipeError(
-        f"override {without_secrets(override)}: {where}.{key} = (missing); expected an index from "
-        f"0 to {len(container) - 1}{choices}. Name an item that the recipe has."
+        f"override {shown_override(override)}: {dotted((*path, key))} = (missing); expected an "
+        f"index from 0 to {len(container) - 1}{choices}. Name an item that the recipe has."
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from trainer.errors import RecipeError
-from trainer.recipe.document import Document, KeyPath, shorten
+from trainer.recipe.document import Document, KeyPath, dotted, shorten, spelt
 from trainer.recipe.fields import NumberOf, NumbersByName, OneOf, SectionsByName
 from trainer.recipe.renamed import KEYS, WORDS
 from trainer.recipe.secrets import has_secret
@@ -18,6 +18,7 @@ DataclassT = TypeVar("DataclassT")
 
 MAX_NAME = 255
 """Bytes of a file name, on every common file system."""
+MAX_INTEGER = 2**63 - 1
 MAX_TEXT = 1000
 """Characters of a path in a recipe; a whole one has at most 4096 bytes."""
 _PROSE = ("query_instruction", "passage_instruction", "prompt_template")
@@ -143,8 +144,8 @@ class _Builder:
     def _choice(self, value: Any, choices: tuple[Any, ...], path: KeyPath) -> Any:
         if value in choices and not isinstance(value, bool):
             return value
-        renamed = WORDS.get(".".join(path), {}).get(str(value))
-        nearest = _nearest(str(value), choices)
+        renamed = WORDS.get(".".join(path), {}).get(spelt(value))
+        nearest = _nearest(spelt(value), choices)
         advice = f"Did you mean {nearest}?" if nearest else "Use one of them."
         if renamed is not None:
             advice = f"It is called {renamed} now."
@@ -163,7 +164,12 @@ class _Builder:
     def _mapping(self, value: Any, hints: tuple[Any, ...], path: KeyPath) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise self._error(path, value, "`key: value` pairs", "Indent them under the key.")
-        return {key: self.convert(item, hints[1], (*path, str(key))) for key, item in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                raise self._error((*path, spelt(key)), key, "a word as the key", "Quote it.")
+        return {
+            key: self.convert(item, hints[1], (*path, spelt(key))) for key, item in value.items()
+        }
 
     def _scalar(self, value: Any, hint: Any, path: KeyPath) -> Any:
         if hint is float:
@@ -172,6 +178,8 @@ class _Builder:
             value = self.document.raw.get(path, value)
         if isinstance(value, str) and hint is str:
             return self._text(value, path)
+        if isinstance(value, int) and abs(value) > MAX_INTEGER and hint is int:
+            raise self._error(path, value, "an integer of at most 64 bits", "Write fewer digits.")
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
         expected, advice = {
@@ -243,24 +251,24 @@ class _Builder:
         raise RecipeError(f"{place}: {where} = (missing); expected {expected}. Add {where}.")
 
     def _unknown(self, key: Any, value: Any, path: KeyPath, known: Iterable[str]) -> RecipeError:
-        where = ".".join((*path, str(key)))
+        where = dotted((*path, spelt(key)))
         section = ".".join(path) or "the recipe"
         expected = f"a known key; {section} has {', '.join(known)}"
-        nearest = _nearest(str(key), known)
+        nearest = _nearest(spelt(key), known)
         far = [name for name in _all_keys(self.root) if name.rsplit(".", 1)[-1] == key]
         if where in KEYS:
             advice = f"It is called {KEYS[where]} now."
-        elif "." in str(key):
+        elif "." in spelt(key):
             advice = "Nest it under its section: dots are for overrides on the command line."
         elif nearest or far:
             advice = f"Did you mean {nearest or far[0]}?"
         else:
             advice = f"Remove {where}."
-        return self._error((*path, str(key)), value, expected, advice)
+        return self._error((*path, spelt(key)), value, expected, advice)
 
     def _error(self, path: KeyPath, got: Any, expected: str, advice: str) -> RecipeError:
         return RecipeError(
-            f"{self.document.place(path)}: {'.'.join(path)} = {shorten(got)}; "
+            f"{self.document.place(path)}: {dotted(path)} = {shorten(got)}; "
             f"expected {expected}. {advice}"
         )
 

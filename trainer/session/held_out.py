@@ -40,7 +40,7 @@ class HeldOut:
             return {
                 held_out.name: examine_set(records, SetEmbedder(session, held_out))
                 for held_out, records in zip(
-                    session.recipe.eval.sets, session.eval_sets, strict=True
+                    session.recipe.eval.sets, session.data.eval_sets, strict=True
                 )
             }
 

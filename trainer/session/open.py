@@ -9,16 +9,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from trainer.checkpoint.adapter_export import check_exportable
 from trainer.checkpoint.base_identity import identify_base
 from trainer.checkpoint.manifest import BaseIdentity
-from trainer.data.evalsets import EvalSet
 from trainer.data.plan import DataPlan, make_plan
-from trainer.data.sources import Source
-from trainer.data.tasks import open_eval_set
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
 from trainer.distributed.group import Ranks
 from trainer.engine.build import Built, build
 from trainer.memory.gather import choose_gather
 from trainer.model.backbone import check_backbone, load_config
 from trainer.model.limits import fit_tokenizer, num_token_ids
+from trainer.preflight.checks import RunData
 from trainer.preflight.deepspeed_dict import check_deepspeed
 from trainer.preflight.hosts import check_hosts, describe_base
 from trainer.recipe.model_path import resolve_model_path
@@ -35,8 +33,8 @@ class Session:
 
     recipe: Recipe
     """Checked."""
-    sources: tuple[Source, ...]
-    """Opened and checked."""
+    data: RunData
+    """Sources and evaluation sets, opened before the group was joined."""
     ranks: Ranks
     """This process; its group is up."""
     built: Built
@@ -49,8 +47,6 @@ class Session:
     """Which rows each step trains on."""
     base: BaseIdentity | None
     """What adapters belong to; None where all parameters are trained."""
-    eval_sets: tuple[EvalSet, ...]
-    """Held-out sets in the recipe's order."""
 
     @property
     def folder(self) -> RunFolder:
@@ -68,10 +64,10 @@ class Session:
     @property
     def fingerprints(self) -> dict[str, str]:
         """Identity of each source's data."""
-        return {source.name: source.fingerprint for source in self.sources}
+        return {source.name: source.fingerprint for source in self.data.sources}
 
 
-def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> Session:
+def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
     """Load tokenizer and model and make the engine. Collective: yes."""
     path = resolve_model_path(recipe.model.path)
     resolved = resolve(recipe, world_size=ranks.world_size)
@@ -87,22 +83,21 @@ def open_session(recipe: Recipe, sources: tuple[Source, ...], ranks: Ranks) -> S
     fit_tokenizer(tokenizer, num_ids, recipe.model.path)
     encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
     check_instructions(encoder, recipe)
-    check_hosts(recipe, sources, describe_base(path, config), ranks)
+    check_hosts(recipe, data.sources, describe_base(path, config), ranks)
     if recipe.model.lora is not None:
         check_exportable(recipe, config)
     built = _build(recipe, path, config, resolved, ranks)
-    plan = make_plan(recipe, {source.name: len(source) for source in sources})
+    plan = make_plan(recipe, {source.name: len(source) for source in data.sources})
     name, revision = recipe.model.path, recipe.model.revision
     return Session(
         recipe=recipe,
-        sources=sources,
+        data=data,
         ranks=ranks,
         built=built,
         tokenizer=tokenizer,
         encoder=encoder,
         plan=plan,
         base=identify_base(name, path, ranks, revision=revision) if recipe.model.lora else None,
-        eval_sets=tuple(open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets),
     )
 
 

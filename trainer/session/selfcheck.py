@@ -24,7 +24,6 @@ from torch import Tensor
 
 from trainer.data.batch import Batch
 from trainer.data.loader import batches
-from trainer.data.sources import Source
 from trainer.distributed.group import join, leave
 from trainer.distributed.rows import gather_rows
 from trainer.engine.chunks import ChunkPlan, plan_chunks
@@ -32,6 +31,7 @@ from trainer.engine.grad_cache import ValueAndGrad
 from trainer.engine.losses.step_loss import step_loss, whole_loss
 from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
+from trainer.preflight.checks import RunData
 from trainer.recipe.kind import reads_middle
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
@@ -67,19 +67,19 @@ class Comparison:
     """Wall time by `data`, `loss`, `gather`, `reduce` and `step`, which holds all but data."""
 
 
-def selfcheck(recipe: Recipe, sources: tuple[Source, ...]) -> int:
+def selfcheck(recipe: Recipe, data: RunData) -> int:
     """Compare gradients on a few small batches and print one table.
 
     Args:
         recipe: checked; its batches are made small, everything else is as in training.
-        sources: opened.
+        data: opened.
 
     Returns:
         0, or 1 if a gradient differs by more than the limit of `model.dtype`.
     """
     ranks = join(recipe.engine.timeout_minutes)
     try:
-        session = open_session(small(recipe, ranks.world_size), sources, ranks)
+        session = open_session(small(recipe, ranks.world_size), data, ranks)
         found = [compare(session, batch, waited) for batch, waited in _timed(session)]
     finally:
         leave()
@@ -107,7 +107,9 @@ def small(recipe: Recipe, world_size: int) -> Recipe:
 
 def _timed(session: Session) -> Iterator[tuple[Batch, float]]:
     """The first batches of the run, each with the seconds it was waited for."""
-    stream = batches(session.plan, session.sources, session.encoder, session.recipe, 0, NUM_STEPS)
+    stream = batches(
+        session.plan, session.data.sources, session.encoder, session.recipe, 0, NUM_STEPS
+    )
     with closing(stream):
         while True:
             started = time.perf_counter()

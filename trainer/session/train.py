@@ -8,14 +8,13 @@ import torch.distributed as dist
 
 from trainer.checkpoint.save import tag_of
 from trainer.data.loader import batches
-from trainer.data.sources import Source
 from trainer.distributed.group import joined
 from trainer.engine.bad_steps import BadSteps
 from trainer.engine.loop import Hooks, Interrupt, Schedule, fit
 from trainer.engine.out_of_memory import probe_memory
 from trainer.engine.recorder import FileRecorder, Recorder
 from trainer.engine.step import Stepper
-from trainer.preflight.checks import writing_to
+from trainer.preflight.checks import RunData, writing_to
 from trainer.recipe.resolve import warmup_steps
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.finished import write_finished
@@ -26,12 +25,12 @@ from trainer.session.open import Session, open_session
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, sources: tuple[Source, ...], *, resume: bool) -> int:
+def train(recipe: Recipe, data: RunData, *, resume: bool) -> int:
     """Train as the recipe says, from the start or from the newest valid checkpoint.
 
     Args:
         recipe: checked.
-        sources: opened and checked.
+        data: opened and checked.
         resume: whether to continue what `output_dir` holds.
 
     Returns:
@@ -42,7 +41,7 @@ def train(recipe: Recipe, sources: tuple[Source, ...], *, resume: bool) -> int:
     """
     interrupt = Interrupt()
     with interrupt.listening(), joined(recipe.engine.timeout_minutes) as ranks:
-        run = TrainingRun.of(open_session(recipe, sources, ranks))
+        run = TrainingRun.of(open_session(recipe, data, ranks))
         start = run.prepare(resume=resume)
         done = run.fit(start, interrupt)
         if ranks.is_first:
@@ -88,7 +87,7 @@ class TrainingRun:
         stepper = self._stepper(stop)
         if start < stop:
             probe_memory(recipe, session.built, session.ranks)
-        stream = batches(session.plan, session.sources, session.encoder, recipe, start, stop)
+        stream = batches(session.plan, session.data.sources, session.encoder, recipe, start, stop)
         with closing(stream), self._recorder(start, stop) as recorder:
             stopping = self.held_out.early_stopping
             had_ended = stopping.recall(start)
@@ -127,7 +126,7 @@ class TrainingRun:
         session = self.session
         bad_steps = BadSteps(
             folder=session.folder.root,
-            sources={source.name: source for source in session.sources},
+            sources={source.name: source for source in session.data.sources},
             ranks=session.ranks,
         )
         warmup = warmup_steps(session.recipe, stop)

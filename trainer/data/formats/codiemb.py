@@ -7,7 +7,7 @@ source's `query_instruction` here, so that it is exported with the model.
 
 from typing import Any
 
-from trainer.data.fields import Row, RowError, check_text, shown
+from trainer.data.fields import Row, RowError, check_string, check_text, shown
 from trainer.data.formats.adapter import Adapter, ScoredPair, ScoredPairs
 from trainer.data.records import IrRecord
 from trainer.recipe.schema import Task
@@ -83,9 +83,7 @@ def _text(field: str, triple: Any) -> str:
     if not isinstance(triple, list) or len(triple) != 3:
         expected = "a triple: task instruction, instance instruction, text"
         raise RowError(field, shown(triple), expected)
-    if not isinstance(triple[1], str):
-        raise RowError(f"{field}[1]", shown(triple[1]), "a text")
-    return triple[1] + check_text(f"{field}[2]", triple[2])
+    return check_string(f"{field}[1]", triple[1]) + check_text(f"{field}[2]", triple[2])
 
 
 ADAPTERS = (

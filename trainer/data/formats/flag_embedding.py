@@ -28,7 +28,8 @@ def parse_ir(row: Row) -> IrRecord:
 
 def prompt(row: Row) -> str:
     """The instruction that the row carries."""
-    return row.text("prompt") if row.has("prompt") and row.values["prompt"] else ""
+    found = row.values.get("prompt")
+    return found if isinstance(found, str) else ""
 
 
 def ignored(rows: Sequence[Row], recipe: SourceRecipe | EvalSetRecipe) -> tuple[str, ...]:
