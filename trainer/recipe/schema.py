@@ -79,13 +79,13 @@ class SourceRecipe:
     split: str = "train"
     """Split of a hub set, or of the qrels of a BEIR folder."""
     format: str | None = None
-    """Name of an adapter; null finds it by the columns."""
+    """Name of a data format; null finds it by the columns."""
     query_instruction: str = ""
     """Put before queries, or before both texts of an STS pair."""
     passage_instruction: str = ""
     """Put before passages."""
     weight: float = bounded(1.0, above=0)
-    """Share of the task's turns under `alternate`; factor on the share otherwise."""
+    """Share of the task's steps under `alternate`; factor on the share otherwise."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
 
@@ -101,7 +101,7 @@ class DataRecipe:
     schedule: Schedule = "alternate"
     """`alternate` follows `pattern`; `proportional` follows sizes; `temperature` flattens them."""
     pattern: dict[str, int] = field(default_factory=default_pattern)
-    """Turns of each task in one round of `alternate`."""
+    """Steps of each task in one round of `alternate`."""
     temperature: float = bounded(2.0, above=0)
     """T of `temperature`: share of a source ~ size^(1/T)."""
     query_max_tokens: int = bounded(512, low=2)
@@ -113,7 +113,7 @@ class DataRecipe:
     pool_instruction: bool = True
     """Whether mean pooling includes the instruction's tokens."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """Stop at a spoiled row, or skip it (more than 1% skipped stops the run)."""
+    """Stop at a malformed row, or skip it (more than 1% skipped stops the run)."""
     workers: int = bounded(2, low=0)
     """Processes per rank that tokenise ahead; 0 tokenises in the training process."""
 
@@ -161,7 +161,7 @@ class EngineRecipe:
     gather: Gather = "auto"
     """ZeRO-3 gathers once per `step`, per layer (`chunk`), per chunk (`interleaved`), or `auto`."""
     attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """`auto`: flash attention where installed and on a GPU, else torch's fused kernel."""
+    """`auto`: the fastest that the model has: flash attention on a GPU, else a kernel of torch."""
     timeout_minutes: float = bounded(30.0, above=0)
     """How long a rank waits for the others in a collective before the run ends."""
 
@@ -179,7 +179,7 @@ class EvalSetRecipe:
     split: str = "dev"
     """Which qrels of a BEIR folder."""
     format: str | None = None
-    """Name of an adapter; null finds it."""
+    """Name of a data format; null finds it."""
     query_instruction: str = ""
     """As in training."""
     passage_instruction: str = ""
