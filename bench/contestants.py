@@ -29,7 +29,7 @@ from trainer.recipe.schema import (
 )
 
 NUM_STEPS = 10_000
-"""Length that the learning rate's shape is told; it is constant."""
+"""Length that the learning rate's shape is given; it is constant."""
 
 
 class Contestant(Protocol):
@@ -206,7 +206,7 @@ class Peer:
         return float(loss)
 
     def facts(self) -> dict[str, float]:
-        """Nothing: the loss does not tell how it cut the batch."""
+        """Nothing: the loss does not show how it cut the batch."""
         return {}
 
 

@@ -42,7 +42,7 @@ class OursJob:
     deepspeed: str = "zero3_fp32.json"
     """A file of `ds_configs/`."""
     gather: str = "step"
-    """`step`, `chunk` or `interleaved`."""
+    """`step`, `layer` or `chunk`."""
     chunk_tokens: int = 2048
     """`engine.max_tokens_per_chunk`."""
     keep_tokens: int | None = None

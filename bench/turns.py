@@ -116,7 +116,7 @@ def progress(text: str) -> None:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a process tells after a step."""
+    """What a process reports after a step."""
 
     loss: float
     seconds: float
@@ -128,7 +128,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a process tells when it fails."""
+    """What a process reports when it fails."""
 
     text: str
 
@@ -178,7 +178,7 @@ class Group:
         try:
             reply = pipe.recv()
         except EOFError as error:
-            raise SystemExit(f"{self.name}: a process died, perhaps for want of memory") from error
+            raise SystemExit(f"{self.name}: a process died, perhaps out of memory") from error
         if isinstance(reply, Failure):
             raise SystemExit(f"{self.name}: {reply.text}")
         assert isinstance(reply, Reply)
@@ -247,7 +247,7 @@ def _child(variant: Variant, rank: int, port: int, pipe: Connection, log: Path) 
     with suppress(EOFError):
         try:
             _serve(variant.job, pipe)
-        except (Exception, SystemExit):  # noqa: BLE001 - told in the parent, which ends the run
+        except (Exception, SystemExit):  # noqa: BLE001 - reported in the parent, which ends the run
             pipe.send(Failure(traceback.format_exc()))
 
 

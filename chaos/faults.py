@@ -151,7 +151,7 @@ def _await_end(process: subprocess.Popen[str], token: str) -> None:
 
 
 def _metrics_file(run: Path) -> int | None:
-    """What tells the metrics file of one launch from that of the next, which writes a new one."""
+    """What distinguishes the metrics file of one launch from that of the next."""
     with contextlib.suppress(OSError):
         return (run / "metrics.jsonl").stat().st_ino
     return None
@@ -163,7 +163,7 @@ def _reached(step: int, run: Path, old: int | None) -> bool:
 
 
 def _last_step(run: Path) -> int:
-    """Steps that the metrics file tells of, without parsing it."""
+    """Steps that the metrics file lists, without parsing it."""
     with contextlib.suppress(OSError):
         return (run / "metrics.jsonl").read_bytes().count(b"\n")
     return 0

@@ -78,7 +78,7 @@ def evaluate(
     Args:
         path: of the model.
         sets: what to score it on.
-        skip_bad_rows: leave spoiled rows out instead of refusing their set.
+        skip_bad_rows: leave malformed rows out instead of refusing their set.
 
     Raises:
         RecipeError: if there is no model.

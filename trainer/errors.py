@@ -2,7 +2,7 @@
 
 
 class TrainerError(Exception):
-    """A mistake of the user, told in one message without a traceback.
+    """A mistake of the user, reported in one message without a traceback.
 
     The message names the place, what was found, what was expected and what to do:
     `recipes/a.yaml: train.max_steps = -3; expected an integer of at least 1. Set it to 1 or more.`
@@ -10,7 +10,7 @@ class TrainerError(Exception):
 
     exit_code = 2
     reported = False
-    """Whether another rank tells it."""
+    """Whether another rank reports it."""
 
 
 class RecipeError(TrainerError):

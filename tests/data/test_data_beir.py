@@ -1,4 +1,4 @@
-"""BEIR folders: records, evaluation sets, overlaps, and every spoiled line named."""
+"""BEIR folders: records, evaluation sets, overlaps, and every malformed line named."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Every format and every kind of file gives the same records, and names its spoiled rows."""
+"""Every format and every kind of file gives the same records, and names its malformed rows."""
 
 import gzip
 import json

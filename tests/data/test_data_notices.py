@@ -123,7 +123,7 @@ def test_a_blank_positive_still_takes_its_row(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"query": "q", "positives": ["p", ""]}])
     with pytest.raises(DataError, match=r"leave such rows out"):
         open_source(ir_source(path), ".")
-    with pytest.raises(DataError, match=r"spoiled rows = 1 of 1"):
+    with pytest.raises(DataError, match=r"malformed rows = 1 of 1"):
         open_source(ir_source(path), ".", skip=True)
 
 

@@ -1,4 +1,4 @@
-"""Files to records: every format gives the same records, every spoiled row is named."""
+"""Files to records: every format gives the same records, every malformed row is named."""
 
 import json
 import subprocess
@@ -146,11 +146,11 @@ SPOILED_STS = {
 
 
 def spoil(path, good: object, bad: object) -> None:
-    """Two good rows, a spoiled third, a good fourth."""
+    """Two good rows, a malformed third, a good fourth."""
     line = bad if isinstance(bad, bytes) else (bad if isinstance(bad, str) else json.dumps(bad))
     fine = json.dumps(good).encode()
-    spoiled = line if isinstance(line, bytes) else line.encode()
-    path.write_bytes(b"\n".join([fine, fine, spoiled, fine]) + b"\n")
+    malformed = line if isinstance(line, bytes) else line.encode()
+    path.write_bytes(b"\n".join([fine, fine, malformed, fine]) + b"\n")
 
 
 @pytest.mark.parametrize(("bad", "message"), SPOILED_IR.values(), ids=SPOILED_IR)
@@ -208,16 +208,16 @@ def test_unknown_formats_and_columns_are_told_with_what_is_known(tmp_path):
 
 def test_spoiled_rows_may_be_skipped_up_to_one_in_a_hundred(tmp_path, caplog):
     rows = [{"query": f"q{i}", "positives": ["p"]} for i in range(200)]
-    rows[3] = rows[150] = {"query": "spoiled"}
+    rows[3] = rows[150] = {"query": "malformed"}
     recipe = ir_source(write_jsonl(tmp_path / "a.jsonl", rows))
     source = open_source(recipe, ".", skip=True)
     assert len(source) == 198
     assert source.record(3).query == "q4"
-    assert "2 spoiled rows left out" in source.describe
+    assert "2 malformed rows left out" in source.describe
     assert "a.jsonl:4: positives = nothing" in caplog.text
     rows[77] = {"query": "one too many"}
     write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataError, match=r"spoiled rows = 3 of 200; expected at most 1%.*:4: posi"):
+    with pytest.raises(DataError, match=r"malformed rows = 3 of 200; expected at most 1%.*:4: "):
         open_source(recipe, ".", skip=True)
 
 

@@ -44,18 +44,18 @@ FULL = [
     Variant("replica, nothing kept", keep=0),
     Variant("replica, small chunks", max_tokens=16),
     Variant("replica, checkpointing", checkpointing=True),
-    Variant("layer major", gather="chunk"),
-    Variant("layer major, small chunks", gather="chunk", max_tokens=16),
-    Variant("interleaved", gather="interleaved"),
-    Variant("interleaved, checkpointing", gather="interleaved", checkpointing=True, max_tokens=16),
+    Variant("layer major", gather="layer"),
+    Variant("layer major, small chunks", gather="layer", max_tokens=16),
+    Variant("chunk", gather="chunk"),
+    Variant("chunk, checkpointing", gather="chunk", checkpointing=True, max_tokens=16),
     Variant("offload", deepspeed="zero3_offload_fp32.json"),
-    Variant("offload, layer major", deepspeed="zero3_offload_fp32.json", gather="chunk"),
+    Variant("offload, layer major", deepspeed="zero3_offload_fp32.json", gather="layer"),
 ]
 LORA = [
     Variant("one chunk", max_tokens=10_000),
     Variant("replica, small chunks", max_tokens=16, checkpointing=True),
-    Variant("layer major", gather="chunk"),
-    Variant("interleaved", gather="interleaved"),
+    Variant("layer major", gather="layer"),
+    Variant("chunk", gather="chunk"),
 ]
 
 

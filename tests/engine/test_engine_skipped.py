@@ -1,4 +1,4 @@
-"""A skipped step and a dry step leave no trace: the next step is the one of an undisturbed run."""
+"""A skipped step and a memory probe leave no trace: the next step is that of an undisturbed run."""
 
 import logging
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ WAYS = [
     ("zero1_fp32.json", "step", False),
     ("zero2_fp32.json", "step", False),
     ("zero3_fp32.json", "step", False),
+    ("zero3_fp32.json", "layer", False),
     ("zero3_fp32.json", "chunk", False),
-    ("zero3_fp32.json", "interleaved", False),
     ("zero3_offload_fp32.json", "step", False),
     ("zero3_fp32.json", "step", True),
-    ("zero2_fp32.json", "interleaved", True),
+    ("zero2_fp32.json", "chunk", True),
     ("zero1_bf16.json", "step", False),
-    ("zero3_bf16.json", "chunk", False),
+    ("zero3_bf16.json", "layer", False),
 ]
 BAD = 1
 
@@ -56,13 +56,13 @@ def spoil(ranks: Ranks) -> None:
     def planted(batch: Any, *arguments: Any) -> Any:
         pull = real(batch, *arguments)
 
-        def spoiled(vectors: Any) -> Any:
+        def malformed(vectors: Any) -> Any:
             gradients, terms = pull(vectors)
             if batch.plan.step == BAD and ranks.rank == 1:
                 gradients[0][0, 0] = torch.nan
             return gradients, terms
 
-        return spoiled
+        return malformed
 
     step_module.step_loss = planted  # type: ignore[assignment]
 
@@ -93,7 +93,7 @@ def warnings_of_deepspeed() -> Iterator[list[str]]:
 
 
 def train(recipe: Recipe, gather: Any, ranks: Ranks, *, disturbed: bool) -> Any:
-    """Steps 0 and 2, with a dry step before and the bad step 1 between them if disturbed."""
+    """Steps 0 and 2, with a memory probe before and the bad step 1 between them if disturbed."""
     resolved = resolve(recipe, world_size=ranks.world_size)
     path, config = recipe.model.path, dict(resolved.deepspeed)
     built = build(recipe, model_path=path, config=config, gather=gather, ranks=ranks)

@@ -31,8 +31,8 @@ def test_every_file_and_way_is_looked_at(shape: ModelShape) -> None:
     assert [(choice.file, choice.gather) for choice in found] == [
         ("zero1_fp32.json", "step"),
         ("zero2_fp32.json", "step"),
-        *(("zero3_fp32.json", way) for way in ("step", "chunk", "interleaved")),
-        *(("zero3_offload_fp32.json", way) for way in ("step", "chunk", "interleaved")),
+        *(("zero3_fp32.json", way) for way in ("step", "layer", "chunk")),
+        *(("zero3_offload_fp32.json", way) for way in ("step", "layer", "chunk")),
     ]
     budget = RECIPE.engine.max_tokens_per_chunk
     assert all(list(choice.totals) == [budget, budget // 2, budget // 4] for choice in found)

@@ -115,8 +115,8 @@ def test_encoders_do_not_run_layer_by_layer() -> None:
         bert_config(), tiny_recipe(ModelRecipe(path="x", pooling="mean", attention="bidirectional"))
     )
     assert shape.graph.per_token > 0
-    assert list(plan(shape=shape).phases) == ["step", "interleaved"]
-    assert "chunk" in plan().phases
+    assert list(plan(shape=shape).phases) == ["step", "chunk"]
+    assert "layer" in plan().phases
 
 
 def test_backbone_that_needs_numbers_is_told() -> None:
@@ -135,7 +135,7 @@ def test_backbone_that_needs_numbers_is_told() -> None:
 
 
 def test_stage_3_shards_everything() -> None:
-    parts = plan().parts("chunk")
+    parts = plan().parts("layer")
     assert parts["parameters"] == 7_000_000_000 * 2 // WORLD
     for part in ("gradients", "masters"):
         assert parts[part] == 7_000_000_000 * 4 // WORLD
@@ -152,14 +152,14 @@ def test_stages(stage: str, share: float) -> None:
 
 
 def test_offloading_moves_bytes_to_the_host() -> None:
-    held = plan().parts("chunk")
+    held = plan().parts("layer")
     moved = plan("engine.deepspeed=zero3_offload_bf16.json")
     offloaded = ("parameters", "gradients", "masters", "optimizer state")
     assert {part: moved.host[part] for part in offloaded} == {p: held[p] for p in offloaded}
     # the optimizer on the host has a gradient of its own
     assert sum(moved.host.values()) == sum(held[part] for part in (*offloaded, "masters"))
     assert not set(offloaded) & set(moved.parts("step"))
-    assert moved.total("chunk") < plan().total("chunk")
+    assert moved.total("layer") < plan().total("layer")
 
 
 def test_adapters_need_little_besides_the_weights() -> None:
@@ -194,8 +194,8 @@ def test_a_lone_chunk_has_no_gradients_to_add_to() -> None:
 
 
 def test_gathered_layers_follow_the_ds_config() -> None:
-    near = plan("engine.deepspeed=zero3_offload_bf16.json").parts("chunk")["gathered parameters"]
-    far = plan().parts("chunk")["gathered parameters"]
+    near = plan("engine.deepspeed=zero3_offload_bf16.json").parts("layer")["gathered parameters"]
+    far = plan().parts("layer")["gathered parameters"]
     # half a billion parameters are kept between their last use forth and their first one back
     assert far - near == 2 * 500_000_000
 
@@ -214,12 +214,12 @@ def test_tokens_of_a_step() -> None:
 
 def test_choice_is_the_fastest_that_fits() -> None:
     totals = {way: plan().total(way) for way in plan().phases}
-    assert totals["interleaved"] < totals["chunk"] < totals["step"]
+    assert totals["chunk"] < totals["layer"] < totals["step"]
     for way, total in totals.items():
         assert plan(usable_bytes=total).gather == way
         assert plan(usable_bytes=total).fits
-    tight = plan(usable_bytes=totals["interleaved"] - 1)
-    assert tight.gather == "interleaved"
+    tight = plan(usable_bytes=totals["chunk"] - 1)
+    assert tight.gather == "chunk"
     assert not tight.fits
     assert plan(usable_bytes=None).gather == "step"
     assert plan(usable_bytes=None).fits
@@ -228,8 +228,8 @@ def test_choice_is_the_fastest_that_fits() -> None:
 def test_slower_way_is_not_taken_where_it_needs_more() -> None:
     # adapters need no gradients of the whole, so states between layers can outweigh the weights
     step = plan(shape=ADAPTERS).total("step")
-    assert plan(shape=ADAPTERS).total("chunk") > step
-    assert plan(shape=ADAPTERS, usable_bytes=step - 1).gather == "interleaved"
+    assert plan(shape=ADAPTERS).total("layer") > step
+    assert plan(shape=ADAPTERS, usable_bytes=step - 1).gather == "chunk"
 
 
 def test_memory_of_a_gpu_is_less_than_its_size() -> None:

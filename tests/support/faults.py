@@ -2,8 +2,8 @@
 
 PLANT is `KIND:STEP:RANK`. Kinds: `nan` spoils the gradient of a step on one rank, `memory` makes
 the rank's forward fail as torch does where memory runs out, `error` raises an ordinary exception.
-`limit` lets the rank have no more memory than it holds, and the step's number in MB, from the dry
-step on.
+`limit` lets the rank have no more memory than it holds, and the step's number in MB, from the
+memory probe on.
 """
 
 import os
@@ -35,16 +35,16 @@ def planted(batch: Batch, *arguments: Any) -> Any:
     if KIND == "memory":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    def spoiled(vectors: Any) -> Any:
+    def malformed(vectors: Any) -> Any:
         gradients, terms = pull(vectors)
         gradients[0][0, 0] = torch.nan
         return gradients, terms
 
-    return spoiled
+    return malformed
 
 
 def limited(*arguments: Any) -> None:
-    """The dry step in a process that can get little more memory."""
+    """The memory probe in a process that can get little more memory."""
     if KIND == "limit" and os.environ["RANK"] == RANK:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         most = held + int(STEP) * 10**6

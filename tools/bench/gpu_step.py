@@ -99,7 +99,7 @@ def variants(work: Work) -> list[Variant]:
         on = replace(work, kernel=kernel)
         kind = f"{'full' if full else 'LoRA'}, {kernel}"
         for tokens in CHUNKS:
-            for gather in ("step", "chunk") if full else ("step",):
+            for gather in ("step", "layer") if full else ("step",):
                 job = OursJob(work=on, deepspeed=deepspeed, gather=gather, chunk_tokens=tokens)
                 found.append(Variant(name=f"ours {kind}, {gather}, {tokens} tokens", job=job))
         for rows in PEER_ROWS:
@@ -112,7 +112,7 @@ def variants(work: Work) -> list[Variant]:
 
 
 def measure(variant: Variant, *, num_steps: int, logs: Path) -> Outcome | None:
-    """One variant alone on the GPU; None where it fails, which is told."""
+    """One variant alone on the GPU; None where it fails, which is reported."""
     try:
         return take_turns([variant], num_steps=num_steps, logs=logs, start="spawn")[variant.name]
     except SystemExit as error:

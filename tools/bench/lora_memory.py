@@ -246,7 +246,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4, help="queries of a step over all ranks")
     parser.add_argument("--tokens", type=int, default=32, help="of each text")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--gather", choices=("chunk", "step", "interleaved"), default="chunk")
+    parser.add_argument("--gather", choices=("layer", "step", "chunk"), default="layer")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     for internal in ("--measure", "--model", "--warm", "--out"):
         parser.add_argument(internal, help=argparse.SUPPRESS)

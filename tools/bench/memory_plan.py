@@ -247,7 +247,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=["small", "large"], choices=list(SIZES))
     parser.add_argument("--kinds", nargs="+", default=["full", "lora"], choices=("full", "lora"))
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3], choices=(1, 2, 3))
-    parser.add_argument("--gathers", nargs="+", default=["step", "chunk"])
+    parser.add_argument("--gathers", nargs="+", default=["step", "layer"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     for internal in ("--measure", "--folder", "--out"):

@@ -1,7 +1,7 @@
 """The identity of the frozen base of an adapter run: size and sha256 of each file it consists of.
 
 The files are read once at the start of a run, each rank its share of its host's copy, so that a
-base that was changed by one byte, or that differs between hosts, is told before the first step.
+base that was changed by one byte, or that differs between hosts, is reported before the first step.
 """
 
 import os

@@ -53,7 +53,7 @@ class Named(Generic[T]):
 
 
 def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
-    """Take wrappers off and tell whole tensors from parts of adapters.
+    """Take wrappers off and separate whole tensors from parts of adapters.
 
     Args:
         path: whose names they are, for messages.

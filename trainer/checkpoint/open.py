@@ -244,7 +244,7 @@ def _check_index(index: Path, tensors: Mapping[str, SlicedTensor]) -> None:
 
 
 def identity(source: Source, *, hash_files: bool) -> dict[str, Any]:
-    """What tells this checkpoint from another: sizes, a hash of its headers, its manifest's hash.
+    """What identifies this checkpoint: sizes, a hash of its headers, its manifest's hash.
 
     Args:
         source: an opened checkpoint.

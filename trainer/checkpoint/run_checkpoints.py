@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunCheckpoints:
-    """What tells this run's checkpoints from another's; methods are collective."""
+    """What identifies this run's checkpoints; methods are collective."""
 
     folder: Path
     """`checkpoints/` of the run."""

@@ -195,11 +195,11 @@ def _write(
             engine.optimizer.checkpoint_event_epilogue()
         dist.barrier()
 
-    def tell() -> None:
+    def point() -> None:
         if files.failure is not None:
             raise files.failure
 
-    on_all_ranks(tell, ranks)
+    on_all_ranks(point, ranks)
 
 
 def _has_adapters(engine: deepspeed.DeepSpeedEngine) -> bool:

@@ -118,7 +118,7 @@ def open_hub_set(name: str, split: str, *, owner: str) -> ArrowFile:
 
 
 def _validate(path: Path, rows: "Dataset", *, is_large: bool) -> None:
-    """Check offsets and UTF-8 of every column: a spoiled offset would crash the process later.
+    """Check offsets and UTF-8 of every column: a malformed offset would crash the process later.
 
     Raises:
         ArrowInvalid: naming the first column that is wrong.

@@ -62,7 +62,7 @@ def index_delimited(data: mmap.mmap, delimiter: str) -> Arrays:
     """Ranges of the rows, and whether their fields are quoted.
 
     Raises:
-        RowError: if a row cannot be told from the next.
+        RowError: if a row has no clear end.
     """
     if delimiter == "\t":
         ranges, is_quoted = tab_separated_ranges(data)
@@ -74,7 +74,7 @@ def delimited_ranges(data: mmap.mmap, delimiter: str) -> np.ndarray:
     """First and last byte of each row with the header first, blank lines left out [n, 2], int64.
 
     Raises:
-        RowError: if a row cannot be told from the next, as after a lone carriage return.
+        RowError: if a row has no clear end, as after a lone carriage return.
     """
     csv.field_size_limit(MAX_FIELD_CHARS)
     ranges = []

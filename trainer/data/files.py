@@ -216,7 +216,7 @@ def open_text_file(
         path: what is read.
         decode: bytes of a row to its fields.
         index: the whole file to the byte ranges of its rows, and how they are written.
-        kind: tells indexers apart in the cache.
+        kind: distinguishes indexers in the cache.
         name: what messages call the file, `path` if not given.
 
     Raises:

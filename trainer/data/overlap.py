@@ -1,4 +1,4 @@
-"""Training rows that are also in an evaluation set: counted and told before training."""
+"""Training rows that are also in an evaluation set: counted and reported before training."""
 
 import logging
 from collections.abc import Mapping, Sequence

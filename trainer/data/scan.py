@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 Parsed = TypeVar("Parsed")
 MAX_SKIPPED_SHARE = 0.01
-"""More spoiled rows than this stop the run even where they may be skipped."""
+"""More malformed rows than this stop the run even where they may be skipped."""
 NUM_SHOWN_FAULTS = 5
 """Skipped rows that are logged one by one."""
 CACHE_FROM_ROWS = 100_000
@@ -105,7 +105,7 @@ def scan_table(reader: RowReader, *, identity: str) -> Scan:
         identity: key of the reader's adapter and settings, for the cache.
 
     Raises:
-        DataError: at the first spoiled row, or if more than 1% of the rows are spoiled, or all.
+        DataError: at the first malformed row, or if more than 1% of the rows are malformed, or all.
     """
     table = reader.table
     cached = len(table) >= CACHE_FROM_ROWS
@@ -175,10 +175,10 @@ def text_key(text: str) -> int:
 def parsed_rows(
     table: Table, parse: Callable[[int], Parsed], *, skip: bool
 ) -> Iterator[tuple[int, Parsed]]:
-    """Number and record of each row that is not spoiled.
+    """Number and record of each row that is not malformed.
 
     Raises:
-        DataError: at the first spoiled row, or with `skip` if more than 1% of them are.
+        DataError: at the first malformed row, or with `skip` if more than 1% of them are.
     """
     num_faults = 0
     first = None
@@ -195,6 +195,6 @@ def parsed_rows(
                 logger.warning("skipped: %s", error)
     if num_faults > MAX_SKIPPED_SHARE * len(table):
         raise DataError(
-            f"{table.name}: spoiled rows = {num_faults} of {len(table)}; expected at most "
+            f"{table.name}: malformed rows = {num_faults} of {len(table)}; expected at most "
             f"{MAX_SKIPPED_SHARE:.0%} when they are skipped. The first is {first}"
         )

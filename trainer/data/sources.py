@@ -1,6 +1,6 @@
 """Recipe sources to checked, random-access records; nothing of a file is held in memory.
 
-Every row is parsed once before training, so that a spoiled one is told with file and line in
+Every row is parsed once before training, so that a malformed one is reported with file and line in
 seconds. Imports no torch, transformers or datasets.
 """
 
@@ -182,7 +182,7 @@ def open_sources(recipe: DataRecipe) -> tuple[Source, ...]:
     """All sources of a recipe, every row checked.
 
     Raises:
-        DataError: if a file is missing or empty, or a row is spoiled; names file and line.
+        DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
     sources = []
     for source in recipe.sources:
@@ -197,10 +197,10 @@ def open_source(recipe: SourceRecipe, root: str, *, skip: bool = False) -> Sourc
     Args:
         recipe: the source.
         root: folder that relative paths start from.
-        skip: leave spoiled rows out, up to 1%.
+        skip: leave malformed rows out, up to 1%.
 
     Raises:
-        DataError: if a file is missing or empty, or a row is spoiled; names file and line.
+        DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
     owner = f"data.sources.{recipe.name}"
     if recipe.hub is not None:
@@ -315,7 +315,7 @@ def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, fl
     if scan.num_duplicates:
         parts.append(f"{scan.num_duplicates} repeat the texts of an earlier row")
     if scan.num_skipped:
-        parts.append(f"{scan.num_skipped} spoiled rows left out")
+        parts.append(f"{scan.num_skipped} malformed rows left out")
     if scan.num_dropped:
         parts.append(f"{scan.num_dropped} blank negatives left out")
     return ", ".join(parts)

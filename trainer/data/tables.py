@@ -30,7 +30,7 @@ from trainer.errors import DataError
 logger = logging.getLogger(__name__)
 
 ROWS_TO_FIND_COLUMNS = 100
-"""Rows that are looked at to find a format; an early row may be spoiled."""
+"""Rows that are looked at to find a format; an early row may be malformed."""
 CORPUS = "corpus"
 """Name of a file whose rows are not records but what records name by id."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -60,7 +60,7 @@ def on_all_ranks(work: Callable[[], T], ranks: Ranks) -> list[T]:
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, TrainerError | None]:
-    """Result, or the mistake to tell; what the disk refuses is one of ours too."""
+    """Result, or the mistake to report; what the disk refuses is one of ours too."""
     try:
         return work(), None
     except TrainerError as error:

@@ -78,7 +78,7 @@ def join(timeout_minutes: float) -> Ranks:
         _share_cores()
         # else DeepSpeed compiles an all-reduce of its own, a minute in each new environment
         deepspeed.ops.__compatible_ops__ = {}
-    # DeepSpeed calls collectives by names that torch is renaming; nothing a user could mend
+    # DeepSpeed calls collectives by names that torch is renaming; nothing a user could fix
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo",

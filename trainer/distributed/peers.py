@@ -36,7 +36,7 @@ SAME_MISTAKE_SEC = 3.0
 BROKEN_SEC = 5.0
 """A collective that broke because a rank died is followed by the news of it within this time."""
 SPEAKER_FIRST_SEC = 1.0
-"""How long the other ranks let the one that tells of the death go first."""
+"""How long the other ranks let the one that reports the death go first."""
 QUIET_HOST = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
 """Seconds of silence, seconds between probes, probes: a host without power is missed after 20 s."""
 MAX_LINE_BYTES = 1 << 16
@@ -114,7 +114,7 @@ class PeerMonitor:
 
     @contextlib.contextmanager
     def guarding(self) -> Iterator[None]:
-        """Watch during the block, and tell the others how it ended."""
+        """Watch during the block, and send the others how it ended."""
         self._thread.start()
         try:
             yield
@@ -124,13 +124,13 @@ class PeerMonitor:
         self._close(kind="left")
 
     def _fail(self, error: BaseException) -> None:
-        """Tell the others; a collective breaks when a rank died, and then that is told instead."""
+        """Notify the others; where a rank died and broke a collective, report that instead."""
         if isinstance(error, RuntimeError) and self._lost.wait(BROKEN_SEC):
-            # the watching thread tells which rank it was and ends this process
+            # the watching thread reports which rank it was and ends this process
             time.sleep(SAME_MISTAKE_SEC + 2 * SPEAKER_FIRST_SEC)
         if isinstance(error, TrainerError):
             text, code = str(error)[:MAX_TEXT], error.exit_code
-            # the first rank meets the same mistake, or tells of this one
+            # the first rank meets the same mistake, or reports this one
             error.reported = self.member.rank > 0 and bool(self._links)
         else:
             first_line = (str(error).splitlines() or [""])[0]
@@ -192,7 +192,7 @@ class PeerMonitor:
         os._exit(code)
 
     def _failure_message(self, member: Member, message: Mapping[str, Any]) -> str:
-        """What the user is told of a rank that is lost."""
+        """The failure message about a rank that is lost."""
         here = f"while rank {self.member.rank} was {self.place}"
         if message.get("known"):
             return f"{member}, {here}: {message['text']}"
@@ -207,7 +207,7 @@ class PeerMonitor:
         """What may have ended a process that had no time to speak."""
         if member.host == self.member.host and kernel_kills() > self._kills_before:
             return (
-                "The kernel has killed a process of this host for want of memory since the run "
+                "The kernel has killed a process of this host for lack of memory since the run "
                 "began: see dmesg, and lower engine.max_tokens_per_chunk or data.workers."
             )
         return (
@@ -217,7 +217,7 @@ class PeerMonitor:
 
 
 def kernel_kills() -> int:
-    """Processes that the kernel has killed on this host for want of memory; 0 where unknown."""
+    """Processes that the kernel has killed on this host for lack of memory; 0 where unknown."""
     try:
         lines = VMSTAT.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -229,7 +229,7 @@ def kernel_kills() -> int:
 def connect(rank: int, num_ranks: int) -> PeerMonitor:
     """Connect all ranks to the first one.
 
-    Without a connection (a firewall) the run goes on, and a death is told by the group's timeout.
+    Without a connection (a firewall) the run goes on; the group's timeout then reports a death.
 
     Args:
         rank: global rank of this process.
@@ -249,7 +249,7 @@ def connect(rank: int, num_ranks: int) -> PeerMonitor:
         with listener:
             links = _accept(listener, token, num_ranks - 1)
         return PeerMonitor(me, links, num_ranks=num_ranks, reports=True)
-    # if the first rank dies, the next one of each host tells
+    # if the first rank dies, the next one of each host reports
     speaker = 1 if me.host == first.host else 0
     speaks = int(os.environ.get("LOCAL_RANK", rank)) == speaker
     return PeerMonitor(me, _connect(port, token, me, first), num_ranks=num_ranks, reports=speaks)
@@ -276,8 +276,8 @@ def _accept(listener: socket.socket, token: str, num_links: int) -> list[Link]:
             connection, _ = listener.accept()
         except TimeoutError:
             logger.warning(
-                "monitor: %d of %d ranks connected; the death of another one is told only after "
-                "engine.timeout_minutes. Let the hosts connect to each other on all ports",
+                "peer monitor: %d of %d ranks connected; the death of another one is reported only "
+                "after engine.timeout_minutes. Let the hosts connect to each other on all ports",
                 len(links),
                 num_links,
             )

@@ -47,18 +47,18 @@ def build(
         recipe: as loaded.
         model_path: resolved `model.path`.
         config: the whole DeepSpeed dict.
-        gather: `step`, `chunk` or `interleaved`.
+        gather: `step`, `layer` or `chunk`.
         ranks: this process; its group is up.
 
     Raises:
-        RecipeError: the model cannot be loaded, or `gather: chunk` does not suit it.
+        RecipeError: the model cannot be loaded, or `gather: layer` does not suit it.
     Collective: yes.
     """
-    if gather != "interleaved":
+    if gather != "chunk":
         config = _with_plain_linear(config)
     embedder = load_embedder(recipe, model_path=model_path, config=config, ranks=ranks)
     replica = Replica(embedder)
-    if gather == "chunk":
+    if gather == "layer":
         embedder = _layer_major(embedder, recipe)
     optimizer = make_optimizer(embedder, recipe.train, config, ranks)
     engine, *_ = deepspeed.initialize(model=embedder, optimizer=optimizer, config=config)
@@ -110,8 +110,8 @@ def _layer_major(embedder: Embedder, recipe: Recipe) -> LayerMajorEmbedder:
     """Turn the embedder layer-major where its backbone allows."""
     if not supports_layer_major(embedder.backbone):
         raise RecipeError(
-            f"recipe: engine.gather = chunk; expected a Llama-style decoder with full attention in "
-            f"every layer, got {type(embedder.backbone).__name__}. Use `step` or `interleaved`."
+            f"recipe: engine.gather = layer; expected a Llama-style decoder with full attention in "
+            f"every layer, got {type(embedder.backbone).__name__}. Use `step` or `chunk`."
         )
     if recipe.model.dtype == "bfloat16":
         for parameter in embedder.parameters():
@@ -129,7 +129,7 @@ def _grad_cache(
         return StepGradCache(
             engine, replica, keep_graph_tokens=recipe.max_tokens_per_chunk if keep is None else keep
         )
-    return LayerGradCache(engine) if gather == "chunk" else ChunkGradCache(engine)
+    return LayerGradCache(engine) if gather == "layer" else ChunkGradCache(engine)
 
 
 def make_optimizer(

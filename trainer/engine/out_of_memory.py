@@ -1,4 +1,4 @@
-"""Want of memory: a dry step finds it before the first real one, and the message names the remedy.
+"""Out of memory: a probe finds it before the first step, and the message names the remedy.
 
 It must not choose sizes itself: the recipe's numbers are what the user lowers.
 """
@@ -24,7 +24,7 @@ from trainer.recipe.resolve import active_tasks, row_texts, uses_middle_layer
 from trainer.recipe.schema import Recipe
 
 CHEAP_ON_CPU_FLOP = 1e11
-"""A dry step of more work than this, about two seconds of a core, is not made without a GPU."""
+"""A memory probe of more work than this, about two seconds of a core, is not made without a GPU."""
 FLOP_PER_PARAMETER = 8
 """Operations of one token: forward twice, and backward, which costs twice a forward."""
 CPU_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc")
@@ -32,7 +32,7 @@ CPU_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memo
 SKIP_WORDS = "OVERFLOW!"
 """How DeepSpeed's warning of a step without an update begins."""
 COUNTERS = ("skipped_steps", "global_steps", "global_samples", "micro_steps")
-"""What DeepSpeed counts, and a dry step must not."""
+"""What DeepSpeed counts, and a memory probe must not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def largest_chunk(recipe: Recipe, *, world_size: int, max_positions: int) -> Lar
     Args:
         recipe: as loaded.
         world_size: number of ranks.
-        max_positions: tokens that the model can tell apart.
+        max_positions: positions that the model has.
     """
     budget = recipe.engine.max_tokens_per_chunk
     steps = []
@@ -77,7 +77,7 @@ def largest_chunk(recipe: Recipe, *, world_size: int, max_positions: int) -> Lar
 
 
 def is_worth_probing(built: Built, chunk: LargestChunk, device: torch.device) -> bool:
-    """Whether a dry step costs little beside what it can save."""
+    """Whether a memory probe costs little beside what it can save."""
     sizes = (getattr(p, "ds_numel", p.numel()) for p in built.engine.module.parameters())
     tokens = chunk.num_chunks * chunk.num_texts * chunk.text_tokens
     return device.type == "cuda" or FLOP_PER_PARAMETER * sum(sizes) * tokens < CHEAP_ON_CPU_FLOP
@@ -88,7 +88,7 @@ def probe_memory(recipe: Recipe, built: Built, ranks: Ranks) -> None:
 
     Its gradient is not a number, which DeepSpeed drops as it does in a skipped step. Left out where
     it would cost more than a moment: on a CPU with a model that is not tiny. A step of more chunks
-    needs a little more: its vectors, and with `gather: chunk` one hidden state per token and layer.
+    needs a little more: its vectors, and with `gather: layer` one hidden state per token and layer.
 
     Raises:
         StepError: if there is not enough memory.
@@ -100,11 +100,11 @@ def probe_memory(recipe: Recipe, built: Built, ranks: Ranks) -> None:
     )
     if not is_worth_probing(built, chunk, ranks.device):
         return
-    ranks.enter("in a dry step before the first one")
+    ranks.enter("in a memory probe before the first step")
     engine = built.engine
     before = {name: getattr(engine, name) for name in COUNTERS}
     on_gpu = [ranks.device] if ranks.device.type == "cuda" else []
-    memory = explaining_memory(recipe, built, ranks, f"dry step of {chunk}")
+    memory = explaining_memory(recipe, built, ranks, f"memory probe of {chunk}")
     with memory, torch.random.fork_rng(devices=on_gpu):
         built.grad_cache.accumulate(
             make_chunks(*_filled(chunk), key=0, device=ranks.device),
@@ -114,7 +114,9 @@ def probe_memory(recipe: Recipe, built: Built, ranks: Ranks) -> None:
         )
         with _skipping_quietly():
             engine.step()
-    assert engine.skipped_steps == before["skipped_steps"] + 1, "a dry step changed the parameters"
+    assert engine.skipped_steps == before["skipped_steps"] + 1, (
+        "the memory probe changed the parameters"
+    )
     for name, value in before.items():
         setattr(engine, name, value)
     if on_gpu:
@@ -150,7 +152,7 @@ def _no_gradient(vectors: Vectors) -> tuple[Vectors, dict[str, Tensor]]:
 
 @contextmanager
 def explaining_memory(recipe: Recipe, built: Built, ranks: Ranks, what: str) -> Iterator[None]:
-    """Turn want of memory in the block into a message that names the numbers to lower.
+    """Turn an out-of-memory error in the block into a message that names the numbers to lower.
 
     Raises:
         StepError: naming `what`, the rank, and the keys of the recipe.
@@ -190,6 +192,6 @@ def _remedies(recipe: Recipe, built: Built) -> str:
     if not recipe.model.gradient_checkpointing:
         remedies.append("set model.gradient_checkpointing=true")
     if built.gather == "step" and built.engine.zero_optimization_stage() == 3:
-        remedies.append("set engine.gather=chunk (now step)")
+        remedies.append("set engine.gather=layer (now step)")
     text = "; or ".join(remedies)
     return f"{text[0].upper()}{text[1:]}."

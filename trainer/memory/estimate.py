@@ -21,7 +21,7 @@ from trainer.memory.workload import Job, loss_bytes
 from trainer.recipe.deepspeed_file import offloads
 from trainer.recipe.schema import Recipe
 
-Way = Literal["step", "chunk", "interleaved"]
+Way = Literal["step", "layer", "chunk"]
 """When ZeRO-3 gathers parameters: once per step, once per layer, or for every chunk."""
 BytesByPart = Mapping[str, int]
 """Bytes by name."""
@@ -29,7 +29,7 @@ BytesByPart = Mapping[str, int]
 RESERVED_BYTES = 2 * 2**30
 """CUDA context, cuBLAS workspaces and fragmentation of the allocator, per GPU."""
 MEMINFO = Path("/proc/meminfo")
-"""Where Linux tells how much memory is free."""
+"""Where Linux reports how much memory is free."""
 ADAM_TEMPORARIES = 2
 """Float32 copies of its state that AdamW makes where it is not fused: on a CPU."""
 FLAT_STATES = 2
@@ -109,8 +109,8 @@ def plan_memory(
     held["embeddings and loss"] = loss_bytes(recipe, shape)
     phases: dict[Way, Mapping[str, BytesByPart]] = {"step": _step_phases(job)}
     if shape.is_layered:
-        phases["chunk"] = _layer_phases(job)
-    phases["interleaved"] = _interleaved_phases(job)
+        phases["layer"] = _layer_phases(job)
+    phases["chunk"] = _chunk_phases(job)
     update = _update(job, moved)
     return MemoryPlan(
         phases={
@@ -264,8 +264,8 @@ def _gathered(job: Job) -> tuple[int, int]:
     """Bytes of layers that are gathered at once, and of those on their way.
 
     DeepSpeed keeps a layer that is used again before `stage3_max_reuse_distance` parameters went
-    by, once forth and once back, and fetches ahead. A group on its way is there twice until its
-    last parameter is used: as it came, and cut into parameters.
+    by, once forward and once backward, and fetches ahead. A group on its way is there twice until
+    its last parameter is used: as it came, and cut into parameters.
     """
     ahead = int(job.zero.get("stage3_prefetch_bucket_size", 5e7))
     reuse = int(job.zero.get("stage3_max_reuse_distance", 1e9)) // 2
@@ -277,7 +277,7 @@ def _gathered(job: Job) -> tuple[int, int]:
     return job.width * live, job.width * in_flight
 
 
-def _interleaved_phases(job: Job) -> dict[str, BytesByPart]:
+def _chunk_phases(job: Job) -> dict[str, BytesByPart]:
     """Chunk by chunk through the hooked engine: a chunk's activations over layers that come and go.
 
     Below stage 3 all gradients wait for the last chunk.

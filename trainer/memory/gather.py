@@ -24,7 +24,7 @@ def choose_gather(
     """The recipe's `engine.gather`, or the fastest that the memory plan allows; logs the plan.
 
     Below stage 3 nothing is gathered and `step` costs least. `chunk` is only for Llama-style
-    decoders; `interleaved` serves any other backbone.
+    decoders; `chunk` serves any other backbone.
 
     Args:
         recipe: as loaded.
@@ -33,7 +33,7 @@ def choose_gather(
         world_size: number of ranks.
 
     Returns:
-        `step`, `chunk` or `interleaved`; the first rank's choice everywhere.
+        `step`, `layer` or `chunk`; the first rank's choice everywhere.
 
     Raises:
         TrainerError: the model cannot be measured as the recipe wants it, on every rank.
@@ -86,7 +86,7 @@ def _unplanned(recipe: Recipe, deepspeed: Mapping[str, Any]) -> Gather:
     """What `auto` means without a plan: what needs least."""
     if recipe.engine.gather != "auto":
         return recipe.engine.gather
-    return "step" if deepspeed["zero_optimization"]["stage"] < 3 else "interleaved"
+    return "step" if deepspeed["zero_optimization"]["stage"] < 3 else "chunk"
 
 
 def chosen_gather(recipe: Recipe, plan: MemoryPlan, deepspeed: Mapping[str, Any]) -> Gather:

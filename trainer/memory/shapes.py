@@ -54,7 +54,7 @@ class ModelShape:
     num_trainable: int
     """T: P, or those of the adapters."""
     numels: Mapping[int, int]
-    """How many parameters there are of each number of elements; tells which stay gathered."""
+    """How many parameters there are of each number of elements; shows which stay gathered."""
     layer_parameters: int
     """Parameters of the largest repeated block."""
     layer_trainable: int
@@ -68,7 +68,7 @@ class ModelShape:
     hidden_size: int
     """Elements of a token's hidden state."""
     is_layered: bool
-    """Whether chunks can run layer by layer, as `gather: chunk` has them."""
+    """Whether chunks can run layer by layer, as `gather: layer` has them."""
     graph: LinearBytes
     """What a chunk leaves for its backward pass, checkpointed or not as the recipe says."""
     backward: LinearBytes
@@ -110,7 +110,7 @@ def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
         _embedder(_with_layers(config, number), recipe.model)
         for number in (min(FEW_LAYERS, num_layers), min(MANY_LAYERS, num_layers))
     )
-    # adapters of all layers are slow to make: those of a few tell the others
+    # adapters of all layers are slow to make: those of a few give the others
     repeats = 1 + max(0, num_layers - MANY_LAYERS)
     added, one_layer = _adapters(many.backbone), _adapters(many.backbone) - _adapters(few.backbone)
     added.update({size: count * (repeats - 1) for size, count in one_layer.items()})

@@ -173,7 +173,7 @@ def describe(
 
 
 def anonymous_bytes() -> int:
-    """Anonymous memory of this process now, bytes; 0 where the system does not tell."""
+    """Anonymous memory of this process now, bytes; 0 where the system does not report it."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.is_file() else ():
         if line.startswith("RssAnon:"):
@@ -251,7 +251,7 @@ def _flushing(folder: PartialFolder) -> Iterator[None]:
             yield
         finally:
             done.set()
-        # a disk tells here, and only once, that it could not take what it had accepted
+        # a disk reports here, and only once, that it could not take what it had accepted
         flushing.result()
 
 

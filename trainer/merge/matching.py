@@ -251,7 +251,7 @@ def _main_dtype(items: Sequence[MergeItem]) -> torch.dtype:
 
 
 def plan_id(plan: MergePlan, settings: MergeSettings) -> str:
-    """What tells one merge from another: inputs, settings and layout, as 12 hexadecimal digits."""
+    """What identifies a merge: inputs, settings and layout, as 12 hexadecimal digits."""
     layout = [[shard.name, len(shard.header), list(shard.slots)] for shard in plan.shards]
     inputs = [{**one, "files": {name: {**file, "sha256": None}
                for name, file in one["files"].items()}} for one in plan.identities]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a merge tells a person: `merge.json`, and `merge.html` with weights by layer and module."""
+"""The record of a merge: `merge.json`, and `merge.html` with weights by layer and module."""
 
 import html
 import re
@@ -17,7 +17,7 @@ LAYER = re.compile(
     r"(?P<before>.*?)(?:layers|layer|h|block|blocks)\.(?P<layer>\d+)\.(?P<module>.+)"
 )
 PALETTE = ((0, 34, 78), (65, 77, 107), (124, 123, 120), (188, 175, 111), (254, 232, 56))
-"""Dark blue over grey to yellow: even steps of brightness, told apart by colour-blind readers."""
+"""Dark blue over grey to yellow in even steps of brightness, for colour-blind readers."""
 CELL_WIDTH, CELL_HEIGHT, LEFT = 34, 16, 70
 LIGHT = 0.6
 """Share of the palette from which black text is read better than white."""

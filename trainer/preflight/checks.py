@@ -1,6 +1,6 @@
 """Everything that can be checked before torch is imported; it must not create a file.
 
-A mistake in a recipe, its data or its folder is told here within a second.
+A mistake in a recipe, its data or its folder is reported here within a second.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def open_data(recipe: Recipe) -> RunData:
     """Open all sources and evaluation sets, every row checked.
 
     Raises:
-        DataError: if a file is missing or empty, or a row is spoiled.
+        DataError: if a file is missing or empty, or a row is malformed.
     """
     sources = open_sources(recipe.data)
     eval_sets = tuple(open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets)
@@ -185,7 +185,7 @@ def check_output_dir(folder: str, *, resume: bool) -> None:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Tell that the run's first files could not be written, before anything was trained.
+    """Report that the run's first files could not be written, before anything was trained.
 
     Raises:
         RecipeError: naming file and reason.
@@ -195,7 +195,7 @@ def writing_to(folder: Path) -> Iterator[None]:
     except OSError as error:
         got = f"{error.filename or folder}: {error.strerror}"
         expected = "a folder to write to, on a disk with room"
-        raise _error(str(folder), got, expected, "Mend it, or give another.") from error
+        raise _error(str(folder), got, expected, "Fix it, or give another.") from error
 
 
 def _listed(names: Sequence[str]) -> str:

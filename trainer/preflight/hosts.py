@@ -1,7 +1,8 @@
-"""Do all hosts run the same thing? Asked before the model is loaded, and told by name.
+"""Do all hosts run the same thing? Asked before the model is loaded, and reported by name.
 
 Launchers start a command on each host and compare nothing: a host with an older release, another
-copy of the data or an argument that its shell changed would train along and spoil the run silently.
+copy of the data or an argument that its shell changed would train along and corrupt the run
+silently.
 """
 
 import dataclasses
@@ -91,7 +92,7 @@ def check_hosts(
 
 
 def describe_base(path: str, config: PretrainedConfig) -> dict[str, str]:
-    """What tells a base from another without reading all of it.
+    """What distinguishes a base from another without reading all of it.
 
     Args:
         path: resolved `model.path`.
@@ -114,17 +115,17 @@ def refuse_differences(identities: Sequence[Identity]) -> None:
         HostError: a line for each host and difference.
     """
     first = identities[0]
-    told: dict[tuple[str, str, str], str] = {}
+    found: dict[tuple[str, str, str], str] = {}
     for rank, other in enumerate(identities):
         for kind, key, expected, got in _differences(first, other):
             # the ranks of a host differ alike: the first of them is named
-            told.setdefault(
+            found.setdefault(
                 (other.host, kind, key),
                 f"host {other.host} (rank {rank}): {kind}: {key} = {got!r}; expected {expected!r}, "
                 f"as on host {first.host} (rank 0). {ADVICE[kind]}",
             )
-    if told:
-        raise HostError("\n".join(told.values()))
+    if found:
+        raise HostError("\n".join(found.values()))
 
 
 def _differences(first: Identity, other: Identity) -> Iterator[tuple[str, str, object, object]]:

@@ -113,7 +113,7 @@ def _parse(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except (OSError, ValueError, RecursionError) as error:
         expected = "a JSON object, without comments or trailing commas"
-        raise _error(path, "content", f"not JSON ({error})", expected, "Mend it.") from error
+        raise _error(path, "content", f"not JSON ({error})", expected, "Fix it.") from error
     if not isinstance(config, dict):
         got = type(config).__name__
         raise _error(path, "content", got, "a JSON object", "Write { ... }.")

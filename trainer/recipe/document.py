@@ -184,7 +184,7 @@ def _yaml_message(name: str, error: yaml.YAMLError) -> str:
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return (
         f"{place}: content = not YAML ({problem}); expected `key: value` lines, indented with "
-        "spaces. Mend the line, or quote a value that holds `: ` or ` #`."
+        "spaces. Fix the line, or quote a value that holds `: ` or ` #`."
     )
 
 

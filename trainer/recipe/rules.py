@@ -48,7 +48,7 @@ def _check_names(recipe: Recipe, fail: Fail) -> None:
 
 
 def _check_best(recipe: Recipe, fail: Fail) -> None:
-    """The metric that tells the best evaluation is one of an evaluation set."""
+    """The metric that chooses the best evaluation is one of an evaluation set."""
     metric, sets = recipe.eval.best_metric, recipe.eval.sets
     if metric is None:
         if recipe.eval.patience is not None:

@@ -18,7 +18,7 @@ Pooling = Literal["last", "mean", "cls"]
 Attention = Literal["causal", "bidirectional"]
 DType = Literal["float32", "bfloat16"]
 Schedule = Literal["alternate", "proportional", "temperature"]
-Gather = Literal["auto", "chunk", "step", "interleaved"]
+Gather = Literal["auto", "step", "layer", "chunk"]
 Export = Literal["adapter", "merged", "both"]
 
 
@@ -159,7 +159,7 @@ class EngineRecipe:
     keep_graph_tokens: int | None = bounded(None, low=0)
     """Padded tokens whose graph pass 1 keeps, so that they run once; null: one chunk's worth."""
     gather: Gather = "auto"
-    """ZeRO-3 gathers once per `step`, per layer (`chunk`), per chunk (`interleaved`), or `auto`."""
+    """ZeRO-3 gathers once per `step`, per `layer` and direction, or per `chunk`; `auto` chooses."""
     attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """`auto`: the fastest that the model has: flash attention on a GPU, else a kernel of torch."""
     timeout_minutes: float = bounded(30.0, above=0)

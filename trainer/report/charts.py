@@ -79,7 +79,7 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Short numbers, with as many digits as tell them apart: 1200 -> 1,200, 0.00002 -> 2e-05."""
+    """Short numbers, with as many digits as distinguish them: 1200 -> 1,200, 0.00002 -> 2e-05."""
     labels: list[str] = []
     for digits in range(3, 18):
         labels = [_label_of(value, digits) for value in values]

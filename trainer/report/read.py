@@ -16,7 +16,7 @@ STEP_KEYS = ("step", "task", "source", "tokens", "seconds")
 EVALUATION_KEYS = ("step", "sets")
 MERGE_KEYS = ("method", "formula", "checkpoints", "tensors")
 """What no line of `metrics.jsonl` and of `eval.jsonl`, and no `merge.json` lacks."""
-REPAIR = "Mend or remove it; continuing the run with --resume drops damaged lines."
+REPAIR = "Fix or remove it; continuing the run with --resume drops damaged lines."
 
 
 @dataclass(frozen=True, kw_only=True)

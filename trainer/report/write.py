@@ -66,7 +66,7 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest ends of the paths that distinguish them."""
     parts = [folder.resolve().parts for folder in folders]
     names: list[str] = []
     for length in range(1, max(map(len, parts)) + 1):
@@ -169,7 +169,7 @@ def _parsed_recipe(run: Run) -> Any:
     except (yaml.YAMLError, *UNSPELT) as error:
         problem = " ".join(str(error).split())
         raise DataError(
-            f"{run.name}/recipe.yaml: {problem}; expected YAML as the run wrote it. Mend it."
+            f"{run.name}/recipe.yaml: {problem}; expected YAML as the run wrote it. Fix it."
         ) from None
 
 

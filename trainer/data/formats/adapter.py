@@ -75,7 +75,7 @@ class Adapter:
     task: Task
     """Task of the records."""
     columns: frozenset[str]
-    """Fields that a row of this format has; enough to tell it from the others."""
+    """Fields that a row of this format has; enough to distinguish it from the others."""
     parse: Callable[[Row], Parsed]
     """Row to record; raises RowError."""
     fits: Callable[[Row], bool] = always
