@@ -295,9 +295,9 @@ MISTAKES = [
     (extend, r"a: layers.2.proj.bias = not in the base"),
     (rename, r"a: blocks.0.proj.bias, blocks.0.proj.weight"),
     (other_type, r"a: config model_type = other; expected toy"),
-    (integers, r"a.model.safetensors: dtype = I32 .1 of 6 tensors., the first in .norm.weight.; exp"),
+    (
         integers,
-        r"a.model.safetensors: dtype = I32 .1 of 6 tensors., the first in .norm.weight.; expected weights",
+        r"a/model.safetensors: dtype = I32 (1 of 6 tensors), the first in 'norm.weight'; exp",
     ),
     (spoil, r"a: layers.0.proj.weight, element 19 = nan"),
     (cut, r"a/model.safetensors: tensors end at byte"),
