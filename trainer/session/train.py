@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer import __version__
 from trainer.checkpoint.adapter_export import AdapterBase, check_exportable
-from trainer.checkpoint.base_identity import identify_base
+from trainer.checkpoint.base_identity import check_dtypes, identify_base
 from trainer.checkpoint.embedder_files import write_embedder_files
 from trainer.checkpoint.export import ExportRequest, export_model
 from trainer.checkpoint.manifest import BaseIdentity
@@ -92,6 +92,7 @@ def train(recipe: Recipe, data: RunData, *, resume: bool) -> int:
 def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> "Session":
     """Load tokenizer and model and make the engine. Collective: yes."""
     path = resolve_model_path(recipe.model.path)
+    check_dtypes(path, recipe.model.revision)
     resolved = resolve(recipe, world_size=ranks.world_size)
     check_deepspeed(resolved.deepspeed, file=recipe.engine.deepspeed)
     config = load_config(recipe.model, path)
