@@ -13,12 +13,10 @@ import pytest
 from tests.support.spoil import RECIPE, spoil_data, spoiled_recipe
 from tests.test_run_cli import project as project  # a fixture: a right recipe with its data
 from tests.test_run_cli import run, snapshot
-from trainer.cli import shown
-from trainer.data.sources import open_source
+from tools._fuzz_targets import message_of, read_source
 from trainer.errors import TrainerError
 from trainer.preflight.checks import check_run
 from trainer.recipe.load import load_recipe
-from trainer.recipe.schema import SourceRecipe
 
 NUM_EACH = 500
 NUM_BY_COMMAND = 10
@@ -32,16 +30,6 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TRAINER_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-
-
-def message_of(error: TrainerError) -> str:
-    """The error's message as the command line shows it, if it is one."""
-    text = shown(error)
-    assert error.exit_code == 2, text
-    assert text.isprintable(), ascii(text)
-    assert "; expected " in text, text
-    assert len(text) < 4000, text[:200]
-    return text
 
 
 def checked_recipe(path: Path) -> str | None:
@@ -60,9 +48,7 @@ def checked_data(path: Path, task: str) -> str | None:
     """What the checks say of a data file; None where every row can be read."""
     started = time.monotonic()
     try:
-        source = open_source(SourceRecipe(name="set", task=task, path=str(path)), ".")
-        for row in range(len(source)):
-            source.record(row)
+        read_source(path, task)
     except TrainerError as error:
         return message_of(error)
     finally:

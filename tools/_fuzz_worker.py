@@ -105,9 +105,9 @@ class EarlyStopping:
         name = hashlib.sha256(kind.encode()).hexdigest()[:12]
         self.faults.mkdir(parents=True, exist_ok=True)
         (self.faults / name).write_bytes(data)
-        told = {"kind": kind, "file": name, "message": ascii(str(fault))[:300]}
+        entry = {"kind": kind, "file": name, "message": ascii(str(fault))[:300]}
         with (self.faults / "faults.jsonl").open("a") as lines:
-            lines.write(json.dumps(told) + "\n")
+            lines.write(json.dumps(entry) + "\n")
 
 
 def place_of(fault: Exception) -> str:

@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         for name in names:
             share = arguments.seconds / len(names)
             results.append(fuzz_reader(name, base / name, share, arguments.seed, kept=kept))
-            _tell(results[-1], header=len(results) == 1)
+            _print_row(results[-1], header=len(results) == 1)
         _count_lines(base, results)
     return _report(results, as_json=arguments.json)
 
@@ -195,8 +195,8 @@ def _collect(result: Result, out: Path, kept: Path) -> None:
     """Move the inputs of findings to where they stay."""
     known = {finding.what for finding in result.findings}
     faults = out / "faults" / "faults.jsonl"
-    told = faults.read_text().splitlines() if faults.exists() else []
-    by_kind = {found["kind"]: found for found in map(json.loads, told)}
+    lines = faults.read_text().splitlines() if faults.exists() else []
+    by_kind = {found["kind"]: found for found in map(json.loads, lines)}
     for kind, found in by_kind.items():
         if kind not in known:
             file = _keep(out / "faults" / found["file"], result.reader, kept)
@@ -237,7 +237,7 @@ def _count_lines(base: Path, results: Sequence[Result]) -> None:
         result.lines, result.all_lines = found[result.reader]
 
 
-def _tell(result: Result, *, header: bool) -> None:
+def _print_row(result: Result, *, header: bool) -> None:
     """One row of the table as soon as it is known; lines come at the end."""
     if header:
         print(

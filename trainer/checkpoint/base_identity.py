@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from trainer.checkpoint.manifest import BaseIdentity, FileEntry, digest
 from trainer.checkpoint.open import base_fingerprint, open_source
+from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
@@ -34,18 +35,42 @@ def base_files(path: str, revision: str | None) -> list[Path]:
     Raises:
         CheckpointError: no weights in a format that transformers loads.
     """
-    config = [file for file in [_file(path, CONFIG, revision)] if file is not None]
+    weights = _weight_files(path, revision)
+    if not weights:
+        raise CheckpointError(
+            f"{path}: weights = none; expected one of {', '.join(WEIGHTS)}. Save the base again."
+        )
+    config = _file(path, CONFIG, revision)
+    return weights if config is None else [config, *weights]
+
+
+def _weight_files(path: str, revision: str | None) -> list[Path]:
+    """Weights, their index first; empty where there are none."""
     for name in WEIGHTS:
         weights = _file(path, name, revision)
         if weights is None:
             continue
         if not name.endswith(".index.json"):
-            return [*config, weights]
+            return [weights]
         shards, _ = get_checkpoint_shard_files(path, str(weights), revision=revision)
-        return [*config, weights, *map(Path, sorted(shards))]
-    raise CheckpointError(
-        f"{path}: weights = none; expected one of {', '.join(WEIGHTS)}. Save the base again."
-    )
+        return [weights, *map(Path, sorted(shards))]
+    return []
+
+
+def check_dtypes(path: str, revision: str | None) -> None:
+    """Refuse a base whose weights are quantised, before it is loaded.
+
+    One without weights is left to those who load it.
+
+    Args:
+        path: resolved folder or hub id.
+        revision: of the hub model.
+
+    Raises:
+        CheckpointError: naming the dtype that was found and those that are supported.
+    """
+    folder = Path(path)
+    check_base_dtypes(weights_in(folder) if folder.is_dir() else _weight_files(path, revision))
 
 
 def _file(path: str, name: str, revision: str | None) -> Path | None:

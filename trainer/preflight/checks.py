@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
 from trainer.data.evalsets import EvalSet
 from trainer.data.overlap import warn_of_overlaps
 from trainer.data.plan import make_plan
@@ -94,12 +95,14 @@ def check_model(recipe: Recipe) -> None:
         RecipeError: if the folder is missing, has no config.json, or that is not JSON; if an index
             of weights names files elsewhere; if code of a hub model is to be run that no commit
             pins.
+        CheckpointError: if its weights are quantised.
     """
     place = resolve_model_path(recipe.model.path)
     folder = Path(place)
     if folder.is_dir():
         _read_json(folder / "config.json", "a model's config")
         _check_weights(folder)
+        check_base_dtypes(weights_in(folder))
     elif recipe.model.trust_remote_code and not COMMIT.fullmatch(recipe.model.revision or ""):
         raise RecipeError(
             f"recipe: model.revision = {recipe.model.revision}; expected the whole hash of a "

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from trainer.checkpoint.adapter_export import check_exportable
-from trainer.checkpoint.base_identity import identify_base
+from trainer.checkpoint.base_identity import check_dtypes, identify_base
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.data.plan import DataPlan, make_plan
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
@@ -72,6 +72,7 @@ def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
     path = resolve_model_path(recipe.model.path)
     resolved = resolve(recipe, world_size=ranks.world_size)
     check_deepspeed(resolved.deepspeed, file=recipe.engine.deepspeed)
+    check_dtypes(path, recipe.model.revision)
     config = load_config(recipe.model, path)
     num_ids = num_token_ids(check_backbone(recipe, path, config, download=True))
     tokenizer = load_tokenizer(
