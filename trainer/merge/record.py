@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer import __version__
 from trainer.checkpoint.open import file_hash
-from trainer.merge.matching import MergePlan
+from trainer.merge.merge_plan import MergePlan
 from trainer.merge.settings import FORMULAS, MergeSettings
 from trainer.merge.stream import Outcome
 
