@@ -73,7 +73,8 @@ def test_a_writer_is_found_among_any_number_of_shards(tmp_path: Path) -> None:
     shards = plan_shards(plan.items, 4)
     assert len(shards) == 60
     with PartialFolder(tmp_path / "out", "x", shards, durable=False) as folder:
-        counts = [counted(lambda one=one: folder.writer(one.name)) for one in plan.items]
+        names = [Name(one.name) for one in plan.items]
+        counts = [counted(lambda name=name: folder.writer(name)) for name in names]
         assert {folder.writer(one.name).slot.dtype for one in plan.items} == {torch.float32}
     assert max(counts) <= 2
 
