@@ -22,7 +22,7 @@ from trainer.checkpoint.tensors import StoredTensor
 from trainer.errors import CheckpointError
 from trainer.merge.assets import copy_assets
 from trainer.merge.blocks import Scratch
-from trainer.merge.matching import MergePlan, plan_id, plan_merge
+from trainer.merge.merge_plan import MergePlan, plan_id, plan_merge
 from trainer.merge.output import PartialFolder, check_output
 from trainer.merge.output_file import BLOCK_BYTES
 from trainer.merge.record import merge_html, merge_json

@@ -29,7 +29,7 @@ from trainer.merge.arithmetic import delta_weights
 from trainer.merge.assets import Assets, copy_assets, find_assets
 from trainer.merge.driver import EXTRA_FILE_BYTES, MergeReport
 from trainer.merge.low_rank import factors, is_low_rank_change, row_norms
-from trainer.merge.matching import Inputs, MergePlan, open_inputs, plan_id
+from trainer.merge.merge_plan import Inputs, MergePlan, open_inputs, plan_id
 from trainer.merge.output import PartialFolder, ShardFile, check_output
 from trainer.merge.record import merge_html, merge_json
 from trainer.merge.settings import MergeSettings, check_settings
