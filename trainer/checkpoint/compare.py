@@ -56,7 +56,9 @@ def compare_runs(
     changes = differences("", saved.recipe, recipe)
     free_length = _constant_rate(saved.recipe) and _constant_rate(recipe)
     harmless = [one for one in changes if _is_harmless(one[0], free_length=free_length)]
-    harmful = [_described(*one) for one in changes if one not in harmless]
+    harmful = [
+        _described(*one) for one in changes if not _is_harmless(one[0], free_length=free_length)
+    ]
     harmful += [
         f"data of source {name} = {_shown(sources.get(name))} (was {_shown(old)})"
         for name, old in saved.sources.items()

@@ -17,7 +17,7 @@ import torch
 from trainer.checkpoint.json_files import module_path, read_modules, read_object
 from trainer.checkpoint.lora_deltas import LoraSettings, settings_from_peft, settings_from_recipe
 from trainer.checkpoint.names import backbone_prefix, common_wrapper, is_optional, sort_names
-from trainer.checkpoint.safetensors_file import map_tensors, read_header
+from trainer.checkpoint.safetensors_file import header_hash, map_tensors, read_header
 from trainer.checkpoint.tensors import SlicedTensor, numel
 from trainer.checkpoint.zero_files import is_zero_folder
 from trainer.checkpoint.zero_format import latest_tag, read_manifest, read_zero
@@ -284,7 +284,7 @@ def _checked_hash(source: Source, file: Path) -> str:
 def _header_hash(file: Path) -> str:
     """Hash of a safetensors header, or of a zip's directory (names, sizes and CRC of records)."""
     if file.suffix == ".safetensors":
-        return read_header(file).sha256
+        return header_hash(file)
     with zipfile.ZipFile(file) as archive:
         records = [(info.filename, info.file_size, info.CRC) for info in archive.infolist()]
     return hashlib.sha256(repr(records).encode()).hexdigest()

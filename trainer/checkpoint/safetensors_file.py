@@ -68,8 +68,6 @@ class Header:
     """Tensors by name, in the order of their bytes."""
     file_bytes: int
     """Size of the file."""
-    sha256: str
-    """Hash of the header's bytes with its length."""
 
 
 def read_header(path: Path) -> Header:
@@ -91,7 +89,14 @@ def read_header(path: Path) -> Header:
     refuse_unsupported(path, {name: entry.dtype for name, entry in entries.items()})
     slots = {name: Slot(DTYPES[entry.dtype], entry.shape, 8 + length + entry.start)
              for name, entry in entries.items()}  # fmt: skip
-    return Header(slots, file_bytes, hashlib.sha256(prefix + raw).hexdigest())
+    return Header(slots, file_bytes)
+
+
+def header_hash(path: Path) -> str:
+    """sha256 of a header that `read_header` accepted, with its length, hexadecimal."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        return hashlib.sha256(prefix + file.read(int.from_bytes(prefix, "little"))).hexdigest()
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:

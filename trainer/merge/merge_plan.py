@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from trainer.checkpoint.json_files import read_object
-from trainer.checkpoint.lora_deltas import adapted
-from trainer.checkpoint.names import BACKBONE_PREFIXES, backbone_prefix, is_head, is_optional
+from trainer.checkpoint.names import backbone_prefix, is_head, is_optional
 from trainer.checkpoint.open import (
     ADAPTER_BASE,
     Source,
@@ -22,12 +21,11 @@ from trainer.checkpoint.open import (
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
 from trainer.merge.assets import Assets, check_architecture, find_assets
+from trainer.merge.expected import check_expected
+from trainer.merge.matching import Root, bare, check_complete, common_prefix, matched
 from trainer.merge.output import ShardFile, plan_shards
 from trainer.merge.settings import MergeSettings
 from trainer.merge.stream import MergeItem
-
-MAX_NAMED = 5
-"""Names listed in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +69,8 @@ class Inputs:
     """What the base puts before the names of its backbone."""
     root: dict[str, SlicedTensor]
     """The base's tensors without that prefix."""
+    prefixes: tuple[str, ...]
+    """What each checkpoint puts before those names."""
     matched: tuple[dict[str, SlicedTensor], ...]
     """Each checkpoint's tensors under the same names, adapters applied."""
 
@@ -95,10 +95,14 @@ def open_inputs(base: Path, checkpoints: Sequence[Path]) -> Inputs:
     folders = {one.path: one.assets for one in sources if one.kind != "peft"}
     check_architecture(base_source.assets, folders)
     prefix = backbone_prefix(base_source.plain)
-    root = {_bare(name, prefix): tensor for name, tensor in base_source.plain.items()}
-    matched = tuple(_matched(one, root) for one in sources)
+    root = {bare(name, prefix): tensor for name, tensor in base_source.plain.items()}
+    names = Root(base_source.path, root)
+    prefixes = tuple(common_prefix(one, names) for one in sources)
+    own = tuple(matched(one, its, names) for one, its in zip(sources, prefixes, strict=True))
     _check_base_identity(base_source, sources)
-    return Inputs(base=base_source, sources=sources, prefix=prefix, root=root, matched=matched)
+    check_expected(base_source.path, root.keys(), base_source.assets)
+    return Inputs(base=base_source, sources=sources, prefix=prefix, root=root, prefixes=prefixes,
+                  matched=own)  # fmt: skip
 
 
 def plan_merge(base: Path, checkpoints: Sequence[Path], settings: MergeSettings) -> MergePlan:
@@ -112,73 +116,50 @@ def plan_merge(base: Path, checkpoints: Sequence[Path], settings: MergeSettings)
     Raises:
         CheckpointError: if an input is missing, damaged, unsafe, or of another model.
     """
-    inputs = open_inputs(base, checkpoints)
+    return plan_of(open_inputs(base, checkpoints), settings)
+
+
+def plan_of(inputs: Inputs, settings: MergeSettings) -> MergePlan:
+    """The plan for opened inputs; its work grows with the number of tensors, not faster.
+
+    Args:
+        inputs: from `open_inputs`.
+        settings: dtype, shard size and `hash_files` matter here.
+
+    Raises:
+        CheckpointError: if a checkpoint lacks a tensor, or has one of another shape or kind.
+    """
     base_source, sources, root = inputs.base, inputs.sources, inputs.root
-    prefix, matched = inputs.prefix, inputs.matched
+    prefix, matched_ones = inputs.prefix, inputs.matched
     kept = [
         name
         for name, tensor in root.items()
-        if not is_optional(name, tensor) or all(name in one for one in matched)
+        if not is_optional(name, tensor) or all(name in one for one in matched_ones)
     ]
-    for source, own in zip(sources, matched, strict=True):
-        _check_complete(source.path, kept, own, root)
-    restore = prefix if all(_common_prefix(one, root) == prefix for one in sources) else ""
+    for source, own in zip(sources, matched_ones, strict=True):
+        check_complete(source.path, kept, own, Root(base_source.path, root))
+    restore = prefix if all(one == prefix for one in inputs.prefixes) else ""
     paths = (base_source.path, *(one.path for one in sources))
     items = tuple(
         MergeItem(
             name=name if is_head(name) else restore + name,
             base=root[name],
-            tuned=tuple(one[name] for one in matched),
+            tuned=tuple(one[name] for one in matched_ones),
             dtype=_output_dtype(root[name].dtype, settings),
             paths=paths,
         )
         for name in kept
     )
+    known = set(kept)
     return MergePlan(
         items=items,
-        left_out=tuple(name for name in root if name not in set(kept)),
+        left_out=tuple(name for name in root if name not in known),
         shards=tuple(plan_shards(items, settings.max_shard_bytes)),
         assets=find_assets([one.assets for one in sources], base_source.assets),
         identities=tuple(identity(one, hash_files=settings.hash_files)
                          for one in (base_source, *sources)),
         dtype=_main_dtype(items),
     )  # fmt: skip
-
-
-def _bare(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix)
-
-
-def _common_prefix(source: Source, root: Mapping[str, SlicedTensor]) -> str:
-    """Prefix under which a checkpoint keeps the base's names: the one that fits most of them."""
-    names = {*source.plain, *(f"{module}.weight" for module in source.adapters)}
-
-    def fitting(prefix: str) -> int:
-        return sum(name.startswith(prefix) and _bare(name, prefix) in root for name in names)
-
-    return max(("", *BACKBONE_PREFIXES), key=fitting)
-
-
-def _matched(source: Source, root: Mapping[str, SlicedTensor]) -> dict[str, SlicedTensor]:
-    """A checkpoint's tensors under the base's names; adapters applied, gaps of adapters filled."""
-    prefix = _common_prefix(source, root)
-    own = {_bare(name, prefix): tensor for name, tensor in source.plain.items()}
-    tied = {_bare(name, prefix) for name in source.tied}
-    foreign = [
-        name
-        for name, tensor in own.items()
-        if name not in root and name not in tied and not is_optional(name, tensor)
-    ]
-    if foreign:
-        raise CheckpointError(
-            f"{source.path}: {_some(foreign)} = not in the base; expected the base's tensors only. "
-            "Name the base that this checkpoint was trained from."
-        )
-    if source.adapters and source.lora is not None:
-        modules = {_bare(name, prefix): parts for name, parts in source.adapters.items()}
-        # what an adapter's checkpoint does not hold is the base's
-        own = adapted({**root, **own}, modules, source.lora)
-    return own
 
 
 def _recorded_base(source: Source) -> Mapping[str, Any] | None:
@@ -192,47 +173,17 @@ def _recorded_base(source: Source) -> Mapping[str, Any] | None:
 
 def _check_base_identity(base: Source, sources: Sequence[Source]) -> None:
     """A checkpoint that names its base's fingerprint must mean this base."""
+    own = None
     for source in sources:
         recorded = (_recorded_base(source) or {}).get("fingerprint")
-        if recorded is not None and recorded != base_fingerprint(base):
+        if recorded is None:
+            continue
+        own = own or base_fingerprint(base)
+        if recorded != own:
             raise CheckpointError(
                 f"{source.path}: base = trained from other weights than {base.path}; expected its "
                 "own base. Name the folder that the recipe's model.path named."
             )
-
-
-def _check_complete(
-    path: Path,
-    kept: Sequence[str],
-    own: Mapping[str, SlicedTensor],
-    root: Mapping[str, SlicedTensor],
-) -> None:
-    missing = [name for name in kept if name not in own]
-    if missing:
-        raise CheckpointError(
-            f"{path}: {_some(missing)} = missing; expected every tensor of the base. Copy the "
-            "checkpoint again, or save it whole."
-        )
-    for name in kept:
-        _check_tensor(path, name, own[name], root[name])
-
-
-def _check_tensor(path: Path, name: str, own: SlicedTensor, wanted: SlicedTensor) -> None:
-    if tuple(own.shape) != tuple(wanted.shape):
-        raise CheckpointError(
-            f"{path}: {name} shape = {list(own.shape)}; expected {list(wanted.shape)} as in the "
-            "base. Name the base that this checkpoint was trained from."
-        )
-    if own.dtype.is_floating_point != wanted.dtype.is_floating_point:
-        raise CheckpointError(
-            f"{path}: {name} dtype = {own.dtype}; expected {wanted.dtype} as in the base. The "
-            "file is damaged or quantised; save the model in floating point."
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
 
 
 def _output_dtype(base: torch.dtype, settings: MergeSettings) -> torch.dtype:

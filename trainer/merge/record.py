@@ -119,21 +119,23 @@ def _heatmap(cells: Mapping[tuple[str, str], tuple[str, Any]], index: int, top: 
         by_row[row].append(column)
     layers = sorted((row for row in by_row if row != "other"), key=int)
     columns = list(dict.fromkeys(column for row in layers for column in by_row[row]))
-    parts = [_svg(cells, layers, columns, index, top)] if layers else []
+    in_layers = {row: by_row[row] for row in layers}
+    parts = [_svg(cells, in_layers, columns, index, top)] if layers else []
     if by_row.get("other"):
-        parts.append(_svg(cells, ["other"], by_row["other"], index, top))
+        parts.append(_svg(cells, {"other": by_row["other"]}, by_row["other"], index, top))
     return "<br>".join(parts)
 
 
 def _svg(
     cells: Mapping[tuple[str, str], tuple[str, Any]],
-    rows: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
     columns: Sequence[str],
     index: int,
     top: float,
 ) -> str:
     above = 20 + LABEL_HEIGHT * max(len(column.removesuffix(".weight")) for column in columns)
     width, height = LEFT + CELL_WIDTH * len(columns) + above, above + CELL_HEIGHT * len(rows) + 5
+    places = {column: i for i, column in enumerate(columns)}
     parts = [f'<svg width="{width}" height="{height}" role="img">']
     for i, column in enumerate(columns):
         x, label = LEFT + CELL_WIDTH * i + 20, html.escape(column.removesuffix(".weight"))
@@ -141,9 +143,9 @@ def _svg(
     for j, row in enumerate(rows):
         y = above + CELL_HEIGHT * j
         parts.append(f'<text x="{LEFT - 6}" y="{y + 12}" text-anchor="end">{row}</text>')
-        for i, column in enumerate(columns):
-            if (row, column) in cells:
-                parts.append(_cell(*cells[row, column], index, (LEFT + CELL_WIDTH * i, y), top))
+        for column in rows[row]:
+            x = LEFT + CELL_WIDTH * places[column]
+            parts.append(_cell(*cells[row, column], index, (x, y), top))
     return "".join([*parts, "</svg>"])
 
 
