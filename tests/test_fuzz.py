@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fuzzing.targets import message_of, read_source
 from tests.support.spoil import RECIPE, spoil_data, spoiled_recipe
 from tests.test_run_cli import project as project  # a fixture: a right recipe with its data
 from tests.test_run_cli import run, snapshot
-from tools._fuzz_targets import message_of, read_source
 from trainer.errors import TrainerError
 from trainer.preflight.checks import check_run
 from trainer.recipe.load import load_recipe

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tests.support.zero_checkpoints import SETS, make_checkpoint_set, write_base
-from trainer.checkpoint.open import file_hash, fingerprint, identity, open_source
+from trainer.checkpoint.open import file_hash, fingerprint, identity, open_checkpoint
 from trainer.checkpoint.tensors import LowRankTensor, StoredTensor, read_whole
 from trainer.checkpoint.zero_format import read_zero
 from trainer.errors import CheckpointError
@@ -49,9 +49,9 @@ def test_zero_tensors_are_the_engines_masters(zero: Path, spec) -> None:
 @pytest.mark.dist
 @pytest.mark.parametrize("name", ["w2-z3-bf16-lora", "w2-z3-fp32-lora-only", "w3-z2-fp32-lora"])
 def test_wrappers_are_taken_off_and_adapters_told_apart(zero: Path, name: str) -> None:
-    base = open_source(zero / "base")
+    base = open_checkpoint(zero / "base")
 
-    source = open_source(zero / name)
+    source = open_checkpoint(zero / name)
 
     assert source.lora is not None
     assert source.lora.scale("layers.0.mlp.up_proj", 3) == pytest.approx(7 / 3)
@@ -66,7 +66,9 @@ def test_wrappers_are_taken_off_and_adapters_told_apart(zero: Path, name: str) -
 def test_a_run_folder_a_checkpoints_folder_and_a_tag_are_the_same(zero: Path, tmp_path) -> None:
     shutil.copytree(zero / "w2-z3-fp32", tmp_path / "checkpoints")
 
-    opened = [open_source(tmp_path / place) for place in ("", "checkpoints", "checkpoints/step-2")]
+    opened = [
+        open_checkpoint(tmp_path / place) for place in ("", "checkpoints", "checkpoints/step-2")
+    ]
 
     assert {one.path for one in opened} == {tmp_path / "checkpoints" / "step-2"}
 
@@ -77,7 +79,7 @@ def test_latest_must_name_a_folder_beside_it(zero: Path, tmp_path: Path, tag: st
     (tmp_path / "latest").write_text(tag)
 
     with pytest.raises(CheckpointError, match="latest: tag = "):
-        open_source(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.dist
@@ -202,26 +204,26 @@ def test_the_manifest_is_held_to(zero3: Path) -> None:
     files = {p.name: {"size": p.stat().st_size, "sha256": file_hash(p)} for p in zero3.glob("*.pt")}
     manifest = zero3 / "manifest.json"
     manifest.write_text(json.dumps({"files": files}))
-    assert identity(open_source(zero3), hash_files=False)["manifest_sha256"]
+    assert identity(open_checkpoint(zero3), hash_files=False)["manifest_sha256"]
 
     altered = {name: entry | {"sha256": "0"} for name, entry in files.items()}
     manifest.write_text(json.dumps({"files": altered}))
-    identity(open_source(zero3), hash_files=False)
+    identity(open_checkpoint(zero3), hash_files=False)
     with pytest.raises(CheckpointError, match=r"sha256 = \w+; expected 0 as in manifest"):
-        identity(open_source(zero3), hash_files=True)
+        identity(open_checkpoint(zero3), hash_files=True)
 
     dropped = dict(list(files.items())[1:])
     manifest.write_text(json.dumps({"files": dropped}))
     with pytest.raises(CheckpointError, match=r"= not in manifest\.json"):
-        open_source(zero3)
+        open_checkpoint(zero3)
 
     manifest.write_text(json.dumps({"files": files | {"gone.pt": {"size": 3}}}))
     with pytest.raises(CheckpointError, match=r"gone\.pt: size = no file; expected 3 bytes"):
-        open_source(zero3)
+        open_checkpoint(zero3)
 
     manifest.write_text("{")
     with pytest.raises(CheckpointError, match=r"manifest\.json: content = damaged"):
-        open_source(zero3)
+        open_checkpoint(zero3)
 
 
 @given(cuts=st.lists(st.integers(0, 60), max_size=4), span=st.tuples(*[st.integers(0, 60)] * 2))
@@ -260,7 +262,7 @@ def test_sharded_and_single_folders_hold_the_same(tmp_path: Path) -> None:
     AutoModel.from_pretrained(tmp_path / "one").save_pretrained(
         tmp_path / "many", max_shard_size="5KB"
     )
-    one, many = open_source(tmp_path / "one"), open_source(tmp_path / "many")
+    one, many = open_checkpoint(tmp_path / "one"), open_checkpoint(tmp_path / "many")
 
     assert len(many.files) > 3
     assert list(many.plain["norm.weight"].shape) == [25]
@@ -279,19 +281,19 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
 
     os.truncate(shard, len(whole) - 1)
     with pytest.raises(CheckpointError, match=f"{shard.name}: tensors end at byte"):
-        open_source(tmp_path / "many")
+        open_checkpoint(tmp_path / "many")
 
     shard.write_bytes(whole + b"x")
     with pytest.raises(CheckpointError, match=f"{shard.name}: tensors end at byte"):
-        open_source(tmp_path / "many")
+        open_checkpoint(tmp_path / "many")
 
     os.truncate(shard, 5)
     with pytest.raises(CheckpointError, match=f"{shard.name}: header of"):
-        open_source(tmp_path / "many")
+        open_checkpoint(tmp_path / "many")
 
     shard.unlink()
     with pytest.raises(CheckpointError, match=f"weight_map names {shard.name} = absent"):
-        open_source(tmp_path / "many")
+        open_checkpoint(tmp_path / "many")
 
 
 def test_every_flipped_byte_of_a_header_is_noticed(tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_every_flipped_byte_of_a_header_is_noticed(tmp_path: Path) -> None:
     save_file({"a.weight": torch.ones(4, 3), "b": torch.ones(5)}, path, {"format": "pt"})
     whole = path.read_bytes()
     length = 8 + int.from_bytes(whole[:8], "little")
-    names = set(open_source(tmp_path).plain)
+    names = set(open_checkpoint(tmp_path).plain)
 
     for position in range(length):
         for flip in (0x01, 0x04, 0x20, 0xFF):
@@ -307,7 +309,7 @@ def test_every_flipped_byte_of_a_header_is_noticed(tmp_path: Path) -> None:
             damaged[position] ^= flip
             path.write_bytes(damaged)
             try:
-                source = open_source(tmp_path)
+                source = open_checkpoint(tmp_path)
             except CheckpointError:
                 continue
             # a changed name is noticed when names are matched; nothing else may pass
@@ -320,7 +322,7 @@ def test_a_folder_of_weights_and_loose_adapters_is_refused(tmp_path: Path) -> No
     save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "model.safetensors")
 
     with pytest.raises(CheckpointError, match="q = a weight with an adapter beside it"):
-        open_source(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_hostile_json_is_refused(tmp_path: Path) -> None:
@@ -328,17 +330,17 @@ def test_hostile_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep)
 
     with pytest.raises(CheckpointError, match="header is not JSON"):
-        open_source(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 def test_folders_of_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="folder = absent"):
-        open_source(tmp_path / "nothing")
+        open_checkpoint(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="weights = none"):
-        open_source(tmp_path)
+        open_checkpoint(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3", "lora_alpha": 1}')
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors = absent"):
-        open_source(tmp_path)
+        open_checkpoint(tmp_path)
     save_file({"base_model.model.a.ia3_l": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="ia3_l = part of an adapter; expected LoRA"):
-        open_source(tmp_path)
+        open_checkpoint(tmp_path)

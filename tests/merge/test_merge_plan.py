@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoint.open import Source
+from trainer.checkpoint.open import OpenedCheckpoint
 from trainer.checkpoint.tensors import StoredTensor
 from trainer.checkpoint.zero_format import _cut
 from trainer.merge.merge_plan import Inputs, plan_of
@@ -51,9 +51,11 @@ def inputs(count: int) -> Inputs:
     root = tensors(count)
     tuned = {name: one for name, one in root.items() if "." in name and "layers" in name}
 
-    def source(name: str, plain: Any) -> Source:
-        return Source(path=Path(name), kind="safetensors", plain=plain, adapters={}, lora=None,
-                      tied=frozenset(), files=(), assets=(), manifest=None)  # fmt: skip
+    def source(name: str, plain: Any) -> OpenedCheckpoint:
+        return OpenedCheckpoint(
+            path=Path(name), kind="safetensors", plain=plain, adapters={}, lora=None,
+            tied=frozenset(), files=(), assets=(), manifest=None,
+        )  # fmt: skip
 
     sources = (source("a", tuned), source("b", tuned))
     return Inputs(base=source("base", root), sources=sources, prefix="", root=root,

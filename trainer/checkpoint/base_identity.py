@@ -13,7 +13,7 @@ import torch.distributed as dist
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from trainer.checkpoint.manifest import BaseIdentity, FileEntry, digest
-from trainer.checkpoint.open import base_fingerprint, open_source
+from trainer.checkpoint.open import base_fingerprint, open_checkpoint
 from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
@@ -125,7 +125,7 @@ def _fingerprint(files: Sequence[Path]) -> str | None:
     """Of the weights as merging computes it, or None where they are pickled."""
     if not any(file.suffix == ".safetensors" for file in files):
         return None
-    return base_fingerprint(open_source(files[0].parent))
+    return base_fingerprint(open_checkpoint(files[0].parent))
 
 
 def check_same_base(tag: str, saved: BaseIdentity | None, current: BaseIdentity) -> None:

@@ -36,7 +36,7 @@ SAMPLE_ELEMENTS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class OpenedCheckpoint:
     """An opened checkpoint; nothing but headers has been read."""
 
     path: Path
@@ -59,7 +59,7 @@ class Source:
     """The trainer's manifest, where there is one."""
 
 
-def open_source(path: Path) -> Source:
+def open_checkpoint(path: Path) -> OpenedCheckpoint:
     """Open a checkpoint of any understood kind.
 
     Args:
@@ -86,7 +86,7 @@ def open_source(path: Path) -> Source:
     return _open_safetensors(folder)
 
 
-def _open_zero(folder: Path) -> Source:
+def _open_zero(folder: Path) -> OpenedCheckpoint:
     manifest = read_manifest(folder)
     if manifest is not None:
         _refuse_unlisted(folder, manifest)
@@ -97,7 +97,7 @@ def _open_zero(folder: Path) -> Source:
     everything = {**zero.tensors, **replicas}
     named = sort_names(folder, everything)
     wrapper = common_wrapper(everything)
-    return Source(
+    return OpenedCheckpoint(
         path=folder,
         kind="zero",
         plain={**named.plain},
@@ -136,7 +136,7 @@ def _zero_lora(
     return settings_from_recipe(folder / "manifest.json", lora)
 
 
-def _open_peft(folder: Path) -> Source:
+def _open_peft(folder: Path) -> OpenedCheckpoint:
     weights = folder / ADAPTER_WEIGHTS
     if not weights.is_file():
         raise CheckpointError(
@@ -144,7 +144,7 @@ def _open_peft(folder: Path) -> Source:
             "adapter with safetensors."
         )
     named = sort_names(folder, map_tensors(weights, read_header(weights)))
-    return Source(
+    return OpenedCheckpoint(
         path=folder,
         kind="peft",
         plain={**named.plain},
@@ -157,7 +157,7 @@ def _open_peft(folder: Path) -> Source:
     )
 
 
-def _open_safetensors(folder: Path) -> Source:
+def _open_safetensors(folder: Path) -> OpenedCheckpoint:
     place = _weights_place(folder)
     files = _weight_files(place)
     tensors: dict[str, SlicedTensor] = {}
@@ -177,7 +177,7 @@ def _open_safetensors(folder: Path) -> Source:
             f"{folder}: {next(iter(named.adapters))} = a weight with an adapter beside it; "
             "expected whole weights, or an adapter with its config. Save it as one of the two."
         )
-    return Source(
+    return OpenedCheckpoint(
         path=folder,
         kind="safetensors",
         plain=named.plain,
@@ -243,7 +243,7 @@ def _check_index(index: Path, tensors: Mapping[str, SlicedTensor]) -> None:
         )
 
 
-def identity(source: Source, *, hash_files: bool) -> dict[str, Any]:
+def identity(source: OpenedCheckpoint, *, hash_files: bool) -> dict[str, Any]:
     """What identifies this checkpoint: sizes, a hash of its headers, its manifest's hash.
 
     Args:
@@ -270,7 +270,7 @@ def identity(source: Source, *, hash_files: bool) -> dict[str, Any]:
     }
 
 
-def _checked_hash(source: Source, file: Path) -> str:
+def _checked_hash(source: OpenedCheckpoint, file: Path) -> str:
     found = file_hash(file)
     recorded = (source.manifest or {"files": {}})["files"].get(file.name, {}).get("sha256", found)
     if recorded != found:
@@ -321,7 +321,7 @@ def fingerprint(tensors: Mapping[str, SlicedTensor]) -> str:
     return digest.hexdigest()
 
 
-def base_fingerprint(source: Source) -> str:
+def base_fingerprint(source: OpenedCheckpoint) -> str:
     """Fingerprint of a pre-trained model's backbone, whatever head or buffers it is saved with.
 
     A checkpoint that records it under `base.fingerprint` of its manifest is merged with that base

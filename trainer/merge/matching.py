@@ -9,7 +9,7 @@ from pathlib import Path
 
 from trainer.checkpoint.lora_deltas import adapted
 from trainer.checkpoint.names import BACKBONE_PREFIXES, is_optional, likely_prefix
-from trainer.checkpoint.open import Source
+from trainer.checkpoint.open import OpenedCheckpoint
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
 
@@ -32,7 +32,7 @@ class Root:
         return [name for name, tensor in self.tensors.items() if not is_optional(name, tensor)]
 
 
-def common_prefix(source: Source, root: Root) -> str:
+def common_prefix(source: OpenedCheckpoint, root: Root) -> str:
     """Prefix under which a checkpoint keeps the base's names: the one that fits most of them."""
     names = {*source.plain, *(f"{module}.weight" for module in source.adapters)}
 
@@ -47,7 +47,7 @@ def bare(name: str, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def matched(source: Source, prefix: str, root: Root) -> dict[str, SlicedTensor]:
+def matched(source: OpenedCheckpoint, prefix: str, root: Root) -> dict[str, SlicedTensor]:
     """A checkpoint's tensors under the base's names; adapters applied, gaps of adapters filled.
 
     Args:

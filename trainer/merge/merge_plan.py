@@ -13,10 +13,10 @@ from trainer.checkpoint.json_files import read_object
 from trainer.checkpoint.names import backbone_prefix, is_head, is_optional
 from trainer.checkpoint.open import (
     ADAPTER_BASE,
-    Source,
+    OpenedCheckpoint,
     base_fingerprint,
     identity,
-    open_source,
+    open_checkpoint,
 )
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
@@ -61,9 +61,9 @@ class MergePlan:
 class Inputs:
     """Opened base and checkpoints, matched by name."""
 
-    base: Source
+    base: OpenedCheckpoint
     """theta0."""
-    sources: tuple[Source, ...]
+    sources: tuple[OpenedCheckpoint, ...]
     """theta_k."""
     prefix: str
     """What the base puts before the names of its backbone."""
@@ -85,13 +85,13 @@ def open_inputs(base: Path, checkpoints: Sequence[Path]) -> Inputs:
     Raises:
         CheckpointError: if an input is missing, damaged, unsafe, or of another model.
     """
-    base_source = open_source(base)
+    base_source = open_checkpoint(base)
     if base_source.adapters:
         raise CheckpointError(
             f"{base}: kind = adapter; expected a full model as base. Name the model that the "
             "adapters were trained on."
         )
-    sources = tuple(open_source(path) for path in checkpoints)
+    sources = tuple(open_checkpoint(path) for path in checkpoints)
     folders = {one.path: one.assets for one in sources if one.kind != "peft"}
     check_architecture(base_source.assets, folders)
     prefix = backbone_prefix(base_source.plain)
@@ -162,7 +162,7 @@ def plan_of(inputs: Inputs, settings: MergeSettings) -> MergePlan:
     )  # fmt: skip
 
 
-def _recorded_base(source: Source) -> Mapping[str, Any] | None:
+def _recorded_base(source: OpenedCheckpoint) -> Mapping[str, Any] | None:
     """What a checkpoint's manifest, or the file beside an exported adapter, says of its base."""
     if source.manifest is not None:
         base: Mapping[str, Any] | None = source.manifest.get("base")
@@ -171,7 +171,7 @@ def _recorded_base(source: Source) -> Mapping[str, Any] | None:
     return read_object(file) if source.kind == "peft" and file.is_file() else None
 
 
-def _check_base_identity(base: Source, sources: Sequence[Source]) -> None:
+def _check_base_identity(base: OpenedCheckpoint, sources: Sequence[OpenedCheckpoint]) -> None:
     """A checkpoint that names its base's fingerprint must mean this base."""
     own = None
     for source in sources:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tools import _fuzz_seeds as seeds
+from fuzzing import seeds
 
 SEPARATOR = b"\n--next file--\n"
 """Between the files of an input."""
@@ -208,7 +208,7 @@ def read_weights(folder: Path) -> None:
     """A checkpoint of any kind, its tensors' first elements and its identity."""
     from trainer.checkpoint import open as opened
 
-    source = opened.open_source(folder)
+    source = opened.open_checkpoint(folder)
     opened.base_fingerprint(source)
     opened.identity(source, hash_files=True)
 
@@ -218,10 +218,10 @@ def read_adapter(folder: Path) -> None:
     from trainer.checkpoint import lora_deltas
     from trainer.checkpoint import open as opened
 
-    source = opened.open_source(folder)
+    source = opened.open_checkpoint(folder)
     opened.fingerprint(source.plain)
     if source.lora is not None and (folder / "base").is_dir():
-        base = opened.open_source(folder / "base")
+        base = opened.open_checkpoint(folder / "base")
         opened.fingerprint(lora_deltas.adapted(base.plain, source.adapters, source.lora))
 
 

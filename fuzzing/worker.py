@@ -1,6 +1,6 @@
 """One process of `tools/fuzz.py`: it may die of an input; what it found until then is on disk.
 
-`_fuzz_worker.py fuzz|one|lines ...`; the arguments are those of the functions of these names.
+`fuzzing/worker.py fuzz|one|lines ...`; the arguments are those of the functions of these names.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools._fuzz_mutate import mutate  # noqa: E402
-from tools._fuzz_targets import Reader, find_reader, join  # noqa: E402
+from fuzzing.mutate import mutate  # noqa: E402
+from fuzzing.targets import Reader, find_reader, join  # noqa: E402
 
 LIMIT_SEC = 2.0
 """Of processor time for an input: other programs on the machine do not count."""
@@ -46,7 +46,7 @@ class LimitError(Exception):
 
 
 @dataclass
-class EarlyStopping:
+class LimitWatch:
     """Feeds a reader and writes down each kind of fault with the shortest input that has it."""
 
     reader: Reader
@@ -171,7 +171,7 @@ def fuzz(name: str, out: str, seconds: str, seed: str) -> int:
     prepare(place / "files")
     with atheris.instrument_imports(include=[*INSTRUMENTED, name.partition(":")[0]]):
         reader = find_reader(name)
-        watch = EarlyStopping(reader, place / "files", place / "faults")
+        watch = LimitWatch(reader, place / "files", place / "faults")
         # once before the limits: what a reader needs is imported with its first input
         for one in reader.seeds():
             watch.feed(join(one))
@@ -229,7 +229,7 @@ def one(name: str, file: str, folder: str) -> int:
     place = Path(folder)
     prepare(place)
     reader = find_reader(name)
-    watch = EarlyStopping(reader, place, place)
+    watch = LimitWatch(reader, place, place)
     for seed in reader.seeds():
         watch.feed(join(seed))
     limit_address_space()
@@ -281,7 +281,7 @@ def lines_reached(reader: Reader, inputs: Sequence[Path], folder: Path) -> tuple
     def at_call(frame: FrameType, _: str, __: Any) -> Any:
         return in_frame if frame.f_code.co_filename in names else None
 
-    watch = EarlyStopping(reader, folder, folder / "faults")
+    watch = LimitWatch(reader, folder, folder / "faults")
     # once before the count: torch ends tracing while it is imported
     for seed in reader.seeds():
         watch.feed(join(seed))
