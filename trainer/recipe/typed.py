@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from trainer.errors import RecipeError
-from trainer.recipe.document import Document, KeyPath, dotted, shorten, spelt
+from trainer.recipe.document import LONG_NUMBER, Document, KeyPath, dotted, shorten, spelt
 from trainer.recipe.fields import NumberOf, NumbersByName, OneOf, SectionsByName
 from trainer.recipe.renamed import KEYS, WORDS
 from trainer.recipe.secrets import has_secret
@@ -18,7 +18,6 @@ DataclassT = TypeVar("DataclassT")
 
 MAX_NAME = 255
 """Bytes of a file name, on every common file system."""
-MAX_INTEGER = 2**63 - 1
 MAX_TEXT = 1000
 """Characters of a path in a recipe; a whole one has at most 4096 bytes."""
 _PROSE = ("query_instruction", "passage_instruction", "prompt_template")
@@ -178,8 +177,9 @@ class _Builder:
             value = self.document.raw.get(path, value)
         if isinstance(value, str) and hint is str:
             return self._text(value, path)
-        if isinstance(value, int) and abs(value) > MAX_INTEGER and hint is int:
-            raise self._error(path, value, "an integer of at most 64 bits", "Write fewer digits.")
+        if hint is int and spelt(value) == LONG_NUMBER:
+            # it could not be saved with the resolved recipe
+            raise self._error(path, value, "an integer of at most 4300 digits", "Shorten it.")
         if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
             return value
         expected, advice = {
