@@ -23,7 +23,7 @@ HEAVY = ("torch", "transformers", "deepspeed", "datasets", "peft")
 RECIPE = """\
 name: small
 output_dir: out
-model: {path: model}
+model: {path: model, attention: bidirectional}
 data:
   sources:
     - {name: pairs, task: sts, path: pairs.jsonl}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.support import corpus, tiny
 from tests.support.ranks import run_ranks
-from tests.support.sessions import run_session, session_of
+from tests.support.sessions import run_of, run_session
 from trainer.checkpoint.adapter_export import merged_tensors
 from trainer.distributed.group import Ranks
 from trainer.errors import RecipeError
@@ -83,8 +83,9 @@ def trained(rank: int, world_size: int, folder: Path) -> Tensor:
     from trainer.engine.embed import embed_texts
 
     run = (LORA, "train.max_steps=2", "checkpoint.every_steps=1", "train.learning_rate=3e-2")
-    session = session_of(folder, "run", *run, "checkpoint.export=both")
-    run_session(session, resume=False)
+    opened = run_of(folder, "run", *run, "checkpoint.export=both")
+    run_session(opened, resume=False)
+    session = opened.session
     vectors = embed_texts(
         TEXTS,
         instruction="w1 w2 ",
@@ -95,10 +96,10 @@ def trained(rank: int, world_size: int, folder: Path) -> Tensor:
         chunk_tokens=64,
     )
     session.built.engine.destroy()
-    session = session_of(folder, "run", *run, "checkpoint.export=adapter")
+    opened = run_of(folder, "run", *run, "checkpoint.export=adapter")
     # what a failed export leaves: all checkpoints, no model
     (folder / "run" / "model").rename(folder / "both")
-    run_session(session, resume=True)
+    run_session(opened, resume=True)
     return vectors.cpu()
 
 

@@ -63,7 +63,7 @@ def test_half_a_surrogate_pair_in_a_scored_pair_is_named(tmp_path: Path) -> None
     [
         (HALF, r"negatives\[1\] = .*valid Unicode"),
         (None, r"negatives\[1\] = null; expected an id"),
-        ([], r"negatives\[1\] = \[\]; expected a text"),
+        ([], r"negatives\[1\] = \[\]; expected an id"),
         ("d9", r'negatives\[1\] = "d9"; expected an _id of corpus.jsonl'),
     ],
 )

@@ -11,8 +11,8 @@ from tests.support.ranks import run_ranks
 from trainer.distributed.group import join
 from trainer.engine.build import build
 from trainer.engine.chunks import plan_chunks
-from trainer.engine.grad_cache import Vectors
-from trainer.engine.losses import step_loss
+from trainer.engine.losses.step_loss import step_loss
+from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import lengths_of, make_chunks
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import EngineRecipe, ModelRecipe
@@ -52,12 +52,12 @@ def compare(rank: int, world_size: int, model: Path, deepspeed_file: str) -> flo
     chunks = make_chunks(batch.texts, plan.ranks[rank], key=1, device=ranks.device)
     seen: list[Vectors] = []
 
-    def pull(vectors: Vectors) -> tuple[Vectors, dict[str, torch.Tensor]]:
-        gradients, terms = step_loss(batch, recipe.tasks, plan, ranks)(vectors)
+    def value_and_grad(vectors: Vectors) -> tuple[Vectors, dict[str, torch.Tensor]]:
+        gradients, terms = step_loss(batch, recipe.tasks["ir"], plan, ranks)(vectors)
         seen.append(gradients)
         return gradients, terms
 
-    built.grad_cache.accumulate(chunks, pull, step_key=1, middle=False)
+    built.grad_cache.accumulate(chunks, value_and_grad, step_key=1, middle=False)
     got = {
         name: deepspeed.utils.safe_get_full_grad(p).double()
         for name, p in built.engine.module.named_parameters()

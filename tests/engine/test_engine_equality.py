@@ -18,8 +18,10 @@ from tests.support.ranks import run_ranks
 from trainer.distributed.group import Ranks, join
 from trainer.engine.build import build, load_embedder
 from trainer.engine.step import Stepper
+from trainer.recipe.kind import reads_middle
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import EngineRecipe, LoraRecipe, ModelRecipe, Recipe
+from trainer.recipe.tasks import TASKS
 
 pytestmark = pytest.mark.dist
 
@@ -124,7 +126,7 @@ def plain_reference(
 ) -> dict[str, Any]:
     """One process, no DeepSpeed, no cache: one forward of everything, autograd, SGD."""
     from trainer.engine.chunks import plan_chunks
-    from trainer.engine.losses import needs_middle, whole_loss
+    from trainer.engine.losses.step_loss import whole_loss
     from trainer.engine.materialise import lengths_of, make_chunks, step_key
 
     ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
@@ -141,8 +143,9 @@ def plain_reference(
         key = step_key(recipe.seed, step)
         (chunk,) = make_chunks(batch.texts, plan.ranks[0], key=key, device=ranks.device)
         embedder.begin(chunk, key)
-        outputs = embedder(chunk, middle=needs_middle(batch, recipe.tasks))
-        loss = whole_loss(batch, recipe.tasks, plan, ranks.device)(outputs)
+        settings = recipe.tasks[batch.plan.task]
+        outputs = embedder(chunk, middle=reads_middle(TASKS[batch.plan.task], settings))
+        loss = whole_loss(batch, settings, plan, ranks.device)(outputs)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainer.data.tasks import open_eval_set
-from trainer.evaluation.evaluate import Side, examine_set
+from trainer.evaluation.evaluate import examine_set
 from trainer.evaluation.geometry import (
     NUM_BINS,
     alignment,
@@ -21,6 +21,7 @@ from trainer.evaluation.geometry import (
     mean_cosine,
     uniformity,
 )
+from trainer.recipe.kind import Side
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
 

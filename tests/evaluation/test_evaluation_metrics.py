@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from trainer.errors import DataError
-from trainer.evaluation import metrics
-from trainer.evaluation.metrics import pearson, ranking_metrics, spearman, top_k_streamed
+from trainer.evaluation import search
+from trainer.evaluation.metrics import pearson, ranking_metrics, spearman
+from trainer.evaluation.search import top_k_streamed
 
 Metric = Callable[[Sequence[float], Sequence[float]], float]
 
@@ -128,7 +129,7 @@ def test_search_equals_a_full_sort_with_ties(block_rows: int, k: int) -> None:
 
 def test_search_in_pieces_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, corpus = whole_numbers(9, 4, seed=0), whole_numbers(50, 4, seed=1)
-    monkeypatch.setattr(metrics, "SCORE_BYTES", 2 * 4 * 25)  # two queries at a time
+    monkeypatch.setattr(search, "SCORE_BYTES", 2 * 4 * 25)  # two queries at a time
     scores, rows = top_k_streamed(queries, corpus.split(25), 5)
     assert (scores.tolist(), rows.tolist()) == by_full_sort(queries, corpus, 5)
 

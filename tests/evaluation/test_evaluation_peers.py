@@ -18,11 +18,11 @@ from sentence_transformers.sentence_transformer.evaluation import (
 
 from bench.ablation_data import HeldOutSize, prepare
 from tests.support import corpus
-from tools.evaluate import Limits, ModelEmbedder
 from trainer.data.ir import IrEvalSet
 from trainer.data.sts import StsEvalSet
 from trainer.data.tasks import open_eval_set
 from trainer.evaluation.evaluate import evaluate_set
+from trainer.evaluation.exported import ExportedEmbedder, Limits
 from trainer.evaluation.metrics import pearson, ranking_metrics, spearman
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
@@ -112,7 +112,7 @@ def test_sentence_transformers_evaluators_agree(
     held_out = EvalSetRecipe(name="pairs", task="sts", path=str(pairs))
     sts = open_eval_set(held_out, NO_SOURCES)
     assert isinstance(sts, StsEvalSet)
-    ours = evaluate_set(sts, ModelEmbedder(model, "sts", Limits()))
+    ours = evaluate_set(sts, ExportedEmbedder(model, "sts", Limits()))
     theirs = EmbeddingSimilarityEvaluator(
         list(sts.text1), list(sts.text2), list(sts.score), main_similarity="cosine"
     )(model)
@@ -126,7 +126,7 @@ def test_sentence_transformers_evaluators_agree(
         query: {name: 1 for name, gain in gains.items() if gain > 0}
         for query, gains in ir.qrels.items()
     }
-    ours = evaluate_set(replace(ir, qrels=binary), ModelEmbedder(model, "ir", Limits()))
+    ours = evaluate_set(replace(ir, qrels=binary), ExportedEmbedder(model, "ir", Limits()))
     theirs = InformationRetrievalEvaluator(
         dict(zip(ir.query_ids, ir.queries, strict=True)),
         dict(zip(ir.corpus_ids, ir.corpus, strict=True)),

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import corpus
 from tests.support.ranks import run_ranks
-from tests.support.sessions import cut, session_of
+from tests.support.sessions import cut, run_of
 from trainer.checkpoint.manifest import read_manifest, verify
 from trainer.checkpoint.save import mark_best
 from trainer.errors import TrainerError
@@ -98,12 +98,12 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
     told = Told()
 
     def run(name: str, *overrides: str, resume: bool = True, place: str = "") -> None:
-        session = session_of(folder, place or name, *STILL, *overrides)
-        told.starts[name] = session.prepare(resume=resume)
-        told.done[name] = session.fit(told.starts[name], Interrupt())
+        one = run_of(folder, place or name, *STILL, *overrides)
+        told.starts[name] = one.prepare(resume=resume)
+        told.done[name] = one.fit(told.starts[name], Interrupt())
         if name.startswith("ended"):
-            session.export()
-        session.built.engine.destroy()
+            one.artifacts.export()
+        one.session.built.engine.destroy()
         out = folder / (place or name)
         lines = (out / "eval.jsonl").read_text().splitlines()
         told.evaluated[name] = [json.loads(line)["step"] for line in lines]

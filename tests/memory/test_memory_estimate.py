@@ -19,7 +19,7 @@ from trainer.memory.estimate import (
     plan_memory,
     usable,
 )
-from trainer.memory.shapes import Line, ModelShape, PlanError, measure_model
+from trainer.memory.shapes import LinearBytes, ModelShape, PlanError, measure_model
 from trainer.memory.workload import step_tokens
 from trainer.recipe.deepspeed_file import CONFIG_FOLDER
 from trainer.recipe.ir import IrRecipe
@@ -40,9 +40,9 @@ SHAPE = ModelShape(
     num_layers=28,
     hidden_size=3584,
     is_layered=True,
-    graph=Line(fixed=0, per_token=200_000),
-    backward=Line(fixed=400_000_000, per_token=200_000),
-    layer=Line(fixed=400_000_000, per_token=220_000),
+    graph=LinearBytes(fixed=0, per_token=200_000),
+    backward=LinearBytes(fixed=400_000_000, per_token=200_000),
+    layer=LinearBytes(fixed=400_000_000, per_token=220_000),
 )
 ADAPTERS = dataclasses.replace(
     SHAPE, num_trainable=80_000_000, layer_trainable=2_500_000, embedding_trained=False

@@ -19,7 +19,7 @@ from trainer.data.batch import Batch
 from trainer.engine import step
 from trainer.engine.out_of_memory import probe_memory
 from trainer.run import main
-from trainer.session.train import train as session
+from trainer.session import train as session
 
 KIND, STEP, RANK = os.environ["PLANT"].split(":")
 step_loss = step.step_loss

