@@ -1,18 +1,29 @@
-# Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs, once.
+# Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs, once: the
+# exact versions of requirements.lock. `make lock` renews that file, `make test-newest` runs the tests
+# of `make test` on the newest releases that pyproject.toml admits, in an environment of its own.
 # `make test-all` adds tests that take minutes, and those of several hosts, which need root.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# two files of tests at a time: while one waits for ranks to start, the other computes
+PIP := $(BIN)/python -m pip
+# Two files of tests at a time: while one waits for ranks to start, the other computes.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint clean
+# A lock is given as constraints: torch's CPU build needs none of the CUDA packages, and stays where
+# it is installed already. Packages are built (DeepSpeed and this one) with the locked setuptools.
+LOCKS := requirements.lock requirements-cuda.lock
+LOCKED := $(LOCKS:%=--constraint %)
+LOCKED_BUILD := $(LOCKS:%=--build-constraint %)
+UV := uv==0.13.9
+CUDA_ONLY := ^(cuda-|nvidia-|triton)
 
-$(VENV)/.installed: pyproject.toml
+.PHONY: demo test test-all test-newest lint lock clean
+
+$(VENV)/.installed: pyproject.toml $(LOCKS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
-	touch $@
+	$(PIP) install --quiet $(LOCKED) pip setuptools
+	$(PIP) install --quiet --quiet $(LOCKED) $(LOCKED_BUILD) --editable '.[test]'
+	cat $(LOCKS) > $@
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" python tools/demo.py
@@ -26,5 +37,23 @@ test: lint
 test-all: lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" python -m pytest
 
+# Made anew each time: an old environment would not take tomorrow's releases.
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest LOCKED=--upgrade LOCKED_BUILD=
+
+# uv reads the package index and nothing of this machine, so that the lock is the same wherever it is
+# made. No hashes: an installed or local CPU build of torch has others than the index.
+lock:
+	test -x .venv-lock/bin/python || $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet $(UV)
+	UV_CUSTOM_COMPILE_COMMAND='make lock' .venv-lock/bin/uv pip compile --quiet --upgrade \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --annotation-style line \
+		--no-emit-index-url --no-emit-find-links --group install --extra test pyproject.toml \
+		--output-file .venv-lock/all.lock
+	grep --extended-regexp --invert-match '$(CUDA_ONLY)' .venv-lock/all.lock > requirements.lock
+	(echo '# What a CUDA build of torch needs besides requirements.lock. Made by: make lock'; \
+		grep --extended-regexp '$(CUDA_ONLY)' .venv-lock/all.lock) > requirements-cuda.lock
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) .venv-newest .venv-lock runs build *.egg-info

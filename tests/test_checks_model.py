@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.recipe.test_recipe_strangers import RECIPE
-from trainer.checks import check_model
 from trainer.errors import RecipeError
+from trainer.preflight.checks import check_model
 from trainer.recipe.load import load_recipe
 
 

@@ -143,8 +143,8 @@ def test_export_gives_the_trainers_vectors(finished: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
     from trainer.data.tokens import load_tokenizer, make_encoder
+    from trainer.distributed.group import Ranks
     from trainer.engine.embed import embed_texts
-    from trainer.engine.ranks import Ranks
     from trainer.recipe.load import load_recipe
 
     recipe = load_recipe(finished / "recipe.yaml", [])
@@ -162,7 +162,7 @@ def test_export_gives_the_trainers_vectors(finished: Path) -> None:
             recipe.data,
             pooling="last",
         ),
-        passes=PlainPasses(finished / "model"),
+        grad_cache=PlainPasses(finished / "model"),
         ranks=Ranks(rank=0, world_size=1, device=torch.device("cpu")),
         chunk_tokens=64,
     )

@@ -30,7 +30,9 @@ def test_dry_step_finds_that_the_largest_chunk_does_not_fit(recipe: Path, tmp_pa
     assert ended.code == 1, ended.err
     told = [line for line in ended.err.splitlines() if "memory = not enough" in line]
     assert len(told) == 1, ended.err
-    assert told[0].startswith("dry step of 1 x 8192 texts of 16 tokens, rank 0 on cpu: memory =")
+    assert told[0].startswith(
+        "memory probe of 1 x 8192 texts of 16 tokens, rank 0 on cpu: memory ="
+    )
     assert "Lower engine.max_tokens_per_chunk to 65536 (now 131072)" in told[0]
     assert "Traceback" not in ended.err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -43,6 +45,6 @@ def test_one_rank_without_memory_in_a_step_ends_all(recipe: Path, tmp_path: Path
     assert ended.code == 1, ended.err
     assert ended.err.count("memory = not enough (CUDA out of memory. Tried") == 1, ended.err
     assert "step 3 (" in ended.err
-    for part in ("rank 1 on cpu", "Lower engine.keep_graph_tokens to 32", "engine.gather=chunk"):
+    for part in ("rank 1 on cpu", "Lower engine.keep_graph_tokens to 32", "engine.gather=layer"):
         assert part in ended.err
     assert "Traceback" not in ended.err

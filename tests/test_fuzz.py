@@ -1,4 +1,4 @@
-"""Spoiled recipes and data files: each passes the checks or ends in one message, never a traceback.
+"""Malformed recipes and data files: each passes the checks or ends in one message, no traceback.
 
 The seeds are fixed: `spoiled_recipe(seed)` and `spoil_data(seed, folder)` repeat a failure.
 """
@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from fuzzing.targets import message_of, read_source
 from tests.support.spoil import RECIPE, spoil_data, spoiled_recipe
 from tests.test_run_cli import project as project  # a fixture: a right recipe with its data
 from tests.test_run_cli import run, snapshot
-from tools._fuzz_targets import message_of, read_source
-from trainer.checks import check_run
 from trainer.errors import TrainerError
+from trainer.preflight.checks import check_run
 from trainer.recipe.load import load_recipe
 
 NUM_EACH = 500
 NUM_BY_COMMAND = 10
 LIMIT_SEC = 10.0
-"""No check of so small a recipe or file may take longer, however it is spoiled."""
+"""No check of so small a recipe or file may take longer, however it is malformed."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def checked_data(path: Path, task: str) -> str | None:
 
 
 def test_spoiled_recipes(project: Path) -> None:
-    path = project / "spoiled.yaml"
+    path = project / "malformed.yaml"
     path.write_text(RECIPE)
     assert checked_recipe(path) is None
     before = {file for file in snapshot(project) if file != path}
@@ -93,7 +93,7 @@ def naming(what: str) -> Iterator[None]:
 
 def test_some_recipes_through_the_command(project: Path) -> None:
     """The first that the checks refuse, as a user meets them."""
-    path = project / "spoiled.yaml"
+    path = project / "malformed.yaml"
     seeds = iter(range(NUM_EACH))
     for _ in range(NUM_BY_COMMAND):
         while True:

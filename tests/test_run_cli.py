@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.data_files import write_jsonl
-from trainer.checks import check_output_dir
 from trainer.cli import ending_with_code, shown
 from trainer.errors import RecipeError, StepError
+from trainer.preflight.checks import check_output_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "trainer" / "run.py"
@@ -274,6 +274,13 @@ def test_dry_run_counts_local_rows(project: Path) -> None:
     assert re.search(r"pairs +sts +8 +6 +24 +3\.00 +0", ended.out)
 
 
+def test_dry_run_looks_at_the_data_where_the_model_is_not(project: Path) -> None:
+    ended = run(project, "--recipe", "small.yaml", "--dry-run", "model.path=./absent")
+    assert ended.code == 2
+    assert "source docs: records, 8 rows" in ended.out
+    assert "model.path = ./absent" in ended.message.splitlines()[-1]
+
+
 def test_dry_run_tells_the_same_mistakes(project: Path) -> None:
     ended = run(project, "--recipe", "small.yaml", "--dry-run", "--gpus", "3")
     assert ended.code == 2
@@ -316,7 +323,7 @@ def test_mistake_that_another_rank_tells_is_not_told_again(
 ) -> None:
     monkeypatch.setattr("trainer.cli.OTHERS_WAIT_SEC", 0.0)
     error = StepError("a")
-    error.told = True
+    error.reported = True
 
     def fail() -> int:
         raise error

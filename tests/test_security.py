@@ -58,24 +58,39 @@ def test_yaml_that_asks_for_objects(project: Path, tag: str) -> None:
 
 def test_override_that_asks_for_objects(project: Path) -> None:
     override = 'name=!!python/object/apply:os.mkdir ["ran"]'
-    refused(project, override, parts=["override: value = ", "python/object/apply:os.mkdir"])
+    refused(project, override, parts=["override name=", "tag = !!python/object/apply:os.mkdir"])
 
 
-def test_yaml_that_grows_without_end(project: Path) -> None:
-    head = "a: &a {x: 1, y: 2}\n"
-    names = "abcdefghijklmnopqrstuvwxyz"
-    merges = "".join(
-        f"{one}: &{one} {{z{one}: 1, <<: [*{before}, *{before}]}}\n"
+def growing(item: str) -> list[str]:
+    """Sixteen anchored values, each of which holds the one before it nine times."""
+    names = "abcdefghijklmnop"
+    return ["a: &a {x: 1}"] + [
+        f"{one}: &{one} {item.replace('ALIAS', '*' + before)}"
         for before, one in itertools.pairwise(names)
-    )
-    write("small.yaml", head + merges)(project)
+    ]
+
+
+GROWTH = pytest.mark.parametrize(
+    "item",
+    [
+        f"[{', '.join(['ALIAS'] * 9)}]",
+        f"{{{', '.join(f'key{index}: ALIAS' for index in range(9))}}}",
+        f"{{<<: [{', '.join(f'{{key{index}: ALIAS}}' for index in range(9))}]}}",
+    ],
+    ids=["lists", "mappings", "merges"],
+)
+
+
+@GROWTH
+def test_yaml_that_grows_without_end(project: Path, item: str) -> None:
+    write("small.yaml", "\n".join(growing(item)))(project)
     refused(project, parts=["small.yaml:", "over 20000 values"])
-    lists = "".join(
-        f"{one}: &{one} [{', '.join([f'*{before}'] * 9)}]\n"
-        for before, one in itertools.pairwise(names)
-    )
-    write("small.yaml", "a: &a [x, x]\n" + lists)(project)
-    refused(project, parts=["small.yaml:", "over 20000 values"])
+
+
+@GROWTH
+def test_override_that_grows_without_end(project: Path, item: str) -> None:
+    override = f"name={{{', '.join(growing(item))}}}"
+    refused(project, override, parts=["override name=", "over 20000 values"])
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/../../b", ".."])

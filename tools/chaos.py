@@ -1,11 +1,11 @@
 """Kill, damage and starve a real two-rank ZeRO-3 run by a seeded plan, and prove how it ends.
 
 Run from the project's root: `python tools/chaos.py --kills 20 --seed 1`. A tiny model is made and
-trained twice: once in peace, once with a SIGKILL in every launch but the last (of the launcher and
-all it started, of one rank, of a data worker; some of them inside a save, some before the first
+trained twice: once undisturbed, once with a SIGKILL in every launch but the last (of the launcher
+and all it started, of one rank, of a data worker; some of them inside a save, some before the first
 step, some after saves failed on a full disk). In between, bytes of the newest checkpoint are
 flipped, files cut or removed, and half a line is added to the metrics. Each time the run goes on
-with `--resume`. In the end its weights must be those of the run in peace to the bit, and
+with `--resume`. In the end its weights must be those of the undisturbed run to the bit, and
 `metrics.jsonl` must have each step once.
 """
 
@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools._chaos_faults import (  # noqa: E402
+from chaos.faults import (  # noqa: E402
     TOKEN,
     Event,
     harm,
@@ -37,7 +37,7 @@ from tools._chaos_faults import (  # noqa: E402
     strike,
     unmount,
 )
-from tools._chaos_workspace import make_workspace  # noqa: E402
+from chaos.workspace import make_workspace  # noqa: E402
 
 STEPS_PER_KILL = 4
 MIN_STEPS = 24

@@ -185,7 +185,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         dest="durable",
         help="leave the result in the page cache for the system to bring to disk: sooner done, but "
-        "a power cut in the next seconds may spoil it",
+        "a power cut in the next seconds may corrupt it",
     )
     add(
         "--hash",

@@ -138,7 +138,7 @@ def main() -> None:
     folder = ROOT / FOLDER
     if arguments.fresh:
         remove_run(folder)
-    run("python", "-m", "tools.demo_data", "--output", FOLDER)
+    run("python", "-m", "demo.data", "--output", FOLDER)
     train(folder)
     print(f"\n{table(*evaluations(folder))}")
     run("python", "tools/search.py", "--model", f"{FOLDER}/model", QUESTION)

@@ -15,61 +15,15 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
 
 from trainer.cli import ending_with_code
-from trainer.data.beir import is_beir_folder
-from trainer.data.sources import open_eval_set
+from trainer.data.sources import task_of_path
+from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError, RecipeError
-from trainer.recipe.load import load_recipe
-from trainer.recipe.model_path import resolve_model_path
-from trainer.recipe.schema import DataRecipe, EvalSetRecipe, Task
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-    from torch import Tensor
-
-    from trainer.evaluation.evaluate import Side
-
-PROMPTS: dict[tuple[Task, str], str] = {
-    ("ir", "query"): "query",
-    ("ir", "passage"): "document",
-    ("sts", "query"): "sts",
-}
-"""Name of the model's prompt for each side of each task."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Longest texts of each side, tokens; None: as the model says."""
-
-    query: int | None = None
-    passage: int | None = None
-
-
-@dataclass(frozen=True)
-class ModelEmbedder:
-    """Embeds with a sentence-transformers model and its own prompts."""
-
-    model: "SentenceTransformer"
-    task: Task
-    limits: Limits
-
-    def __call__(self, texts: Sequence[str], *, side: "Side") -> "Tensor":
-        """Vectors [n, D], float32, norm 1."""
-        limit = self.limits.query if side == "query" else self.limits.passage
-        if limit is not None:
-            self.model.max_seq_length = limit
-        name = PROMPTS[self.task, side]
-        return self.model.encode(
-            list(texts),
-            prompt=self.model.prompts.get(name),
-            convert_to_tensor=True,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        ).float()
+from trainer.evaluation.exported import ExportedEmbedder, find_model, load_model
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+from trainer.recipe.tasks import task_names
 
 
 def read_set(text: str, split: str) -> EvalSetRecipe:
@@ -79,16 +33,16 @@ def read_set(text: str, split: str) -> EvalSetRecipe:
         DataError: if there is nothing at the path.
     """
     path, colon, task = text.rpartition(":")
-    if not colon or task not in get_args(Task):
+    if not colon or task not in task_names():
         path, task = text, ""
     if not path or not _exists(Path(path).expanduser()):
         raise DataError(
             f"--sets: {path} = missing; expected a BEIR folder or a file of scored pairs, "
-            f"written PATH or PATH:task with task {' or '.join(get_args(Task))}. Check the path."
+            f"written PATH or PATH:task with task {' or '.join(task_names())}. Check the path."
         )
     name = Path(path).name.removesuffix(".jsonl")
-    is_ir = task == "ir" if task else is_beir_folder(Path(path).expanduser())
-    return EvalSetRecipe(name=name, task="ir" if is_ir else "sts", path=path, split=split)
+    task = task or task_of_path(Path(path).expanduser())
+    return EvalSetRecipe(name=name, task=task, path=path, split=split)
 
 
 def _exists(path: Path) -> bool:
@@ -116,55 +70,6 @@ def read_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
     return sets
 
 
-def find_model(path: str) -> tuple[str, Limits]:
-    """Where the model lies and how long its texts are.
-
-    Args:
-        path: folder of a model or of a run, hub id, or `package:NAME/FOLDER`.
-
-    Raises:
-        RecipeError: if a folder holds neither a run with an exported model nor a model, or there is
-            no such package.
-    """
-    if path.startswith("package:"):
-        path = resolve_model_path(path)
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        return path, Limits()  # a hub id, or a mistake that the hub client tells
-    if (folder / "modules.json").is_file():
-        return str(folder), Limits()
-    if (folder / "model" / "modules.json").is_file() and (folder / "recipe.yaml").is_file():
-        data = load_recipe(folder / "recipe.yaml").data
-        limits = Limits(query=data.query_max_tokens, passage=data.passage_max_tokens)
-        return str(folder / "model"), limits
-    raise RecipeError(
-        f"{folder}: modules.json = missing; expected a sentence-transformers folder, or the "
-        "output folder of a finished run. Give another --model."
-    )
-
-
-def load_model(path: str) -> "SentenceTransformer":
-    """The model of a folder or hub id.
-
-    Raises:
-        RecipeError: if there is none.
-    """
-    # Heavy: mistakes in paths and rows are told before these are imported.
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    try:
-        return SentenceTransformer(path)
-    except Exception as error:
-        found = "not found" if isinstance(error, OSError) else "not loaded"
-        problem = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RecipeError(
-            f"--model: {path} = {found} ({problem}); expected a sentence-transformers folder or a "
-            "hub id. Check the path and its files."
-        ) from error
-
-
 def evaluate(
     path: str, sets: Sequence[EvalSetRecipe], *, skip_bad_rows: bool = False
 ) -> dict[str, dict[str, float]]:
@@ -173,7 +78,7 @@ def evaluate(
     Args:
         path: of the model.
         sets: what to score it on.
-        skip_bad_rows: leave spoiled rows out instead of refusing their set.
+        skip_bad_rows: leave malformed rows out instead of refusing their set.
 
     Raises:
         RecipeError: if there is no model.
@@ -186,7 +91,7 @@ def evaluate(
     from trainer.evaluation.evaluate import evaluate_set
 
     return {
-        held_out.name: evaluate_set(texts, ModelEmbedder(model, held_out.task, limits))
+        held_out.name: evaluate_set(texts, ExportedEmbedder(model, held_out.task, limits))
         for held_out, texts in zip(sets, opened, strict=True)
     }
 

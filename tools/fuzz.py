@@ -27,9 +27,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools._fuzz_targets import READERS, find_reader, join  # noqa: E402
+from fuzzing.targets import READERS, find_reader, join  # noqa: E402
 
-WORKER = ROOT / "tools" / "_fuzz_worker.py"
+WORKER = ROOT / "fuzzing" / "worker.py"
 START_SEC = 180
 """What a process may need besides its share, to import what it reads with."""
 MIN_SHARE_SEC = 1.0

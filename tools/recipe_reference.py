@@ -1,7 +1,8 @@
 """Print every key of a recipe with type, default and meaning, as Markdown, from the schema itself.
 
-`--write FILE` replaces the reference inside a Markdown file, between the two marker lines. It must
-not know any key: names, bounds and sentences are those of `trainer/recipe/schema.py`.
+`--write` replaces the reference inside docs/recipe.md, or inside another Markdown file, between the
+two marker lines. It must not know any key: names, bounds and sentences are those of
+`trainer/recipe/schema.py`.
 """
 
 import argparse
@@ -14,13 +15,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from trainer.cli import ending_with_code
 from trainer.errors import RecipeError
 from trainer.recipe import schema
+from trainer.recipe.fields import NumbersByName, SectionsByName
 from trainer.recipe.schema import Recipe
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "recipe.md"
+"""The page that holds the reference."""
 BEGIN = "<!-- recipe reference: begin -->"
 END = "<!-- recipe reference: end -->"
 WORDS = {str: "text", int: "integer", float: "number", bool: "true or false"}
@@ -43,9 +47,16 @@ class Key:
 
 def keys_of(section: type, prefix: str = "") -> Iterator[Key]:
     """Every key of a section and of the sections inside it, in the schema's order."""
-    hints, meanings = get_type_hints(section), meanings_of(section)
+    hints, meanings = get_type_hints(section, include_extras=True), meanings_of(section)
     for field in dataclasses.fields(section):
         hint, path = hints[field.name], prefix + field.name
+        table = table_of(hint)
+        if isinstance(table, SectionsByName):
+            yield from task_keys(table, path)
+            continue
+        if isinstance(table, NumbersByName):
+            yield from number_keys(table, path)
+            continue
         inner = section_in(hint)
         if inner is None or get_origin(hint) in (Union, types.UnionType, tuple):
             yield Key(
@@ -59,9 +70,33 @@ def keys_of(section: type, prefix: str = "") -> Iterator[Key]:
             yield from keys_of(inner, f"{path}[]." if is_list else f"{path}.")
 
 
+def task_keys(table: SectionsByName, path: str) -> Iterator[Key]:
+    """The sections that a table names, each with its keys."""
+    for name, section in table.schemas().items():
+        meaning = f"{str(section.__doc__).splitlines()[0]} Required where a source has this task."
+        yield Key(path=f"{path}.{name}", kind="section or null", default="`null`", meaning=meaning)
+        yield from keys_of(section, f"{path}.{name}.")
+
+
+def number_keys(table: NumbersByName, path: str) -> Iterator[Key]:
+    """The numbers that a table names."""
+    for name, number in table.numbers().items():
+        yield Key(
+            path=f"{path}.{name}",
+            kind=kind_of(float, table.bounds),
+            default=f"`{_yaml(number.default)}`",
+            meaning=number.meaning,
+        )
+
+
+def table_of(hint: Any) -> Any:
+    """The table that an annotation takes names from, if any."""
+    return get_args(hint)[1] if get_origin(hint) is Annotated else None
+
+
 def meanings_of(section: type) -> dict[str, str]:
     """The sentence under each field of a dataclass, by field."""
-    tree = ast.parse(inspect.getsource(schema))
+    tree = ast.parse(inspect.getsource(inspect.getmodule(section) or schema))
     body = next(
         node.body
         for node in tree.body
@@ -84,7 +119,7 @@ def section_in(hint: Any) -> type | None:
 def kind_of(hint: Any, bounds: Mapping[str, Any]) -> str:
     """An annotation with its bounds, in words."""
     limits = [
-        f"{word} {bounds[name]:g}"
+        f"{word} {_number(bounds[name])}"
         for name, word in (("low", "at least"), ("above", "above"), ("high", "at most"))
         if bounds.get(name) is not None
     ]
@@ -98,6 +133,8 @@ def kind_of(hint: Any, bounds: Mapping[str, Any]) -> str:
 def _words(hint: Any) -> str:
     """An annotation in words."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return ", ".join(f"`{name}`" for name in arguments[1].names())
     if origin in (Union, types.UnionType):
         members = [_words(member) for member in arguments if member is not type(None)]
         return " or ".join([*members, *["null"] * (type(None) in arguments)])
@@ -133,6 +170,11 @@ def _yaml(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):
         return value if value and value.isascii() and "{" not in value else f'"{value}"'
+    return _number(value)
+
+
+def _number(value: float) -> str:
+    """A number without needless digits; an integer in full."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -164,7 +206,12 @@ def main() -> int:
     """Print the reference, or write it into a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="Markdown file to bring up to date"
+        "--write",
+        nargs="?",
+        type=Path,
+        const=PAGE,
+        metavar="FILE",
+        help="update the table in this Markdown file; without FILE: docs/recipe.md",
     )
     path: Path | None = parser.parse_args().write
     if path is None:

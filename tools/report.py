@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trainer.cli import ending_with_code
 from trainer.errors import DataError
-from trainer.report import write_comparison, write_report
+from trainer.report.write import write_comparison, write_report
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def main() -> int:
     except OSError as error:
         raise DataError(
             f"report: {error.filename2 or error.filename} = {error.strerror}; expected a file "
-            "to read, or a place to write to. Mend it, or give another --output."
+            "to read, or a place to write to. Fix it, or give another --output."
         ) from error
     return 0
 

@@ -150,7 +150,7 @@ def load_model(folder: Path) -> "SentenceTransformer":
             f"{folder}: modules.json = missing; expected a sentence-transformers folder. "
             "Give the model/ of a finished run with --model; `make demo` makes one."
         )
-    # Heavy: a wrong path is told before it is imported.
+    # Heavy: a wrong path is reported before it is imported.
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 

@@ -1,6 +1,6 @@
 """The command line of `run.py`: arguments in, exit code and one message out.
 
-It must not import torch or the rooms that do: a mistake is told before anything heavy starts.
+It must not import torch or the rooms that do: a mistake is reported before anything heavy starts.
 """
 
 import argparse
@@ -116,12 +116,12 @@ def is_first_rank() -> bool:
 
 
 def is_speaker() -> bool:
-    """Whether this process is the first of its host, which tells what went wrong there."""
+    """Whether this process is the first of its host, which reports what went wrong there."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0
 
 
 def let_idle_threads_sleep() -> None:
-    """Tell OpenMP not to spin while it waits; before torch is imported.
+    """Configure OpenMP not to spin while it waits; before torch is imported.
 
     On a busy CPU the spinning threads of each small product keep the working one from its core:
     steps were seen to take fifty times as long.
@@ -135,11 +135,11 @@ def set_up_logging() -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     # a log that cannot be written, such as a pipe that was closed, must not end or flood a run
     logging.raiseExceptions = False
-    threading.excepthook = _tell_of_thread
+    threading.excepthook = _warn_of_thread
 
 
-def _tell_of_thread(fault: threading.ExceptHookArgs) -> None:
-    """A thread that met a full disk, as TensorBoard's does, is worth a line, not a traceback."""
+def _warn_of_thread(fault: threading.ExceptHookArgs) -> None:
+    """A thread that met a full disk, as TensorBoard's does, gets a warning, not a traceback."""
     if isinstance(fault.exc_value, OSError):
         logger.warning("a writer stopped: %s", fault.exc_value)
     else:
@@ -162,15 +162,15 @@ def shown(error: TrainerError) -> str:
 def ending_with_code(command: Callable[[], int]) -> int:
     """Run a command and turn its errors into an exit code and one message.
 
-    All ranks read the same files, so they meet the same mistake. The first of each host tells it;
+    All ranks read the same files, so they meet the same mistake. The first of each host reports it;
     the others wait, and speak only if they are still alive because the mistake is theirs alone.
     """
     try:
         return command()
     except TrainerError as error:
-        if error.told or not is_speaker():
+        if error.reported or not is_speaker():
             time.sleep(OTHERS_WAIT_SEC)
-        if not error.told:
+        if not error.reported:
             sys.stderr.write(f"{shown(error)}\n")
         return error.exit_code
     except KeyboardInterrupt:

@@ -2,15 +2,15 @@
 
 
 class TrainerError(Exception):
-    """A mistake of the user, told in one message without a traceback.
+    """A mistake of the user, reported in one message without a traceback.
 
     The message names the place, what was found, what was expected and what to do:
     `recipes/a.yaml: train.max_steps = -3; expected an integer of at least 1. Set it to 1 or more.`
     """
 
     exit_code = 2
-    told = False
-    """Whether another rank tells it."""
+    reported = False
+    """Whether another rank reports it."""
 
 
 class RecipeError(TrainerError):

@@ -5,7 +5,6 @@ deepspeed trainer/run.py --recipe FILE [key.path=value ...]
 
 import sys
 
-from trainer.checks import check_run
 from trainer.cli import (
     ending_with_code,
     launched_ranks,
@@ -13,6 +12,7 @@ from trainer.cli import (
     parse_arguments,
     set_up_logging,
 )
+from trainer.preflight.checks import check_run
 from trainer.recipe.load import load_recipe
 
 
@@ -23,19 +23,19 @@ def main() -> int:
     let_idle_threads_sleep()
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
-        from trainer.dryrun import dry_run
+        from trainer.preflight.dry_run import dry_run
 
         return dry_run(recipe, arguments)
     resume = arguments.resume or recipe.resume == "auto" or arguments.selfcheck
-    sources = check_run(recipe, world_size=launched_ranks(), resume=resume)
+    data = check_run(recipe, world_size=launched_ranks(), resume=resume)
     # torch, transformers and deepspeed are imported from here on
     if arguments.selfcheck:
-        from trainer.selfcheck import selfcheck
+        from trainer.session.selfcheck import selfcheck
 
-        return selfcheck(recipe, sources)
-    from trainer.session import train
+        return selfcheck(recipe, data)
+    from trainer.session.train import train
 
-    return train(recipe, sources, resume=resume)
+    return train(recipe, data, resume=resume)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints through the real command: spoiled ones, merged ones, and a small disk that fills."""
+"""Checkpoints through the real command: malformed ones, merged ones, and a full disk."""
 
 import os
 import re
@@ -69,8 +69,8 @@ def test_the_last_checkpoints_are_merged(finished: Path, workspace: Path) -> Non
 
 
 def test_spoiled_checkpoints_are_named_and_passed_over(finished: Path, workspace: Path) -> None:
-    shutil.copytree(finished, workspace / "spoiled")
-    checkpoints = workspace / "spoiled" / "checkpoints"
+    shutil.copytree(finished, workspace / "malformed")
+    checkpoints = workspace / "malformed" / "checkpoints"
     optimizer = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     flipped = checkpoints / "step-4" / optimizer
     content = bytearray(flipped.read_bytes())
@@ -80,11 +80,11 @@ def test_spoiled_checkpoints_are_named_and_passed_over(finished: Path, workspace
     cut.write_bytes(cut.read_bytes()[:-1])
     (checkpoints / "step-2" / "embedder" / "config.json").unlink()
     # what the page on the run cannot be made of costs the page only
-    (workspace / "spoiled" / "merged" / "merge.json").write_text("{")
-    shutil.rmtree(workspace / "spoiled" / "model")
-    with (workspace / "spoiled" / "metrics.jsonl").open("ab") as file:
+    (workspace / "malformed" / "merged" / "merge.json").write_text("{")
+    shutil.rmtree(workspace / "malformed" / "model")
+    with (workspace / "malformed" / "metrics.jsonl").open("ab") as file:
         file.write(b"\0\xff\n")
-    more = arguments(workspace, "spoiled", "--resume", "engine.max_tokens_per_chunk=48")
+    more = arguments(workspace, "malformed", "--resume", "engine.max_tokens_per_chunk=48")
     ended = finish(workspace, by_python(), *more)
     assert ended.code == 0, ended.out + ended.err
     for words in (
@@ -96,8 +96,13 @@ def test_spoiled_checkpoints_are_named_and_passed_over(finished: Path, workspace
         r"report.html: not written \(DataError: .*merge.json: '\{'; expected a JSON object",
     ):
         assert re.search(words, ended.out), words
-    assert [line["step"] for line in lines(workspace / "spoiled" / "metrics.jsonl")] == [0, 1, 2, 3]
-    assert (workspace / "spoiled" / "model" / "model.safetensors").is_file()
+    assert [line["step"] for line in lines(workspace / "malformed" / "metrics.jsonl")] == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert (workspace / "malformed" / "model" / "model.safetensors").is_file()
 
 
 def test_none_valid_or_another_run_ends_with_code_2(finished: Path, workspace: Path) -> None:

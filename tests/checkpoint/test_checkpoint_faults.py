@@ -20,7 +20,7 @@ import torch
 
 from tests.support import corpus
 from tests.support.ranks import run_ranks
-from tests.support.sessions import cut, run_session, session_of
+from tests.support.sessions import cut, run_of, run_session
 from trainer.checkpoint.manifest import digest, digests, read_manifest, verify, write_manifest
 from trainer.errors import TrainerError
 
@@ -130,24 +130,24 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
         except TrainerError as error:
             told.mistakes[name] = f"{error} Exit code {error.exit_code}."
 
-    session = session_of(folder, "whole", *OFTEN)
-    run_session(session, resume=False)
+    run = run_of(folder, "whole", *OFTEN)
+    run_session(run, resume=False)
     for name, limited in (("first rank", 0), ("last rank", 1)):
         with small_files(rank == limited):
-            attempt(name, lambda: session.save(4))
+            attempt(name, lambda: run.artifacts.save(4))
         told.left[name] = sorted(path.name for path in (folder / "whole/checkpoints").iterdir())
-    session.try_save(3)
-    session.built.engine.destroy()
+    run.artifacts.try_save(4)
+    run.session.built.engine.destroy()
     for name, spoil in SPOILED.items():
         alone(partial(cut, after=3), folder / "whole", folder / name)
         alone(spoil, folder / name / "checkpoints")
-    session = session_of(folder, "flipped", *OFTEN)
+    run = run_of(folder, "flipped", *OFTEN)
     for name in SPOILED:
-        other = session_of(folder, name, *OFTEN)
+        other = run_of(folder, name, *OFTEN)
         attempt(name, lambda other=other: other.prepare(resume=True))
-        other.built.engine.destroy()
+        other.session.built.engine.destroy()
     alone(spoil_all, folder / "flipped" / "checkpoints")
-    attempt("none valid", lambda: session.prepare(resume=True))
+    attempt("none valid", lambda: run.prepare(resume=True))
     told.starts |= apart(rank, folder, alone)
     return told
 
@@ -159,22 +159,23 @@ def spoil_all(checkpoints: Path) -> None:
 
 def apart(rank: int, folder: Path, alone: Callable[..., None]) -> dict[str, int]:
     """Each rank has a disk of its own, as hosts may; the second one's newest checkpoint is bad."""
+    from trainer.session.train import TrainingRun
 
     def opened() -> Any:
-        session = session_of(folder, "disk", *OFTEN)
+        session = run_of(folder, "disk", *OFTEN).session
         # hosts must agree on the path, behind which each of them has another disk
         recipe = dataclasses.replace(session.recipe, output_dir=f"{folder}/disk {rank}")
-        return dataclasses.replace(session, recipe=recipe)
+        return TrainingRun.of(dataclasses.replace(session, recipe=recipe))
 
     run_session(opened(), resume=False)
     alone(flip, folder / "disk 1/checkpoints/step-3/zero_pp_rank_1_mp_rank_00_optim_states.pt")
     alone(shutil.copytree, folder / "disk 0" / "model", folder / "first model")
-    session = opened()
-    start: int = session.prepare(resume=True)
+    run = opened()
+    start: int = run.prepare(resume=True)
     from trainer.engine.loop import Interrupt
 
-    session.fit(start, Interrupt())
-    session.export()
+    run.fit(start, Interrupt())
+    run.artifacts.export()
     return {"disk each": start}
 
 
@@ -204,7 +205,7 @@ def test_failed_save_is_told_by_all_and_leaves_nothing(
 
 
 def test_a_later_save_succeeds(told: Told, workspace: Path) -> None:
-    folder = workspace / "whole" / "checkpoints" / "step-3"
+    folder = workspace / "whole" / "checkpoints" / "step-4"
     manifest = read_manifest(folder)
     verify(folder, manifest, manifest.files)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests.support import corpus, tiny
 from tests.support.ranks import run_ranks
-from tests.support.sessions import cut, run_session, session_of
+from tests.support.sessions import cut, run_of, run_session
 from trainer.checkpoint.manifest import digest, read_manifest
 from trainer.checkpoint.safetensors_file import read_header
 from trainer.checkpoint.tensors import numel
@@ -56,7 +56,7 @@ def embed(session: Any) -> Tensor:
         instruction="w1 w2 ",
         max_tokens=16,
         encoder=session.encoder,
-        passes=session.built.passes,
+        grad_cache=session.built.grad_cache,
         ranks=session.ranks,
         chunk_tokens=64,
     ).cpu()
@@ -85,18 +85,18 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
         barrier()
 
     for name, more in RUNS.items():
-        session = session_of(folder, name, *more)
-        run_session(session, resume=False)
-        told.vectors[name] = embed(session)
-        session.built.engine.destroy()
+        run = run_of(folder, name, *more)
+        run_session(run, resume=False)
+        told.vectors[name] = embed(run.session)
+        run.session.built.engine.destroy()
     alone(partial(cut, after=3), folder / "both", folder / "cut")
-    session = session_of(folder, "cut", *RUNS["both"])
-    run_session(session, resume=True)
-    session.built.engine.destroy()
+    run = run_of(folder, "cut", *RUNS["both"])
+    run_session(run, resume=True)
+    run.session.built.engine.destroy()
 
     def attempt(name: str, *overrides: str) -> None:
         with pytest.raises(TrainerError) as caught:
-            session_of(folder, "cut", *overrides).prepare(resume=True)
+            run_of(folder, "cut", *overrides).prepare(resume=True)
         told.mistakes[name] = f"{caught.value} Exit code {caught.value.exit_code}."
 
     base = folder / "model" / "model.safetensors"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from tools._fuzz_seeds import safetensors, torch_file
+from fuzzing.seeds import safetensors, torch_file
 from trainer.checkpoint import manifest, zero_format
-from trainer.checkpoint.adapters import LoraSettings, settings_from_peft
-from trainer.checkpoint.shards import base_fingerprint, fingerprint, open_source
+from trainer.checkpoint.lora_deltas import LoraSettings, settings_from_peft
+from trainer.checkpoint.open import base_fingerprint, fingerprint, open_checkpoint
 from trainer.checkpoint.unpickle import load_pickled
 from trainer.checkpoint.zero_files import find_files
 from trainer.errors import CheckpointError
@@ -85,7 +85,7 @@ def test_a_changed_file_is_named_with_what_was_expected(tmp_path: Path) -> None:
 )
 def test_an_index_of_another_form(content: object, match: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
-    refused(lambda: open_source(tmp_path), match)
+    refused(lambda: open_checkpoint(tmp_path), match)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_an_index_of_another_form(content: object, match: str, tmp_path: Path) -
 )
 def test_a_list_of_modules_of_another_form(content: object, match: str, tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(json.dumps(content))
-    refused(lambda: open_source(tmp_path), match)
+    refused(lambda: open_checkpoint(tmp_path), match)
 
 
 @pytest.mark.parametrize("entry", [{"data_offsets": [0, 1e999]}, {"shape": [1e999]}])
@@ -113,7 +113,7 @@ def test_a_safetensors_header_with_an_infinite_number(
     header = json.dumps({"a": whole | entry}).encode()
     content = len(header).to_bytes(8, "little") + header + bytes(4)
     (tmp_path / "model.safetensors").write_bytes(content)
-    refused(lambda: open_source(tmp_path), "entry 'a'")
+    refused(lambda: open_checkpoint(tmp_path), "entry 'a'")
 
 
 def test_a_tensor_whose_name_is_no_unicode(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_expressions_that_people_write_are_taken(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_rank_zero(tmp_path: Path) -> None:
-    from trainer.checkpoint.adapters import adapted
+    from trainer.checkpoint.lora_deltas import adapted
 
     config = {"peft_type": "LORA", "lora_alpha": 1}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
@@ -181,7 +181,7 @@ def test_an_adapter_of_rank_zero(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(safetensors(factors))
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "model.safetensors").write_bytes(safetensors({"q.weight": (3, 4)}))
-    source, base = open_source(tmp_path), open_source(tmp_path / "base")
+    source, base = open_checkpoint(tmp_path), open_checkpoint(tmp_path / "base")
     assert source.lora is not None
     lora = source.lora
     refused(lambda: adapted(base.plain, source.adapters, lora), "expected a rank of at least 1")
@@ -239,7 +239,7 @@ def test_a_pickle_of_another_form(content: bytes, match: str, tmp_path: Path) ->
 def test_a_latest_that_is_no_text(tmp_path: Path) -> None:
     for content in (b"\xff\xfe", LONG.encode(), b"\0", b"x" * 100_000):
         (tmp_path / "latest").write_bytes(content)
-        refused(lambda: open_source(tmp_path), "expected the name of a folder beside it")
+        refused(lambda: open_checkpoint(tmp_path), "expected the name of a folder beside it")
 
 
 def model_state() -> dict[str, Any]:
@@ -282,7 +282,7 @@ def write_zero(folder: Path, model: Any, optimizer: Any) -> None:
 @pytest.mark.parametrize("optimizer", [optimizer_state(), joined_state()])
 def test_an_empty_parameter_is_read(optimizer: dict[str, Any], tmp_path: Path) -> None:
     write_zero(tmp_path, model_state(), optimizer)
-    source = open_source(tmp_path)
+    source = open_checkpoint(tmp_path)
     assert {name: tuple(one.shape) for name, one in source.plain.items()}["e"] == (0,)
     assert base_fingerprint(source) != fingerprint({})
     assert zero_format.read_progress(tmp_path).scalars == {"step": 2.0}
@@ -384,4 +384,4 @@ def test_a_manifest_whose_recipe_has_no_model(tmp_path: Path) -> None:
     for recipe in ({"model": 5}, {"model": {"lora": 5}}, {"model": {"lora": {"alpha": []}}}):
         content = {"files": files, "recipe": recipe}
         (tmp_path / "manifest.json").write_text(json.dumps(content))
-        refused(lambda: open_source(tmp_path), str(tmp_path))
+        refused(lambda: open_checkpoint(tmp_path), str(tmp_path))

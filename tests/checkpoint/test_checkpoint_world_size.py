@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.support import corpus
 from tests.support.ranks import run_ranks
-from tests.support.sessions import cut, run_session, session_of
+from tests.support.sessions import cut, run_of, run_session
 from trainer.checkpoint.safetensors_file import map_tensors, read_header
 from trainer.checkpoint.tensors import read_whole
 from trainer.checkpoint.zero_format import read_progress, read_zero
@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[list[str], list[str]]] = {
 
 def leg_of(folder: Path, name: str, leg: int, place: str) -> Any:
     common, legs = RUNS[name]
-    return session_of(folder, place, "checkpoint.every_steps=2", "checkpoint.keep=9", *common,
+    return run_of(folder, place, "checkpoint.every_steps=2", "checkpoint.keep=9", *common,
                       legs[leg])  # fmt: skip
 
 
@@ -55,32 +55,32 @@ def masters(session: Any) -> dict[str, tuple[Tensor, Tensor | None]]:
 
 def uninterrupted(rank: int, world_size: int, folder: Path) -> None:
     for name in RUNS:
-        session = leg_of(folder, name, 0, f"whole {name}")
-        run_session(session, resume=False)
-        session.built.engine.destroy()
+        run = leg_of(folder, name, 0, f"whole {name}")
+        run_session(run, resume=False)
+        run.session.built.engine.destroy()
 
 
 def continued(rank: int, world_size: int, folder: Path, leg: int) -> dict[str, list[str]]:
     """Resume every run; returns the parameters that were not loaded to the bit, by run."""
     wrong = {}
     for name in RUNS:
-        session = leg_of(folder, name, leg, f"leg {leg} {name}")
-        start = session.prepare(resume=True)
+        run = leg_of(folder, name, leg, f"leg {leg} {name}")
+        start = run.prepare(resume=True)
         assert start == 2 * leg
         saved = folder / f"leg {leg} {name}" / "checkpoints" / f"step-{start}"
         tensors, moments = read_zero(saved).tensors, read_progress(saved).moments
         wrong[name] = [
             parameter
-            for parameter, (master, moment) in masters(session).items()
+            for parameter, (master, moment) in masters(run.session).items()
             if not torch.equal(master, read_whole(tensors[parameter]).float())
             or not (moment is None
                     or torch.equal(moment, read_whole(moments["exp_avg"][parameter]).float()))
         ]  # fmt: skip
         from trainer.engine.loop import Interrupt
 
-        session.fit(start, Interrupt())
-        session.export()
-        session.built.engine.destroy()
+        run.fit(start, Interrupt())
+        run.artifacts.export()
+        run.session.built.engine.destroy()
     return wrong
 
 

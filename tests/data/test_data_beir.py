@@ -1,4 +1,4 @@
-"""BEIR folders: records, evaluation sets, overlaps, and every spoiled line named."""
+"""BEIR folders: records, evaluation sets, overlaps, and every malformed line named."""
 
 from dataclasses import replace
 
@@ -14,9 +14,11 @@ from tests.support.data_files import (
     write_jsonl,
     write_qrels,
 )
+from trainer.data.ir import IrEvalSet
 from trainer.data.overlap import count_overlaps, warn_of_overlaps
 from trainer.data.records import IrRecord
-from trainer.data.sources import IrEvalSet, open_eval_set, open_source, open_sources
+from trainer.data.sources import open_source, open_sources
+from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
@@ -121,7 +123,7 @@ SPOILED_BEIR = {
         "q1\td1",
         r"train\.tsv:6: line = .*; expected query-id, corp",
     ),
-    "spaces for tabs": ("qrels/train.tsv", "q1 d1 1", r"train\.tsv:6: line = .*parted by tabs"),
+    "spaces for tabs": ("qrels/train.tsv", "q1 d1 1", r"train\.tsv:6: line = .*tab-separated"),
     "blank query judged": ("qrels/train.tsv", "q3\td1\t1", r'train\.tsv:6: query-id = "q3".*text'),
     "blank positive": (
         "qrels/train.tsv",

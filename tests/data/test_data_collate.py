@@ -1,16 +1,22 @@
 """Global batches: slots, deduplication and masks, as worked out by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from tests.support.data_files import byte_tokenizer, data_recipe, write_jsonl
 from trainer.data.batch import IrBatch, StsBatch
-from trainer.data.collate import ABSENT, draw_passages, known_positives
+from trainer.data.ir import draw_passages, known_positives
 from trainer.data.loader import batches
 from trainer.data.plan import make_plan
 from trainer.data.records import IrRecord
 from trainer.data.sources import open_sources
-from trainer.recipe.schema import IrRecipe, Recipe, SourceRecipe
+from trainer.data.text_table import ABSENT
+from trainer.data.tokens import make_encoder
+from trainer.recipe.ir import IrRecipe
+from trainer.recipe.schema import Recipe, SourceRecipe
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +27,8 @@ def tokenizer():
 def first_batch(recipe: Recipe, tokenizer, step: int = 0):
     sources = open_sources(recipe.data)
     plan = make_plan(recipe, {source.name: len(source) for source in sources})
-    return next(batches(plan, sources, tokenizer, recipe, step, step + 1))
+    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling)
+    return next(batches(plan, sources, encoder, recipe, step, step + 1))
 
 
 def decoded(batch, tokenizer) -> list[str]:
@@ -63,20 +70,16 @@ def test_mask_none_masks_nothing(tmp_path, tokenizer):
 
 
 def test_known_positives_worked_out_by_hand():
-    records = [
-        IrRecord(query="a", positives=("1", "2", "3"), negatives=("9", "2")),
-        IrRecord(query="b", positives=("4",), negatives=("1", "8")),
-        IrRecord(query="a", positives=("5",), negatives=("7", "3")),
-        IrRecord(query="c", positives=("3",), negatives=("6", "6")),
-    ]
-    drawn = [["1", "9", "2"], ["4", "1", "8"], ["5", "7", "3"], ["3", "6", None]]
-    # Known of "a": 1, 2, 3 and 5, through both records; own slot 0 stays a target.
+    query = np.array([20, 21, 20, 22])  # the first and the third are the same
+    positives = [[1, 2, 3], [4], [5, ABSENT], [3]]
+    passages = np.array([[1, 9, 2], [4, 1, 8], [5, 7, 3], [3, 6, ABSENT]])
+    # Known of query 20: 1, 2, 3 and 5, through both records; own slot 0 stays a target.
     expected = {
         (0, 2),  # its own negative is one of its positives
-        (0, 4),  # "1" as negative of "b"
-        (0, 6),  # "5", positive of the other record of "a"
-        (0, 8),  # "3", not drawn, as negative of the other "a"
-        (0, 9),  # "3" as positive of "c"
+        (0, 4),  # 1 as negative of 21
+        (0, 6),  # 5, positive of the other record of 20
+        (0, 8),  # 3, not drawn, as negative of the other 20
+        (0, 9),  # 3 as positive of 22
         (2, 0),
         (2, 2),
         (2, 4),
@@ -84,9 +87,95 @@ def test_known_positives_worked_out_by_hand():
         (2, 9),
         (3, 8),
     }
-    found = list(known_positives(records, drawn, 1))
+    found = list(known_positives(query, positives, passages, num_positives=1))
     assert set(found) == expected
     assert len(found) == len(expected)
+
+
+def masked_by_query(batch, tokenizer) -> dict[str, list[tuple[str, int]]]:
+    """Masked candidates of each query: the query they stand beside, and their slot."""
+    names = [tokenizer.decode(batch.texts.token_ids[index]) for index in batch.query]
+    width = batch.passages.shape[1]
+    found = {}
+    for row, column in batch.masked.tolist():
+        found.setdefault(names[row], []).append((names[column // width], column % width))
+    return {name: sorted(places) for name, places in found.items()}
+
+
+def test_passages_that_are_cut_to_the_same_tokens_are_no_negatives_of_each_other(
+    tmp_path, tokenizer
+):
+    same = "the cat sat on the mat and the dog ran "
+    rows = [
+        {"query": "a", "positives": [same + "one"], "negatives": [same + "two"]},
+        {"query": "b", "positives": [same + "three"], "negatives": ["dog"]},
+        {"query": "c", "positives": ["ran"], "negatives": [same + "four"]},
+    ]
+    recipe = ir_recipe(tmp_path, rows)
+    whole = first_batch(recipe, tokenizer)
+    assert len(whole.texts.token_ids) == 9
+    assert whole.masked.shape == (0, 2)
+    data = dataclasses.replace(recipe.data, passage_max_tokens=8)
+    cut = first_batch(dataclasses.replace(recipe, data=data), tokenizer)
+    assert len(cut.texts.token_ids) == 6  # the four that are now the same are embedded once
+    assert masked_by_query(cut, tokenizer) == {
+        "Q:a": [("Q:a", 1), ("Q:b", 0), ("Q:c", 1)],
+        "Q:b": [("Q:a", 0), ("Q:a", 1), ("Q:c", 1)],
+    }
+
+
+def test_queries_that_are_cut_to_the_same_tokens_share_their_positives(tmp_path, tokenizer):
+    same = "the cat sat on the mat and the dog ran "
+    rows = [
+        {"query": same + "one", "positives": ["mat"], "negatives": ["dog"]},
+        {"query": same + "two", "positives": ["ran"], "negatives": ["cat"]},
+    ]
+    recipe = ir_recipe(tmp_path, rows)
+    assert first_batch(recipe, tokenizer).masked.shape == (0, 2)
+    data = dataclasses.replace(recipe.data, query_max_tokens=8)
+    cut = first_batch(dataclasses.replace(recipe, data=data), tokenizer)
+    # each one's positive slot is masked for the other
+    assert sorted(cut.masked.tolist()) == [[0, 2], [1, 0]]
+
+
+def test_texts_that_the_tokenizer_makes_equal_are_equal_in_masks(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase()]
+    )
+    rows = [
+        {"query": "one", "positives": ["the CAT"], "negatives": ["dog"]},
+        {"query": "two", "positives": ["ran"], "negatives": ["The \ufb01sh", "The \ufb01sh"]},
+        {"query": "ONE", "positives": ["the fish"], "negatives": ["The cat"]},
+    ]
+    batch = first_batch(ir_recipe(tmp_path, rows), tokenizer)
+    assert len(batch.texts.token_ids) == 2 + 4
+    names = [["one", "two", "ONE"][row] for row in batch.plan.rows]
+    found = sorted((names[row], names[column // 2], column % 2) for row, column in batch.masked)
+    assert found == [
+        ("ONE", "ONE", 1),
+        ("ONE", "one", 0),
+        ("ONE", "two", 1),
+        ("one", "ONE", 0),
+        ("one", "ONE", 1),
+        ("one", "two", 1),
+    ]
+
+
+def test_positives_that_were_not_drawn_are_known_by_their_tokens_too(tmp_path, tokenizer):
+    same = "the cat sat on the mat and the dog ran "
+    rows = [
+        {"query": "a", "positives": [same + str(i) for i in range(9)], "negatives": ["dog"]},
+        {"query": "b", "positives": ["ran"], "negatives": [same + "else"]},
+    ]
+    recipe = ir_recipe(tmp_path, rows)
+    data = dataclasses.replace(recipe.data, passage_max_tokens=8)
+    batch = first_batch(dataclasses.replace(recipe, data=data), tokenizer)
+    assert masked_by_query(batch, tokenizer) == {"Q:a": [("Q:b", 1)]}
+    # and they are not embedded: there are two queries and three passages
+    assert len(batch.texts.token_ids) == 5
+    undrawn = [{"query": "a", "positives": ["mat", "MAT"]}, {"query": "b", "positives": ["ran"]}]
+    assert len(first_batch(ir_recipe(tmp_path, undrawn), tokenizer).texts.token_ids) == 4
 
 
 def test_slots_are_filled_by_drawing_again():

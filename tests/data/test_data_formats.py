@@ -1,4 +1,4 @@
-"""Every format and every kind of file gives the same records, and names its spoiled rows."""
+"""Every format and every kind of file gives the same records, and names its malformed rows."""
 
 import gzip
 import json
@@ -291,7 +291,27 @@ def test_spoiled_rows_of_each_format_are_named(tmp_path, name, change, message):
         records_of(path, "ir")
 
 
-def test_a_release_row_is_one_pair(tmp_path):
+def test_a_release_row_is_one_pair_for_each_scored_text(tmp_path):
+    good, other = STS_FORMATS["codiemb"]
+    others = {
+        "positives": [["", "", "f"], ["", "see ", "g"]],
+        "positive_scores": [1, "0.25"],
+        "negatives": [["", "", "h"]],
+        "negative_scores": [0],
+    }
+    path = write_jsonl(tmp_path / "a.jsonl", [good, {**other, **others}, good])
+    assert records_of(path, "sts") == [
+        STS[0],
+        StsRecord(text1="e", text2="f", score=1.0),
+        StsRecord(text1="e", text2="see g", score=0.25),
+        StsRecord(text1="e", text2="h", score=0.0),
+        STS[0],
+    ]
+    source = open_source(SourceRecipe(name="set", task="sts", path=str(path)), ".")
+    assert "5 pairs of 3 rows" in source.describe
+
+
+def test_a_release_row_has_as_many_scores_as_texts(tmp_path):
     good, other = STS_FORMATS["codiemb"]
     path = write_jsonl(tmp_path / "a.jsonl", [good, {**other, "positive_scores": [1, 0]}])
     with pytest.raises(DataError, match=r"a\.jsonl:2: positives = 1 with 2 positive_scores; expec"):
@@ -357,7 +377,8 @@ def test_a_large_file_is_indexed_once_and_kept(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "a.jsonl", IR_FORMATS["records"])
     assert records_of(path, "ir") == IR
     cached = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
-    names = {"ranges", "sha256", "rows", "topics", "scores", "num_duplicates"}
+    names = {"ranges", "sha256", "rows", "parts", "queries", "scores"}
+    names |= {"num_duplicates", "num_skipped", "num_dropped"}
     assert {file.stem for file in cached} == names
     assert records_of(path, "ir") == IR
     assert cached == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}

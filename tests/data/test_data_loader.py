@@ -18,6 +18,7 @@ from trainer.data.batch import IrBatch
 from trainer.data.loader import batches
 from trainer.data.plan import make_plan
 from trainer.data.sources import open_sources
+from trainer.data.tokens import make_encoder
 from trainer.errors import DataError, StepError
 from trainer.recipe.schema import Recipe, SourceRecipe
 
@@ -41,7 +42,8 @@ def with_workers(recipe: Recipe, workers: int) -> Recipe:
 def run(recipe: Recipe, start: int, stop: int):
     sources = open_sources(recipe.data)
     plan = make_plan(recipe, {source.name: len(source) for source in sources})
-    return batches(plan, sources, byte_tokenizer(), recipe, start, stop)
+    encoder = make_encoder(byte_tokenizer(), recipe.data, pooling=recipe.model.pooling)
+    return batches(plan, sources, encoder, recipe, start, stop)
 
 
 def children() -> set[str]:
@@ -128,8 +130,8 @@ def test_workers_end_when_the_training_process_is_killed(recipe, tmp_path):
     script.write_text(
         "import pickle, sys, time\n"
         "from trainer.data.loader import batches\n"
-        "plan, sources, tokenizer, recipe = pickle.load(open(sys.argv[1], 'rb'))\n"
-        "found = batches(plan, sources, tokenizer, recipe, 0, 10**9)\n"
+        "plan, sources, encoder, recipe = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "found = batches(plan, sources, encoder, recipe, 0, 10**9)\n"
         "next(found)\n"
         "print('ready', flush=True)\n"
         "time.sleep(60)\n"
@@ -138,7 +140,8 @@ def test_workers_end_when_the_training_process_is_killed(recipe, tmp_path):
     sources = open_sources(recipe.data)
     plan = make_plan(recipe, {source.name: len(source) for source in sources})
     job = tmp_path / "job"
-    job.write_bytes(pickle.dumps((plan, sources, byte_tokenizer(), recipe)))
+    encoder = make_encoder(byte_tokenizer(), recipe.data, pooling=recipe.model.pooling)
+    job.write_bytes(pickle.dumps((plan, sources, encoder, recipe)))
     with subprocess.Popen([sys.executable, script, job], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"ready\n"
         listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()

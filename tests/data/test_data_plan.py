@@ -1,8 +1,10 @@
 """The data plan: permutations, turns and their promises, for any recipe."""
 
-import time
+import sys
 import tracemalloc
+from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.support.data_files import data_recipe
 from trainer.data.permutation import keys_of, permute
-from trainer.data.plan import DataPlan, make_plan
-from trainer.data.turns import make_turns, turn_at, turns_before
+from trainer.data.plan import DataPlan, flattened, make_plan
+from trainer.data.schedule import make_schedule, turn_at, turns_before
 from trainer.errors import RecipeError
 from trainer.recipe.schema import Recipe, SourceRecipe
 
@@ -33,7 +35,7 @@ def recipes(draw: st.DrawFn) -> tuple[Recipe, dict[str, int]]:
     data = {
         "schedule": draw(st.sampled_from(["alternate", "proportional", "temperature"])),
         "pattern": {"ir": draw(st.integers(1, 5)), "sts": draw(st.integers(1, 5))},
-        "temperature": draw(st.floats(0.5, 5)),
+        "temperature": draw(st.floats(0.1, 50)),
     }
     recipe = data_recipe(
         sources,
@@ -181,29 +183,91 @@ def test_permutations_of_four_rows_are_equally_likely():
     assert all(abs(times - 200) < 70 for times in seen.values())
 
 
-def test_a_billion_rows_cost_no_memory_and_little_time():
+def plan_of_sizes(num_rows: int, **data: Any) -> DataPlan:
+    """A large source of `num_rows` rows beside one of ten."""
     sources = [
         SourceRecipe(name="large", task="ir", path="unused"),
         SourceRecipe(name="small", task="sts", path="unused"),
     ]
-    recipe = data_recipe(sources, ir={"global_batch_size": 65_536})
+    recipe = data_recipe(sources, data=data, ir={"global_batch_size": 4096})
+    return make_plan(recipe, {"large": num_rows, "small": 10})
+
+
+def work_of(plan: DataPlan, step: int) -> tuple[int, int]:
+    """Bytes at the peak and calls of functions that a step takes."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
     tracemalloc.start()
-    plan = make_plan(recipe, {"large": 1_000_000_000, "small": 10})
+    sys.setprofile(count)
+    try:
+        found = plan.at(step)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        sys.setprofile(None)
+        tracemalloc.stop()
+    assert len(np.unique(found.rows)) == 4096
+    return peak, calls
+
+
+def test_a_billion_rows_and_a_late_step_cost_what_few_rows_cost_at_the_start():
+    tracemalloc.start()
+    billion = plan_of_sizes(1_000_000_000)
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
-    thousandth = make_plan(recipe, {"large": 1_000_000, "small": 10})
-    # as long as at the start of few rows, give or take what else the machine does
-    assert least_seconds(plan, 10**7) < 5 * least_seconds(thousandth, 0)
+    # a grid of 1000 by 1000, without a cell beyond the rows that is walked again
+    thousandth = plan_of_sizes(1_000_000)
+    for late in (0, 10**7, 10**12):
+        (peak, calls), (most, allowed) = work_of(billion, late), work_of(thousandth, 0)
+        assert peak < 2 * most
+        # leftover rows open the next epoch: at most one more permutation, of few more walks
+        assert calls < 3 * allowed
 
 
-def least_seconds(plan: DataPlan, start: int) -> float:
-    times = []
-    for step in range(start, start + 10, 2):
-        began = time.perf_counter()
-        found = plan.at(step)
-        times.append(time.perf_counter() - began)
-        assert len(np.unique(found.rows)) == 65_536
-    return min(times)
+@pytest.mark.parametrize("schedule", ["alternate", "proportional", "temperature"])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-6, 0.01, 0.03, 1.0, 1e6, 1e308])
+def test_any_temperature_makes_a_plan_of_a_billion_rows(schedule, temperature):
+    plan = plan_of_sizes(1_000_000_000, schedule=schedule, temperature=temperature)
+    steps = plan.source_steps(1000)
+    assert sum(steps.values()) == 1000
+    if schedule == "alternate":
+        assert steps == {"large": 500, "small": 500}
+    elif schedule == "proportional" or temperature <= 1:
+        # 2.5 of 244,140.6 batches are less than one step of a thousand
+        assert steps == {"large": 1000, "small": 0}
+    else:
+        assert abs(steps["large"] - 500) <= 1
+    assert plan.source_steps(10**400)["small"] > 0
+
+
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 0.04, 0.5, 1.0, 2.0, 7.0])
+def test_shares_of_a_temperature_are_powers_however_large(temperature):
+    sizes = [Fraction(1), Fraction(10**6), Fraction(3, 2), Fraction(10**6)]
+    shares = flattened(sizes, temperature)
+    assert all(share > 0 for share in shares)
+    largest = max(shares)
+    for size, share in zip(sizes, shares, strict=True):
+        exact = Decimal(int(size * 2)) / Decimal(2 * 10**6)
+        expected = float(exact ** (1 / Decimal(temperature)))
+        assert float(share / largest) == pytest.approx(max(expected, 1e-300), rel=1e-9)
+
+
+def test_shares_that_floats_hold_are_the_powers_themselves():
+    sizes = [Fraction(7, 2), Fraction(1000, 3)]
+    assert flattened(sizes, 1.0) == [Fraction(float(size)) for size in sizes]
+    assert flattened(sizes, 2.0) == [Fraction(float(size) ** 0.5) for size in sizes]
+
+
+def test_epochs_that_a_low_temperature_never_reaches_are_refused():
+    plan = plan_of_sizes(1_000_000_000, schedule="temperature", temperature=0.01)
+    with pytest.raises(RecipeError, match=r"train.epochs = 1; .* source small is seen .* times"):
+        plan.num_steps(1.0)
+    with pytest.raises(RecipeError, match=r"train.epochs = 1e\+300; .* set train.max_steps"):
+        plan_of_sizes(100_000).num_steps(1e300)
+    assert plan_of_sizes(8192).num_steps(1.0) == 6  # three of four rows each for ten
 
 
 def test_the_first_named_task_opens_a_one_to_one_pattern():
@@ -227,7 +291,7 @@ def test_seeds_and_sources_have_their_own_orders():
 
 
 def test_turns_of_three_parties_add_up():
-    turns = make_turns({"a": Fraction(5), "b": Fraction(2), "c": Fraction(1)})
+    turns = make_schedule({"a": Fraction(5), "b": Fraction(2), "c": Fraction(1)})
     counted = {"a": 0, "b": 0, "c": 0}
     for position in range(800):
         name, before = turn_at(turns, position)

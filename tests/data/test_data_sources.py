@@ -1,4 +1,4 @@
-"""Files to records: every format gives the same records, every spoiled row is named."""
+"""Files to records: every format gives the same records, every malformed row is named."""
 
 import json
 import subprocess
@@ -15,7 +15,9 @@ from tests.support.data_files import (
     write_jsonl,
 )
 from trainer.data.records import IrRecord, StsRecord
-from trainer.data.sources import StsEvalSet, open_eval_set, open_source
+from trainer.data.sources import open_source
+from trainer.data.sts import StsEvalSet
+from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe
 
@@ -129,7 +131,12 @@ SPOILED_STS = {
     "no score": ({"text1": "a", "text2": "b"}, r"score = nothing; expected a number"),
     "null score": ({**GOOD_STS, "score": None}, r"score = null; expected a number"),
     "word as score": ({**GOOD_STS, "score": "high"}, r'score = "high"; expected a number'),
-    "digits in quotes": ({**GOOD_STS, "score": "1.0"}, r'score = "1.0"; expected a number'),
+    "digits of a programmer": ({**GOOD_STS, "score": "1_0"}, r'score = "1_0"; expected a number'),
+    "decimal comma": (
+        {**GOOD_STS, "score": "4,5"},
+        r'score = "4,5"; expected .*point, such as 4\.5',
+    ),
+    "nan in quotes": ({**GOOD_STS, "score": "nan"}, r"score = nan; expected a finite number"),
     "truth as score": ({**GOOD_STS, "score": True}, r"score = true; expected a number"),
     "nan score": ({**GOOD_STS, "score": float("nan")}, r"score = nan; expected a finite number"),
     "infinite score": ({**GOOD_STS, "score": float("inf")}, r"score = inf; expected a finite"),
@@ -139,11 +146,11 @@ SPOILED_STS = {
 
 
 def spoil(path, good: object, bad: object) -> None:
-    """Two good rows, a spoiled third, a good fourth."""
+    """Two good rows, a malformed third, a good fourth."""
     line = bad if isinstance(bad, bytes) else (bad if isinstance(bad, str) else json.dumps(bad))
     fine = json.dumps(good).encode()
-    spoiled = line if isinstance(line, bytes) else line.encode()
-    path.write_bytes(b"\n".join([fine, fine, spoiled, fine]) + b"\n")
+    malformed = line if isinstance(line, bytes) else line.encode()
+    path.write_bytes(b"\n".join([fine, fine, malformed, fine]) + b"\n")
 
 
 @pytest.mark.parametrize(("bad", "message"), SPOILED_IR.values(), ids=SPOILED_IR)
@@ -201,16 +208,16 @@ def test_unknown_formats_and_columns_are_told_with_what_is_known(tmp_path):
 
 def test_spoiled_rows_may_be_skipped_up_to_one_in_a_hundred(tmp_path, caplog):
     rows = [{"query": f"q{i}", "positives": ["p"]} for i in range(200)]
-    rows[3] = rows[150] = {"query": "spoiled"}
+    rows[3] = rows[150] = {"query": "malformed"}
     recipe = ir_source(write_jsonl(tmp_path / "a.jsonl", rows))
     source = open_source(recipe, ".", skip=True)
     assert len(source) == 198
     assert source.record(3).query == "q4"
-    assert "2 spoiled rows left out" in source.describe
+    assert "2 malformed rows left out" in source.describe
     assert "a.jsonl:4: positives = nothing" in caplog.text
     rows[77] = {"query": "one too many"}
     write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataError, match=r"spoiled rows = 3 of 200; expected at most 1%.*:4: posi"):
+    with pytest.raises(DataError, match=r"malformed rows = 3 of 200; expected at most 1%.*:4: "):
         open_source(recipe, ".", skip=True)
 
 

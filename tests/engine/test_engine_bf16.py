@@ -8,12 +8,12 @@ import torch
 
 from tests.support import tiny
 from tests.support.ranks import run_ranks
+from trainer.distributed.group import join
 from trainer.engine.build import build
 from trainer.engine.chunks import plan_chunks
+from trainer.engine.grad_cache import Vectors
 from trainer.engine.losses import step_loss
 from trainer.engine.materialise import lengths_of, make_chunks
-from trainer.engine.passes import Vectors
-from trainer.engine.ranks import join
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import EngineRecipe, ModelRecipe
 
@@ -57,20 +57,20 @@ def compare(rank: int, world_size: int, model: Path, deepspeed_file: str) -> flo
         seen.append(gradients)
         return gradients, terms
 
-    built.passes.accumulate(chunks, pull, step_key=1, middle=False)
+    built.grad_cache.accumulate(chunks, pull, step_key=1, middle=False)
     got = {
         name: deepspeed.utils.safe_get_full_grad(p).double()
         for name, p in built.engine.module.named_parameters()
     }
     want: dict[str, torch.Tensor] = {}
-    with built.twin.gathered() as twin:
+    with built.replica.gathered() as replica:
         start = 0
         for chunk in chunks:
-            twin.begin(chunk, 1)
-            (vectors,) = twin(chunk)
+            replica.begin(chunk, 1)
+            (vectors,) = replica(chunk)
             vectors.backward(seen[0][0][start : start + chunk.num_texts])
             start += chunk.num_texts
-            for name, p in twin.named_parameters():
+            for name, p in replica.named_parameters():
                 want[name] = want.get(name, 0) + p.grad.double()
                 p.grad = None
     errors: list[Any] = []

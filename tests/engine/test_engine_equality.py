@@ -15,8 +15,8 @@ import torch
 
 from tests.support import tiny
 from tests.support.ranks import run_ranks
+from trainer.distributed.group import Ranks, join
 from trainer.engine.build import build, load_embedder
-from trainer.engine.ranks import Ranks, join
 from trainer.engine.step import Stepper
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import EngineRecipe, LoraRecipe, ModelRecipe, Recipe
@@ -40,22 +40,22 @@ FULL = [
     Variant("one chunk", max_tokens=10_000),
     Variant("zero1", deepspeed="zero1_fp32.json"),
     Variant("zero2", deepspeed="zero2_fp32.json"),
-    Variant("twin"),
-    Variant("twin, nothing kept", keep=0),
-    Variant("twin, small chunks", max_tokens=16),
-    Variant("twin, checkpointing", checkpointing=True),
-    Variant("layer major", gather="chunk"),
-    Variant("layer major, small chunks", gather="chunk", max_tokens=16),
-    Variant("interleaved", gather="interleaved"),
-    Variant("interleaved, checkpointing", gather="interleaved", checkpointing=True, max_tokens=16),
+    Variant("replica"),
+    Variant("replica, nothing kept", keep=0),
+    Variant("replica, small chunks", max_tokens=16),
+    Variant("replica, checkpointing", checkpointing=True),
+    Variant("layer major", gather="layer"),
+    Variant("layer major, small chunks", gather="layer", max_tokens=16),
+    Variant("chunk", gather="chunk"),
+    Variant("chunk, checkpointing", gather="chunk", checkpointing=True, max_tokens=16),
     Variant("offload", deepspeed="zero3_offload_fp32.json"),
-    Variant("offload, layer major", deepspeed="zero3_offload_fp32.json", gather="chunk"),
+    Variant("offload, layer major", deepspeed="zero3_offload_fp32.json", gather="layer"),
 ]
 LORA = [
     Variant("one chunk", max_tokens=10_000),
-    Variant("twin, small chunks", max_tokens=16, checkpointing=True),
-    Variant("layer major", gather="chunk"),
-    Variant("interleaved", gather="interleaved"),
+    Variant("replica, small chunks", max_tokens=16, checkpointing=True),
+    Variant("layer major", gather="layer"),
+    Variant("chunk", gather="chunk"),
 ]
 
 

@@ -42,7 +42,7 @@ def losses(recipe: Path, folder: Path, *overrides: str, devices: str) -> list[fl
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").open()]
 
 
-@pytest.mark.parametrize("gather", ["step", "chunk", "interleaved"])
+@pytest.mark.parametrize("gather", ["step", "layer", "chunk"])
 def test_losses_on_a_gpu_are_those_of_the_cpu(gather: str, tmp_path: Path) -> None:
     recipe = make_workspace(tmp_path)
     way = f"engine.gather={gather}"

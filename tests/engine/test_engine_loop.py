@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.support.ranks import run_ranks
+from trainer.distributed.group import Ranks
 from trainer.engine.loop import Hooks, Interrupt, SaveClock, Schedule, fit
-from trainer.engine.ranks import Ranks
 
 
 def test_time_asks_for_a_save_and_a_clock_set_back_does_no_harm() -> None:

@@ -10,9 +10,12 @@ import torch
 from tests.support import tiny
 from trainer.data.batch import IrBatch, StepPlan
 from trainer.engine.chunks import plan_chunks
-from trainer.engine.losses import needs_middle, whole_loss
+from trainer.engine.losses.step_loss import whole_loss
 from trainer.engine.materialise import lengths_of
-from trainer.recipe.schema import IrRecipe, MarginMask, StsRecipe, StsWeights, TasksRecipe
+from trainer.recipe import ir, sts
+from trainer.recipe.ir import IrRecipe, MarginMask
+from trainer.recipe.kind import reads_middle
+from trainer.recipe.sts import StsRecipe, similarity_weights
 
 TAU = 0.5
 CPU = torch.device("cpu")
@@ -40,7 +43,7 @@ def loss(one: IrBatch, **changes: object) -> float:
     plan = plan_chunks(lengths_of(one.texts), num_ranks=1, max_tokens=999)
     radians = torch.tensor(ANGLES).deg2rad()
     vectors = torch.stack([radians.cos(), radians.sin()], dim=1)[plan.rows(0)]
-    return float(whole_loss(one, TasksRecipe(ir=recipe), plan, CPU)((vectors,)))
+    return float(whole_loss(one, recipe, plan, CPU)((vectors,)))
 
 
 def by_hand(denominators: list[list[float]]) -> float:
@@ -84,10 +87,9 @@ def test_margin_removes_what_outscores_the_positive() -> None:
     assert got == pytest.approx(want, rel=1e-6)
 
 
-def test_only_sts_with_the_auxiliary_loss_needs_the_middle_layer() -> None:
-    sts = tiny.sts_batch(0)
-    with_it = TasksRecipe(sts=StsRecipe(global_batch_size=8))
-    without = TasksRecipe(sts=StsRecipe(global_batch_size=8, weights=StsWeights(infonce=0.0)))
-    assert needs_middle(sts, with_it)
-    assert not needs_middle(sts, without)
-    assert not needs_middle(batch(NO_PAIRS), with_it)
+def test_only_similarity_with_the_auxiliary_loss_needs_the_middle_layer() -> None:
+    with_it = StsRecipe(global_batch_size=8)
+    without = StsRecipe(global_batch_size=8, weights=similarity_weights(infonce=0.0))
+    assert reads_middle(sts.KIND, with_it)
+    assert not reads_middle(sts.KIND, without)
+    assert not reads_middle(ir.KIND, IrRecipe(global_batch_size=2))

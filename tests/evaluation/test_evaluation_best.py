@@ -61,9 +61,11 @@ def test_a_resumed_run_goes_on_from_its_own_lines() -> None:
     whole = BestSoFar(metric="pairs.dev.spearman")
     for one in lines[:3]:
         whole = whole.after(one["step"], one["sets"])
-    # continued from step 20, whose evaluation is made again
+    # continued from step 20, whose evaluation is on record and not made again
     resumed = BestSoFar(metric="pairs.dev.spearman").after_lines(lines, 20, ["pairs.dev", "docs"])
     assert resumed.step == 10
+    assert resumed == whole
+    # made again for the sake of a new set, it does not count twice
     assert resumed.after(20, lines[2]["sets"]) == whole
 
 

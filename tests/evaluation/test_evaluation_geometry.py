@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainer.data.sources import open_eval_set
+from trainer.data.tasks import open_eval_set
 from trainer.evaluation.evaluate import Side, examine_set
 from trainer.evaluation.geometry import (
     NUM_BINS,

@@ -1,6 +1,7 @@
 """Evaluation inside a run: two ranks agree with one, the best is kept and exported, patience."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 
 from tests.support import corpus
 from tests.support.ranks import run_ranks
-from tests.support.sessions import session_of
+from tests.support.sessions import run_of
 from trainer.checkpoint.safetensors_file import map_tensors, read_header
 from trainer.checkpoint.tensors import read_whole
 from trainer.checkpoint.zero_format import read_zero
+from trainer.data.sources import open_eval_set
 from trainer.evaluation.best import watched_value
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
 pytestmark = pytest.mark.dist
 
@@ -29,15 +32,28 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def examined(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
-    """Every set's report on the untrained model."""
-    return session_of(folder, f"examined by {world_size}", SETS).evaluate()
+def examined(rank: int, world_size: int, folder: Path) -> tuple[dict[str, Any], float]:
+    """Every set's report on the untrained model, and how often the BEIR folder was opened."""
+    opened: list[str] = []
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            opened.append(Path(str(arguments[0])).name)
+
+    sys.addaudithook(note)
+    docs = EvalSetRecipe(name="docs", task="ir", path=str(folder / "beir"))
+    open_eval_set(docs, DataRecipe(sources=()))
+    once = opened.count("dev.tsv")
+    opened.clear()
+    reports = run_of(folder, f"examined by {world_size}", SETS).held_out.evaluate()
+    return reports, opened.count("dev.tsv") / once
 
 
-def test_two_ranks_agree_with_one(workspace: Path) -> None:
-    (alone,) = run_ranks(examined, 1, workspace, timeout_sec=120)
-    first, second = run_ranks(examined, 2, workspace, timeout_sec=120)
+def test_two_ranks_agree_with_one_and_open_each_set_once(workspace: Path) -> None:
+    ((alone, times),) = run_ranks(examined, 1, workspace, timeout_sec=120)
+    (first, *_), (second, *_) = both = run_ranks(examined, 2, workspace, timeout_sec=120)
     assert first == second  # to the bit: all ranks hold the same vectors
+    assert [times, *(count for _, count in both)] == [1, 1, 1]
     assert first.keys() == alone.keys() == {"pairs", "docs"}
     for name, report in alone.items():
         # float32 vectors from chunks of other shapes
@@ -53,7 +69,7 @@ def trained(rank: int, world_size: int, folder: Path) -> int:
     """A run with a rate at which the metric soon falls; returns the steps done."""
     from trainer.engine.loop import Interrupt
 
-    session = session_of(
+    run = run_of(
         folder,
         "watched",
         SETS,
@@ -61,11 +77,11 @@ def trained(rank: int, world_size: int, folder: Path) -> int:
         *("checkpoint.every_steps=2", "checkpoint.keep=1"),
         *("train.max_steps=12", "train.learning_rate=3e-2", "train.warmup_ratio=0"),
     )
-    done = session.fit(session.prepare(resume=False), Interrupt())
-    session.restore_best(done)
-    session.export()
+    done: int = run.fit(run.prepare(resume=False), Interrupt())
+    run.held_out.restore_best(done)
+    run.artifacts.export()
     if rank == 0:
-        session.report()
+        run.artifacts.report()
     return done
 
 

@@ -16,11 +16,12 @@ from sentence_transformers.sentence_transformer.evaluation import (
     InformationRetrievalEvaluator,
 )
 
+from bench.ablation_data import HeldOutSize, prepare
 from tests.support import corpus
-from tools.bench._ablation_data import HeldOutSize, prepare
 from tools.evaluate import Limits, ModelEmbedder
-from trainer.data.evalsets import IrEvalSet, StsEvalSet
-from trainer.data.sources import open_eval_set
+from trainer.data.ir import IrEvalSet
+from trainer.data.sts import StsEvalSet
+from trainer.data.tasks import open_eval_set
 from trainer.evaluation.evaluate import evaluate_set
 from trainer.evaluation.metrics import pearson, ranking_metrics, spearman
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe

@@ -43,7 +43,7 @@ def test_model_without_linear_modules_is_refused() -> None:
 
 def facts(rank: int, world_size: int, model: Path) -> dict[str, Any]:
     """DoRA by every way of gathering; dtypes and bits of a bfloat16 run."""
-    ways = [Variant("step"), Variant("chunk", gather="chunk"), Variant("il", gather="interleaved")]
+    ways = [Variant("step"), Variant("layer", gather="layer"), Variant("il", gather="chunk")]
     return {
         "dora": run_all(rank, world_size, model, ways, DORA),
         "bfloat16": bfloat16_run(world_size, model),
@@ -56,8 +56,8 @@ def bfloat16_run(world_size: int, model: Path) -> dict[str, Any]:
 
     import deepspeed
 
+    from trainer.distributed.group import join
     from trainer.engine.build import build
-    from trainer.engine.ranks import join
     from trainer.engine.step import Stepper
     from trainer.recipe.resolve import resolve
 

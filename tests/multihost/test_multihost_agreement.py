@@ -6,9 +6,9 @@ import pytest
 
 from tests.support import tiny
 from tests.support.ranks import run_ranks
-from trainer.agreement import check_hosts
-from trainer.engine.ranks import Ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import HostError
+from trainer.preflight.hosts import check_hosts
 
 pytestmark = pytest.mark.dist
 

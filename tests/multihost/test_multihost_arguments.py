@@ -1,4 +1,4 @@
-"""What DeepSpeed's launcher and a remote shell make of overrides, as the README says."""
+"""What DeepSpeed's launcher and a remote shell make of overrides, as docs/hosts.md says."""
 
 import subprocess
 from argparse import Namespace

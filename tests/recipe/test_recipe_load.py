@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import RecipeError
+from trainer.recipe.ir import MarginMask
 from trainer.recipe.load import dump_recipe, load_recipe
-from trainer.recipe.schema import LoraRecipe, MarginMask, Recipe
+from trainer.recipe.schema import LoraRecipe, Recipe
 
 TEXT = """\
 name: small
@@ -59,8 +60,7 @@ def test_values_and_defaults(recipe_file: Path) -> None:
     assert recipe.train.learning_rate == 1e-5  # YAML 1.1 reads this spelling as text
     assert recipe.data.sources[1].name == "docs"
     assert recipe.model.pooling == "last"
-    assert recipe.tasks.sts is not None
-    assert recipe.tasks.sts.weights.rank_kl == 5.0
+    assert recipe.tasks["sts"].weights["rank_kl"] == 5.0
     assert recipe.model.lora is None
     assert recipe.data.pattern == {"ir": 1, "sts": 1}
 
@@ -166,7 +166,10 @@ def test_round_trip_of_any_value(
         ("data.sources.pairs.name=a.b", ["without dots"]),
         ("data.sources.nothing.path=x", ["from 0 to 1", "pairs, docs"]),
         ("data.sources.2.path=x", ["from 0 to 1"]),
-        ("data.sources.docs.score_range=[0, 5]", ["no range for an ir set"]),
+        ("data.sources.docs.score_range=[0, 5]", ["rows of task ir have no score"]),
+        ("engine.gather=interleaved", ["one of auto, ", "It is called chunk now."]),
+        ("tasks.sts.pro_temperature=1", ["It is called tasks.sts.temperatures.pro now."]),
+        ("tasks.sts.weights.angle=1", ["tasks.sts.weights has pearson, rank_kl"]),
         ("data.sources.pairs.score_range=[5, 0]", ["[lowest, highest]"]),
         ("data.prompt_template='{text} {title}'", ["{text} once"]),
         ("data.prompt_template='{text'", ["{text} once"]),
@@ -193,6 +196,19 @@ def test_wrong_override_is_named(recipe_file: Path, override: str, parts: list[s
 def test_single_query_without_negatives_has_no_loss(recipe_file: Path) -> None:
     overrides = ("tasks.ir.global_batch_size=1", "tasks.ir.negatives=0")
     assert "at least 2 where negatives is 0" in refused(recipe_file, *overrides)
+
+
+@pytest.mark.parametrize("seed", [0, 20_261_129, 1_796_000_000, 2**62, 2**63 - 1])
+def test_dates_times_and_all_of_63_bits_are_seeds(recipe_file: Path, seed: int) -> None:
+    assert load_recipe(recipe_file, [f"seed={seed}"]).seed == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 10**30])
+def test_seed_out_of_bounds_is_refused_with_the_bounds_in_full(
+    recipe_file: Path, seed: int
+) -> None:
+    expected = f"seed = {seed}; expected an integer of at least 0 and at most {2**63 - 1}."
+    assert expected in refused(recipe_file, f"seed={seed}")
 
 
 @pytest.mark.parametrize(
@@ -247,12 +263,11 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_anchors_and_merge_keys(tmp_path: Path) -> None:
     text = TEXT.replace("ir: {global_batch_size: 8}", "ir: &b {global_batch_size: 8}").replace(
-        "sts: {global_batch_size: 8}", "sts: {<<: *b, rank_kl_temperature: 0.1}"
+        "sts: {global_batch_size: 8}", "sts: {<<: *b, temperatures: {rank_kl: 0.1}}"
     )
     recipe = load_recipe(write(tmp_path, text))
-    assert recipe.tasks.sts is not None
-    assert recipe.tasks.sts.global_batch_size == 8
-    assert recipe.tasks.sts.rank_kl_temperature == 0.1
+    assert recipe.tasks["sts"].global_batch_size == 8
+    assert recipe.tasks["sts"].temperatures["rank_kl"] == 0.1
 
 
 def test_code_in_a_tag_does_not_run(tmp_path: Path) -> None:
@@ -269,8 +284,8 @@ def test_recipe_is_frozen(recipe_file: Path) -> None:
 
 
 def test_mask_is_a_word_or_a_margin(recipe_file: Path, tmp_path: Path) -> None:
-    assert load_recipe(recipe_file, ["tasks.ir.mask=none"]).tasks.ir.mask == "none"
+    assert load_recipe(recipe_file, ["tasks.ir.mask=none"]).tasks["ir"].mask == "none"
     recipe = load_recipe(recipe_file, ["tasks.ir.mask={margin: 0.1}"])
-    assert recipe.tasks.ir.mask == MarginMask(margin=0.1)
+    assert recipe.tasks["ir"].mask == MarginMask(margin=0.1)
     assert load_recipe(write(tmp_path, dump_recipe(recipe)), []) == recipe
     assert "expected known or none, or {margin: ...}" in refused(recipe_file, "tasks.ir.mask=all")

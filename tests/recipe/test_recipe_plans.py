@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer.cli import parse_arguments
-from trainer.dryrun import dry_run
+from trainer.preflight.dry_run import dry_run
 from trainer.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

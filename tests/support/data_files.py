@@ -8,18 +8,10 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from trainer.data.records import Record
 from trainer.data.sources import open_source
-from trainer.recipe.schema import (
-    DataRecipe,
-    IrRecipe,
-    ModelRecipe,
-    Recipe,
-    SourceRecipe,
-    StsRecipe,
-    TasksRecipe,
-    TrainRecipe,
-)
+from trainer.recipe.ir import IrRecipe
+from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe, TrainRecipe
+from trainer.recipe.sts import StsRecipe
 
 GOOD_IR = {"query": "q", "positives": ["p"], "negatives": ["n"]}
 GOOD_STS = {"text1": "a", "text2": "b", "score": 1.0}
@@ -68,10 +60,10 @@ def data_recipe(
         output_dir="unused",
         model=ModelRecipe(path="unused", pooling=pooling),
         data=DataRecipe(sources=tuple(sources), **(data or {})),
-        tasks=TasksRecipe(
-            ir=IrRecipe(**({"global_batch_size": 4} | dict(ir or {}))),
-            sts=StsRecipe(**({"global_batch_size": 4} | dict(sts or {}))),
-        ),
+        tasks={
+            "ir": IrRecipe(**({"global_batch_size": 4} | dict(ir or {}))),
+            "sts": StsRecipe(**({"global_batch_size": 4} | dict(sts or {}))),
+        },
         train=TrainRecipe(max_steps=1),
         seed=seed,
     )
@@ -104,7 +96,7 @@ def sts_source(path: object, **changes: Any) -> SourceRecipe:
     return SourceRecipe(name="set", task="sts", path=str(path), **changes)
 
 
-def all_records(recipe: SourceRecipe) -> list[Record]:
+def all_records(recipe: SourceRecipe) -> list[Any]:
     """Every record of a source, in order."""
     source = open_source(recipe, ".")
     return [source.record(row) for row in range(len(source))]

@@ -110,7 +110,7 @@ class Hosts:
         return [process for process in self.processes(host) if _trains(process)]
 
     def cut(self) -> None:
-        """Pull the cable."""
+        """ValueAndGrad the cable."""
         _ip("-n", self.space("h2"), "link", "set", CABLE, "down")
 
     def end(self) -> None:

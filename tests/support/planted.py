@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from trainer.cli import ending_with_code
 from trainer.engine import build
-from trainer.engine.twin import Twin
+from trainer.engine.replica import Replica
 from trainer.run import main
 
 PLANTED = 19
 """Position among the tiny decoder's parameters of the second layer's up-projection."""
 
 
-class PlantedTwin(Twin):
+class PlantedTwin(Replica):
     """Makes one parameter's gradient too large by one part in a thousand."""
 
     def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
@@ -23,5 +23,5 @@ class PlantedTwin(Twin):
 
 
 if __name__ == "__main__":
-    build.Twin = PlantedTwin
+    build.Replica = PlantedTwin
     sys.exit(ending_with_code(main))

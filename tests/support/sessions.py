@@ -5,30 +5,31 @@ from pathlib import Path
 from typing import Any
 
 
-def session_of(folder: Path, name: str, *overrides: str) -> Any:
-    """An opened session of `recipe.yaml` in `folder`, with its output in `folder/name`.
+def run_of(folder: Path, name: str, *overrides: str) -> Any:
+    """An opened run of `recipe.yaml` in `folder`, with its output in `folder/name`.
 
     Six steps and a checkpoint after three, unless the overrides say otherwise; `{folder}` in them
     is filled in.
     """
-    from trainer.checks import open_data
-    from trainer.engine.ranks import join
+    from trainer.distributed.group import join
+    from trainer.preflight.checks import open_data
     from trainer.recipe.load import load_recipe
-    from trainer.session import open_session
+    from trainer.session.open import open_session
+    from trainer.session.train import TrainingRun
 
     common = (f"output_dir={folder}/{name}", "eval.sets=[]", "data.workers=0", "train.max_steps=6",
               "checkpoint.every_steps=3")  # fmt: skip
     changes = [change.format(folder=folder) for change in overrides]
     recipe = load_recipe(folder / "recipe.yaml", [*common, *changes])
-    return open_session(recipe, open_data(recipe), join(timeout_minutes=2))
+    return TrainingRun.of(open_session(recipe, open_data(recipe), join(timeout_minutes=2)))
 
 
-def run_session(session: Any, *, resume: bool) -> None:
+def run_session(run: Any, *, resume: bool) -> None:
     """Train to the end and export, as a run does."""
     from trainer.engine.loop import Interrupt
 
-    session.fit(session.prepare(resume=resume), Interrupt())
-    session.export()
+    run.fit(run.prepare(resume=resume), Interrupt())
+    run.artifacts.export()
 
 
 def cut(source: Path, target: Path, *, after: int) -> None:

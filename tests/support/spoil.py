@@ -388,16 +388,16 @@ VALUES: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Original:
-    """A valid data file, or the part of a folder that is spoiled."""
+    """A valid data file, or the part of a folder that is malformed."""
 
     name: str
     task: str
     write: Callable[[Path], Path]
     """Writes everything into a folder; returns what a recipe would name."""
     victim: str
-    """The file that is spoiled."""
+    """The file that is malformed."""
     json_lines: bool = False
-    """Whether its rows can be spoiled one by one."""
+    """Whether its rows can be malformed one by one."""
 
 
 def _ir_rows() -> list[dict[str, Any]]:

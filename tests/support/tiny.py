@@ -8,17 +8,16 @@ import torch
 from transformers import AutoModel, BertConfig, PretrainedConfig, Qwen3Config
 
 from trainer.data.batch import Batch, IrBatch, StepPlan, StsBatch, Texts
+from trainer.recipe.ir import IrRecipe
 from trainer.recipe.schema import (
     DataRecipe,
     EngineRecipe,
-    IrRecipe,
     ModelRecipe,
     Recipe,
     SourceRecipe,
-    StsRecipe,
-    TasksRecipe,
     TrainRecipe,
 )
+from trainer.recipe.sts import StsRecipe
 
 VOCABULARY = 97
 
@@ -73,10 +72,10 @@ def make_recipe(path: Path, **changes: Any) -> Recipe:
                 SourceRecipe(name="sts", task="sts", path="unused"),
             )
         ),
-        "tasks": TasksRecipe(
-            ir=IrRecipe(global_batch_size=8, positives=2, negatives=1, temperature=0.1),
-            sts=StsRecipe(global_batch_size=8),
-        ),
+        "tasks": {
+            "ir": IrRecipe(global_batch_size=8, positives=2, negatives=1, temperature=0.1),
+            "sts": StsRecipe(global_batch_size=8),
+        },
         "train": TrainRecipe(
             max_steps=3,
             optimizer="sgd",

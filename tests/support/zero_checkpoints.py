@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.ranks import run_ranks
-from trainer.engine.ranks import join
+from trainer.distributed.group import join
 
 
 @dataclass(frozen=True, kw_only=True)

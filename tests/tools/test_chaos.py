@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools._chaos_faults import KILLS, harm, make_plan
+from chaos.faults import KILLS, harm, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 

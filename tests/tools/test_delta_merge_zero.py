@@ -146,12 +146,12 @@ def test_planted_padding_enters_no_norm(zero: Path, tmp_path: Path) -> None:
 def test_another_base_than_the_manifests_is_refused(
     zero: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from trainer.checkpoint.shards import base_fingerprint, open_source
+    from trainer.checkpoint.open import base_fingerprint, open_checkpoint
 
     tag = tmp_path / "step-2"
     shutil.copytree(zero / "w2-z3-fp32" / "step-2", tag)
     files = {p.name: {"size": p.stat().st_size, "sha256": ""} for p in tag.glob("*.pt")}
-    identity = {"fingerprint": base_fingerprint(open_source(zero / "base"))}
+    identity = {"fingerprint": base_fingerprint(open_checkpoint(zero / "base"))}
     (tag / "manifest.json").write_text(json.dumps({"files": files, "base": identity}))
     write_base(tmp_path / "other", seed=9)
 

@@ -65,7 +65,5 @@ def test_a_command_that_fails_ends_the_demo_with_its_code(
 def test_ranks_share_the_batches_of_the_recipe() -> None:
     recipe = load_recipe(demo.ROOT / demo.RECIPE)
     assert recipe.output_dir == demo.FOLDER
-    assert recipe.tasks.ir is not None
-    assert recipe.tasks.sts is not None
-    assert recipe.tasks.ir.global_batch_size % demo.BATCH_DIVISOR == 0
-    assert recipe.tasks.sts.global_batch_size % demo.BATCH_DIVISOR == 0
+    assert recipe.tasks["ir"].global_batch_size % demo.BATCH_DIVISOR == 0
+    assert recipe.tasks["sts"].global_batch_size % demo.BATCH_DIVISOR == 0

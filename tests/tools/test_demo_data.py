@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tools import demo_data
-from tools.demo_docs import Doc, is_usable, read_docs, split_docstring
-from tools.demo_sts import place_score, silver_pairs
-from trainer.data.sources import open_eval_set, open_source
+from demo import data as demo_data
+from demo.docs import Doc, is_usable, read_docs, split_docstring
+from demo.sts import place_score, silver_pairs
+from trainer.data.sources import open_source
+from trainer.data.tasks import open_eval_set
 from trainer.evaluation.metrics import ranking_metrics
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe
@@ -95,7 +96,7 @@ def test_nothing_held_out_is_trained_on() -> None:
     held = next(d for d in docs if demo_data.is_held_out(d.module))
     module = next(d.module for d in docs if not demo_data.is_held_out(d.module))
     same_text = doc(module, "copy", "Say something else here.", held.text.upper())
-    same_summary = doc(module, "twin", held.summary + "!", FILLER + "another text")
+    same_summary = doc(module, "replica", held.summary + "!", FILLER + "another text")
     train, held_out = demo_data.split_docs([*docs, same_text, same_summary])
     assert train
     assert held_out

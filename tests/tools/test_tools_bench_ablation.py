@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.ablation_data import GENRES, QUICK, Genre, held_out_sets, prepare
+from bench.ablation_runs import RECIPES, Setup
+from bench.ablation_table import render
 from tools.bench import ablation
-from tools.bench._ablation_data import GENRES, QUICK, Genre, held_out_sets, prepare
-from tools.bench._ablation_runs import RECIPES, Setup
-from tools.bench._ablation_table import render
-from trainer.data.sources import open_eval_set, open_sources
+from trainer.data.sources import open_sources
+from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError, RecipeError
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import DataRecipe
@@ -54,8 +55,8 @@ def test_variants_differ_in_nothing_but_their_losses_and_pools() -> None:
         assert recipe.name == name
         assert asdict(recipe.train) == asdict(first.train)
         assert recipe.model == first.model
-        assert recipe.tasks.ir == first.tasks.ir
-        assert recipe.tasks.sts is None or recipe.tasks.sts.global_batch_size == 32
+        assert recipe.tasks["ir"] == first.tasks["ir"]
+        assert "sts" not in recipe.tasks or recipe.tasks["sts"].global_batch_size == 32
         header = "".join(line for line in (RECIPES / f"{name}.yaml").open() if line[0] == "#")
         assert f"--recipe recipes/ablations/{name}.yaml" in header
     assert first.train.max_steps == 300

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "stage", "gather"), [("full", 3, "chunk"), ("lora", 1, "step")])
+@pytest.mark.parametrize(("kind", "stage", "gather"), [("full", 3, "layer"), ("lora", 1, "step")])
 def test_plan_is_near_the_measured_peak(kind: str, stage: int, gather: str) -> None:
     ways = ("--sizes", "small", "--kinds", kind, "--stages", str(stage), "--gathers", gather)
     command = [sys.executable, "tools/bench/memory_plan.py", *ways, "--json"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench._turns import Outcome, ratio
+from bench.turns import Outcome, ratio
 from tools.bench.gpu_step import model_config, peak_flops, step_flops
 from tools.bench.step import TARGETS, even_pairs, judge_peers
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tools._fuzz_seeds import ROWS
-from tools._fuzz_targets import READERS, Reader, join, message_of
-from tools._fuzz_worker import LimitError, Watch, changed
+from fuzzing.seeds import ROWS
+from fuzzing.targets import READERS, Reader, join, message_of
+from fuzzing.worker import LimitError, LimitWatch, changed
 from trainer.data.formats import ADAPTERS
 from trainer.errors import DataError, TrainerError
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NUM_CHANGED = 30
 PLANTED = """
 from pathlib import Path
-from tools._fuzz_targets import Reader
+from fuzzing.targets import Reader
 
 def read(folder):
     content = (folder / "x.txt").read_bytes() if (folder / "x.txt").exists() else b""
@@ -86,9 +86,9 @@ def test_every_row_format_is_fuzzed() -> None:
     assert {adapter.name for adapter in ADAPTERS} == set(ROWS)
 
 
-def watch_of(read: object, folder: Path, **limits: float) -> Watch:
+def watch_of(read: object, folder: Path, **limits: float) -> LimitWatch:
     reader = Reader(name="r", files=("x.txt",), read=read, seeds=list)  # type: ignore[arg-type]
-    return Watch(reader, folder, folder / "faults", **limits)
+    return LimitWatch(reader, folder, folder / "faults", **limits)
 
 
 def test_an_input_that_takes_long_is_a_finding(tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# started by path, as the README shows
+# started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench._ablation_data import FULL, GENRES, QUICK, prepare
-from tools.bench._ablation_runs import (
+from bench.ablation_data import FULL, GENRES, QUICK, prepare
+from bench.ablation_runs import (
     BASE,
     RECIPES,
     Scores,
@@ -39,7 +39,7 @@ from tools.bench._ablation_runs import (
     train_ours,
     train_peer,
 )
-from tools.bench._ablation_table import UNTOUCHED, Results, render
+from bench.ablation_table import UNTOUCHED, Results, render
 from trainer.cli import ending_with_code
 from trainer.errors import RecipeError
 from trainer.merge.settings import Granularity

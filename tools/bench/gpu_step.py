@@ -23,13 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# started by path, as the README shows
+# started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench._docs import collect_pairs, save_random_model, write_pairs
-from tools.bench._jobs import OursJob, PeerJob, Work
-from tools.bench._turns import Outcome, Variant, take_turns
-from tools.demo_data import train_tokenizer
+from bench.docs import collect_pairs, save_random_model, write_pairs
+from bench.jobs import OursJob, PeerJob, Work
+from bench.turns import Outcome, Variant, take_turns
+from demo.data import train_tokenizer
 
 GIB = 2**30
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
@@ -99,7 +99,7 @@ def variants(work: Work) -> list[Variant]:
         on = replace(work, kernel=kernel)
         kind = f"{'full' if full else 'LoRA'}, {kernel}"
         for tokens in CHUNKS:
-            for gather in ("step", "chunk") if full else ("step",):
+            for gather in ("step", "layer") if full else ("step",):
                 job = OursJob(work=on, deepspeed=deepspeed, gather=gather, chunk_tokens=tokens)
                 found.append(Variant(name=f"ours {kind}, {gather}, {tokens} tokens", job=job))
         for rows in PEER_ROWS:
@@ -112,7 +112,7 @@ def variants(work: Work) -> list[Variant]:
 
 
 def measure(variant: Variant, *, num_steps: int, logs: Path) -> Outcome | None:
-    """One variant alone on the GPU; None where it fails, which is told."""
+    """One variant alone on the GPU; None where it fails, which is reported."""
     try:
         return take_turns([variant], num_steps=num_steps, logs=logs, start="spawn")[variant.name]
     except SystemExit as error:

@@ -64,15 +64,14 @@ def make_model(arguments: argparse.Namespace, folder: Path) -> int:
 
 def make_recipe(arguments: argparse.Namespace) -> Any:
     """The recipe of one of the two runs."""
+    from trainer.recipe.ir import IrRecipe
     from trainer.recipe.schema import (
         DataRecipe,
         EngineRecipe,
-        IrRecipe,
         LoraRecipe,
         ModelRecipe,
         Recipe,
         SourceRecipe,
-        TasksRecipe,
         TrainRecipe,
     )
 
@@ -82,7 +81,7 @@ def make_recipe(arguments: argparse.Namespace) -> Any:
         output_dir="unused",
         model=ModelRecipe(path=arguments.model, gradient_checkpointing=True, lora=lora),
         data=DataRecipe(sources=(SourceRecipe(name="ids", task="ir", path="unused"),)),
-        tasks=TasksRecipe(ir=IrRecipe(global_batch_size=arguments.batch)),
+        tasks={"ir": IrRecipe(global_batch_size=arguments.batch)},
         train=TrainRecipe(max_steps=arguments.steps),
         engine=EngineRecipe(
             gather=arguments.gather, max_tokens_per_chunk=4 * arguments.tokens, keep_graph_tokens=0
@@ -153,7 +152,7 @@ def own_bytes() -> int:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Body of a rank: warm up, then load and take steps, and write the peak."""
-    from trainer.engine.ranks import join, leave
+    from trainer.distributed.group import join, leave
 
     ranks = join(timeout_minutes=10)
     train(argparse.Namespace(**{**vars(arguments), "model": arguments.warm, "steps": 1}), ranks)
@@ -247,7 +246,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4, help="queries of a step over all ranks")
     parser.add_argument("--tokens", type=int, default=32, help="of each text")
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--gather", choices=("chunk", "step", "interleaved"), default="chunk")
+    parser.add_argument("--gather", choices=("layer", "step", "chunk"), default="layer")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     for internal in ("--measure", "--model", "--warm", "--out"):
         parser.add_argument(internal, help=argparse.SUPPRESS)

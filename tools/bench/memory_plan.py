@@ -65,15 +65,14 @@ class Way:
 
 def make_recipe(way: Way, model: Path, budget: int) -> Any:
     """The recipe of a row."""
+    from trainer.recipe.ir import IrRecipe
     from trainer.recipe.schema import (
         DataRecipe,
         EngineRecipe,
-        IrRecipe,
         LoraRecipe,
         ModelRecipe,
         Recipe,
         SourceRecipe,
-        TasksRecipe,
         TrainRecipe,
     )
 
@@ -91,7 +90,7 @@ def make_recipe(way: Way, model: Path, budget: int) -> Any:
             query_max_tokens=TOKENS,
             passage_max_tokens=TOKENS,
         ),
-        tasks=TasksRecipe(ir=IrRecipe(global_batch_size=QUERIES)),
+        tasks={"ir": IrRecipe(global_batch_size=QUERIES)},
         train=TrainRecipe(max_steps=2 + len(BUDGETS)),
         engine=EngineRecipe(
             deepspeed=f"zero{way.stage}_{suffix}.json",
@@ -103,8 +102,8 @@ def make_recipe(way: Way, model: Path, budget: int) -> Any:
 
 def predict(way: Way, model: Path, budgets: Sequence[int]) -> list[int]:
     """Peak bytes by the memory plan for each budget."""
-    from trainer.engine.memory import plan_memory, with_budget
-    from trainer.engine.model_size import measure_model
+    from trainer.memory.estimate import plan_memory, with_budget
+    from trainer.memory.shapes import measure_model
     from trainer.model.backbone import load_config
     from trainer.recipe.resolve import resolve
 
@@ -142,7 +141,7 @@ def make_decoder(size: str, folder: Path) -> None:
 
 def measure(way: Way, folder: Path, out: Path) -> None:
     """Body of a rank: warm up, then load and take a step for each budget; write the peaks."""
-    from trainer.engine.ranks import join, leave
+    from trainer.distributed.group import join, leave
 
     ranks = join(timeout_minutes=10)
     for _ in train(way, folder / "tiny", ranks):
@@ -163,7 +162,7 @@ def measure(way: Way, folder: Path, out: Path) -> None:
 def train(way: Way, model: Path, ranks: Any) -> Iterator[str]:
     """Load and step; says what was just done."""
     from trainer.engine.build import build
-    from trainer.engine.passes import TwinPasses
+    from trainer.engine.grad_cache import StepGradCache
     from trainer.engine.step import Stepper
     from trainer.recipe.resolve import resolve
 
@@ -173,9 +172,9 @@ def train(way: Way, model: Path, ranks: Any) -> Iterator[str]:
     yield "load"
     for step, budget in enumerate((BUDGETS[0], *BUDGETS)):
         recipe = make_recipe(way, model, budget)
-        if isinstance(built.passes, TwinPasses):
-            passes = TwinPasses(built.engine, built.twin, keep_graph_tokens=budget)
-            built = replace(built, passes=passes)
+        if isinstance(built.grad_cache, StepGradCache):
+            passes = StepGradCache(built.engine, built.replica, keep_graph_tokens=budget)
+            built = replace(built, grad_cache=passes)
         stepper = Stepper(recipe, built, ranks, num_steps=9, warmup_steps=0)
         batch = argparse.Namespace(batch=QUERIES, tokens=TOKENS, vocabulary=VOCABULARY)
         stepper.run(make_batch(batch, step))
@@ -248,7 +247,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=["small", "large"], choices=list(SIZES))
     parser.add_argument("--kinds", nargs="+", default=["full", "lora"], choices=("full", "lora"))
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3], choices=(1, 2, 3))
-    parser.add_argument("--gathers", nargs="+", default=["step", "chunk"])
+    parser.add_argument("--gathers", nargs="+", default=["step", "layer"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     for internal in ("--measure", "--folder", "--out"):

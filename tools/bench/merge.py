@@ -1,6 +1,6 @@
 """Measure merging: against mergekit, and against only reading and writing the same bytes.
 
-Models are made by `merge_models.py`: random bfloat16 numbers in the shape of Qwen2.5, two
+Models are made by `bench/merge_models.py`: random bfloat16 numbers in the shape of Qwen2.5, two
 checkpoints near their base. Memory is the anonymous memory of the whole process tree, sampled
 while it runs. A first merge, which compiles loops for about a second, is not measured.
 
@@ -44,7 +44,7 @@ class Run:
 
 def make(kind: str, folder: Path, size: str, seed: int) -> None:
     """Make a model or a ZeRO-3 checkpoint, in a process of its own so that its memory goes."""
-    script = str(ROOT / "tools" / "bench" / "merge_models.py")
+    script = str(ROOT / "bench" / "merge_models.py")
     command = [sys.executable, script, kind, str(folder), "--size", size, "--seed", str(seed)]
     subprocess.run(command, check=True)
 

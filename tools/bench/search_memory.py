@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# started by path, as the README shows
+# started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench._memory import in_use, peak, reset_peak
+from bench.memory import in_use, peak, reset_peak
 from trainer.cli import ending_with_code
 
 SIZES = (100_000, 1_000_000)
@@ -38,7 +38,7 @@ def measure(num_documents: int) -> dict[str, float]:
     """Peak memory, bytes, and time, seconds, of one search."""
     import torch
 
-    from trainer.evaluation.metrics import top_k_streamed
+    from trainer.evaluation.search import top_k_streamed
 
     queries = torch.randn(NUM_QUERIES, WIDTH, generator=torch.Generator().manual_seed(1))
     before = reset_peak()

@@ -26,12 +26,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# started by path, as the README shows
+# started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench._docs import DecoderShape, collect_pairs, make_decoder, write_pairs
-from tools.bench._jobs import OursJob, PeerJob, Work
-from tools.bench._turns import Outcome, Variant, ratio, take_turns
+from bench.docs import DecoderShape, collect_pairs, make_decoder, write_pairs
+from bench.jobs import OursJob, PeerJob, Work
+from bench.turns import Outcome, Variant, ratio, take_turns
 
 MIB = 2**20
 PARTS = ("peer", "zero3", "growth")
@@ -170,19 +170,17 @@ def compare_gathers(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outco
         f"ZeRO-3, step, {many}": OursJob(work=work, chunk_tokens=chunk),
         "ZeRO-3, step, 1 chunk": OursJob(work=work, chunk_tokens=chunk * scale.zero3_chunks),
         f"ZeRO-1, {many}": OursJob(work=work, chunk_tokens=chunk, deepspeed="zero1_fp32.json"),
+        f"ZeRO-3, layer, {many}": OursJob(work=work, chunk_tokens=chunk, gather="layer"),
         f"ZeRO-3, chunk, {many}": OursJob(work=work, chunk_tokens=chunk, gather="chunk"),
-        f"ZeRO-3, interleaved, {many}": OursJob(
-            work=work, chunk_tokens=chunk, gather="interleaved"
-        ),
     }
     variants = [Variant(name=name, job=job, num_ranks=2) for name, job in jobs.items()]
     outcomes = take_turns(variants, num_steps=scale.rounds, logs=folder)
-    step, single, zero1, layered, interleaved = outcomes.values()
+    step, single, zero1, layered, chunked = outcomes.values()
     report = {
         "zero3_chunk_cost": ratio(step, single),
         "zero3_vs_zero1": ratio(step, zero1),
         "zero3_chunk_vs_zero1": ratio(layered, zero1),
-        "zero3_chunk_memory": layered.step_bytes / interleaved.step_bytes,
+        "zero3_chunk_memory": layered.step_bytes / chunked.step_bytes,
     }
     return report, outcomes
 

@@ -4,6 +4,7 @@ It writes no embedder files and does not know how a folder becomes visible.
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import deepspeed
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
@@ -20,15 +22,15 @@ from transformers import AutoModel, PretrainedConfig
 from trainer.checkpoint.embedder_files import write_json
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.checkpoint.names import ADAPTER_PART
-from trainer.checkpoint.shards import ADAPTER_BASE, ADAPTER_WEIGHTS
+from trainer.checkpoint.open import ADAPTER_BASE, ADAPTER_WEIGHTS
 from trainer.checkpoint.tensors import LowRankTensor, StoredTensor
-from trainer.engine.ranks import Ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import RecipeError
 from trainer.model.adapters import ADAPTER
 from trainer.recipe.schema import Recipe
 
-BASE = ".base_layer"
-"""What peft puts into the name of an adapted module's own weight."""
+BASE = re.compile(r"(\.base_layer)+(?=\.|$)")
+"""What peft puts into the name of an adapted module's own parameters, once for each adapter."""
 MERGE_ELEMENTS = 2**24
 """Elements of a weight that are merged at once, in float64."""
 
@@ -60,8 +62,8 @@ def check_exportable(recipe: Recipe, config: PretrainedConfig) -> None:
 def merged_tensors(model: PeftModel, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
     """The base's parameters by their own names, adapters added where there are some.
 
-    One weight is gathered at a time, with its factors. The sum is computed in float64 on the first
-    rank and rounded once to the weight's dtype; other ranks get the weight as it is.
+    One weight is gathered at a time, with its factors. The sum is computed on the first rank, of a
+    matrix in float64, rounded once to the weight's dtype; other ranks get the weight as it is.
 
     Args:
         model: whole or partitioned.
@@ -69,15 +71,37 @@ def merged_tensors(model: PeftModel, ranks: Ranks) -> Iterator[tuple[str, Tensor
 
     Collective: yes under ZeRO-3.
     """
-    base = model.get_base_model()
+    base, merged = model.get_base_model(), set()
     for module_name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            yield f"{module_name}.weight", _merged_weight(module, ranks)
-    for name, parameter in base.named_parameters():
-        if ADAPTER_PART.fullmatch(name) or name.endswith(f"{BASE}.weight"):
+        if not isinstance(module, LoraLayer):
+            continue
+        leaf = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
+        merged.add(name := f"{_bare(module_name)}.{leaf}")
+        merge = _merged_stack if isinstance(module, ParamWrapper) else _merged_weight
+        yield name, merge(module, ranks)
+    for full, parameter in base.named_parameters():
+        if ADAPTER_PART.fullmatch(full) or _bare(full) in merged:
             continue
         with deepspeed.zero.GatheredParameters([parameter]):
-            yield name.replace(f"{BASE}.", "."), parameter.detach()
+            yield _bare(full), parameter.detach()
+
+
+def _bare(name: str) -> str:
+    """A name as the base has it."""
+    return BASE.sub("", name)
+
+
+def _merged_stack(layer: Any, ranks: Ranks) -> Tensor:
+    """A parameter that stacks the matrices of several experts [E, ., .], their adapters added.
+
+    peft lays its factors out by its own rule, and computes the sum here.
+    """
+    parameter = layer.get_param()
+    factors = [layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+    with deepspeed.zero.GatheredParameters([parameter, *factors]), torch.no_grad():
+        if not ranks.is_first:
+            return parameter.detach()
+        return parameter + layer.get_delta_weight(ADAPTER)
 
 
 def _merged_weight(layer: Any, ranks: Ranks) -> Tensor:

@@ -1,7 +1,7 @@
 """The identity of the frozen base of an adapter run: size and sha256 of each file it consists of.
 
 The files are read once at the start of a run, each rank its share of its host's copy, so that a
-base that was changed by one byte, or that differs between hosts, is told before the first step.
+base that was changed by one byte, or that differs between hosts, is reported before the first step.
 """
 
 import os
@@ -12,10 +12,11 @@ from typing import Any
 import torch.distributed as dist
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from trainer.checkpoint.agree import on_first_rank
 from trainer.checkpoint.manifest import BaseIdentity, FileEntry, digest
-from trainer.checkpoint.shards import base_fingerprint, open_source
-from trainer.engine.ranks import Ranks
+from trainer.checkpoint.open import base_fingerprint, open_checkpoint
+from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
+from trainer.distributed.agree import on_first_rank
+from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
@@ -34,18 +35,42 @@ def base_files(path: str, revision: str | None) -> list[Path]:
     Raises:
         CheckpointError: no weights in a format that transformers loads.
     """
-    config = [file for file in [_file(path, CONFIG, revision)] if file is not None]
+    weights = _weight_files(path, revision)
+    if not weights:
+        raise CheckpointError(
+            f"{path}: weights = none; expected one of {', '.join(WEIGHTS)}. Save the base again."
+        )
+    config = _file(path, CONFIG, revision)
+    return weights if config is None else [config, *weights]
+
+
+def _weight_files(path: str, revision: str | None) -> list[Path]:
+    """Weights, their index first; empty where there are none."""
     for name in WEIGHTS:
         weights = _file(path, name, revision)
         if weights is None:
             continue
         if not name.endswith(".index.json"):
-            return [*config, weights]
+            return [weights]
         shards, _ = get_checkpoint_shard_files(path, str(weights), revision=revision)
-        return [*config, weights, *map(Path, sorted(shards))]
-    raise CheckpointError(
-        f"{path}: weights = none; expected one of {', '.join(WEIGHTS)}. Save the base again."
-    )
+        return [weights, *map(Path, sorted(shards))]
+    return []
+
+
+def check_dtypes(path: str, revision: str | None) -> None:
+    """Refuse a base whose weights are quantised, before it is loaded.
+
+    One without weights is left to those who load it.
+
+    Args:
+        path: resolved folder or hub id.
+        revision: of the hub model.
+
+    Raises:
+        CheckpointError: naming the dtype that was found and those that are supported.
+    """
+    folder = Path(path)
+    check_base_dtypes(weights_in(folder) if folder.is_dir() else _weight_files(path, revision))
 
 
 def _file(path: str, name: str, revision: str | None) -> Path | None:
@@ -100,7 +125,7 @@ def _fingerprint(files: Sequence[Path]) -> str | None:
     """Of the weights as merging computes it, or None where they are pickled."""
     if not any(file.suffix == ".safetensors" for file in files):
         return None
-    return base_fingerprint(open_source(files[0].parent))
+    return base_fingerprint(open_checkpoint(files[0].parent))
 
 
 def check_same_base(tag: str, saved: BaseIdentity | None, current: BaseIdentity) -> None:

@@ -16,7 +16,7 @@ HARMLESS = re.compile(
     r"|data\.(workers|on_bad_row|root)|data\.sources\.\d+\.(path|hub|split)"
     r"|model\.gradient_checkpointing|train\.max_skipped_steps"
 )
-"""Recipe keys that do not shape the steps. Where data lies is one: its fingerprint tells more."""
+"""Recipe keys that do not shape the steps. Where data lies is one: its fingerprint says more."""
 LENGTH = ("train.max_steps", "train.epochs")
 """Harmless only where the learning rate does not depend on the length of the run."""
 WHOLE = ("data.pattern",)
@@ -37,7 +37,7 @@ def compare_runs(
     versions: Mapping[str, str],
     world_size: int,
 ) -> list[str]:
-    """Tell what changed since a checkpoint was written.
+    """List what changed since a checkpoint was written.
 
     Args:
         tag: its name.
@@ -56,7 +56,9 @@ def compare_runs(
     changes = differences("", saved.recipe, recipe)
     free_length = _constant_rate(saved.recipe) and _constant_rate(recipe)
     harmless = [one for one in changes if _is_harmless(one[0], free_length=free_length)]
-    harmful = [_told(*one) for one in changes if one not in harmless]
+    harmful = [
+        _described(*one) for one in changes if not _is_harmless(one[0], free_length=free_length)
+    ]
     harmful += [
         f"data of source {name} = {_shown(sources.get(name))} (was {_shown(old)})"
         for name, old in saved.sources.items()
@@ -67,11 +69,11 @@ def compare_runs(
             f"checkpoint {tag}: {'; '.join(harmful)}; expected the run that wrote it. Undo "
             f"the change, or start anew in another output_dir."
         )
-    lines = [_told(*one) for one in harmless if one[0] != "resume"]
-    lines += [_told(f"version of {key}", old, new) for key, old, new in
+    lines = [_described(*one) for one in harmless if one[0] != "resume"]
+    lines += [_described(f"version of {key}", old, new) for key, old, new in
               differences("", saved.versions, versions)]  # fmt: skip
     if saved.world_size != world_size:
-        lines.append(_told("number of ranks", saved.world_size, world_size))
+        lines.append(_described("number of ranks", saved.world_size, world_size))
     return lines
 
 
@@ -84,7 +86,7 @@ def _constant_rate(recipe: Mapping[str, Any]) -> bool:
     return recipe["train"]["schedule"] == "constant" and recipe["train"]["warmup_ratio"] == 0
 
 
-def _told(key: str, old: object, new: object) -> str:
+def _described(key: str, old: object, new: object) -> str:
     return f"{key} = {_shown(new)} (was {_shown(old)})"
 
 

@@ -50,7 +50,7 @@ class CheckpointFiles(TorchCheckpointEngine):
         except OSError as error:
             self.failure = error
         except RuntimeError as error:
-            self.failure = OSError(errno.EIO, _told(error, Path(path)), path)
+            self.failure = OSError(errno.EIO, _described(error, Path(path)), path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read a file.
@@ -69,7 +69,7 @@ class CheckpointFiles(TorchCheckpointEngine):
             ) from error
 
 
-def _told(error: RuntimeError, path: Path) -> str:
+def _described(error: RuntimeError, path: Path) -> str:
     """Why torch's zip writer failed, as its own words do not mention the disk."""
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free

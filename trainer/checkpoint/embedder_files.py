@@ -3,12 +3,18 @@
 The sentence-transformers files keep the names that every release of that library reads.
 """
 
+import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import AddedToken
+
 from trainer.data.prompts import prompt_prefix
+from trainer.recipe.kind import Side
 from trainer.recipe.schema import Pooling, Recipe, SourceRecipe
+from trainer.recipe.tasks import TASKS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -34,7 +40,7 @@ MODULES = (
 
 
 def prompts_of(recipe: Recipe) -> dict[str, str]:
-    """Prompts by name: `query` and `document` of the first IR source, `sts` of the first STS one.
+    """Prompts by name, each that of the first source whose task has it, such as `query`.
 
     Sources with other instructions add `<source>-query` and `<source>-document`.
     """
@@ -51,7 +57,8 @@ def prompts_of(recipe: Recipe) -> dict[str, str]:
 
 def _named(source: SourceRecipe, query: str, passage: str) -> dict[str, str]:
     """The prompts of a source under the names of its task."""
-    return {"sts": query} if source.task == "sts" else {"query": query, "document": passage}
+    of_side: dict[Side, str] = {"query": query, "passage": passage}
+    return {name: of_side[side] for name, side in TASKS[source.task].prompts.items()}
 
 
 def max_tokens(recipe: Recipe) -> int:
@@ -72,11 +79,12 @@ def write_embedder_files(
         folder: exists.
         recipe: pooling, prompts and limits.
         config: of the backbone; its size becomes the vector size.
-        tokenizer: the one that the trainer used.
+        tokenizer: the one that the trainer used; it stays as it is.
     """
     config.save_pretrained(folder)
-    tokenizer.model_max_length = max_tokens(recipe)
-    tokenizer.save_pretrained(folder)
+    saved = padding_copy(tokenizer, num_rows=int(config.get_text_config().vocab_size))
+    saved.model_max_length = max_tokens(recipe)
+    saved.save_pretrained(folder)
     size = int(config.hidden_size)
     pooling = {key: name == recipe.model.pooling for name, key in POOLING_KEYS.items()}
     for name, content in {
@@ -98,6 +106,40 @@ def write_embedder_files(
     }.items():
         write_json(folder / name, content)
     (folder / "2_Normalize").mkdir(exist_ok=True)
+
+
+def padding_copy(
+    tokenizer: "PreTrainedTokenizerFast", *, num_rows: int
+) -> "PreTrainedTokenizerFast":
+    """A copy of a tokenizer that pads with a token which the embedding matrix has.
+
+    The trainer pads no text, so that it needs no such token; those who load the export do, and any
+    will do, as padding is masked. Texts give the same tokens as before.
+
+    Args:
+        tokenizer: with or without a token for padding.
+        num_rows: of the embedding matrix.
+    """
+    copied = copy.deepcopy(tokenizer)
+    if copied.pad_token_id is None or copied.pad_token_id >= num_rows:
+        token = next(_padding_tokens(copied, num_rows))
+        copied.add_special_tokens({"pad_token": token})
+    return copied
+
+
+def _padding_tokens(tokenizer: "PreTrainedTokenizerFast", num_rows: int) -> Iterator[AddedToken]:
+    """Tokens that may pad, best first."""
+    added = tokenizer.added_tokens_decoder
+    special = [i for i in tokenizer.all_special_ids if i in added]
+    # found in texts already, so that nothing changes by naming it again
+    yield from (added[i] for i in dict.fromkeys([*special, *sorted(added)]) if i < num_rows)
+    names = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    words = [name for name, i in names if i < num_rows]
+    # a token that is named becomes one that is looked for in texts: take one that none holds as it
+    # is written, because blanks are coded in it, or else one that stands for that word alone
+    hidden = (name for name in words if tokenizer.tokenize(name) != [name])
+    yield from (AddedToken(name, normalized=False) for name in hidden)
+    yield from (AddedToken(name, normalized=False, single_word=True) for name in words)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,7 @@
 """Write the trained model as a folder that transformers and sentence-transformers load.
 
-Parameters are gathered one by one and written shard by shard, so no rank ever holds the model.
+Parameters are gathered one by one and written shard by shard, so that no rank holds a model of
+several shards.
 """
 
 import shutil
@@ -16,14 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.checkpoint.adapter_export import AdapterBase, merged_tensors, write_adapter
-from trainer.checkpoint.agree import on_first_rank
 from trainer.checkpoint.embedder_files import write_json
-from trainer.engine.ranks import Ranks
+from trainer.checkpoint.replace import replace_folder, restore_replaced
+from trainer.distributed.agree import on_first_rank
+from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 from trainer.recipe.schema import Export
 
 SHARD_BYTES = 4 * 2**30
-"""Largest weight file; also the most that the first rank holds."""
+"""Size at which a weight file is closed."""
 ADAPTER_FOLDER = "adapter"
 """Where `both` puts the adapter, inside the folder of merged weights."""
 
@@ -39,7 +41,8 @@ class ExportRequest:
     write_embedder: Callable[[Path], None]
     """Writes config, tokenizer and pooling files into a folder; called on the first rank."""
     shard_bytes: int = SHARD_BYTES
-    """Largest weight file."""
+    """A weight file takes tensors until it has so many bytes: it is larger by less than its last
+    tensor, and the first rank holds as much."""
 
 
 def export_model(backbone: nn.Module, folder: Path, request: ExportRequest, ranks: Ranks) -> None:
@@ -57,16 +60,14 @@ def export_model(backbone: nn.Module, folder: Path, request: ExportRequest, rank
     """
     partial = folder.with_name(f".partial-{folder.name}")
     if ranks.is_first:
+        restore_replaced(folder.parent)
         shutil.rmtree(partial, ignore_errors=True)
     if not isinstance(backbone, PeftModel) or request.kind != "adapter":
         _export_weights(backbone, partial, request, ranks)
     if isinstance(backbone, PeftModel) and request.kind != "merged":
         place = partial if request.kind == "adapter" else partial / ADAPTER_FOLDER
         _export_adapter(backbone, place, request, ranks)
-    if ranks.is_first:
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    torch.distributed.barrier()
+    on_first_rank(lambda: replace_folder(partial, folder), ranks)
 
 
 def _export_weights(

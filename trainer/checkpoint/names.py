@@ -1,6 +1,7 @@
 """Which tensor is which across wrappers, adapters and heads, by name; it must not read files."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Named(Generic[T]):
 
 
 def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
-    """Take wrappers off and tell whole tensors from parts of adapters.
+    """Take wrappers off and separate whole tensors from parts of adapters.
 
     Args:
         path: whose names they are, for messages.
@@ -124,6 +125,29 @@ def backbone_prefix(names: Iterable[str]) -> str:
         if inside and all(name.startswith(HEADS) for name in outside):
             return prefix
     return ""
+
+
+def likely_prefix(wanted: Iterable[str], found: Iterable[str]) -> str:
+    """The prefix that most names carry, of the fewer of two sets; empty where there is none.
+
+    Args:
+        wanted: names without it.
+        found: names that may carry it.
+    """
+    names, others = set(wanted), set(found)
+    votes: Counter[str] = Counter()
+    for name in others:
+        parts = name.split(".")
+        for i in range(1, len(parts)):
+            if parts[i - 1].isdecimal():
+                # what stands in one layer is no prefix of a model
+                break
+            # the longest ending that is wanted
+            if ".".join(parts[i:]) in names:
+                votes[".".join(parts[:i]) + "."] += 1
+                break
+    prefix, count = votes.most_common(1)[0] if votes else ("", 0)
+    return prefix if 2 * count > min(len(names), len(others)) else ""
 
 
 def is_head(name: str) -> bool:

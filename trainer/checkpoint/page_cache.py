@@ -1,6 +1,6 @@
 """Take files that were read through mappings out of the page cache; it must not know formats.
 
-Only Linux tells what is mapped where. Elsewhere, and where a file cannot be opened again, nothing
+Only Linux lists what is mapped where. Elsewhere, and where a file cannot be opened again, nothing
 happens: all of this is advice.
 """
 

@@ -25,10 +25,10 @@ import deepspeed
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.tensors import StoredTensor, numel
 from trainer.checkpoint.zero_format import ZeroProgress, read_progress, read_zero
-from trainer.engine.ranks import Ranks
+from trainer.distributed.agree import on_all_ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 
 
@@ -136,7 +136,7 @@ def _sliced_places(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Place]:
 
 
 def _joined_places(engine: deepspeed.DeepSpeedEngine) -> Iterator[_Place]:
-    """Stages 1 and 2: DeepSpeed tells which part of a parameter lies in this rank's partition."""
+    """Stages 1 and 2: DeepSpeed knows which part of a parameter lies in this rank's partition."""
     for name, parameter in engine.module.named_parameters():
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is not None:

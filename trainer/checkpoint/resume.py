@@ -8,14 +8,14 @@ from typing import Any
 import deepspeed
 import torch.distributed as dist
 
-from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.deepspeed_files import CheckpointFiles
 from trainer.checkpoint.manifest import Manifest, read_manifest, verify
 from trainer.checkpoint.repartition import load_repartitioned
 from trainer.checkpoint.save import step_of, tags_in
 from trainer.checkpoint.storage import Storage
 from trainer.checkpoint.unpickle import load_pickled, refuse_code
-from trainer.engine.ranks import Ranks
+from trainer.distributed.agree import on_all_ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

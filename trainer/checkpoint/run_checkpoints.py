@@ -2,19 +2,28 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import deepspeed
 
-from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.base_identity import check_same_base
 from trainer.checkpoint.compare import compare_runs
 from trainer.checkpoint.manifest import BaseIdentity
+from trainer.checkpoint.replace import restore_replaced
 from trainer.checkpoint.resume import find_checkpoint, find_tag, load_checkpoint
-from trainer.checkpoint.save import SaveRequest, mark_best, save_checkpoint, tag_of, tags_in
+from trainer.checkpoint.save import (
+    SaveRequest,
+    best_tag,
+    mark_best,
+    save_checkpoint,
+    tag_of,
+    tags_in,
+    unmark_best,
+)
 from trainer.checkpoint.storage import Storage
+from trainer.distributed.agree import on_all_ranks
 from trainer.errors import CheckpointError
 from trainer.recipe.schema import Recipe
 
@@ -23,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunCheckpoints:
-    """What tells this run's checkpoints from another's; methods are collective."""
+    """What identifies this run's checkpoints; methods are collective."""
 
     folder: Path
     """`checkpoints/` of the run."""
@@ -37,6 +46,9 @@ class RunCheckpoints:
     """Of this project and of the libraries that shape the numbers."""
     base: BaseIdentity | None
     """The frozen base of an adapter run."""
+    own: set[str] = field(default_factory=set)
+    """Tags that this process wrote or read; the same on all ranks. A folder of another tag may be
+    a checkpoint that was skipped as damaged."""
 
     def restore(self, engine: deepspeed.DeepSpeedEngine, *, num_steps: int) -> int:
         """Continue the newest valid checkpoint; returns steps done, 0 where there is none.
@@ -45,6 +57,7 @@ class RunCheckpoints:
             CheckpointError: none of them is valid, or the newest is of another run or longer.
         """
         self._check_storage(engine)
+        self._keep(lambda: restore_replaced(self.folder))
         found = find_checkpoint(self.folder, self.storage)
         if found is None:
             logger.info("%s: no checkpoint; the run starts at its first step", self.folder)
@@ -65,7 +78,9 @@ class RunCheckpoints:
                 f"checkpoint {found.tag}: steps done = {found.manifest.step}; expected at most "
                 f"{num_steps}, the length of the run. Undo the change of train.max_steps."
             )
-        return load_checkpoint(engine, self.folder, found, self.storage.ranks)
+        done = load_checkpoint(engine, self.folder, found, self.storage.ranks)
+        self.own.add(found.tag)
+        return done
 
     def save(
         self,
@@ -74,11 +89,13 @@ class RunCheckpoints:
         *,
         write_embedder: Callable[[Path], None],
     ) -> None:
-        """Write the checkpoint of `step` steps.
+        """Write the checkpoint of `step` steps, where the engine is, unless it was before.
 
         Raises:
             SaveError: a disk refused; what was there before is whole.
         """
+        if self._has(tag_of(step)):
+            return
         request = SaveRequest(
             step=step,
             recipe=dataclasses.asdict(self.recipe),
@@ -89,6 +106,7 @@ class RunCheckpoints:
         )
         keep = self.recipe.checkpoint.keep
         save_checkpoint(engine, self.folder, request, self.storage, keep=keep)
+        self.own.add(tag_of(step))
 
     def keep_best(
         self,
@@ -102,10 +120,27 @@ class RunCheckpoints:
         Raises:
             SaveError: it was not saved before, and a disk refused.
         """
-        tag, ranks = tag_of(step), self.storage.ranks
-        if not all(on_all_ranks(lambda: (self.folder / tag).is_dir(), ranks)):
-            self.save(engine, step, write_embedder=write_embedder)
-        on_all_ranks(lambda: mark_best(self.folder, tag) if self.storage.is_keeper else None, ranks)
+        self.save(engine, step, write_embedder=write_embedder)
+        self._keep(lambda: mark_best(self.folder, tag_of(step)))
+
+    def align_best(self, best: int | None, recorded: Collection[int]) -> None:
+        """Let the mark of a run that goes on agree with the evaluations on record.
+
+        Args:
+            best: steps done at the best of them; None where the recipe names no metric now.
+            recorded: steps done at each of them.
+        """
+        marked = None if best is None else tag_of(best)
+        known = {tag_of(step) for step in recorded}
+
+        def align() -> None:
+            old = best_tag(self.folder)
+            if marked is not None and (self.folder / marked).is_dir():
+                mark_best(self.folder, marked)
+            elif old is not None and (marked is not None or old not in known):
+                unmark_best(self.folder)
+
+        self._keep(align)
 
     def load(self, engine: deepspeed.DeepSpeedEngine, step: int) -> bool:
         """Go back to the checkpoint of `step` steps; whether it is there and valid."""
@@ -117,6 +152,15 @@ class RunCheckpoints:
     def newest(self, count: int) -> list[Path]:
         """Folders of the newest checkpoints that this rank sees, oldest first."""
         return [self.folder / tag for tag in reversed(tags_in(self.folder)[:count])]
+
+    def _has(self, tag: str) -> bool:
+        """Whether a checkpoint of this process is on every rank's storage."""
+        ranks = self.storage.ranks
+        return tag in self.own and all(on_all_ranks((self.folder / tag).is_dir, ranks))
+
+    def _keep(self, act: Callable[[], None]) -> None:
+        """Call what is done once for a folder, on its keeper."""
+        on_all_ranks(lambda: act() if self.storage.is_keeper else None, self.storage.ranks)
 
     def _check_storage(self, engine: deepspeed.DeepSpeedEngine) -> None:
         """Refuse hosts with a disk each where DeepSpeed would write one host's part alone."""

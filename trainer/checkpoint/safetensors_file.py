@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint.safetensors_dtypes import BITS, num_bytes, refuse_unsupported
 from trainer.checkpoint.tensors import StoredTensor, numel
 from trainer.errors import CheckpointError
 
@@ -31,7 +32,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Dtypes by their name in a header; 8-bit floats and packed integers are left out on purpose."""
+"""Dtypes by their name in a header; all others of the format are refused by name."""
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that the format allows."""
@@ -67,15 +68,14 @@ class Header:
     """Tensors by name, in the order of their bytes."""
     file_bytes: int
     """Size of the file."""
-    sha256: str
-    """Hash of the header's bytes with its length."""
 
 
 def read_header(path: Path) -> Header:
     """Read and check the header of a file.
 
     Raises:
-        CheckpointError: if the file is cut, or the header is damaged or does not fit the file.
+        CheckpointError: if the file is cut, the header is damaged or does not fit the file, or a
+            dtype is not supported.
     """
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
@@ -84,9 +84,19 @@ def read_header(path: Path) -> Header:
         if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file_bytes - 8):
             raise _damaged(path, f"header of {length} bytes in a file of {file_bytes}")
         raw = file.read(length)
-    slots = _slots(path, _parse(path, raw), 8 + length)
-    _check_gapless(path, slots, 8 + length, file_bytes)
-    return Header(slots, file_bytes, hashlib.sha256(prefix + raw).hexdigest())
+    entries = _entries(path, _parse(path, raw))
+    _check_gapless(path, entries, 8 + length, file_bytes)
+    refuse_unsupported(path, {name: entry.dtype for name, entry in entries.items()})
+    slots = {name: Slot(DTYPES[entry.dtype], entry.shape, 8 + length + entry.start)
+             for name, entry in entries.items()}  # fmt: skip
+    return Header(slots, file_bytes)
+
+
+def header_hash(path: Path) -> str:
+    """sha256 of a header that `read_header` accepted, with its length, hexadecimal."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        return hashlib.sha256(prefix + file.read(int.from_bytes(prefix, "little"))).hexdigest()
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
@@ -107,27 +117,47 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return content
 
 
-def _slots(path: Path, content: Mapping[str, Any], data_start: int) -> dict[str, Slot]:
-    slots = {}
-    for name, entry in content.items():
+@dataclass(frozen=True)
+class _Entry:
+    """What a header says of one tensor, of any dtype of the format."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """First byte, from the end of the header."""
+    stop: int
+
+
+def _entries(path: Path, content: Mapping[str, Any]) -> dict[str, _Entry]:
+    """Entries in the order of their bytes."""
+    entries = {}
+    for name, content_of_one in content.items():
         try:
-            start, stop = (int(offset) for offset in entry["data_offsets"])
-            slot = Slot(DTYPES[entry["dtype"]], tuple(map(int, entry["shape"])), data_start + start)
+            start, stop = (int(offset) for offset in content_of_one["data_offsets"])
+            shape = tuple(map(int, content_of_one["shape"]))
+            entry = _Entry(str(content_of_one["dtype"]), shape, start, stop)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise _damaged(path, f"entry {name!r} = {entry!r:.120}") from error
-        if min((*slot.shape, 0)) < 0 or slot.num_bytes != stop - start:
-            raise _damaged(path, f"entry {name!r} = {entry!r:.120}")
-        slots[name] = slot
-    return dict(sorted(slots.items(), key=lambda item: item[1].start))
+            raise _damaged(path, f"entry {name!r} = {content_of_one!r:.120}") from error
+        if entry.dtype not in BITS:
+            raise _damaged(path, f"{name!r} dtype = {entry.dtype!r:.40}, which the format has not")
+        if min((*shape, 0)) < 0 or num_bytes(entry.dtype, shape) != stop - start:
+            raise _damaged(path, f"entry {name!r} = {content_of_one!r:.120}")
+        entries[name] = entry
+    return dict(sorted(entries.items(), key=lambda item: item[1].start))
 
 
-def _check_gapless(path: Path, slots: Mapping[str, Slot], start: int, file_bytes: int) -> None:
-    for name, slot in slots.items():
-        if slot.start != start:
-            raise _damaged(path, f"{name!r} starts at byte {slot.start} where {start} ends")
-        start += slot.num_bytes
-    if start != file_bytes:
-        raise _damaged(path, f"tensors end at byte {start} of {file_bytes}")
+def _check_gapless(
+    path: Path, entries: Mapping[str, _Entry], data_start: int, file_bytes: int
+) -> None:
+    end = data_start
+    for name, entry in entries.items():
+        if data_start + entry.start != end:
+            raise _damaged(
+                path, f"{name!r} starts at byte {data_start + entry.start} where {end} ends"
+            )
+        end = data_start + entry.stop
+    if end != file_bytes:
+        raise _damaged(path, f"tensors end at byte {end} of {file_bytes}")
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:

@@ -15,7 +15,6 @@ import deepspeed
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.checkpoint.agree import on_all_ranks
 from trainer.checkpoint.deepspeed_files import CheckpointFiles
 from trainer.checkpoint.manifest import (
     BaseIdentity,
@@ -25,13 +24,14 @@ from trainer.checkpoint.manifest import (
     files_of,
     write_manifest,
 )
+from trainer.checkpoint.replace import replace_folder, restore_replaced
 from trainer.checkpoint.storage import Storage
 from trainer.checkpoint.zero_format import read_zero
-from trainer.engine.ranks import Ranks
+from trainer.distributed.agree import on_all_ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
+from trainer.run_folder.layout import BEST, LATEST
 
-LATEST = "latest"
-BEST = "best"
 PREFIX = "step-"
 PARTIAL = ".partial-"
 ROOM_FACTOR = 1.02
@@ -121,6 +121,7 @@ def save_checkpoint(
 
 def _clear(folder: Path) -> None:
     """Remove what was cut short before: it takes the room that is checked next."""
+    restore_replaced(folder)
     for leftover in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(leftover)
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,11 +195,11 @@ def _write(
             engine.optimizer.checkpoint_event_epilogue()
         dist.barrier()
 
-    def tell() -> None:
+    def point() -> None:
         if files.failure is not None:
             raise files.failure
 
-    on_all_ranks(tell, ranks)
+    on_all_ranks(point, ranks)
 
 
 def _has_adapters(engine: deepspeed.DeepSpeedEngine) -> bool:
@@ -269,12 +270,17 @@ def _publish(folder: Path, partial: str, tag: str) -> None:
     """Give a complete checkpoint its name, then point `latest` at it."""
     for path in (folder / partial).rglob("*"):
         _sync(path)
-    shutil.rmtree(folder / tag, ignore_errors=True)
-    (folder / partial).rename(folder / tag)
-    pointer = folder / f".{LATEST}"
+    # a folder of that name may be the only valid checkpoint: it goes after this one has its name
+    replace_folder(folder / partial, folder / tag)
+    _point(folder, LATEST, tag)
+
+
+def _point(folder: Path, name: str, tag: str) -> None:
+    """Let a file of one line name a checkpoint; on disk when this returns."""
+    pointer = folder / f".{name}"
     pointer.write_text(tag, encoding="utf-8")
     _sync(pointer)
-    pointer.replace(folder / LATEST)
+    pointer.replace(folder / name)
     _sync(folder)
 
 
@@ -311,9 +317,12 @@ def prune(folder: Path, *, keep: int) -> None:
 
 def mark_best(folder: Path, tag: str) -> None:
     """Point `best` at a checkpoint, which is then kept until another one is marked."""
-    pointer = folder / f".{BEST}"
-    pointer.write_text(tag, encoding="utf-8")
-    pointer.replace(folder / BEST)
+    _point(folder, BEST, tag)
+
+
+def unmark_best(folder: Path) -> None:
+    """Remove the mark; the checkpoint is then kept as long as others of its age."""
+    (folder / BEST).unlink(missing_ok=True)
 
 
 def best_tag(folder: Path) -> str | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from trainer.checkpoint.agree import on_all_ranks, on_first_rank
-from trainer.engine.ranks import Ranks
+from trainer.distributed.agree import on_all_ranks, on_first_rank
+from trainer.distributed.group import Ranks
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Read pickled checkpoint files as data; it must not run anything that a file asks for.
 
 A pickle may name any function to be called. Here it may name tensors, plain containers and the
-DeepSpeed classes below, for which inert stand-ins are built; anything else is refused by name
-before a single object is made.
+classes of DeepSpeed in `ALLOWED`, for which inert stand-ins are built; anything else is refused by
+name before a single object is made.
 """
 
 import pickle

@@ -13,9 +13,11 @@ of the float32 masters, which are the truth of a bf16 run:
 import json
 import os
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from trainer.checkpoint.unpickle import load_pickled
 from trainer.checkpoint.zero_files import MAX_NAMED, ZeroFiles, find_files
 from trainer.checkpoint.zero_values import flat, gaps_of, shapes_of, states_of, stored
 from trainer.errors import CheckpointError
+from trainer.run_folder.layout import LATEST
 
 
 @dataclass(frozen=True)
@@ -233,26 +236,33 @@ def _joined_group(
     gaps: Sequence[int],
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Stages 1 and 2: the ranks' parts, joined, hold the parameters one after the other."""
-    available = sum(part.numel() for part in parts)
+    ends = list(accumulate(part.numel() for part in parts))
+    available = ends[-1]
     wanted = sum(numel(shape) for shape in shapes.values()) + sum(gaps[:-1])
     # the end is padded to a multiple of 2 W, or of a few elements more where ranks align
     if not wanted <= available < wanted + 2 * len(parts) + sum(gaps) + 512:
         raise _misfit(files.optim[0], f"flat groups of {available} elements in all", str(wanted))
     offset = 0
     for (name, shape), gap in zip(shapes.items(), gaps, strict=True):
-        # of an empty parameter there is no piece, only a dtype
-        pieces = tuple(_cut(parts, offset, numel(shape))) or (parts[0][:0],)
-        yield name, stored(shape, pieces)
+        yield name, stored(shape, tuple(_cut(parts, ends, offset, numel(shape))))
         offset += numel(shape) + gap
 
 
-def _cut(parts: Sequence[Tensor], start: int, count: int) -> Iterator[Tensor]:
-    """Pieces that hold elements `start` to `start + count` of the joined parts."""
-    for part in parts:
-        piece = part[max(0, start) : max(0, start + count)]
+def _cut(parts: Sequence[Tensor], ends: Sequence[int], start: int, count: int) -> Iterator[Tensor]:
+    """Pieces that hold elements `start` to `start + count` of the joined parts, at least one.
+
+    Only the parts that hold some are looked at: a model has thousands of tensors, a run of ranks.
+    """
+    index = bisect_right(ends, start)
+    if not count:
+        yield parts[0][:0]
+    while count:
+        part = parts[index]
+        offset = start - (ends[index] - part.numel())
+        piece = part[offset : offset + count]
         if piece.numel():
             yield piece
-        start -= part.numel()
+        start, count, index = start + piece.numel(), count - piece.numel(), index + 1
 
 
 def _frozen(files: ZeroFiles, model: Sequence[Any]) -> dict[str, StoredTensor]:
@@ -307,7 +317,7 @@ def latest_tag(folder: Path) -> Path:
     Raises:
         CheckpointError: if it names nothing that is there.
     """
-    tag = (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
+    tag = (folder / LATEST).read_text(encoding="utf-8", errors="replace").strip()
     target = folder / tag
     if not tag or Path(tag).name != tag or not os.path.isdir(target):
         raise CheckpointError(

@@ -32,8 +32,6 @@ class ArrowFile:
     """Memory-mapped."""
     sha256: str
     """Of the file's content, or the split's own fingerprint."""
-    typed: bool = True
-    """Columns have types."""
     path: Path | None = None
     """What is read; None for a hub split."""
     block_start: int = 0
@@ -81,8 +79,8 @@ def open_arrow_file(path: Path) -> ArrowFile:
     is_large = len(data) >= CACHE_FROM_BYTES
     arrays = cached_arrays(f"sha256|{file_identity(path)}", build) if is_large else build()
     try:
-        rows = _from_stream(path) if path.suffix == ".arrow" else _no_rows(path)
-        kind = path.suffix.removeprefix(".")
+        rows = _from_stream(path) if path.suffix.lower() == ".arrow" else _no_rows(path)
+        kind = path.suffix.lower().removeprefix(".")
         if rows is None:
             rows = load_dataset(kind, data_files=str(path), split="train")
         _validate(path, rows, is_large=is_large)
@@ -120,7 +118,7 @@ def open_hub_set(name: str, split: str, *, owner: str) -> ArrowFile:
 
 
 def _validate(path: Path, rows: "Dataset", *, is_large: bool) -> None:
-    """Check offsets and UTF-8 of every column: a spoiled offset would crash the process later.
+    """Check offsets and UTF-8 of every column: a malformed offset would crash the process later.
 
     Raises:
         ArrowInvalid: naming the first column that is wrong.

@@ -5,6 +5,7 @@ M masked pairs. All ranks hold the same batch; which rank embeds which text is t
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -37,6 +38,22 @@ class Texts:
     """Leading tokens to leave out of mean pooling [U], int64; 0 where the instruction is pooled."""
 
 
+class Batch(Protocol):
+    """A global batch of any task."""
+
+    @property
+    def plan(self) -> StepPlan:
+        """What the batch was made from."""
+
+    @property
+    def texts(self) -> Texts:
+        """The distinct texts."""
+
+    @property
+    def num_masked(self) -> int:
+        """Candidates left out of denominators as known positives."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class IrBatch:
     """A global batch of queries with P positives and N negatives each."""
@@ -55,8 +72,13 @@ class IrBatch:
     masked: np.ndarray
     """Pairs (query row, flat passage column of G * (P + N)) left out of denominators [M, 2], int64.
 
-    A candidate equal to a known positive of the query; never the query's own positive slots.
+    A candidate of the same tokens as a known positive of the query; never its own positive slots.
     """
+
+    @property
+    def num_masked(self) -> int:
+        """See `Batch.num_masked`."""
+        return len(self.masked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,5 +96,7 @@ class StsBatch:
     score: np.ndarray
     """Gold similarity, 0..1 [n], float32."""
 
-
-Batch = IrBatch | StsBatch
+    @property
+    def num_masked(self) -> int:
+        """None: no pair is a candidate of another."""
+        return 0

@@ -6,66 +6,29 @@ Ids are held as 64-bit keys and rows as numbers; texts stay in the files. Layout
 
 import hashlib
 import logging
-from array import array
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from trainer.data.cache import Arrays, cached_arrays
-from trainer.data.fields import Row, RowError, check_string, shown
-from trainer.data.files import line_ranges, open_text_file
+from trainer.data.documents import DocumentTable, open_documents
+from trainer.data.fields import BlankTextError, Row, RowError, check_string, shown
+from trainer.data.ids import Identified, Ids, Lists, index_ids
+from trainer.data.layouts import find_layout, part_files
+from trainer.data.qrels import Qrels, open_qrels
 from trainer.data.records import IrRecord
-from trainer.data.scan import CACHE_FROM_ROWS, parsed_rows, text_key
+from trainer.data.scan import NUM_SHOWN_FAULTS, parsed_rows
 from trainer.data.tables import Table, table_of
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-QREL_FIELDS = ("query-id", "corpus-id", "score")
-SCORE_NAMES = ("score", "relevance", "rel", "label", "grade", "gain")
-"""Names of the last column by which a header is known; any other word is a spoiled line."""
+QUERY_IDS = ("_id", "id", "query_id", "qid", "query-id", "QUERY_ID")
+QUERY_TEXTS = ("text", "query", "query_text", "question", "QUERY_TEXT")
+"""Columns of a query; the first that a row has counts."""
 MAX_GAIN = 10_000
 """Largest judgement that is scored by: they are grades, and trec_eval's memory grows with them."""
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Many lists of numbers in two arrays."""
-
-    values: np.ndarray
-    """All lists, one after another, int64."""
-    ends: np.ndarray
-    """End of each list in `values` [n], int64."""
-
-    @classmethod
-    def of(cls, lists: Iterable[Iterable[int]]) -> "Lists":
-        """Packs lists."""
-        arrays = [np.fromiter(numbers, np.int64) for numbers in lists]
-        values = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
-        return cls(values, np.cumsum([len(numbers) for numbers in arrays], dtype=np.int64))
-
-    def __getitem__(self, index: int) -> list[int]:
-        start = self.ends[index - 1] if index else 0
-        return self.values[start : self.ends[index]].tolist()
-
-
-@dataclass(frozen=True)
-class Ids:
-    """Row of each id of a table, at 16 bytes an id."""
-
-    keys: np.ndarray
-    """Keys of the ids, ascending [n], uint64."""
-    rows: np.ndarray
-    """Row of each key [n], int64."""
-
-    def find(self, identifiers: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The row of each id [n], int64, and whether it is known [n], bool."""
-        keys = np.fromiter(map(text_key, identifiers), np.uint64, len(identifiers))
-        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return self.rows[at], self.keys[at] == keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +37,31 @@ class BeirFolder:
 
     folder: Path
     """Absolute."""
-    corpus: Table
+    documents: DocumentTable
     """Rows `_id, title, text`."""
     queries: Table
     """Rows `_id, text`."""
-    corpus_ids: Ids
-    """Where each document is."""
     query_ids: Ids
     """Where each query is."""
 
+    @property
+    def corpus(self) -> Table:
+        """Raw rows of the documents."""
+        return self.documents.table
+
+    @property
+    def corpus_ids(self) -> Ids:
+        """Where each document is."""
+        return self.documents.ids
+
     def document(self, row: int) -> str:
         """Title and text of a document, joined by a space."""
-        return document_text(self.corpus.row(row))
+        return self.documents.at(row)
 
     def query(self, row: int) -> str:
         """Text of a query, possibly blank."""
-        return str(self.queries.row(row).values["text"])
+        fields = self.queries.row(row)
+        return str(fields.values[fields.first(QUERY_TEXTS)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,36 +91,19 @@ class BeirRecords:
         )
 
 
-def is_beir_folder(path: Path) -> bool:
-    """Whether a path looks like a BEIR folder."""
-    return (path / "corpus.jsonl").exists() or (path / "qrels").is_dir()
-
-
-def document_text(row: Row) -> str:
-    """Title and text joined by a space, or the text alone.
-
-    Raises:
-        RowError: if one is no text.
-    """
-    text = check_string("text", row.require("text", "a text")).strip()
-    title = check_string("title", row.values["title"]).strip() if row.has("title") else ""
-    return f"{title} {text}".strip()
-
-
 def open_folder(folder: Path, *, skip: bool) -> BeirFolder:
     """Opens corpus and queries and checks each row.
 
     Raises:
-        DataError: if a file is missing or empty, or a row is spoiled.
+        DataError: if a file is missing or empty, or a row is malformed.
     """
-    corpus = table_of([folder / "corpus.jsonl"])
-    queries = table_of([folder / "queries.jsonl"])
+    layout = find_layout(folder)
+    corpus, queries = table_of(layout.corpus), table_of(layout.queries)
     return BeirFolder(
         folder=folder,
-        corpus=corpus,
+        documents=open_documents(corpus, skip=skip),
         queries=queries,
-        corpus_ids=_index_ids(corpus, _check_document, skip=skip),
-        query_ids=_index_ids(queries, _check_query, skip=skip),
+        query_ids=index_ids(queries, _identified_query, skip=skip),
     )
 
 
@@ -156,23 +111,26 @@ def open_records(folder: Path, split: str, *, skip: bool) -> BeirRecords:
     """The training records of a split: judged queries with their positives and hard negatives.
 
     Raises:
-        DataError: if a file is missing or empty, a row is spoiled, or an id is unknown.
+        DataError: if a file is missing or empty, a row is malformed, or an id is unknown.
     """
     beir = open_folder(folder, skip=skip)
     qrels = open_qrels(folder, split)
     positives: dict[int, dict[int, None]] = {}
-    for _, (query, document, gain) in parsed_rows(qrels, _pair(beir, qrels), skip=skip):
+    judged: dict[int, dict[int, None]] = {}
+    for _, (query, document, gain) in parsed_rows(qrels.table, _pair(beir, qrels), skip=skip):
         positives.setdefault(query, {})
         if gain > 0:
             positives[query][document] = None
+        elif gain < 0 and qrels.names_negatives:
+            judged.setdefault(query, {})[document] = None
     _check_positives(beir, positives, split)
-    negatives, mined_sha256 = _hard_negatives(beir, split, positives, skip=skip)
-    parts = (beir.corpus.sha256, beir.queries.sha256, qrels.sha256, mined_sha256)
+    mined, mined_sha256 = _hard_negatives(beir, split, positives, skip=skip)
+    parts = (beir.corpus.sha256, beir.queries.sha256, qrels.table.sha256, mined_sha256)
     return BeirRecords(
         folder=beir,
         query=np.fromiter(positives, np.int64),
         positives=Lists.of(positives.values()),
-        negatives=Lists.of(negatives.get(query, ()) for query in positives),
+        negatives=Lists.of([*judged.get(query, ()), *mined.get(query, ())] for query in positives),
         sha256=hashlib.sha256("".join(parts).encode()).hexdigest(),
     )
 
@@ -181,58 +139,29 @@ def read_gains(beir: BeirFolder, split: str, *, skip: bool) -> dict[str, dict[st
     """Graded judgements of a split: query id to document id to gain.
 
     Raises:
-        DataError: if the file is missing or empty, a line is spoiled, or an id is unknown.
+        DataError: if the file is missing or empty, a line is malformed, or an id is unknown.
     """
     qrels = open_qrels(beir.folder, split)
-    check = _grade(beir, qrels)
     gains: dict[str, dict[str, int]] = {}
-    for row, (_, _, gain) in parsed_rows(qrels, check, skip=skip):
-        fields = qrels.row(row)
-        gains.setdefault(fields.text("query-id"), {})[fields.text("corpus-id")] = gain
+    for row, (_, _, gain) in parsed_rows(qrels.table, _grade(beir, qrels), skip=skip):
+        found = qrels.judgement(row)
+        gains.setdefault(found.query, {})[found.document] = gain
     return gains
 
 
-def open_qrels(folder: Path, split: str) -> Table:
-    """The judgements of a split, one row a line, without the header.
-
-    Raises:
-        DataError: if the file is missing or empty, or its first line is no text.
-    """
-    path = folder / "qrels" / f"{split}.tsv"
-    if not path.is_file():
-        splits = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv"))) or "none"
-        raise DataError(
-            f"{path}: split = {split}; expected one of the splits in the folder: {splits}. "
-            "Correct split or add the file."
-        )
-    file = open_text_file(path, _decode_qrel, line_ranges, kind="lines")
-    try:
-        header = _decode_qrel_line(file.data[file.ranges[0, 0] : file.ranges[0, 1]])
-    except RowError as fault:
-        raise DataError(f"{file.place(0)}: {fault}. Correct the header.") from None
-    if len(header) == 3 and header[2].strip().lower() in SCORE_NAMES:
-        file = replace(file, ranges=file.ranges[1:])
-    if not len(file):
-        raise DataError(f"{path}: rows = 0; expected at least one judgement. Fill it or remove it.")
-    return Table((replace(file, typed=False),))
-
-
-def _judgement(beir: BeirFolder, qrels: Table) -> Callable[[int], tuple[int, int, int]]:
+def _judgement(beir: BeirFolder, qrels: Qrels) -> Callable[[int], tuple[int, int, int]]:
     """A function from qrels row to query row, corpus row and gain."""
 
     def parse(index: int) -> tuple[int, int, int]:
-        row = qrels.row(index)
-        query = _known(beir.query_ids, "query-id", row.text("query-id"), "queries.jsonl")
-        document = _known(beir.corpus_ids, "corpus-id", row.text("corpus-id"), "corpus.jsonl")
-        gain = row.number("score")
-        if gain != int(gain):
-            raise RowError("score", str(gain), "a whole number")
-        return query, document, int(gain)
+        found = qrels.judgement(index)
+        query = beir.query_ids.row("query-id", found.query, _name(beir.queries))
+        document = beir.corpus_ids.row("corpus-id", found.document, _name(beir.corpus))
+        return query, document, found.gain
 
     return parse
 
 
-def _grade(beir: BeirFolder, qrels: Table) -> Callable[[int], tuple[int, int, int]]:
+def _grade(beir: BeirFolder, qrels: Qrels) -> Callable[[int], tuple[int, int, int]]:
     """As `_judgement`, and the gain must be one that metrics can take."""
     judgement = _judgement(beir, qrels)
 
@@ -245,18 +174,17 @@ def _grade(beir: BeirFolder, qrels: Table) -> Callable[[int], tuple[int, int, in
     return parse
 
 
-def _pair(beir: BeirFolder, qrels: Table) -> Callable[[int], tuple[int, int, int]]:
+def _pair(beir: BeirFolder, qrels: Qrels) -> Callable[[int], tuple[int, int, int]]:
     """As `_judgement`, and both texts must have something in them, as training needs."""
     judgement = _judgement(beir, qrels)
 
     def parse(index: int) -> tuple[int, int, int]:
         query, document, gain = judgement(index)
-        if beir.query(query).isspace() or not beir.query(query):
-            raise RowError(
-                "query-id", shown(qrels.row(index).text("query-id")), "a query with text"
-            )
-        if gain > 0 and not beir.document(document):
-            name = qrels.row(index).text("corpus-id")
+        is_used = gain > 0 or (gain < 0 and qrels.names_negatives)
+        if beir.query_ids.is_blank(query):
+            raise RowError("query-id", shown(qrels.judgement(index).query), "a query with text")
+        if is_used and beir.corpus_ids.is_blank(document):
+            name = qrels.judgement(index).document
             raise RowError("corpus-id", shown(name), "a document with text")
         return query, document, gain
 
@@ -266,7 +194,8 @@ def _pair(beir: BeirFolder, qrels: Table) -> Callable[[int], tuple[int, int, int
 def _check_positives(beir: BeirFolder, positives: Mapping[int, object], split: str) -> None:
     for query, documents in positives.items():
         if not documents:
-            name = beir.queries.row(query).identifier("_id")
+            fields = beir.queries.row(query)
+            name = fields.identifier(fields.first(QUERY_IDS))
             raise DataError(
                 f"{beir.folder}/qrels/{split}.tsv: query-id = {name}; expected at least one "
                 "document with a score above 0. Judge one, or remove the query's lines."
@@ -277,93 +206,49 @@ def _hard_negatives(
     beir: BeirFolder, split: str, positives: Mapping[int, Container[int]], *, skip: bool
 ) -> tuple[dict[int, np.ndarray], str]:
     """Corpus rows of each query's hard negatives without its judged positives, and a digest."""
-    path = beir.folder / f"hard_negatives.{split}.jsonl"
-    if not path.exists():
+    files = part_files(beir.folder, (f"hard_negatives.{split}",))
+    if not files:
         return {}, ""
-    table = table_of([path])
+    table = table_of(files)
+    dropped: list[RowError] | None = [] if skip else None
     mined: dict[int, np.ndarray] = {}
-    for _, (query, documents) in parsed_rows(table, _mined(beir, table), skip=skip):
+    for _, (query, documents) in parsed_rows(table, _mined(beir, table, dropped), skip=skip):
         if query in positives:
             judged = positives[query]
             kept = [row for row in dict.fromkeys(documents) if row not in judged]
             mined[query] = np.array(kept, np.int64)
+    for fault in (dropped or ())[:NUM_SHOWN_FAULTS]:
+        logger.warning("left out, one of %d: %s: %s", len(dropped or ()), table.name, fault)
     return mined, table.sha256
 
 
-def _mined(beir: BeirFolder, table: Table) -> Callable[[int], tuple[int, list[int]]]:
+def _mined(
+    beir: BeirFolder, table: Table, dropped: list[RowError] | None
+) -> Callable[[int], tuple[int, list[int]]]:
     """A function from hard-negatives row to query row and corpus rows."""
 
     def parse(index: int) -> tuple[int, list[int]]:
-        row = table.row(index)
-        query = _known(beir.query_ids, "query_id", row.identifier("query_id"), "queries.jsonl")
+        row = table.row(index, dropped)
+        query = beir.query_ids.row("query_id", row.identifier("query_id"), _name(beir.queries))
         items = enumerate(row.items("negatives"))
         fields = {f"negatives[{at}]": value for at, value in items}
         names = list(map(Row(fields).identifier, fields))
         rows, known = beir.corpus_ids.find(names)
         for at in np.flatnonzero(~known)[:1]:
-            raise RowError(f"negatives[{at}]", shown(names[at]), "an _id of corpus.jsonl")
-        return query, rows.tolist()
+            expected = f"an _id of {_name(beir.corpus)}"
+            raise RowError(f"negatives[{at}]", shown(names[at]), expected)
+        for at in np.flatnonzero(np.isin(rows, beir.corpus_ids.blank)):
+            row.drop(BlankTextError(f"negatives[{at}]", shown(names[at]), "a document with text"))
+        return query, rows[~np.isin(rows, beir.corpus_ids.blank)].tolist()
 
     return parse
 
 
-def _known(ids: Ids, field: str, identifier: str, file: str) -> int:
-    rows, known = ids.find([identifier])
-    if not known[0]:
-        raise RowError(field, shown(identifier), f"an _id of {file}")
-    return int(rows[0])
+def _name(table: Table) -> str:
+    return table.files[0].name.name
 
 
-def _check_document(row: Row) -> str:
-    document_text(row)
-    return row.identifier("_id")
-
-
-def _check_query(row: Row) -> str:
-    check_string("text", row.require("text", "a text"))
-    return row.identifier("_id")
-
-
-def _index_ids(table: Table, check: Callable[[Row], str], *, skip: bool) -> Ids:
-    """Checks each row and keeps the key of its id, from the cache where the table is large.
-
-    Raises:
-        DataError: if a row is spoiled or repeats an id and is not skipped.
-    """
-
-    def build() -> Arrays:
-        rows, keys = array("q"), array("Q")
-        for row, identifier in parsed_rows(table, lambda row: check(table.row(row)), skip=skip):
-            rows.append(row)
-            keys.append(text_key(identifier))
-        order = np.argsort(np.array(keys, np.uint64), kind="stable")
-        return {"keys": np.array(keys, np.uint64)[order], "rows": np.array(rows, np.int64)[order]}
-
-    identity = f"ids|{table.sha256}|{check.__name__}|{skip}"
-    cached = len(table) >= CACHE_FROM_ROWS
-    ids = Ids(**(cached_arrays(identity, build) if cached else build()))
-    repeats = np.flatnonzero(ids.keys[1:] == ids.keys[:-1]) + 1
-    if not len(repeats):
-        return ids
-    row = int(ids.rows[repeats[0]])
-    fault = RowError("_id", shown(table.row(row).identifier("_id")), "a new id")
-    if not skip:
-        raise table.error(row, fault)
-    logger.warning("skipped: %d rows that repeat an id, such as %s: %s", len(repeats),
-                   table.place(row), fault)  # fmt: skip
-    return Ids(keys=np.delete(ids.keys, repeats), rows=np.delete(ids.rows, repeats))
-
-
-def _decode_qrel(line: bytes) -> Mapping[str, Any]:
-    fields = _decode_qrel_line(line)
-    if len(fields) != len(QREL_FIELDS):
-        expected = "query-id, corpus-id and score, parted by tabs"
-        raise RowError("line", shown(line[:60].decode(errors="replace")), expected)
-    return dict(zip(QREL_FIELDS, fields, strict=True))
-
-
-def _decode_qrel_line(line: bytes) -> list[str]:
-    try:
-        return line.decode().rstrip("\r\n").split("\t")
-    except UnicodeDecodeError:
-        raise RowError("line", ascii(bytes(line[:24])), "UTF-8 text") from None
+def _identified_query(row: Row) -> Identified:
+    field = row.first(QUERY_TEXTS)
+    text = check_string(field, row.require(field, "a text"))
+    return Identified(row.identifier(row.first(QUERY_IDS)), not text.strip())

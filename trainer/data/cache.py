@@ -19,7 +19,7 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
-LAYOUT = 1
+LAYOUT = 2
 """Raised when what is kept, or how rows are checked, changes: older entries are made anew."""
 
 

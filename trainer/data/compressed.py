@@ -18,7 +18,7 @@ def unpacked(path: Path) -> Path:
     Raises:
         DataError: if it is missing or damaged, or the cache has no room.
     """
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         return path
     if not path.is_file():
         raise DataError(f"{path}: No such file; expected a packed data file. Correct the path.")
@@ -34,7 +34,7 @@ def unpacked(path: Path) -> Path:
 
 
 def _unpack(path: Path, plain: IO[bytes]) -> None:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         with gzip.open(path) as packed:
             shutil.copyfileobj(packed, plain, 1 << 20)
         return

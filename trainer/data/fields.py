@@ -1,13 +1,17 @@
 """Checked access to the fields of one raw row; it knows no file, so faults carry no place."""
 
 import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")
+NUMBER = re.compile(
+    r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.ASCII | re.I
+)
+"""A number as files write it; Python's own `float` also takes `1_000` and digits of any script."""
+DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 SHOWN_CHARS = 60
 """Characters of a wrong value that a message repeats."""
 
@@ -17,6 +21,20 @@ class RowError(Exception):
 
     def __init__(self, field: str, got: str, expected: str):
         super().__init__(f"{field} = {got}; expected {expected}")
+        self.field, self.got, self.expected = field, got, expected
+
+
+class BlankTextError(RowError):
+    """A text that is null or has nothing in it."""
+
+
+class BlankNegativeError(RowError):
+    """A negative without text, which may be left out without its row."""
+
+    @classmethod
+    def of(cls, fault: RowError) -> "BlankNegativeError":
+        """The same fault, of a negative."""
+        return cls(fault.field, fault.got, fault.expected)
 
 
 def shown(value: object) -> str:
@@ -32,11 +50,14 @@ def check_text(field: str, value: object) -> str:
     """The value, if it is a text with something in it.
 
     Raises:
-        RowError: if it is not a string, blank, or holds half a surrogate pair.
+        BlankTextError: if it is null or blank.
+        RowError: if it is not a string or holds half a surrogate pair.
     """
+    if value is None:
+        raise BlankTextError(field, "null", "a text")
     text = check_string(field, value)
     if not text or text.isspace():
-        raise RowError(field, shown(value), "a text that is not empty")
+        raise BlankTextError(field, shown(value), "a text that is not empty")
     return text
 
 
@@ -59,12 +80,16 @@ class Row:
 
     values: Mapping[str, Any]
     """As read; `None` counts as missing."""
-    typed: bool = True
-    """False where the file has texts only (CSV), so that numbers are read from texts."""
+    dropped: list[RowError] | None = None
+    """Takes the fault of each blank negative, which is left out; None: such a row is refused."""
 
     def has(self, field: str) -> bool:
         """Whether the field is there and not null."""
         return self.values.get(field) is not None
+
+    def first(self, names: Sequence[str]) -> str:
+        """The first of some names that the row has, or the first of all."""
+        return next(filter(self.has, names), names[0])
 
     def require(self, field: str, expected: str) -> Any:
         """The raw value of a field that must be there.
@@ -95,15 +120,57 @@ class Row:
             raise RowError(field, "[]", "at least one text")
         return tuple(check_text(f"{field}[{i}]", value) for i, value in enumerate(values))
 
-    def optional_texts(self, field: str) -> tuple[str, ...]:
-        """A list of texts that may be empty or absent.
+    def negatives(self, field: str) -> tuple[str, ...]:
+        """A list of negatives that may be empty or absent.
 
         Raises:
             RowError: if it is no list or an item is no text.
         """
-        if not self.has(field) or not self.items(field):
+        return self.kept(field, self.items(field)) if self.has(field) else ()
+
+    def one_negative(self, field: str) -> tuple[str, ...]:
+        """A negative under a name of its own, or a list of them; null is none.
+
+        Raises:
+            RowError: if it is no text, or an item is none.
+        """
+        if not self.has(field):
             return ()
-        return self.texts(field)
+        value = self.values[field]
+        if isinstance(value, list):
+            return self.kept(field, value)
+        return self.kept(field, [value], lambda _, text: check_text(field, text))
+
+    def kept(
+        self, field: str, values: Iterable[Any], read: Callable[[str, Any], str] | None = None
+    ) -> tuple[str, ...]:
+        """Negatives without the blank ones, where those may be left out.
+
+        Args:
+            field: where the values stand.
+            values: the negatives as written.
+            read: name and value of an item to its text; `check_text` if not given.
+
+        Raises:
+            RowError: if an item is no text, or blank and not to be left out.
+        """
+        texts = []
+        for number, value in enumerate(values):
+            try:
+                texts.append((read or check_text)(f"{field}[{number}]", value))
+            except BlankTextError as fault:
+                self.drop(fault)
+        return tuple(texts)
+
+    def drop(self, fault: RowError) -> None:
+        """Leave out one negative.
+
+        Raises:
+            BlankNegativeError: if none may be left out.
+        """
+        if self.dropped is None:
+            raise BlankNegativeError.of(fault) from None
+        self.dropped.append(fault)
 
     def items(self, field: str) -> list[Any]:
         """A required list of anything.
@@ -117,14 +184,14 @@ class Row:
         return value
 
     def number(self, field: str) -> float:
-        """A required finite number.
+        """A required finite number, possibly written as a text, as files of texts do.
 
         Raises:
             RowError: if it is missing, no number, or not finite.
         """
         value = self.require(field, "a number")
-        if not self.typed:
-            value = _parsed_number(value)
+        if isinstance(value, str):
+            value = _parsed_number(field, value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise RowError(field, shown(value), "a number")
         if not -1e300 < value < 1e300:
@@ -140,6 +207,8 @@ class Row:
         value = self.require(field, "an id")
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
+        if not isinstance(value, str):
+            raise RowError(field, shown(value), "an id: a text or a whole number")
         return check_text(field, value)
 
     def _missing(self, field: str, expected: str) -> NoReturn:
@@ -148,10 +217,24 @@ class Row:
         raise RowError(field, got, f"{expected} (fields of this row: {known})")
 
 
-def _parsed_number(value: object) -> object:
-    """A number written as text, or the value as it came."""
-    try:
-        number = float(value) if isinstance(value, str) else math.nan
-    except ValueError:
-        return value
-    return number if isinstance(value, str) else value
+def _parsed_number(field: str, text: str) -> float:
+    if NUMBER.fullmatch(text.strip()):
+        return float(text)
+    if DECIMAL_COMMA.fullmatch(text.strip()):
+        raise RowError(field, shown(text), "a number with a decimal point, such as 4.5")
+    raise RowError(field, shown(text), "a number")
+
+
+def titled_text(field: str, passage: Any) -> str:
+    """Title and text of a passage joined by a space, or the text alone.
+
+    Raises:
+        RowError: if it is no object with a text, or the title is no text.
+    """
+    if not isinstance(passage, dict):
+        raise RowError(field, shown(passage), "an object with title and text")
+    text = check_text(f"{field}.text", passage.get("text"))
+    title = passage.get("title")
+    if title is not None:
+        check_string(f"{field}.title", title)
+    return f"{title} {text}" if title else text

@@ -31,7 +31,7 @@ JSON_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 twice: looking for its end from each quote in it would take time that grows with the square."""
 
 Decoder = Callable[[bytes], Mapping[str, Any]]
-Indexer = Callable[[mmap.mmap], np.ndarray]
+Indexer = Callable[[mmap.mmap], Arrays]
 
 
 def decode_json(line: bytes) -> Mapping[str, Any]:
@@ -40,17 +40,47 @@ def decode_json(line: bytes) -> Mapping[str, Any]:
     Raises:
         RowError: if they are not UTF-8, not JSON, or not an object.
     """
+    value = _decoded(line)
+    if not isinstance(value, dict):
+        raise RowError("row", shown(value), "a JSON object")
+    return value
+
+
+def decode_array(line: bytes) -> Mapping[str, Any]:
+    """The array written in some bytes, each item under its place: `[0]`, `[1]` and so on.
+
+    Raises:
+        RowError: if they are not UTF-8, not JSON, or not an array.
+    """
+    value = _decoded(line)
+    if not isinstance(value, list):
+        raise RowError("row", shown(value), "a JSON array, as the first row is")
+    return {f"[{number}]": item for number, item in enumerate(value)}
+
+
+def _decoded(line: bytes) -> Any:
     try:
-        value = json.loads(line.decode())
+        return json.loads(line.decode())
     except UnicodeDecodeError:
         raise RowError("row", ascii(bytes(line[:24])), "UTF-8 text") from None
     except (ValueError, RecursionError) as error:
         raise RowError(
             "row", shown(line[:60].decode(errors="replace")), f"JSON ({error})"
         ) from None
-    if not isinstance(value, dict):
-        raise RowError("row", shown(value), "a JSON object")
-    return value
+
+
+def index_lines(data: mmap.mmap) -> Arrays:
+    """Ranges of the lines."""
+    return {"ranges": line_ranges(data)}
+
+
+def index_array(data: mmap.mmap) -> Arrays:
+    """Ranges of the items of a JSON array.
+
+    Raises:
+        RowError: if it is no array of objects, or of arrays.
+    """
+    return {"ranges": array_ranges(data)}
 
 
 def line_ranges(data: mmap.mmap) -> np.ndarray:
@@ -66,7 +96,7 @@ def line_ranges(data: mmap.mmap) -> np.ndarray:
 
 
 def array_ranges(data: mmap.mmap) -> np.ndarray:
-    """First and last byte of each object in a JSON array of objects [n, 2], int64."""
+    """First and last byte of each item of a JSON array of objects or arrays [n, 2], int64."""
     ranges, depth, start = [], 0, 0
     for found in JSON_TOKEN.finditer(data):
         token = found[0]
@@ -119,8 +149,8 @@ class TextFile:
     """First and last byte of each row [n, 2], int64."""
     sha256: str
     """Of the whole file, hexadecimal."""
-    typed: bool = True
-    """Whether it tells numbers from texts."""
+    is_quoted: bool = True
+    """Whether quotes enclose fields, where rows are fields with something between them."""
 
     @cached_property
     def data(self) -> mmap.mmap:
@@ -185,8 +215,8 @@ def open_text_file(
     Args:
         path: what is read.
         decode: bytes of a row to its fields.
-        index: the whole file to the byte ranges of its rows.
-        kind: tells indexers apart in the cache.
+        index: the whole file to the byte ranges of its rows, and how they are written.
+        kind: distinguishes indexers in the cache.
         name: what messages call the file, `path` if not given.
 
     Raises:
@@ -196,7 +226,7 @@ def open_text_file(
     name = name or path
 
     def build() -> Arrays:
-        return {"ranges": index(data), "sha256": digest_of(data)}
+        return index(data) | {"sha256": digest_of(data)}
 
     try:
         if len(data) < CACHE_FROM_BYTES:
@@ -207,8 +237,14 @@ def open_text_file(
         raise DataError(f"{name}: {fault}. Correct the file.") from None
     if not len(arrays["ranges"]):
         raise DataError(f"{name}: rows = 0; expected at least one row. Fill it or remove it.")
-    sha256 = arrays["sha256"].tobytes().hex()
-    return TextFile(path=path, name=name, decode=decode, ranges=arrays["ranges"], sha256=sha256)
+    return TextFile(
+        path=path,
+        name=name,
+        decode=decode,
+        ranges=arrays["ranges"],
+        sha256=arrays["sha256"].tobytes().hex(),
+        is_quoted=bool(arrays.get("is_quoted", True)),
+    )
 
 
 def digest_of(data: mmap.mmap) -> np.ndarray:

@@ -12,18 +12,14 @@ import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trainer.data.batch import Batch
 from trainer.data.plan import DataPlan
 from trainer.data.sources import Source
-from trainer.data.tokens import make_encoder
+from trainer.data.tokens import TextEncoder
 from trainer.data.worker import Job, Share, receive, send_job
 from trainer.errors import StepError, TrainerError
 from trainer.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 Worker = subprocess.Popen[bytes]
 PIPE_BYTES = 1 << 20
@@ -33,7 +29,7 @@ PIPE_BYTES = 1 << 20
 def batches(
     plan: DataPlan,
     sources: Sequence[Source],
-    tokenizer: "PreTrainedTokenizerFast",
+    encoder: TextEncoder,
     recipe: Recipe,
     start: int,
     stop: int,
@@ -47,7 +43,7 @@ def batches(
     job = Job(
         plan=plan,
         sources={source.name: source for source in sources},
-        encoder=make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling),
+        encoder=encoder,
         recipe=recipe,
     )
     steps = range(start, stop)

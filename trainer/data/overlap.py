@@ -1,20 +1,18 @@
-"""Training rows that are also in an evaluation set: counted and told before training."""
+"""Training rows that are also in an evaluation set: counted and reported before training."""
 
 import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer.data.evalsets import IrEvalSet, StsEvalSet
-from trainer.data.formats.adapter import ScoredPair
-from trainer.data.scan import text_key, topic_key
+from trainer.data.evalsets import EvalSet
 from trainer.data.sources import Source
 
 logger = logging.getLogger(__name__)
 
 
 def count_overlaps(
-    sources: Sequence[Source], held_out: Mapping[str, StsEvalSet | IrEvalSet]
+    sources: Sequence[Source], held_out: Mapping[str, EvalSet]
 ) -> dict[tuple[str, str], int]:
     """Rows of each source whose query, or pair in either order, an evaluation set has.
 
@@ -27,18 +25,15 @@ def count_overlaps(
     """
     counts = {}
     for name, found in held_out.items():
-        topics = _topics(found)
-        task = "ir" if isinstance(found, IrEvalSet) else "sts"
+        keys = found.query_keys()
         for source in sources:
-            count = int(np.isin(source.topics, topics).sum()) if source.task == task else 0
+            count = int(np.isin(source.queries, keys).sum()) if source.task == found.task else 0
             if count:
                 counts[source.name, name] = count
     return counts
 
 
-def warn_of_overlaps(
-    sources: Sequence[Source], held_out: Mapping[str, StsEvalSet | IrEvalSet]
-) -> None:
+def warn_of_overlaps(sources: Sequence[Source], held_out: Mapping[str, EvalSet]) -> None:
     """Logs each overlap, as scores on what was trained on say little."""
     for (source, name), count in count_overlaps(sources, held_out).items():
         logger.warning(
@@ -48,11 +43,3 @@ def warn_of_overlaps(
             count,
             name,
         )
-
-
-def _topics(held_out: StsEvalSet | IrEvalSet) -> np.ndarray:
-    """Keys of the queries or pairs [n], uint64."""
-    if isinstance(held_out, IrEvalSet):
-        return np.fromiter(map(text_key, held_out.queries), np.uint64)
-    pairs = zip(held_out.text1, held_out.text2, strict=True)
-    return np.fromiter((topic_key(ScoredPair(*pair, 0.0)) for pair in pairs), np.uint64)

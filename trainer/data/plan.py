@@ -6,18 +6,27 @@ permutation after another, and its k-th step takes the k-th block of the stream:
 the end of an epoch open the next one.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import get_args
 
 import numpy as np
 
 from trainer.data.batch import StepPlan
 from trainer.data.permutation import keys_of, permute
-from trainer.data.turns import Turns, make_turns, turn_at, turns_before
+from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
 from trainer.errors import RecipeError
-from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task, TasksRecipe
+from trainer.recipe.kind import TaskSettings
+from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
+from trainer.recipe.tasks import TASKS
+
+LARGEST_LOG = 709.7
+"""Natural logarithm of the largest power that a float holds, nearly."""
+LEAST_SHARE = 1e-300
+"""Of a source beside one that is larger, however much a low temperature favours that one."""
+MAX_STEPS = 1 << 53
+"""No run is longer; above it not every number of steps has its float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +77,9 @@ class DataPlan:
     """Root of all permutations."""
     sources: Mapping[str, PlannedSource]
     """By name."""
-    tasks: Turns
+    tasks: Schedule
     """Whose turn it is among the tasks."""
-    turns: Mapping[str, Turns]
+    turns: Mapping[str, Schedule]
     """Whose turn it is among the sources of each task."""
 
     def at(self, step: int) -> StepPlan:
@@ -102,7 +111,13 @@ class DataPlan:
         return counts
 
     def num_steps(self, epochs: float) -> int:
-        """The fewest steps after which every source was seen at least `epochs` times."""
+        """The fewest steps after which every source was seen at least `epochs` times.
+
+        Raises:
+            RecipeError: if those are more than any run has.
+        """
+        if not self._seen(MAX_STEPS, epochs):
+            raise self._endless(epochs)
         high = 1
         while not self._seen(high, epochs):
             high *= 2
@@ -123,6 +138,14 @@ class DataPlan:
         return all(
             steps[name] * source.batch_size >= written * source.num_rows
             for name, source in self.sources.items()
+        )
+
+    def _endless(self, epochs: float) -> RecipeError:
+        rarest = min(self.exposure(MAX_STEPS), key=lambda seen: seen.epochs)
+        return RecipeError(
+            f"recipe: train.epochs = {epochs:g}; expected a number that {MAX_STEPS:.0e} steps "
+            f"reach, in which source {rarest.source} is seen {rarest.epochs:.3g} times. Lower it, "
+            "raise data.temperature or the source's weight, or set train.max_steps."
         )
 
 
@@ -149,13 +172,15 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
     return DataPlan(
         seed=recipe.seed,
         sources={source.name: source for source in sources},
-        tasks=make_turns(_task_shares(recipe.data, by_task)),
-        turns={task: make_turns(shares) for task, shares in by_task.items()},
+        tasks=make_schedule(_task_shares(recipe.data, by_task)),
+        turns={task: make_schedule(shares) for task, shares in by_task.items()},
     )
 
 
-def _planned(source: SourceRecipe, tasks: TasksRecipe, num_rows: int) -> PlannedSource:
-    task = tasks.ir if source.task == "ir" else tasks.sts
+def _planned(
+    source: SourceRecipe, tasks: Mapping[str, TaskSettings], num_rows: int
+) -> PlannedSource:
+    task = tasks.get(source.task)
     if task is None:
         raise RecipeError(
             f"recipe: tasks.{source.task} = null; expected settings, as source {source.name} has "
@@ -176,16 +201,37 @@ def _planned(source: SourceRecipe, tasks: TasksRecipe, num_rows: int) -> Planned
 
 def _source_shares(data: DataRecipe, sources: list[PlannedSource]) -> dict[str, Fraction]:
     """Share of each source, of its task's turns under `alternate` and of all turns otherwise."""
-    shares = {}
-    for recipe, source in zip(data.sources, sources, strict=True):
-        batches = Fraction(source.num_rows, source.batch_size)
-        sized = {
-            "alternate": Fraction(1),
-            "proportional": batches,
-            "temperature": Fraction(float(batches) ** (1 / data.temperature)),
-        }
-        shares[source.name] = Fraction(recipe.weight) * sized[data.schedule]
-    return shares
+    sizes = [Fraction(source.num_rows, source.batch_size) for source in sources]
+    if data.schedule == "alternate":
+        sizes = [Fraction(1)] * len(sources)
+    elif data.schedule == "temperature":
+        sizes = flattened(sizes, data.temperature)
+    return {
+        source.name: Fraction(recipe.weight) * size
+        for recipe, source, size in zip(data.sources, sources, sizes, strict=True)
+    }
+
+
+def flattened(sizes: Sequence[Fraction], temperature: float) -> list[Fraction]:
+    """Each size to the power of 1 / T, or numbers in the same ratios.
+
+    Where the powers are too large for a float they are taken of the ratios to the largest size;
+    one that is too small then counts as `LEAST_SHARE`, so that every source keeps a turn.
+
+    Args:
+        sizes: batches of each source, at least 1.
+        temperature: T, above 0.
+    """
+    logs = [math.log(size) for size in sizes]
+    if max(logs) < LARGEST_LOG * temperature:
+        return [Fraction(float(size) ** (1 / temperature)) for size in sizes]
+    floor = math.log(LEAST_SHARE)
+    # a ratio below the floor is not divided: the quotient may pass the floats
+    exponents = [
+        floor if log - max(logs) <= floor * temperature else (log - max(logs)) / temperature
+        for log in logs
+    ]
+    return [Fraction(math.exp(exponent)) for exponent in exponents]
 
 
 def _task_shares(
@@ -194,10 +240,10 @@ def _task_shares(
     """Share of each task that has sources; tasks without sources take no turns."""
     if data.schedule != "alternate":
         return {task: sum(shares.values(), Fraction(0)) for task, shares in by_task.items()}
-    unknown = sorted(set(data.pattern) - set(get_args(Task)))
+    unknown = sorted(set(data.pattern) - set(TASKS))
     if unknown:
         raise RecipeError(
-            f"recipe: data.pattern = {data.pattern}; expected tasks ir and sts only, not "
+            f"recipe: data.pattern = {data.pattern}; expected tasks among {', '.join(TASKS)}, not "
             f"{', '.join(unknown)}. Correct the name."
         )
     for task in by_task:

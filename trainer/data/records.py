@@ -1,6 +1,27 @@
-"""The two kinds of training example, as every adapter yields them; it must not read files."""
+"""Training examples: what every record can say of itself, and those of two tasks.
+
+It must not read files. A record of another task is a class with the same methods.
+"""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class RawRecord(Protocol):
+    """One example as its file has it."""
+
+    @property
+    def raw_score(self) -> float | None:
+        """Its score on the file's own scale; None for tasks without one."""
+
+    def asked(self) -> str:
+        """What it asks, as one text: equal for two records that ask the same."""
+
+    def taught(self) -> str:
+        """What it teaches, as one text: equal for two records that teach the same."""
+
+    def scaled(self, low: float, high: float) -> Any:
+        """The record of training, with its score on 0..1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +35,23 @@ class IrRecord:
     negatives: tuple[str, ...] = ()
     """Hard negatives; may be empty."""
 
+    @property
+    def raw_score(self) -> None:
+        """See `RawRecord.raw_score`; there is none."""
+        return None
+
+    def asked(self) -> str:
+        """Its query."""
+        return self.query
+
+    def taught(self) -> str:
+        """Its query with its positives in any order."""
+        return "\0".join([self.query, *sorted(self.positives)])
+
+    def scaled(self, low: float, high: float) -> "IrRecord":
+        """Itself: there is no score."""
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StsRecord:
@@ -25,6 +63,3 @@ class StsRecord:
     """Without instruction."""
     score: float
     """Normalised to 0..1."""
-
-
-Record = IrRecord | StsRecord

@@ -1,28 +1,34 @@
 """Recipe sources to checked, random-access records; nothing of a file is held in memory.
 
-Every row is parsed once before training, so that a spoiled one is told with file and line in
+Every row is parsed once before training, so that a malformed one is reported with file and line in
 seconds. Imports no torch, transformers or datasets.
 """
 
+import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from trainer.data.arrow import open_hub_set
-from trainer.data.beir import BeirRecords, is_beir_folder, open_folder, open_records, read_gains
-from trainer.data.evalsets import IrEvalSet, StsEvalSet, ir_eval_set
-from trainer.data.fields import RowError, shown
-from trainer.data.formats import find_adapter
-from trainer.data.formats.adapter import Adapter, ScoredPair
-from trainer.data.records import IrRecord, Record, StsRecord
-from trainer.data.scan import Scan, scan_table, text_key
+from trainer.data.beir import BeirRecords, open_records
+from trainer.data.documents import DocumentTable, documents_beside
+from trainer.data.fields import RowError
+from trainer.data.formats import find_adapter, header_of
+from trainer.data.formats.adapter import Adapter
+from trainer.data.layouts import is_beir_folder
+from trainer.data.notices import warn_of_ignored
+from trainer.data.records import IrRecord
+from trainer.data.scan import RowReader, Scan, scan_table, text_key
 from trainer.data.tables import Table, open_table
 from trainer.data.unchanged import Mark, marks_of
 from trainer.errors import DataError
+from trainer.recipe import ir
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe, Task
+from trainer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +56,13 @@ class Source(Protocol):
         """One line for a person."""
 
     @property
-    def topics(self) -> np.ndarray:
+    def queries(self) -> np.ndarray:
         """Keys of what its records ask: queries, or pairs in either order [n], uint64."""
 
     def __len__(self) -> int: ...
 
-    def record(self, row: int) -> Record:
-        """The record of a row, 0 <= row < len."""
+    def record(self, row: int) -> Any:
+        """The record of a row, 0 <= row < len, of the class of its task."""
 
     def check_files(self) -> None:
         """Raise DataError if a file is no longer as it was when its rows were checked."""
@@ -68,13 +74,15 @@ class TableSource:
 
     recipe: SourceRecipe | EvalSetRecipe
     """Where it comes from."""
-    table: Table
-    """Raw rows."""
-    adapter: Adapter
-    """Raw row to record."""
+    reader: RowReader
+    """Raw rows to records."""
+    documents: DocumentTable | None
+    """Texts of documents that rows name by id."""
     rows: np.ndarray
-    """Table rows that are used [n], int64."""
-    topics: np.ndarray
+    """Table row of each record [n], int64."""
+    parts: np.ndarray
+    """Which of its row's records each is [n], int64."""
+    queries: np.ndarray
     """Keys of the queries or pairs [n], uint64, ascending."""
     score_range: tuple[float, float]
     """Scores that become 0 and 1."""
@@ -96,12 +104,12 @@ class TableSource:
     @property
     def fingerprint(self) -> str:
         """Digest of the files' contents."""
-        return self.table.sha256
+        return _digest(self.reader.table, self.documents)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def record(self, row: int) -> Record:
+    def record(self, row: int) -> Any:
         """The record of a row; scores are on 0..1.
 
         Raises:
@@ -109,13 +117,10 @@ class TableSource:
         """
         index = int(self.rows[row])
         try:
-            raw = self.adapter.parse(self.table.row(index))
+            raw = self.reader.records(index)[int(self.parts[row])]
         except RowError as fault:
-            raise self.table.error(index, fault) from None
-        if isinstance(raw, IrRecord):
-            return raw
-        low, high = self.score_range
-        return StsRecord(text1=raw.text1, text2=raw.text2, score=(raw.score - low) / (high - low))
+            raise self.reader.table.error(index, fault) from None
+        return raw.scaled(*self.score_range)
 
     def check_files(self) -> None:
         """See `Source.check_files`."""
@@ -133,7 +138,7 @@ class BeirSource:
     """The judged queries."""
     marks: tuple[Mark, ...]
     """What corpus and queries were like when they were checked; the rest is not read again."""
-    task: Task = "ir"
+    task: Task = ir.KIND.name
     """Always retrieval."""
 
     @property
@@ -147,7 +152,7 @@ class BeirSource:
         return self.records.sha256
 
     @property
-    def topics(self) -> np.ndarray:
+    def queries(self) -> np.ndarray:
         """Keys of the queries [n], uint64, ascending."""
         queries = map(self.records.folder.query, self.records.query.tolist())
         return np.sort(np.fromiter(map(text_key, queries), np.uint64))
@@ -177,7 +182,7 @@ def open_sources(recipe: DataRecipe) -> tuple[Source, ...]:
     """All sources of a recipe, every row checked.
 
     Raises:
-        DataError: if a file is missing or empty, or a row is spoiled; names file and line.
+        DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
     sources = []
     for source in recipe.sources:
@@ -192,111 +197,91 @@ def open_source(recipe: SourceRecipe, root: str, *, skip: bool = False) -> Sourc
     Args:
         recipe: the source.
         root: folder that relative paths start from.
-        skip: leave spoiled rows out, up to 1%.
+        skip: leave malformed rows out, up to 1%.
 
     Raises:
-        DataError: if a file is missing or empty, or a row is spoiled; names file and line.
+        DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
     owner = f"data.sources.{recipe.name}"
     if recipe.hub is not None:
         file = open_hub_set(recipe.hub, recipe.split, owner=owner)
-        return _table_source(recipe, Table((file,)), skip=skip)
+        return _table_source(recipe, Table((file,)), owner=owner, skip=skip)
     if recipe.path is None:
         raise DataError(f"{owner}: path = null; expected a file, folder or glob. Set path or hub.")
-    folder = _beir_folder(recipe.path, root, recipe.format)
+    folder = beir_folder(recipe.path, root, recipe.format)
     if folder is None:
-        return _table_source(recipe, open_table(recipe.path, root, owner=owner), skip=skip)
-    if recipe.task != "ir":
-        raise DataError(f"{owner}: task = {recipe.task}; expected ir for a BEIR folder. Change it.")
+        header = header_of(recipe.task, recipe.format)
+        table = open_table(recipe.path, root, owner=owner, header=header)
+        return _table_source(recipe, table, owner=owner, skip=skip)
+    if not TASKS[recipe.task].has_corpus:
+        with_corpus = " or ".join(name for name, kind in TASKS.items() if kind.has_corpus)
+        raise DataError(
+            f"{owner}: task = {recipe.task}; expected {with_corpus} for a BEIR folder. Change it."
+        )
     records = open_records(folder, recipe.split, skip=skip)
     marks = (*marks_of(records.folder.corpus), *marks_of(records.folder.queries))
     return BeirSource(recipe=recipe, records=records, marks=marks)
 
 
-def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> StsEvalSet | IrEvalSet:
-    """One held-out set, every row checked.
+def open_table_source(recipe: EvalSetRecipe, data: DataRecipe, *, owner: str) -> TableSource:
+    """The rows of a held-out set that stand in files, every row checked.
 
     Raises:
-        DataError: if a file is missing or empty, or a row is spoiled; names file and line.
+        DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
-    owner = f"eval.sets.{recipe.name}"
-    skip = data.on_bad_row == "skip"
-    folder = _beir_folder(recipe.path, data.root, recipe.format)
-    if (folder is None) == (recipe.task == "ir"):
-        expected = "a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)"
-        expected = expected if recipe.task == "ir" else "a file of scored pairs"
-        raise DataError(f"{owner}: path = {recipe.path}; expected {expected}. Change path or task.")
-    if folder is not None:
-        beir = open_folder(folder, skip=skip)
-        return ir_eval_set(beir, read_gains(beir, recipe.split, skip=skip))
-    source = _table_source(recipe, open_table(recipe.path, data.root, owner=owner), skip=skip)
-    records = [source.record(row) for row in range(len(source))]
-    pairs = [record for record in records if isinstance(record, StsRecord)]
-    if len({pair.score for pair in pairs}) < 2:
-        raise DataError(
-            f"{owner}: path = {recipe.path}, {len(pairs)} pairs, all of one score; expected at "
-            "least two scores, as no correlation is defined otherwise. Check the score field."
-        )
-    return StsEvalSet(
-        text1=tuple(pair.text1 for pair in pairs),
-        text2=tuple(pair.text2 for pair in pairs),
-        score=tuple(pair.score for pair in pairs),
-    )
+    header = header_of(recipe.task, recipe.format)
+    table = open_table(recipe.path, data.root, owner=owner, header=header)
+    return _table_source(recipe, table, owner=owner, skip=data.on_bad_row == "skip")
 
 
-def _beir_folder(path: str, root: str, name: str | None) -> Path | None:
+def task_of_path(path: Path) -> Task:
+    """The task that an evaluation set at a path is of, where nothing says it."""
+    has_corpus = is_beir_folder(path)
+    return next(name for name, kind in TASKS.items() if kind.has_corpus == has_corpus)
+
+
+def beir_folder(path: str, root: str, name: str | None) -> Path | None:
     """The folder, if the recipe says or the files show that it is one of BEIR."""
     folder = (Path(root).expanduser() / Path(path).expanduser()).absolute()
     return folder if name == "beir" or (name is None and is_beir_folder(folder)) else None
 
 
-def _table_source(recipe: SourceRecipe | EvalSetRecipe, table: Table, *, skip: bool) -> TableSource:
+def _table_source(
+    recipe: SourceRecipe | EvalSetRecipe, table: Table, *, owner: str, skip: bool
+) -> TableSource:
     """Finds the adapter, scans all rows, and finds the scale of the scores."""
-    adapter = find_adapter(recipe.task, recipe.format, table.columns, owner=table.place(0))
+    adapter = find_adapter(recipe.task, recipe.format, table.sample(), owner=table.place(0))
+    documents = None
+    if adapter.joined is not None:
+        documents = documents_beside(table, owner=owner, skip=skip)
+        adapter = replace(adapter, parse=partial(adapter.joined, documents))
     given = recipe.score_range
-
-    def parse(row: int) -> IrRecord | ScoredPair:
-        record = adapter.parse(table.row(row))
-        if given is not None and isinstance(record, ScoredPair):
-            _check_score(record.score, *given)
-        return record
-
-    identity = f"{adapter.name}|{adapter.task}|{given}"
-    scan = scan_table(table, parse, identity=identity, skip=skip)
-    _warn_of_instruction(recipe, adapter, table, scan)
-    scale = given or (_found_scale(table, scan) if adapter.task == "sts" else KNOWN_SCALES[0])
+    reader = RowReader(table=table, adapter=adapter, score_range=given, skip=skip)
+    beside = documents.table.sha256 if documents else ""
+    scan = scan_table(reader, identity=f"{adapter.name}|{adapter.task}|{given}|{beside}")
+    usable = table.row(int(scan.rows[0])) if len(scan.rows) else None
+    warn_of_ignored(recipe, adapter, table, usable)
+    scale = given or (
+        _found_scale(table, scan) if TASKS[adapter.task].has_scores else KNOWN_SCALES[0]
+    )
     return TableSource(
         recipe=recipe,
-        table=table,
-        adapter=adapter,
+        reader=reader,
+        documents=documents,
         rows=scan.rows,
-        topics=scan.topics,
+        parts=scan.parts,
+        queries=scan.queries,
         score_range=scale,
         describe=_describe(adapter, table, scan, scale),
-        marks=marks_of(table),
+        marks=(*marks_of(table), *(marks_of(documents.table) if documents else ())),
     )
 
 
-def _warn_of_instruction(
-    recipe: SourceRecipe | EvalSetRecipe, adapter: Adapter, table: Table, scan: Scan
-) -> None:
-    """Says so if rows carry an instruction that the recipe does not use."""
-    if not len(scan.rows):
-        return
-    carried = adapter.instruction(table.row(int(scan.rows[0])))
-    if carried and carried != recipe.query_instruction:
-        logger.warning(
-            "%s: rows carry the instruction %s, which is not used; set query_instruction of %s to "
-            "train with it",
-            table.name,
-            shown(carried),
-            recipe.name,
-        )
-
-
-def _check_score(score: float, low: float, high: float) -> None:
-    if not low <= score <= high:
-        raise RowError("score", f"{score:g}", f"a number from {low:g} to {high:g}")
+def _digest(table: Table, documents: DocumentTable | None) -> str:
+    """Of the rows alone, or of the rows and the documents that they name."""
+    if documents is None:
+        return table.sha256
+    return hashlib.sha256(f"{table.sha256}{documents.table.sha256}".encode()).hexdigest()
 
 
 def _found_scale(table: Table, scan: Scan) -> tuple[float, float]:
@@ -318,11 +303,19 @@ def _found_scale(table: Table, scan: Scan) -> tuple[float, float]:
 
 
 def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, float]) -> str:
-    parts = [f"{adapter.name}, {len(scan.rows)} rows in {len(table.files)} file(s)"]
-    if adapter.task == "sts":
+    num_rows = len(table) - scan.num_skipped
+    rows = (
+        f"{num_rows} rows"
+        if num_rows == len(scan.rows)
+        else f"{len(scan.rows)} pairs of {num_rows} rows"
+    )
+    parts = [f"{adapter.name}, {rows} in {len(table.files)} file(s)"]
+    if TASKS[adapter.task].has_scores:
         parts.append(f"scores {scale[0]:g}..{scale[1]:g}")
     if scan.num_duplicates:
         parts.append(f"{scan.num_duplicates} repeat the texts of an earlier row")
     if scan.num_skipped:
-        parts.append(f"{scan.num_skipped} spoiled rows left out")
+        parts.append(f"{scan.num_skipped} malformed rows left out")
+    if scan.num_dropped:
+        parts.append(f"{scan.num_dropped} blank negatives left out")
     return ", ".join(parts)

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import logging
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,13 +13,26 @@ from typing import Any, Protocol
 
 from trainer.data import compressed
 from trainer.data.arrow import open_arrow_file
-from trainer.data.delimited import Delimited, delimited_ranges, read_header
-from trainer.data.fields import Row, RowError
-from trainer.data.files import TextFile, array_ranges, decode_json, line_ranges, open_text_file
+from trainer.data.delimited import Delimited, find_delimiter, index_delimited, read_header
+from trainer.data.encodings import as_utf8
+from trainer.data.fields import BlankNegativeError, Row, RowError
+from trainer.data.files import (
+    TextFile,
+    decode_array,
+    decode_json,
+    index_array,
+    index_lines,
+    map_file,
+    open_text_file,
+)
 from trainer.errors import DataError
 
+logger = logging.getLogger(__name__)
+
 ROWS_TO_FIND_COLUMNS = 100
-"""Rows that are looked at to find a format; an early row may be spoiled."""
+"""Rows that are looked at to find a format; an early row may be malformed."""
+CORPUS = "corpus"
+"""Name of a file whose rows are not records but what records name by id."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COLUMNAR = (".parquet", ".arrow")
 KINDS = (".jsonl", ".ndjson", ".json", *DELIMITERS, *COLUMNAR)
@@ -38,10 +52,6 @@ class TableFile(Protocol):
     @property
     def sha256(self) -> str:
         """Content of the file, hexadecimal."""
-
-    @property
-    def typed(self) -> bool:
-        """Whether it tells numbers from texts."""
 
     def __len__(self) -> int: ...
 
@@ -67,37 +77,39 @@ class Table:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int, dropped: list[RowError] | None = None) -> Row:
         """The fields of a row, to be checked when asked for.
+
+        Args:
+            index: which row.
+            dropped: takes the faults of blank negatives, which are then left out.
 
         Raises:
             RowError: if the row cannot be decoded.
         """
         file, inner = self._locate(index)
-        return Row(file.values(inner), file.typed)
+        return Row(file.values(inner), dropped)
 
     def place(self, index: int) -> str:
         """`path:line` of a row."""
         file, inner = self._locate(index)
         return file.place(inner)
 
-    @property
-    def columns(self) -> frozenset[str]:
-        """Names of the fields of the first rows that can be decoded.
+    def sample(self) -> tuple[Row, ...]:
+        """Those of the first rows that can be decoded; a format is found by them.
 
         Raises:
             DataError: if none of them can be decoded.
         """
-        names: set[str] = set()
-        faults = []
+        rows, faults = [], []
         for index in range(min(len(self), ROWS_TO_FIND_COLUMNS)):
             try:
-                names.update(self.row(index).values)
+                rows.append(self.row(index))
             except RowError as fault:
                 faults.append(fault)
-        if faults and not names:
+        if faults and not rows:
             raise self.error(0, faults[0])
-        return frozenset(names)
+        return tuple(rows)
 
     @property
     def name(self) -> str:
@@ -112,8 +124,9 @@ class Table:
 
     def error(self, index: int, fault: RowError) -> DataError:
         """A row's fault with its place, ready to be raised."""
+        skipped = "negatives" if isinstance(fault, BlankNegativeError) else "rows"
         return DataError(
-            f"{self.place(index)}: {fault}. Correct the row, or leave such rows out with "
+            f"{self.place(index)}: {fault}. Correct the row, or leave such {skipped} out with "
             "data.on_bad_row=skip."
         )
 
@@ -122,27 +135,34 @@ class Table:
         return self.files[number], index - (self.ends[number] - len(self.files[number]))
 
 
-def open_table(pattern: str, root: str, *, owner: str) -> Table:
+def open_table(
+    pattern: str, root: str, *, owner: str, header: tuple[str, ...] | None = None
+) -> Table:
     """The table that a path, folder or glob names.
 
     Args:
         pattern: as in the recipe; relative to `root`.
         root: `data.root`.
         owner: recipe key that holds the pattern, for messages.
+        header: column names of delimited files that do not begin with them.
 
     Raises:
         DataError: if nothing is there, or a file is unreadable, empty or of an unknown kind.
     """
-    return table_of(find_files(pattern, root, owner=owner))
+    return table_of(find_files(pattern, root, owner=owner), header)
 
 
-def table_of(paths: Sequence[Path]) -> Table:
+def table_of(paths: Sequence[Path], header: tuple[str, ...] | None = None) -> Table:
     """The table of some files.
+
+    Args:
+        paths: at least one.
+        header: column names of delimited files that do not begin with them.
 
     Raises:
         DataError: if one is unreadable, empty or of an unknown kind.
     """
-    return Table(tuple(_open_file(path) for path in paths))
+    return Table(tuple(_open_file(path, header) for path in paths))
 
 
 def find_files(pattern: str, root: str, *, owner: str) -> list[Path]:
@@ -170,14 +190,20 @@ def find_files(pattern: str, root: str, *, owner: str) -> list[Path]:
 def _in_folder(folder: Path, owner: str) -> list[Path]:
     """The data files of a folder, which are all of one kind.
 
-    A folder with Arrow files is one that `datasets` saved, whose JSON files describe it.
+    A folder with Arrow files is one that `datasets` saved, whose JSON files describe it. A corpus
+    beside other files is not rows but what they name by id.
     """
     by_kind: dict[str, list[Path]] = {}
-    for file in folder.iterdir():
-        if _kind(file) in KINDS:
-            by_kind.setdefault(_kind(file), []).append(file)
+    for file in data_files(folder):
+        by_kind.setdefault(kind_of(file), []).append(file)
     if ".arrow" in by_kind:
         return by_kind[".arrow"]
+    for kind, files in list(by_kind.items()):
+        rows = [file for file in files if file.name.partition(".")[0].lower() != CORPUS]
+        if len(rows) < len(files) and (rows or len(by_kind) > 1):
+            logger.info("%s: a corpus, whose rows are not records", folder)
+            by_kind[kind] = rows
+    by_kind = {kind: files for kind, files in by_kind.items() if files}
     if len(by_kind) > 1:
         raise DataError(
             f"{owner}: path = {folder}; expected data files of one kind, not "
@@ -187,51 +213,82 @@ def _in_folder(folder: Path, owner: str) -> list[Path]:
     return [file for files in by_kind.values() for file in files]
 
 
-def _kind(path: Path) -> str:
-    """Suffix of the plain file."""
-    return Path(path.stem).suffix if path.suffix in compressed.SUFFIXES else path.suffix
+def data_files(folder: Path) -> list[Path]:
+    """The files of a folder that can be tables, sorted; none if it is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if kind_of(file) in KINDS)
 
 
-def _open_file(path: Path) -> TableFile:
+def kind_of(path: Path) -> str:
+    """Suffix of the plain file, in small letters."""
+    is_packed = path.suffix.lower() in compressed.SUFFIXES
+    return (Path(path.stem).suffix if is_packed else path.suffix).lower()
+
+
+def open_text(path: Path) -> Path:
+    """The file that is read in place of a packed one, or of one in another encoding.
+
+    Raises:
+        DataError: if it is missing, damaged, or the cache has no room.
+    """
+    return as_utf8(compressed.unpacked(path), path)
+
+
+def _open_file(path: Path, header: tuple[str, ...] | None) -> TableFile:
     """Opens a file as its suffix says.
 
     Raises:
         DataError: if it is unreadable, empty or of an unknown kind.
     """
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind not in KINDS:
         known = ", ".join([*KINDS, *(f"the same with {suffix}" for suffix in compressed.SUFFIXES)])
         raise DataError(
             f"{path}: suffix = {kind or 'none'}; expected {known}. Rename or convert it."
         )
-    plain = compressed.unpacked(path)
     if kind in COLUMNAR:
-        return open_arrow_file(plain)
+        return open_arrow_file(compressed.unpacked(path))
+    plain = open_text(path)
     if kind in DELIMITERS:
-        return _open_delimited(plain, path, DELIMITERS[kind])
-    if kind == ".json" and _first_byte(plain) == b"[":
-        return open_text_file(plain, decode_json, array_ranges, kind="array", name=path)
-    return open_text_file(plain, decode_json, line_ranges, kind="lines", name=path)
+        return _open_delimited(plain, path, DELIMITERS[kind], header)
+    return _open_json(plain, path, may_be_array=kind == ".json")
 
 
-def _open_delimited(plain: Path, path: Path, delimiter: str) -> TextFile:
-    """A CSV or TSV file; its first row names the columns."""
-    index = partial(delimited_ranges, delimiter=delimiter)
+def _open_json(plain: Path, path: Path, *, may_be_array: bool) -> TextFile:
+    """Objects or arrays of texts, one a line, or all in one array."""
+    start = _first_bytes(plain)
+    if may_be_array and start[:1] == b"[" and start[1:2] != b'"':
+        decode = decode_array if start[1:2] == b"[" else decode_json
+        return open_text_file(plain, decode, index_array, kind="array", name=path)
+    decode = decode_array if start == b'["' else decode_json
+    return open_text_file(plain, decode, index_lines, kind="lines", name=path)
+
+
+def _open_delimited(
+    plain: Path, path: Path, usual: str, header: tuple[str, ...] | None
+) -> TextFile:
+    """A CSV or TSV file; its first row names the columns if `header` does not."""
+    delimiter = usual if header else find_delimiter(map_file(plain), usual)
+    if delimiter != usual:
+        logger.info("%s: the header is separated by %r, and so are the rows", path, delimiter)
+    index = partial(index_delimited, delimiter=delimiter)
     file = open_text_file(plain, decode_json, index, kind=f"rows{delimiter}", name=path)
-    start, end = file.ranges[0]
-    try:
-        header = read_header(file.data[start:end], delimiter)
-    except RowError as fault:
-        raise DataError(f"{file.place(0)}: {fault}. Correct the header.") from None
-    if len(file) == 1:
+    if header is None:
+        start, end = file.ranges[0]
+        try:
+            header = read_header(file.data[start:end], delimiter, is_quoted=file.is_quoted)
+        except RowError as fault:
+            raise DataError(f"{file.place(0)}: {fault}. Correct the header.") from None
+        file = replace(file, ranges=file.ranges[1:])
+    if not len(file):
         raise DataError(f"{path}: rows = 0; expected at least one row. Fill it or remove it.")
-    decode = Delimited(delimiter, header).decode
-    return replace(file, ranges=file.ranges[1:], decode=decode, typed=False)
+    return replace(file, decode=Delimited(delimiter, header, file.is_quoted).decode)
 
 
-def _first_byte(path: Path) -> bytes:
-    """The first byte that is not blank; nothing if the file cannot be read."""
+def _first_bytes(path: Path) -> bytes:
+    """The first two bytes that are not blank; nothing if the file cannot be read."""
     if not path.is_file():
         return b""
     with path.open("rb") as file:
-        return file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        return b"".join(file.read(1024).removeprefix(b"\xef\xbb\xbf").split())[:2]

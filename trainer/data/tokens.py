@@ -4,8 +4,8 @@
 which a worker process can load without it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -42,6 +42,8 @@ class TextEncoder:
     """`data.prompt_template`."""
     pool_instruction: bool
     """Whether pooling includes the prompt's tokens."""
+    refused_ids: Mapping[int, str] = field(default_factory=dict)
+    """Tokens by their ids that the model has no row for."""
 
     def encode(self, texts: Sequence[str], *, instruction: str, max_tokens: int) -> Encoded:
         """Token ids of texts behind an instruction, cut to `max_tokens` with the end token kept.
@@ -63,7 +65,18 @@ class TextEncoder:
         for text, ids in zip(texts, token_ids, strict=True):
             if not len(ids):
                 raise DataError(f"data: text = {shown(text)}; expected a token. Remove the row.")
+            if self.refused_ids:
+                self._refuse(text, ids)
         return Encoded(token_ids, 0 if self.pool_instruction else self._num_prompt(prompt_ids))
+
+    def _refuse(self, text: str, ids: np.ndarray) -> None:
+        """Raises for a text with a token that the model has no row for."""
+        found = next((self.refused_ids[i] for i in ids.tolist() if i in self.refused_ids), None)
+        if found is not None:
+            raise DataError(
+                f"data: text = {shown(text)}; expected no {found}, a token of the tokenizer that "
+                "the model has no row for. Remove the row."
+            )
 
     def _prompt_ids(self, prefix: str) -> list[int]:
         self.tokenizer.no_truncation()
@@ -123,11 +136,21 @@ def load_tokenizer(
 
 
 def make_encoder(
-    tokenizer: "PreTrainedTokenizerFast", data: DataRecipe, *, pooling: Pooling
+    tokenizer: "PreTrainedTokenizerFast",
+    data: DataRecipe,
+    *,
+    pooling: Pooling,
+    num_ids: int | None = None,
 ) -> TextEncoder:
     """An encoder with its own copy of a tokenizer.
 
     Only mean pooling can leave the instruction out: `last` never reads it, `cls` is before it.
+
+    Args:
+        tokenizer: from `load_tokenizer`.
+        data: its template, and whether the instruction is pooled.
+        pooling: of the recipe.
+        num_ids: rows of the model's embedding matrix, where they are known.
 
     Raises:
         RecipeError: if the prompt template has a wrong form.
@@ -140,6 +163,11 @@ def make_encoder(
         special_ids=frozenset(tokenizer.all_special_ids),
         template=data.prompt_template,
         pool_instruction=data.pool_instruction or pooling != "mean",
+        refused_ids={
+            i: token
+            for token, i in backend.get_vocab().items()
+            if num_ids is not None and i >= num_ids
+        },
     )
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from trainer.data.batch import Batch
 from trainer.data.sources import Source
-from trainer.engine.ranks import Ranks
+from trainer.distributed.group import Ranks
 from trainer.errors import DataError
+from trainer.run_folder.layout import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class BadSteps:
 
     def path(self, batch: Batch) -> Path:
         """Where the file of a step is."""
-        return self.folder / "bad_steps" / f"step-{batch.plan.step}.json"
+        return RunFolder(self.folder).bad_step(batch.plan.step)
 
     def _content(self, batch: Batch, fault: str) -> dict[str, Any]:
         plan = batch.plan

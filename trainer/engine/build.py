@@ -8,14 +8,17 @@ import deepspeed
 import torch
 from torch import nn
 
-from trainer.engine.passes import InterleavedPasses, LayerPasses, Passes, TwinPasses
-from trainer.engine.ranks import Ranks
-from trainer.engine.twin import Twin
+from trainer.distributed.group import Ranks
+from trainer.engine.grad_cache import ChunkGradCache, GradCache, LayerGradCache, StepGradCache
+from trainer.engine.materialise import torch_seed
+from trainer.engine.replica import Replica
 from trainer.errors import RecipeError
 from trainer.model.adapters import add_lora
-from trainer.model.backbone import DTYPES, attention_kernel, load_backbone
+from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
 from trainer.model.embedder import Embedder
+from trainer.model.kinds import skeleton_of
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
+from trainer.recipe.deepspeed_file import offloads
 from trainer.recipe.schema import EngineRecipe, Gather, Recipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
@@ -27,11 +30,11 @@ class Built:
 
     engine: deepspeed.DeepSpeedEngine
     """Owns parameters, gradients and optimizer; its module is an `Embedder`."""
-    passes: Passes
+    grad_cache: GradCache
     """Runs chunks through it."""
     gather: Gather
     """How the passes gather parameters; never `auto`."""
-    twin: Twin
+    replica: Replica
     """The same model without hooks."""
 
 
@@ -44,30 +47,30 @@ def build(
         recipe: as loaded.
         model_path: resolved `model.path`.
         config: the whole DeepSpeed dict.
-        gather: `step`, `chunk` or `interleaved`.
+        gather: `step`, `layer` or `chunk`.
         ranks: this process; its group is up.
 
     Raises:
-        RecipeError: the model cannot be loaded, or `gather: chunk` does not suit it.
+        RecipeError: the model cannot be loaded, or `gather: layer` does not suit it.
     Collective: yes.
     """
-    if gather != "interleaved":
+    if gather != "chunk":
         config = _with_plain_linear(config)
     embedder = load_embedder(recipe, model_path=model_path, config=config, ranks=ranks)
-    twin = Twin(embedder)
-    if gather == "chunk":
+    replica = Replica(embedder)
+    if gather == "layer":
         embedder = _layer_major(embedder, recipe)
     optimizer = make_optimizer(embedder, recipe.train, config, ranks)
     engine, *_ = deepspeed.initialize(model=embedder, optimizer=optimizer, config=config)
-    return Built(engine, _passes(engine, twin, gather, recipe.engine), gather, twin)
+    return Built(engine, _grad_cache(engine, replica, gather, recipe.engine), gather, replica)
 
 
 def _with_plain_linear(config: dict[str, Any]) -> dict[str, Any]:
     """The DeepSpeed dict without ZeRO-3's own linear function, unless it says otherwise.
 
-    That one keeps a forward's graph from holding gathered weights. A twin has them all anyway, and
-    a layer run over all chunks keeps no graph and has its weights back before it is recomputed; it
-    costs time for every chunk.
+    That one keeps a forward's graph from holding gathered weights. A replica has them all anyway,
+    and a layer run over all chunks keeps no graph and has its weights back before it is recomputed;
+    it costs time for every chunk.
     """
     zero = config["zero_optimization"]
     if zero["stage"] != 3:
@@ -80,18 +83,20 @@ def load_embedder(
 ) -> Embedder:
     """The recipe's model with its adapters and pooling. Collective: yes under ZeRO-3."""
     stage3 = config["zero_optimization"]["stage"] == 3
+    skeleton = skeleton_of(load_config(recipe.model, model_path), recipe.model)
     kernel = attention_kernel(
         recipe.engine.attention_kernel,
         dtype=DTYPES[recipe.model.dtype],
         device_type=ranks.device.type,
+        model=type(skeleton),
     )
     # new adapter weights must not depend on what drew random numbers before
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(torch_seed(recipe.seed))
     backbone = load_backbone(
         recipe.model, model_path, kernel=kernel, zero3_config=config if stage3 else None
     )
     if recipe.model.lora is not None:
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(torch_seed(recipe.seed))
         backbone = add_lora(backbone, recipe.model.lora)
     return Embedder(
         backbone,
@@ -105,8 +110,8 @@ def _layer_major(embedder: Embedder, recipe: Recipe) -> LayerMajorEmbedder:
     """Turn the embedder layer-major where its backbone allows."""
     if not supports_layer_major(embedder.backbone):
         raise RecipeError(
-            f"recipe: engine.gather = chunk; expected a Llama-style decoder with full attention in "
-            f"every layer, got {type(embedder.backbone).__name__}. Use `step` or `interleaved`."
+            f"recipe: engine.gather = layer; expected a Llama-style decoder with full attention in "
+            f"every layer, got {type(embedder.backbone).__name__}. Use `step` or `chunk`."
         )
     if recipe.model.dtype == "bfloat16":
         for parameter in embedder.parameters():
@@ -115,16 +120,16 @@ def _layer_major(embedder: Embedder, recipe: Recipe) -> LayerMajorEmbedder:
     return LayerMajorEmbedder.adopt(embedder)
 
 
-def _passes(
-    engine: deepspeed.DeepSpeedEngine, twin: Twin, gather: Gather, recipe: EngineRecipe
-) -> Passes:
+def _grad_cache(
+    engine: deepspeed.DeepSpeedEngine, replica: Replica, gather: Gather, recipe: EngineRecipe
+) -> GradCache:
     """The passes that suit a way of gathering."""
     if gather == "step":
         keep = recipe.keep_graph_tokens
-        return TwinPasses(
-            engine, twin, keep_graph_tokens=recipe.max_tokens_per_chunk if keep is None else keep
+        return StepGradCache(
+            engine, replica, keep_graph_tokens=recipe.max_tokens_per_chunk if keep is None else keep
         )
-    return LayerPasses(engine) if gather == "chunk" else InterleavedPasses(engine)
+    return LayerGradCache(engine) if gather == "layer" else ChunkGradCache(engine)
 
 
 def make_optimizer(
@@ -149,7 +154,7 @@ def make_optimizer(
         "betas": recipe.betas,
         "eps": recipe.epsilon,
     }
-    if "offload_optimizer" in config["zero_optimization"] and ranks.device.type == "cuda":
+    if offloads(config, "offload_optimizer") and ranks.device.type == "cuda":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, **settings)

@@ -37,6 +37,11 @@ class ChunkPlan:
         return np.concatenate([*self.ranks[rank], np.empty(0, np.int64)])
 
     @property
+    def order(self) -> np.ndarray:
+        """The text in each row once the vectors of all ranks are joined [U], int64."""
+        return np.concatenate([self.rows(rank) for rank in range(len(self.ranks))])
+
+    @property
     def counts(self) -> list[int]:
         """Number of texts of each rank."""
         return [sum(map(len, chunks)) for chunks in self.ranks]

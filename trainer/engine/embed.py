@@ -8,11 +8,11 @@ from torch import Tensor
 
 from trainer.data.batch import Texts
 from trainer.data.tokens import TextEncoder
+from trainer.distributed.group import Ranks
+from trainer.distributed.rows import gather_rows
 from trainer.engine.chunks import plan_chunks
+from trainer.engine.grad_cache import GradCache
 from trainer.engine.materialise import lengths_of, make_chunks
-from trainer.engine.passes import Passes
-from trainer.engine.ranks import Ranks
-from trainer.objectives.gather import gather_rows
 
 
 def embed_texts(
@@ -21,7 +21,7 @@ def embed_texts(
     instruction: str,
     max_tokens: int,
     encoder: TextEncoder,
-    passes: Passes,
+    grad_cache: GradCache,
     ranks: Ranks,
     chunk_tokens: int,
 ) -> Tensor:
@@ -32,7 +32,7 @@ def embed_texts(
         instruction: put before each.
         max_tokens: longest text with instruction and end token.
         encoder: of the run.
-        passes: runs the model.
+        grad_cache: runs the model.
         ranks: this process.
         chunk_tokens: padded tokens of one forward on one rank.
 
@@ -45,7 +45,6 @@ def embed_texts(
     distinct = Texts(token_ids=tuple(encoded.token_ids), num_prompt_tokens=prompts)
     plan = plan_chunks(lengths_of(distinct), num_ranks=ranks.world_size, max_tokens=chunk_tokens)
     chunks = make_chunks(distinct, plan.ranks[ranks.rank], key=0, device=ranks.device)
-    gathered = gather_rows(passes.embed(chunks), counts=plan.counts)
-    order = np.concatenate([plan.rows(rank) for rank in range(ranks.world_size)])
+    gathered = gather_rows(grad_cache.embed(chunks), counts=plan.counts)
     # rank order -> text order [n, H]
-    return gathered[torch.from_numpy(np.argsort(order)).to(ranks.device)]
+    return gathered[torch.from_numpy(np.argsort(plan.order)).to(ranks.device)]

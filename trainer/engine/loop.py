@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from trainer.data.batch import Batch
-from trainer.engine.ranks import Ranks, any_rank_each
+from trainer.distributed.group import Ranks, any_rank_each
 from trainer.engine.step import StepReport
 
 
@@ -36,6 +36,8 @@ class Schedule:
     """First step to take."""
     stop: int
     """One past the last step."""
+    start_evaluated: bool = False
+    """Whether the evaluation of `start` is on record."""
     eval_every: int | None
     save_every: int | None
     save_every_minutes: float | None = None
@@ -109,9 +111,9 @@ def fit(
     Collective: yes.
     """
     start, stop = schedule.start, schedule.stop
-    # saved before evaluated: the evaluation of a resumed step may be missing and is made again
-    evaluates_first = start in (0, stop) or _due(start, schedule.eval_every)
-    if evaluates_first and hooks.evaluate(start):
+    # saved before evaluated: the evaluation of a resumed step may be missing
+    is_due = start in (0, stop) or _due(start, schedule.eval_every)
+    if is_due and not schedule.start_evaluated and hooks.evaluate(start):
         return start
     clock = SaveClock(schedule.save_every_minutes, time.monotonic)
     for done, batch in enumerate(batches, start=start + 1):

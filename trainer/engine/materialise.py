@@ -1,5 +1,6 @@
 """From chunk plans to padded tensors on the device."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,16 @@ from trainer.data.batch import Texts
 from trainer.model.embedder import Chunk
 
 
+def torch_seed(seed: int) -> int:
+    """The recipe's seed as 32 bits, all that torch's generator on a CPU takes in; a hash above."""
+    if seed >> 32 == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest())
+
+
 def step_key(seed: int, step: int) -> int:
     """One number for all randomness of a step."""
-    return seed * 1_000_003 + step
+    return torch_seed(seed) * 1_000_003 + step
 
 
 def lengths_of(texts: Texts) -> np.ndarray:

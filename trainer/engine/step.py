@@ -5,20 +5,19 @@ import math
 import time
 from dataclasses import dataclass
 
-import torch
-
 from trainer.data.batch import Batch
+from trainer.distributed.group import Ranks
 from trainer.engine.bad_steps import BadSteps, named_rows
 from trainer.engine.build import Built
-from trainer.engine.chunks import ChunkPlan, plan_chunks
-from trainer.engine.losses import needs_middle, step_loss
+from trainer.engine.chunks import plan_chunks
+from trainer.engine.losses.step_loss import step_loss
 from trainer.engine.lr import learning_rate
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
-from trainer.engine.memory_faults import explaining_memory
-from trainer.engine.passes import Pull, Vectors
-from trainer.engine.ranks import Ranks
+from trainer.engine.out_of_memory import explaining_memory
 from trainer.errors import StepError
+from trainer.recipe.kind import reads_middle
 from trainer.recipe.schema import Recipe
+from trainer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ class Stepper:
         Collective: yes.
         """
         started = time.perf_counter()
-        step = batch.plan.step
+        step, settings = batch.plan.step, self.recipe.tasks[batch.plan.task]
         self.ranks.enter(f"in step {step} ({batch.plan.task}, source {batch.plan.source})")
         plan = plan_chunks(
             lengths_of(batch.texts),
@@ -92,8 +91,16 @@ class Stepper:
             max_tokens=self.recipe.engine.max_tokens_per_chunk,
         )
         with explaining_memory(self.recipe, self.built, self.ranks, named_rows(batch)):
-            terms = self._accumulate(batch, plan)
-            grad_norm = self._update(step)
+            key = step_key(self.recipe.seed, step)
+            own = plan.ranks[self.ranks.rank]
+            found = self.built.grad_cache.accumulate(
+                make_chunks(batch.texts, own, key=key, device=self.ranks.device),
+                step_loss(batch, settings, plan, self.ranks),
+                step_key=key,
+                middle=reads_middle(TASKS[batch.plan.task], settings),
+            )
+            terms = {name: float(value) for name, value in found.items()}
+            grad_norm = self.update(step)
         if grad_norm is None:
             self._skip(batch, terms)
         self.ranks.enter(f"after step {step}")
@@ -109,24 +116,11 @@ class Stepper:
             tokens=plan.real_tokens,
             padding_fraction=plan.padding_fraction,
             num_chunks=plan.num_chunks,
-            masked_pairs=len(getattr(batch, "masked", ())),
+            masked_pairs=batch.num_masked,
             seconds=time.perf_counter() - started,
         )
 
-    def _accumulate(self, batch: Batch, plan: ChunkPlan) -> dict[str, float]:
-        """Leave the gradient in the engine; returns the terms, `loss` among them."""
-        key = step_key(self.recipe.seed, batch.plan.step)
-        terms = self.built.passes.accumulate(
-            make_chunks(
-                batch.texts, plan.ranks[self.ranks.rank], key=key, device=self.ranks.device
-            ),
-            _unusable_if_not_finite(step_loss(batch, self.recipe.tasks, plan, self.ranks)),
-            step_key=key,
-            middle=needs_middle(batch, self.recipe.tasks),
-        )
-        return {name: float(value) for name, value in terms.items()}
-
-    def _update(self, step: int) -> float | None:
+    def update(self, step: int) -> float | None:
         """Apply the gradient; returns its norm, or None where it is not finite.
 
         DeepSpeed drops such a gradient on all ranks and leaves parameters and optimizer alone.
@@ -183,14 +177,3 @@ class Stepper:
             shape=train.schedule,
             min_ratio=train.min_learning_rate_ratio,
         )
-
-
-def _unusable_if_not_finite(pull: Pull) -> Pull:
-    """The loss of a step, whose gradient is not finite wherever the loss itself is not."""
-
-    def guarded(vectors: Vectors) -> tuple[Vectors, dict[str, torch.Tensor]]:
-        gradients, terms = pull(vectors)
-        is_finite = torch.isfinite(terms["loss"])
-        return tuple(torch.where(is_finite, g, torch.nan) for g in gradients), terms
-
-    return guarded

@@ -59,6 +59,8 @@ class BestSoFar:
     """The metric there."""
     num_worse: int = 0
     """Evaluations since then, all without a better value."""
+    last_step: int | None = None
+    """Steps done at the evaluation that was judged last."""
 
     def after(self, step: int, results: Results) -> Self:
         """The best after one more evaluation; of equal values the earlier stays.
@@ -69,26 +71,28 @@ class BestSoFar:
             step: steps done; one that was judged before is not judged again.
             results: metrics by set.
         """
+        if step == self.last_step:
+            return self
         value = watched_value(results, self.metric)
         if value > self.value:
-            return replace(self, step=step, value=value, num_worse=0)
+            return replace(self, step=step, value=value, num_worse=0, last_step=step)
         if self.step is None:
-            return self
-        return replace(self, num_worse=self.num_worse + (step != self.step))
+            return replace(self, last_step=step)
+        return replace(self, num_worse=self.num_worse + 1, last_step=step)
 
     def after_lines(
-        self, lines: Iterable[Mapping[str, Any]], before: int, sets: Collection[str]
+        self, lines: Iterable[Mapping[str, Any]], start: int, sets: Collection[str]
     ) -> Self:
         """The best after the evaluations of an interrupted run.
 
         Args:
             lines: of `eval.jsonl`, in order.
-            before: the step that the run continues with; later lines are not its own.
+            start: steps done where the run goes on; later lines are not its own.
             sets: names of the sets that are evaluated now; lines of others are passed over.
         """
         best = self
         for line in lines:
-            if line["step"] < before and is_comparable(line["sets"], self.metric, sets):
+            if line["step"] <= start and is_comparable(line["sets"], self.metric, sets):
                 best = best.after(line["step"], line["sets"])
         return best
 

@@ -60,7 +60,7 @@ def describe_geometry(
     Args:
         vectors: unit-norm embeddings of different texts [n, D]; the first SAMPLE are looked at.
         positive: cosines of pairs that belong together [any].
-        negative: cosines of pairs that do not, but are told apart with effort [any].
+        negative: cosines of pairs that do not, but are hard to distinguish [any].
         random: cosines of pairs drawn at random [any].
 
     Returns:

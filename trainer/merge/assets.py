@@ -120,7 +120,7 @@ def _pooling_modes(config: Mapping[str, Any]) -> set[str]:
 
 
 def check_architecture(base: Sequence[Path], others: Mapping[Path, Sequence[Path]]) -> None:
-    """Refuse checkpoints whose config tells of another model than the base's.
+    """Refuse checkpoints whose config describes another model than the base's.
 
     Args:
         base: folders that may hold the base's config.json.

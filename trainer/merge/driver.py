@@ -22,10 +22,10 @@ from trainer.checkpoint.tensors import StoredTensor
 from trainer.errors import CheckpointError
 from trainer.merge.assets import copy_assets
 from trainer.merge.blocks import Scratch
+from trainer.merge.merge_plan import MergePlan, plan_id, plan_merge
 from trainer.merge.output import PartialFolder, check_output
 from trainer.merge.output_file import BLOCK_BYTES
-from trainer.merge.plan import MergePlan, plan_id, plan_merge
-from trainer.merge.report import merge_html, merge_json
+from trainer.merge.record import merge_html, merge_json
 from trainer.merge.settings import FORMULAS, MergeSettings, check_settings
 from trainer.merge.stream import (
     MergeItem,
@@ -173,7 +173,7 @@ def describe(
 
 
 def anonymous_bytes() -> int:
-    """Anonymous memory of this process now, bytes; 0 where the system does not tell."""
+    """Anonymous memory of this process now, bytes; 0 where the system does not report it."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.is_file() else ():
         if line.startswith("RssAnon:"):
@@ -251,7 +251,7 @@ def _flushing(folder: PartialFolder) -> Iterator[None]:
             yield
         finally:
             done.set()
-        # a disk tells here, and only once, that it could not take what it had accepted
+        # a disk reports here, and only once, that it could not take what it had accepted
         flushing.result()
 
 

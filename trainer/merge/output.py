@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, uint8
 
+from trainer.checkpoint.open import INDEX, SINGLE
 from trainer.checkpoint.safetensors_file import Slot, encode_header, read_header
-from trainer.checkpoint.shards import INDEX, SINGLE
 from trainer.errors import CheckpointError
 from trainer.merge.output_file import BLOCK_BYTES, Bytes, OutputFile, WordSum
 from trainer.merge.stream import MergeItem
@@ -159,6 +159,8 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
         self.resume = resume
         self.durable = durable
         self.files: dict[str, OutputFile] = {}
+        self._places = {name: (shard.name, slot) for shard in shards
+                        for name, slot in shard.slots.items()}  # fmt: skip
         self._lock_descriptor: int | None = None
 
     def __enter__(self) -> "PartialFolder":
@@ -222,10 +224,8 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
 
     def writer(self, name: str) -> TensorWriter:
         """A writer for one tensor."""
-        for shard in self.shards:
-            if name in shard.slots:
-                return TensorWriter(self.files[shard.name], shard.slots[name])
-        raise KeyError(name)
+        file, slot = self._places[name]
+        return TensorWriter(self.files[file], slot)
 
     def note(self, entry: Mapping[str, Any]) -> None:
         """Add a finished tensor to the journal."""
@@ -235,13 +235,11 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
     def finished(self) -> dict[str, dict[str, Any]]:
         """Tensors that the journal names and whose bytes are what it says, by name."""
         entries = {str(one["name"]): one for one in _journal_lines(self.path / JOURNAL)[0]}
-        places = {name: (shard.name, slot) for shard in self.shards
-                  for name, slot in shard.slots.items()}  # fmt: skip
         good = {}
         for name, entry in entries.items():
-            file, slot = places.get(name, ("", None))
-            if slot is None:
+            if name not in self._places:
                 continue
+            file, slot = self._places[name]
             if self.files[file].checksum(slot.start, slot.stop) == entry.get("checksum"):
                 good[name] = entry
         return good

@@ -46,7 +46,7 @@ class MergeSettings:
     allow_nan: bool = False
     """Go on where a checkpoint holds NaN or infinity."""
     durable: bool = True
-    """Wait until the result is on disk before it gets its name, so that a power cut spoils none.
+    """Wait until the result is on disk before it gets its name, so that a power cut corrupts none.
     Weights are then written past the page cache where the file system can."""
     hash_files: bool = False
     """Read inputs and outputs whole, for their sha256 and to compare with what was written."""

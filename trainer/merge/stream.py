@@ -194,7 +194,7 @@ class _Work:
         """A tensor or row with one weight per checkpoint; gives these [K]."""
         ranges = [(start + a, start + b) for a, b in spans(stop - start, self.scratch.block)]
         whole = stop - start == self.item.num_elements
-        # factors of adapters tell beforehand
+        # factors of adapters show beforehand
         known_K = change_norms(self.item.tuned, self.item.base) if whole else None
         if known_K is None:
             square_K = torch.stack([self._count_block(*one)[0] for one in ranges]).sum(0)

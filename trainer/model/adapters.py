@@ -26,7 +26,8 @@ def add_lora(backbone: nn.Module, recipe: LoraRecipe) -> PeftModel:
         recipe: rank, alpha, dropout and the names of the modules that get an adapter.
 
     Raises:
-        RecipeError: a target that matches no linear module.
+        RecipeError: a target that matches no linear module, or settings that peft has not for the
+            kind of module that is adapted, as dropout and DoRA for experts in one parameter.
     Collective: yes under ZeRO-3 with DoRA, whose magnitudes start as norms of the base's rows.
     """
     check_targets(backbone, recipe)
@@ -43,7 +44,15 @@ def add_lora(backbone: nn.Module, recipe: LoraRecipe) -> PeftModel:
     sharded = any(hasattr(parameter, "ds_id") for parameter in backbone.parameters())
     # peft gathers what it reads of a sharded base only while this notice is alive
     with sharded_loading({"zero_optimization": {"stage": 3}} if sharded else None):
-        wrapped = get_peft_model(backbone, config, adapter_name=ADAPTER)
+        try:
+            wrapped = get_peft_model(backbone, config, adapter_name=ADAPTER)
+        except ValueError as error:
+            raise RecipeError(
+                f"recipe: model.lora = rank {recipe.rank}, dropout {recipe.dropout:g}, dora "
+                f"{str(recipe.dora).lower()}, targets {recipe.targets}; expected settings that "
+                f"peft has for all modules that it adapts: {str(error).splitlines()[0]} Change "
+                "them, or name other modules in model.lora.targets."
+            ) from error
     assert isinstance(wrapped, PeftModel)
     return wrapped
 

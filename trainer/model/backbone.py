@@ -5,47 +5,104 @@ each module inside `deepspeed.zero.Init` and no rank ever holds the whole model.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from trainer.errors import RecipeError
-from trainer.recipe.schema import ModelRecipe
+from trainer.model.dropout_names import override_dropouts
+from trainer.model.kinds import check_kind, skeleton_of, text_part
+from trainer.model.limits import check_lengths
+from trainer.model.weights import (
+    UNREADABLE,
+    outcome,
+    part_mapping,
+    read_headers,
+    refuse_unloaded,
+    try_loading,
+    warn_of_leftovers,
+    weight_files,
+)
+from trainer.recipe.schema import ModelRecipe, Recipe
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_config(recipe: ModelRecipe, path: str) -> PretrainedConfig:
-    """Read the model's config and apply what the recipe changes in it.
+    """Read the config of the model's text part and apply what the recipe changes in it.
 
     Args:
         recipe: `dropout` overrides every dropout probability; `attention` opens a decoder's mask.
         path: resolved folder or hub id.
 
     Raises:
-        RecipeError: no readable config at `path`, or `attention: causal` for an encoder.
+        RecipeError: no readable config at `path`, or one of a model that cannot embed texts, or a
+            `dropout` for a backbone whose config has none.
     """
-    try:
-        config = AutoConfig.from_pretrained(path, **_pinned(recipe))
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"recipe: model.path = {recipe.path}; expected a model folder or hub id with a "
-            f"config.json that transformers knows. {_first_line(error)}"
-        ) from error
+    config = text_part(_whole_config(recipe, path), recipe)
     if recipe.dropout is not None:
-        for name, value in config.to_dict().items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(config, name, recipe.dropout)
+        override_dropouts(config, recipe.dropout)
     config.use_cache = False
     if recipe.attention == "bidirectional":
         config.is_causal = False
     return config
+
+
+def _whole_config(recipe: ModelRecipe, path: str) -> PretrainedConfig:
+    """The config as it is in the model's folder."""
+    try:
+        return AutoConfig.from_pretrained(path, **_pinned(recipe))
+    except (
+        OSError, ValueError, TypeError, LookupError, AttributeError, StrictDataclassError
+    ) as error:  # fmt: skip
+        raise RecipeError(
+            f"recipe: model.path = {recipe.path}; expected a model folder or hub id with a "
+            f"config.json that transformers knows. {_first_line(error)}"
+        ) from error
+
+
+def check_backbone(
+    recipe: Recipe, path: str, config: PretrainedConfig, *, download: bool
+) -> nn.Module:
+    """Refuse a model that the recipe cannot be trained with, before a weight is read.
+
+    Args:
+        recipe: as loaded.
+        path: resolved folder or hub id.
+        config: from `load_config`.
+        download: whether files of a hub model may be fetched; what is not there is not checked.
+
+    Returns:
+        The model on the meta device.
+
+    Raises:
+        RecipeError: a model of the wrong kind, an attention kernel that it lacks, limits on texts
+            beyond its positions, or weights that are not those of the config.
+    """
+    is_part = type(_whole_config(recipe.model, path)) is not type(config)
+    skeleton = skeleton_of(config, recipe.model)
+    check_kind(skeleton, recipe.model, is_part=is_part)
+    refuse_kernel(recipe.engine.attention_kernel, type(skeleton))
+    check_lengths(recipe, skeleton)
+    files = weight_files(path, recipe.model, config, download=download)
+    if files is not None:
+        tensors = read_headers(files, recipe.model)
+        mapping = part_mapping(skeleton, tensors) if is_part else None
+        try:
+            loaded = try_loading(skeleton, tensors, key_mapping=mapping)
+        except UNREADABLE as error:
+            raise _unloadable(recipe.model, error) from error
+        refuse_unloaded(loaded, tensors, skeleton, recipe.model.path)
+        warn_of_leftovers(loaded, skeleton, recipe.model.path)
+    return skeleton
 
 
 def load_backbone(
@@ -65,20 +122,27 @@ def load_backbone(
     Collective: yes under ZeRO-3.
     """
     config = load_config(recipe, path)
+    settings: dict[str, Any] = _pinned(recipe)
+    if type(_whole_config(recipe, path)) is not type(config):
+        files = weight_files(path, recipe, config, download=True) or []
+        skeleton = skeleton_of(config, recipe)
+        settings["key_mapping"] = part_mapping(skeleton, read_headers(files, recipe))
     with sharded_loading(zero3_config):
         try:
-            backbone = AutoModel.from_pretrained(
+            backbone, info = AutoModel.from_pretrained(
                 path,
                 config=config,
                 dtype=DTYPES[recipe.dtype],
                 attn_implementation=kernel,
-                **_pinned(recipe),
+                output_loading_info=True,
+                **settings,
             )
-        except (OSError, ValueError, UnpicklingError, SafetensorError) as error:
-            raise RecipeError(
-                f"recipe: model.path = {recipe.path}; expected weights that transformers can load. "
-                f"{_first_line(error)}"
-            ) from error
+        except UNREADABLE as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise _unloadable(recipe, error) from error
+    # what was tried on shapes alone is looked at again: sharded loading has code of its own
+    refuse_unloaded(outcome(backbone, info), (), backbone, recipe.path)
     _open_attention(backbone, recipe)
     _freeze_unused(backbone)
     if recipe.gradient_checkpointing:
@@ -86,6 +150,13 @@ def load_backbone(
             gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": True}
         )
     return backbone.train()
+
+
+def _unloadable(recipe: ModelRecipe, error: Exception) -> RecipeError:
+    return RecipeError(
+        f"recipe: model.path = {recipe.path}; expected weights that transformers can load. "
+        f"{_first_line(error)}"
+    )
 
 
 def _pinned(recipe: ModelRecipe) -> dict[str, Any]:
@@ -125,11 +196,19 @@ def _freeze_unused(backbone: nn.Module) -> None:
         pooler.requires_grad_(False)
 
 
-def attention_kernel(choice: str, *, dtype: torch.dtype, device_type: str) -> str:
-    """Transformers' name for the fastest attention implementation that is installed.
+def attention_kernel(
+    choice: str, *, dtype: torch.dtype, device_type: str, model: type[nn.Module]
+) -> str:
+    """Transformers' name for the fastest attention implementation that is installed and suits.
+
+    Args:
+        choice: `engine.attention_kernel`.
+        dtype: of the weights.
+        device_type: `cuda` or `cpu`.
+        model: class of the backbone.
 
     Raises:
-        RecipeError: flash attention asked for where it cannot run.
+        RecipeError: a kernel asked for that cannot run here, or that the model has not.
     """
     import importlib.util
 
@@ -139,14 +218,45 @@ def attention_kernel(choice: str, *, dtype: torch.dtype, device_type: str) -> st
         and importlib.util.find_spec("flash_attn") is not None
     )
     if choice == "auto":
-        return "flash_attention_2" if can_flash else "sdpa"
+        wanted = "flash_attention_2" if can_flash else "sdpa"
+        kernel = next(
+            name for name in (wanted, "sdpa", "eager") if name == "eager" or has_kernel(model, name)
+        )
+        if kernel != wanted:
+            logger.info(
+                "engine.attention_kernel = auto: %s has no %s; %s is used",
+                model.__name__, wanted, kernel,
+            )  # fmt: skip
+        return kernel
     if choice == "flash_attention_2" and not can_flash:
         raise RecipeError(
             "recipe: engine.attention_kernel = flash_attention_2; expected a CUDA device, "
             "model.dtype bfloat16 and the package flash-attn. Install the `flash` extra or use "
             "`auto`."
         )
+    refuse_kernel(choice, model)
     return choice
+
+
+def has_kernel(model: type[nn.Module], kernel: str) -> bool:
+    """Whether a class of transformers has an attention implementation."""
+    flags = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
+    return kernel not in flags or bool(getattr(model, flags[kernel], False))
+
+
+def refuse_kernel(choice: str, model: type[nn.Module]) -> None:
+    """Refuse an attention implementation that the model's class does not have.
+
+    Raises:
+        RecipeError: naming the class and those that it has.
+    """
+    if choice == "auto" or has_kernel(model, choice):
+        return
+    others = [name for name in ("sdpa", "flash_attention_2") if has_kernel(model, name)]
+    raise RecipeError(
+        f"recipe: engine.attention_kernel = {choice}; expected one that {model.__name__} has: "
+        f"{', '.join([*others, 'eager'])}. Set engine.attention_kernel=auto."
+    )
 
 
 def _first_line(error: Exception) -> str:

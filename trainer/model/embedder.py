@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from trainer.model.dropout import DropoutKeys, key_dropouts
 from trainer.model.pooled_layer import PooledTokens, narrow_last_layer
 from trainer.model.pooling import pool
+from trainer.model.text_rotary import TextLengths, scale_by_text
 from trainer.recipe.schema import Attention, Pooling
+
+GENERATOR_SEEDS = 1 << 64
+"""Seeds that torch's generators tell apart; it refuses greater ones."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Chunk:
     text_keys: Tensor
     """Identity of each text within the step [B], int64; keys dropout."""
     random_seed: int
-    """Seeds torch's generator before the forward, for randomness inside fused kernels."""
+    """Seeds torch's generator before the forward, for randomness inside fused kernels; any size,
+    of which the low 64 bits count."""
     has_padding: bool
     """Whether any text is shorter than L."""
 
@@ -82,6 +87,7 @@ class Embedder(nn.Module):
         self.pooling: Pooling = pooling
         self.attention: Attention = attention
         self.dropout_keys: DropoutKeys = key_dropouts(backbone)
+        self.text_lengths: TextLengths | None = scale_by_text(backbone)
         self.pooled_tokens: PooledTokens | None = (
             narrow_last_layer(backbone, self.dropout_keys) if pooling == "last" else None
         )
@@ -123,11 +129,13 @@ class Embedder(nn.Module):
             self.dropout_keys.text_B = chunk.text_keys.repeat_interleave(chunk.lengths)
             self.dropout_keys.position_B = real_BL.nonzero()[:, 1]
         self.dropout_keys.step_key = step_key
-        torch.manual_seed(chunk.random_seed + depth)
+        torch.manual_seed((chunk.random_seed + depth) % GENERATOR_SEEDS)
         self._point_at(chunk)
 
     def _point_at(self, chunk: Chunk) -> None:
-        """Say where the pooled tokens lie."""
+        """Say how long the texts are and where their pooled tokens lie."""
+        if self.text_lengths is not None:
+            self.text_lengths.lengths_B, self.text_lengths.packed = chunk.lengths, self.packed
         pooled = self.pooled_tokens
         if pooled is None:
             return
@@ -148,7 +156,7 @@ class Embedder(nn.Module):
 
         Returns:
             (last [B, H],) or (last [B, H], middle [B, H]), float32, norm 1.
-        Collective: under ZeRO-3 the hooks of a wrapped module gather parameters; a twin's do not.
+        Collective: under ZeRO-3 a wrapped module's hooks gather parameters; a replica has none.
         """
         self._point_at(chunk)
         inputs = self._packed_inputs(chunk) if self.packed else self._padded_inputs(chunk)

@@ -27,8 +27,8 @@ class ChunkRun:
     """In the order of their tokens."""
     masks: Sequence[Any]
     """Attention mask of each chunk as its layers expect it."""
-    rotary: tuple[Tensor, Tensor]
-    """Cosines and sines for positions up to the longest chunk, each [1, L, R]."""
+    rotary: Sequence[tuple[Tensor, Tensor]]
+    """Cosines and sines of each chunk, each [1, L, R], or [B, L, R] where texts differ."""
     embedder: "LayerMajorEmbedder"
     """Sets the random keys of a chunk."""
     step_key: int
@@ -61,12 +61,11 @@ class ChunkwiseLayer(nn.Module):
         chunk = run.chunks[index]
         num_texts, length = chunk.input_ids.shape
         run.embedder.begin(chunk, run.step_key, depth=depth)
-        cos, sin = run.rotary
         # [B * L, H] -> [B, L, H]
         output = super().forward(
             part_TH.view(num_texts, length, -1),
             attention_mask=run.masks[index],
-            position_embeddings=(cos[:, :length], sin[:, :length]),
+            position_embeddings=run.rotary[index],
         )
         return output.reshape(part_TH.shape)
 
@@ -123,17 +122,32 @@ class LayerMajorEmbedder(Embedder):
         return (*outputs, self._pool_flat(middle_TH, run, norm=None)) if middle else outputs
 
     def _run(self, chunks: Sequence[Chunk], hidden_TH: Tensor, step_key: int) -> ChunkRun:
-        """Masks and rotary tables of a step; the rotary module is called once."""
-        decoder = decoder_of(self.backbone)
-        longest = max(chunk.input_ids.shape[1] for chunk in chunks)
-        position_1L = torch.arange(longest, device=hidden_TH.device)[None]
+        """Masks and rotary tables of a step."""
         return ChunkRun(
             chunks=chunks,
             masks=[self._layer_mask(chunk, hidden_TH) for chunk in chunks],
-            rotary=decoder.rotary_emb(hidden_TH[None, :1], position_1L),
+            rotary=self._rotary(chunks, hidden_TH),
             embedder=self,
             step_key=step_key,
         )
+
+    def _rotary(self, chunks: Sequence[Chunk], hidden_TH: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cosines and sines of each chunk; DeepSpeed sees one call, however many chunks there are.
+
+        Where they depend on the lengths of texts, its hooks, which have no parameters to gather
+        there, are passed by.
+        """
+        module = decoder_of(self.backbone).rotary_emb
+        lengths = [chunk.input_ids.shape[1] for chunk in chunks]
+        position_1L = torch.arange(max(lengths), device=hidden_TH.device)[None]
+        if self.text_lengths is None:
+            cos, sin = module(hidden_TH[None, :1], position_1L)
+            return [(cos[:, :length], sin[:, :length]) for length in lengths]
+        tables = []
+        for chunk, length in zip(chunks, lengths, strict=True):
+            self._point_at(chunk)
+            tables.append(module.forward(hidden_TH[None, :1], position_1L[:, :length]))
+        return tables
 
     def _layer_mask(self, chunk: Chunk, hidden_TH: Tensor) -> Any:
         """The mask that transformers would build for full attention over this chunk."""

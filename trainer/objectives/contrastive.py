@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.objectives.checks import compute_dtype, require, require_temperature, shape
+from trainer.objectives.arguments import compute_dtype, require, require_temperature, shape
 
 TILE_BYTES = 16 * 2**20
 """Largest tile of logits, of queries and of passages, bytes each; about four live at once.
@@ -47,10 +47,8 @@ def info_nce(
         temperature: divides the dot product; no unit, greater than 0.
         mask: candidates left out of a query's denominator: bool [B, G, P + N] or
             [B, G * (P + N)], True = left out; or int64 [M, 2] of pairs (row within these B, flat
-            column of G * (P + N)), best kept on the CPU, where it costs no device synchronisation.
-            A query's own positive slots always stay in.
-        absent: passages that do not exist, bool [G, P + N], left out for every query: what a mask
-            would say with one pair per query.
+            column of G * (P + N)), best kept on the CPU. A query's own positive slots stay in.
+        absent: passages that do not exist, bool [G, P + N], left out for every query.
         margin: leave out candidates whose score is more than this above the query's best
             positive, as likely false negatives; a constant for the gradient. None: none.
         first_row: global row of the first query.
@@ -60,8 +58,7 @@ def info_nce(
         of the global batch is the mean of the ranks' values weighted by their B.
 
     Raises:
-        ObjectiveError: if shapes, `num_positives`, `first_row`, `temperature`, `mask` or `absent`
-            do not fit.
+        ObjectiveError: if an argument does not fit the others.
 
     Collective: no.
     Reference: van den Oord et al. 2018, arXiv:1807.03748, eq. 4, with cosine in place of a bilinear
@@ -71,9 +68,7 @@ def info_nce(
     require_temperature(temperature, "info_nce")
     dense, pairs = _read_mask(mask, queries.shape[0], passages.shape[0], passages.shape[1])
     if absent is not None:
-        fits = absent.dtype == torch.bool and absent.shape == passages.shape[:2]
-        got, expected = [absent.dtype, shape(absent)], f"bool {shape(passages)[:2]}"
-        require(fits, "info_nce: absent", got, expected, "Give one flag per passage.")
+        _check_absent(absent, passages)
     job = _Job(
         num_positives=num_positives,
         temperature=temperature,
@@ -316,6 +311,12 @@ def _check(queries: Tensor, passages: Tensor, num_positives: int, first_row: int
     last = passages.shape[0] - queries.shape[0]
     advice = "The queries must be rows first_row .. first_row + B of the G."
     require(0 <= first_row <= last, "info_nce: first_row", first_row, f"0 to {last}", advice)
+
+
+def _check_absent(absent: Tensor, passages: Tensor) -> None:
+    fits = absent.dtype == torch.bool and absent.shape == passages.shape[:2]
+    got, expected = [absent.dtype, shape(absent)], f"bool {shape(passages)[:2]}"
+    require(fits, "info_nce: absent", got, expected, "Give one flag per passage.")
 
 
 def _read_mask(

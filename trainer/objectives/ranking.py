@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from trainer.objectives.checks import compute_dtype, require, require_temperature, shape
+from trainer.objectives.arguments import compute_dtype, require, require_temperature, shape
 
 MIN_DEVIATION = 1e-6
 """Smallest standard deviation that predictions are divided by, in units of cosine similarity.

@@ -6,12 +6,19 @@ nothing: only the keys listed here are accepted.
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainer.errors import RecipeError
 from trainer.recipe.schema import DType
 
+Offload = Literal["offload_param", "offload_optimizer"]
+"""Sections that say what leaves the GPU."""
+OLD_OFFLOADS = {"offload_param": "cpu_offload_param", "offload_optimizer": "cpu_offload"}
+"""Flags that DeepSpeed still takes in their place."""
+TRUE_WORDS = ("true", "1", "yes", "y", "on", "t")
+"""How DeepSpeed lets a flag be written."""
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
 """The files that come with the project."""
 
@@ -106,7 +113,7 @@ def _parse(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except (OSError, ValueError, RecursionError) as error:
         expected = "a JSON object, without comments or trailing commas"
-        raise _error(path, "content", f"not JSON ({error})", expected, "Mend it.") from error
+        raise _error(path, "content", f"not JSON ({error})", expected, "Fix it.") from error
     if not isinstance(config, dict):
         got = type(config).__name__
         raise _error(path, "content", got, "a JSON object", "Write { ... }.")
@@ -157,10 +164,15 @@ def _check_precision(path: Path, config: dict[str, Any], dtype: DType) -> None:
         raise _error(path, "bf16.check_grad_overflow", got, expected, "Remove the key.")
 
 
-def offloads(config: dict[str, Any], section: str) -> bool:
-    """Whether `offload_param` or `offload_optimizer` of a ds_config moves anything off the GPU."""
-    target = config["zero_optimization"].get(section)
-    return isinstance(target, dict) and target.get("device", "none") != "none"
+def offloads(config: Mapping[str, Any], section: Offload) -> bool:
+    """Whether a ds_config moves parameters or the optimizer off the GPU, in any way it can say so.
+
+    A section may be there and move nothing: null, empty, or with the device `none`.
+    """
+    zero = config["zero_optimization"]
+    target = zero.get(section)
+    named = isinstance(target, dict) and target.get("device") in ("cpu", "nvme")
+    return named or str(zero.get(OLD_OFFLOADS[section])).lower() in TRUE_WORDS
 
 
 def _error(path: Path, key: str, got: str, expected: str, advice: str) -> RecipeError:

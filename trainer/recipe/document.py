@@ -5,7 +5,7 @@ A *path* here is the tuple of keys that leads to a value: `("data", "sources", "
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ a tag such as `!!bool x`, and at brackets in brackets without end."""
 
 _PLAIN_TAG = "tag:yaml.org,2002:"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
+_Pair = tuple[yaml.Node, yaml.Node]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,17 +127,37 @@ def _refuse_brackets(name: str, text: str) -> None:
 
 def _parse_file(name: str, text: str) -> tuple[dict[KeyPath, str], dict[str, Any]]:
     """Places and values of a YAML text whose root is a mapping."""
+    places: dict[KeyPath, str] = {}
+    values = plain_values(text, lambda line: f"{name}:{line}", places)
+    if not isinstance(values, dict):
+        kind = "a list" if isinstance(values, list) else "a single value"
+        raise RecipeError(
+            f"{name}: content = {'an empty file' if values is None else kind}; expected a mapping "
+            "of sections such as `model:` and `data:`. Start from one of the files in recipes/."
+        )
+    return places, values
+
+
+def plain_values(
+    text: str, place: Callable[[int], str], places: dict[KeyPath, str] | None = None
+) -> Any:
+    """Values of a YAML text, which may neither ask for objects nor grow without end.
+
+    Args:
+        text: one YAML document, or none.
+        place: what messages call a line, counted from 1.
+        places: filled with the place of every value, where given.
+    Raises:
+        RecipeError: if a key is given twice or is no word, a tag asks for an object, or aliases
+            multiply each other.
+        yaml.YAMLError: if the text is not YAML; also what `UNSPELT` lists.
+    """
     loader = yaml.SafeLoader(text)
     node = loader.get_single_node()
-    if not isinstance(node, yaml.MappingNode):
-        kind = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        raise RecipeError(
-            f"{name}: content = {'an empty file' if node is None else kind}; expected a mapping of "
-            "sections such as `model:` and `data:`. Start from one of the files in recipes/."
-        )
-    places: dict[KeyPath, str] = {}
-    _Walk(name, loader, places).visit(node, ())
-    return places, loader.construct_document(node)
+    if node is None:
+        return None
+    _Walk(place, {} if places is None else places).visit(node, ())
+    return loader.construct_document(node)
 
 
 def _read_text(name: str) -> str:
@@ -163,7 +184,7 @@ def _yaml_message(name: str, error: yaml.YAMLError) -> str:
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return (
         f"{place}: content = not YAML ({problem}); expected `key: value` lines, indented with "
-        "spaces. Mend the line, or quote a value that holds `: ` or ` #`."
+        "spaces. Fix the line, or quote a value that holds `: ` or ` #`."
     )
 
 
@@ -171,79 +192,109 @@ def _yaml_message(name: str, error: yaml.YAMLError) -> str:
 class _Walk:
     """Visits every node once before it is constructed: notes lines, refuses what is unsafe."""
 
-    file: str
-    loader: yaml.SafeLoader
+    place: Callable[[int], str]
     places: dict[KeyPath, str]
+    num_values: int = 0
+    """Values visited and keys merged, an alias as often as it is used."""
+    merging: set[int] = field(default_factory=set)
+    """Mappings whose `<<` are being written out, by id."""
 
     def visit(self, node: yaml.Node, path: KeyPath) -> None:
         """Note the line of `node` and of all below it."""
         line = node.start_mark.line + 1
         self._refuse_foreign_tag(node, line)
-        if len(self.places) > MAX_VALUES:
-            raise self._too_large(line)
+        self._count(line)
         if len(path) > 20:
             raise RecipeError(
-                f"{self.file}:{line}: {dotted(path[:4])}... = nested over 20 deep; expected a "
+                f"{self.place(line)}: {dotted(path[:4])}... = nested over 20 deep; expected a "
                 "recipe. Remove the alias that contains itself."
             )
         if path:
-            self.places[path] = f"{self.file}:{line}"
+            self.places[path] = self.place(line)
         if isinstance(node, yaml.MappingNode):
-            self._visit_mapping(node, path)
+            self._write_out(node, path)
+            for key, value in node.value:
+                self.visit(value, (*path, key.value))
+                self.places[(*path, key.value)] = self.place(key.start_mark.line + 1)
         elif isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self.visit(item, (*path, str(index)))
 
-    def _visit_mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            line = key.start_mark.line + 1
-            self._refuse_foreign_tag(key, line)
-            if not isinstance(key, yaml.ScalarNode):
-                raise RecipeError(
-                    f"{self.file}:{line}: key = a list or a mapping; expected a word. "
-                    "Write `key: value`."
-                )
-            if key.value in seen and key.tag != _MERGE_TAG:
-                raise RecipeError(
-                    f"{self.file}:{line}: {dotted((*path, key.value))} = given twice, first in "
-                    f"line {seen[key.value]}; expected each key once. Remove one of them."
-                )
-            seen[key.value] = line
-        if _merged_size(node, {}) > MAX_VALUES:
-            raise self._too_large(node.start_mark.line + 1)
-        self.loader.flatten_mapping(node)
-        for key, value in node.value:
-            self.visit(value, (*path, key.value))
-            self.places[(*path, key.value)] = f"{self.file}:{key.start_mark.line + 1}"
+    def _write_out(self, node: yaml.MappingNode, path: KeyPath) -> None:
+        """Replace the `<<` of a mapping by what they name, so that each key is there once.
 
-    def _too_large(self, line: int) -> RecipeError:
-        return RecipeError(
-            f"{self.file}:{line}: content = over {MAX_VALUES} values; expected a recipe. Remove "
-            "the aliases that multiply each other."
-        )
+        PyYAML would do it too, but its releases differ in which of several mappings wins. Here the
+        specification of `<<` holds: the mapping's own keys win, then the mapping named first.
+        """
+        if id(node) in self.merging:
+            raise RecipeError(
+                f"{self.place(node.start_mark.line + 1)}: << = the mapping that it stands in; "
+                "expected another mapping. Remove the alias that contains itself."
+            )
+        self.merging.add(id(node))
+        merged: dict[str, _Pair] = {}
+        own: dict[str, _Pair] = {}
+        for key, value in node.value:
+            self._check_key(key, own, path)
+            if key.tag == _MERGE_TAG:
+                merged |= self._merged(value, path)
+            else:
+                own[key.value] = (key, value)
+        node.value = list((merged | own).values())
+        self.merging.remove(id(node))
+
+    def _merged(self, value: yaml.Node, path: KeyPath) -> dict[str, _Pair]:
+        """Pairs that the value of one `<<` stands for."""
+        pairs: dict[str, _Pair] = {}
+        for part in self._merged_mappings(value):
+            self._count(part.start_mark.line + 1)
+            self._write_out(part, path)
+            for key, inner in part.value:
+                self._count(key.start_mark.line + 1)
+                pairs.setdefault(key.value, (key, inner))
+        return pairs
+
+    def _merged_mappings(self, value: yaml.Node) -> Iterator[yaml.MappingNode]:
+        for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            line = part.start_mark.line + 1
+            self._refuse_foreign_tag(part, line)
+            if not isinstance(part, yaml.MappingNode):
+                raise RecipeError(
+                    f"{self.place(line)}: << = a value that is no mapping; expected an alias of a "
+                    "mapping, or a list of them. Write `<<: *name`."
+                )
+            yield part
+
+    def _check_key(self, key: yaml.Node, known: dict[str, _Pair], path: KeyPath) -> None:
+        line = key.start_mark.line + 1
+        self._refuse_foreign_tag(key, line)
+        if not isinstance(key, yaml.ScalarNode):
+            raise RecipeError(
+                f"{self.place(line)}: key = a list or a mapping; expected a word. "
+                "Write `key: value`."
+            )
+        if key.value in known and key.tag != _MERGE_TAG:
+            first = known[key.value][0].start_mark.line + 1
+            raise RecipeError(
+                f"{self.place(line)}: {dotted((*path, key.value))} = given twice, first in "
+                f"line {first}; expected each key once. Remove one of them."
+            )
+
+    def _count(self, line: int) -> None:
+        self.num_values += 1
+        if self.num_values > MAX_VALUES:
+            raise RecipeError(
+                f"{self.place(line)}: content = over {MAX_VALUES} values; expected a recipe. "
+                "Remove the aliases that multiply each other."
+            )
 
     def _refuse_foreign_tag(self, node: yaml.Node, line: int) -> None:
         if not node.tag.startswith(_PLAIN_TAG) or "python/" in node.tag:
             tag = node.tag.replace(_PLAIN_TAG, "!!")
             raise RecipeError(
-                f"{self.file}:{line}: tag = {tag}; expected plain YAML: a recipe cannot create "
-                "objects or run code. Remove the tag."
+                f"{self.place(line)}: tag = {tag}; expected plain YAML: a recipe cannot create "
+                "objects or run code. Remove the tag, or quote the text."
             )
-
-
-def _merged_size(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """Keys of a mapping once its `<<` are written out; too many where it contains itself."""
-    if id(node) not in sizes:
-        sizes[id(node)] = MAX_VALUES + 1
-        if isinstance(node, yaml.MappingNode):
-            pairs = node.value
-            merged = [value for key, value in pairs if key.tag == _MERGE_TAG]
-            inner = sum(_merged_size(value, sizes) for value in merged)
-            sizes[id(node)] = len(pairs) - len(merged) + inner
-        elif isinstance(node, yaml.SequenceNode):
-            sizes[id(node)] = sum(_merged_size(item, sizes) for item in node.value)
-    return sizes[id(node)]
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
@@ -276,7 +327,7 @@ def _apply(document: Document, override: str) -> None:
             document.places[path] = place
         container = container[slot]
     slot = _slot(container, keys[-1], path, override)
-    container[slot] = _value(text)
+    container[slot] = _value(text, place)
     path = (*path, str(slot))
     for known in [known for known in document.places if known[: len(path)] == path]:
         del document.places[known]
@@ -297,18 +348,18 @@ def _split(override: str) -> tuple[list[str], str]:
     return keys, text
 
 
-def _value(text: str) -> Any:
+def _value(text: str, place: str) -> Any:
     """The value that a text spells in YAML, or the text itself where it spells none.
 
     Raises:
-        RecipeError: if it has a tag, which could ask for an object.
+        RecipeError: if it holds what a recipe may not hold, such as a tag that asks for an object.
     """
     try:
-        return yaml.safe_load(text)
+        return plain_values(text, lambda line: place)
     except yaml.constructor.ConstructorError as error:
         raise RecipeError(
-            f"override: value = {shorten(text)}; expected plain YAML: an override cannot create "
-            f"objects or run code ({shorten(error.problem)}). Remove the tag, or quote the text."
+            f"{place}: value = {shorten(text)}; expected plain YAML ({shorten(error.problem)}). "
+            "Remove the tag, or quote the text."
         ) from error
     except (yaml.YAMLError, *UNSPELT):
         return text

@@ -10,7 +10,9 @@ from typing import Any
 
 from trainer.errors import RecipeError
 from trainer.recipe.deepspeed_file import read_deepspeed_file
+from trainer.recipe.kind import Side, TaskSettings, reads_middle
 from trainer.recipe.schema import Recipe, Task
+from trainer.recipe.tasks import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +48,35 @@ def resolve(recipe: Recipe, *, world_size: int) -> Resolved:
     )
 
 
+def active_tasks(recipe: Recipe) -> dict[str, TaskSettings]:
+    """Settings of each task that has a source, in the order of the table of tasks."""
+    with_source = {source.task for source in recipe.data.sources}
+    return {
+        task: recipe.tasks[task] for task in TASKS if task in with_source and task in recipe.tasks
+    }
+
+
 def global_batch_sizes(recipe: Recipe) -> dict[Task, int]:
     """Rows of one step over all ranks, for each task that has a source."""
-    tasks = {source.task for source in recipe.data.sources}
-    sizes: dict[Task, int] = {}
-    if recipe.tasks.ir is not None and "ir" in tasks:
-        sizes["ir"] = recipe.tasks.ir.global_batch_size
-    if recipe.tasks.sts is not None and "sts" in tasks:
-        sizes["sts"] = recipe.tasks.sts.global_batch_size
-    return sizes
+    return {task: one.global_batch_size for task, one in active_tasks(recipe).items()}
+
+
+def row_texts(recipe: Recipe, task: Task) -> list[tuple[int, int]]:
+    """What a row of an active task holds at most: (number of texts, tokens of each) by side."""
+    data = recipe.data
+    limits: dict[Side, int] = {"query": data.query_max_tokens, "passage": data.passage_max_tokens}
+    sides = TASKS[task].texts_of_row(recipe.tasks[task])
+    return [(number, limits[side]) for side, number in sides.items() if number]
+
+
+def longest_text(recipe: Recipe) -> int:
+    """Tokens of the longest text that any active task may have."""
+    return max(tokens for task in active_tasks(recipe) for _, tokens in row_texts(recipe, task))
+
+
+def uses_middle_layer(recipe: Recipe) -> bool:
+    """Whether the loss of any active task reads the middle hidden layer."""
+    return any(reads_middle(TASKS[task], one) for task, one in active_tasks(recipe).items())
 
 
 def _rows_per_rank(task: Task, size: int, world_size: int) -> int:

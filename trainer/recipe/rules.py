@@ -3,21 +3,13 @@
 Each rule is a function that raises on the first breach; `check_rules` runs them all.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
+from trainer.recipe.kind import Fail, Words
 from trainer.recipe.schema import EvalSetRecipe, Recipe, SourceRecipe
-
-EVAL_METRICS = {
-    "sts": ("spearman", "pearson"),
-    "ir": ("ndcg_at_10", "mrr_at_10", "recall_at_100"),
-}
-"""What an evaluation of each task gives, the main metric first."""
-
-Fail = Callable[[str, object, str, str], RecipeError]
-"""Makes an error of (dotted key, what was found, what is expected, what to do)."""
+from trainer.recipe.tasks import TASKS
 
 
 def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
@@ -32,19 +24,13 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
 
     def fail(key: str, got: object, expected: str, advice: str) -> RecipeError:
         where = place(tuple(key.split(".")))
-        shown = got if isinstance(got, _Words) else shorten(got)
+        shown = got if isinstance(got, Words) else shorten(got)
         return RecipeError(f"{where}: {key} = {shown}; expected {expected}. {advice}")
 
     for rule in (_check_names, _check_best, _check_sources, _check_tasks, _check_pattern):
         rule(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
         rule(recipe, fail)
-
-
-class _Words(str):
-    """Text of a message that is shown without quotes."""
-
-    __slots__ = ()
 
 
 def _check_names(recipe: Recipe, fail: Fail) -> None:
@@ -62,14 +48,14 @@ def _check_names(recipe: Recipe, fail: Fail) -> None:
 
 
 def _check_best(recipe: Recipe, fail: Fail) -> None:
-    """The metric that tells the best evaluation is one of an evaluation set."""
+    """The metric that chooses the best evaluation is one of an evaluation set."""
     metric, sets = recipe.eval.best_metric, recipe.eval.sets
     if metric is None:
         if recipe.eval.patience is not None:
             advice = "Set eval.best_metric, or leave eval.patience out."
             raise fail("eval.patience", recipe.eval.patience, "a metric to judge by", advice)
         return
-    known = [f"{one.name}.{name}" for one in sets for name in EVAL_METRICS[one.task]]
+    known = [f"{one.name}.{name}" for one in sets for name in TASKS[one.task].metrics]
     if metric not in (["mean", *known] if sets else []):
         expected = f"`mean` or one of {', '.join(known)}" if sets else "null without eval.sets"
         raise fail("eval.best_metric", metric, expected, "Correct it.")
@@ -96,10 +82,10 @@ def _check_sources(recipe: Recipe, fail: Fail) -> None:
         key = f"data.sources.{index}"
         if not source.path and not source.hub:
             raise fail(
-                f"{key}.path", _Words("(missing)"), "either `path` or `hub`", "Add one of them."
+                f"{key}.path", Words("(missing)"), "either `path` or `hub`", "Add one of them."
             )
         if source.path and source.hub:
-            got = _Words(f"{source.path} beside hub = {source.hub}")
+            got = Words(f"{source.path} beside hub = {source.hub}")
             raise fail(f"{key}.path", got, "only one of `path` and `hub`", "Remove one of them.")
     _check_ranges("data.sources", recipe.data.sources, fail)
     _check_ranges("eval.sets", recipe.eval.sets, fail)
@@ -111,29 +97,24 @@ def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail:
         where = f"{key}.{index}.score_range"
         if item.score_range is None:
             continue
-        if item.task != "sts":
-            raise fail(where, item.score_range, "no range for an ir set", "Remove it.")
+        if not TASKS[item.task].has_scores:
+            expected = f"no range, as rows of task {item.task} have no score"
+            raise fail(where, item.score_range, expected, "Remove it.")
         if item.score_range[0] >= item.score_range[1]:
             raise fail(where, item.score_range, "[lowest, highest]", "Swap or widen them.")
 
 
 def _check_tasks(recipe: Recipe, fail: Fail) -> None:
     """A task with a source has its batch and a loss that can be above zero."""
-    given = {"ir": recipe.tasks.ir, "sts": recipe.tasks.sts}
     for source in recipe.data.sources:
-        if given[source.task] is None:
+        if source.task not in recipe.tasks:
             key = f"tasks.{source.task}"
             expected = f"a section with global_batch_size, as source {source.name} is of this task"
-            raise fail(key, _Words("(missing)"), expected, f"Add {key}, or remove the source.")
-    sts, ir = recipe.tasks.sts, recipe.tasks.ir
-    if sts is not None:
-        weights = sts.weights
-        if not any(dataclasses.astuple(weights)):
-            raise fail("tasks.sts.weights", _Words("all 0"), "one above 0", "Raise one.")
-    if ir is not None and ir.global_batch_size == 1 and ir.negatives == 0:
-        raise fail(
-            "tasks.ir.global_batch_size", 1, "at least 2 where negatives is 0", "Raise either."
-        )
+            raise fail(key, Words("(missing)"), expected, f"Add {key}, or remove the source.")
+    for task, settings in recipe.tasks.items():
+        if not any(settings.weights.values()):
+            raise fail(f"tasks.{task}.weights", Words("all 0"), "one above 0", "Raise one.")
+        TASKS[task].check(settings, fail)
 
 
 def _check_pattern(recipe: Recipe, fail: Fail) -> None:
@@ -149,7 +130,7 @@ def _check_pattern(recipe: Recipe, fail: Fail) -> None:
     for task in sorted(tasks - set(recipe.data.pattern)):
         raise fail(
             f"data.pattern.{task}",
-            _Words("(missing)"),
+            Words("(missing)"),
             f"turns for every task with a source: {', '.join(sorted(tasks))}",
             f"Add `{task}: 1`, or remove the pattern to give each task one turn.",
         )
@@ -173,9 +154,9 @@ def _check_length(recipe: Recipe, fail: Fail) -> None:
     steps, epochs = recipe.train.max_steps, recipe.train.epochs
     if steps is None and epochs is None:
         expected = "either train.max_steps or train.epochs"
-        raise fail("train.max_steps", _Words("(missing)"), expected, "Add one of them.")
+        raise fail("train.max_steps", Words("(missing)"), expected, "Add one of them.")
     if steps is not None and epochs is not None:
-        got = _Words(f"{steps} beside train.epochs = {epochs:g}")
+        got = Words(f"{steps} beside train.epochs = {epochs:g}")
         expected = "only one of train.max_steps and train.epochs"
         raise fail("train.max_steps", got, expected, "Set the other to null.")
 
@@ -186,7 +167,7 @@ def _check_model(recipe: Recipe, fail: Fail) -> None:
     if model.trust_remote_code and not model.revision:
         raise fail(
             "model.trust_remote_code",
-            _Words("true without model.revision"),
+            Words("true without model.revision"),
             "a commit beside it, so that the code cannot change unseen",
             "Set model.revision to the commit that you have read.",
         )

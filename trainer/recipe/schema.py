@@ -1,32 +1,25 @@
 """What a recipe may say: every key, its type, default and bounds; it must not read files.
 
-Bounds are written in `metadata` by the helpers below and enforced by `trainer.recipe.load`;
-defaults live here and nowhere else.
+Bounds are enforced by `trainer.recipe.typed`. Each task's own section stands in its file
+(`trainer.recipe.ir`, `trainer.recipe.sts`); defaults live in these files and nowhere else.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-Task = Literal["ir", "sts"]
+from trainer.recipe.fields import OneOf, SectionsByName, bounded
+from trainer.recipe.kind import TaskSettings
+from trainer.recipe.tasks import default_pattern, task_names, task_schemas
+
+Task = Annotated[str, OneOf(task_names)]
+"""Name of a kind of task, as in `trainer.recipe.tasks`."""
 Pooling = Literal["last", "mean", "cls"]
 Attention = Literal["causal", "bidirectional"]
 DType = Literal["float32", "bfloat16"]
 Schedule = Literal["alternate", "proportional", "temperature"]
-Gather = Literal["auto", "chunk", "step", "interleaved"]
+Gather = Literal["auto", "step", "layer", "chunk"]
 Export = Literal["adapter", "merged", "both"]
-
-
-def bounded(
-    default: Any = None,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    required: bool = False,
-) -> Any:
-    """A dataclass field with numeric bounds: `low <= value`, `above < value`, `value <= high`."""
-    metadata = {"low": low, "high": high, "above": above}
-    return field(metadata=metadata) if required else field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +71,7 @@ class SourceRecipe:
     name: str
     """Unique among the sources; appears in metrics and plans."""
     task: Task
-    """`ir` (queries, positives, negatives) or `sts` (pairs with a score)."""
+    """Kind of its rows: queries with positives and negatives, or pairs with a score."""
     path: str | None = None
     """File, folder or glob; relative to `data.root`. Exactly one of `path` and `hub`."""
     hub: str | None = None
@@ -86,13 +79,13 @@ class SourceRecipe:
     split: str = "train"
     """Split of a hub set, or of the qrels of a BEIR folder."""
     format: str | None = None
-    """Name of an adapter; null finds it by the columns."""
+    """Name of a data format; null finds it by the columns."""
     query_instruction: str = ""
     """Put before queries, or before both texts of an STS pair."""
     passage_instruction: str = ""
     """Put before passages."""
     weight: float = bounded(1.0, above=0)
-    """Share of the task's turns under `alternate`; factor on the share otherwise."""
+    """Share of the task's steps under `alternate`; factor on the share otherwise."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
 
@@ -107,8 +100,8 @@ class DataRecipe:
     """Folder that relative source and evaluation paths start from."""
     schedule: Schedule = "alternate"
     """`alternate` follows `pattern`; `proportional` follows sizes; `temperature` flattens them."""
-    pattern: dict[str, int] = field(default_factory=lambda: {"ir": 1, "sts": 1})
-    """Turns of each task in one round of `alternate`."""
+    pattern: dict[str, int] = field(default_factory=default_pattern)
+    """Steps of each task in one round of `alternate`."""
     temperature: float = bounded(2.0, above=0)
     """T of `temperature`: share of a source ~ size^(1/T)."""
     query_max_tokens: int = bounded(512, low=2)
@@ -120,82 +113,9 @@ class DataRecipe:
     pool_instruction: bool = True
     """Whether mean pooling includes the instruction's tokens."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """Stop at a spoiled row, or skip it (more than 1% skipped stops the run)."""
+    """Stop at a malformed row, or skip it (more than 1% skipped stops the run)."""
     workers: int = bounded(2, low=0)
     """Processes per rank that tokenise ahead; 0 tokenises in the training process."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MarginMask:
-    """Known positives, and candidates that score too well to be negatives, hard ones included."""
-
-    margin: float = bounded(low=-2, high=2, required=True)
-    """Cosine by which a candidate must exceed the query's best positive to be left out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IrRecipe:
-    """Multi-positive InfoNCE over the global batch."""
-
-    global_batch_size: int = bounded(low=1, required=True)
-    """Queries of one step over all ranks."""
-    positives: int = bounded(1, low=1)
-    """Positive slots P per query; each slot is one cross-entropy."""
-    negatives: int = bounded(1, low=0)
-    """Hard negatives N per query."""
-    temperature: float = bounded(0.02, above=0)
-    """Divides cosine similarity."""
-    mask: Literal["known", "none"] | MarginMask = "known"
-    """`known` removes candidates that are known positives of the query from its denominator;
-    `{margin: m}` also those that score more than m above its best positive."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StsWeights:
-    """Weights of the STS terms; defaults are those of the authors' release of CoDiEmb."""
-
-    pearson: float = bounded(2.0, low=0)
-    """Weight of 1 - Pearson correlation."""
-    rank_kl: float = bounded(5.0, low=0)
-    """Weight of RankKL, whose mean over n belongs to this default."""
-    pro: float = bounded(0.5, low=0)
-    """Weight of PRO."""
-    infonce: float = bounded(1.0, low=0)
-    """Weight of the auxiliary InfoNCE on the middle hidden layer."""
-    cosent: float = bounded(0.0, low=0)
-    """Weight of CoSENT, the usual STS loss; for comparisons."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StsRecipe:
-    """Order-aware losses on scored pairs."""
-
-    global_batch_size: int = bounded(low=2, required=True)
-    """Pairs of one step over all ranks."""
-    weights: StsWeights = field(default_factory=StsWeights)
-    """Weights of the terms; 0 leaves a term out."""
-    rank_kl_temperature: float = bounded(0.05, above=0)
-    """tau_r."""
-    pro_temperature: float = bounded(0.05, above=0)
-    """tau_p."""
-    cosent_temperature: float = bounded(0.05, above=0)
-    """Divides CoSENT's differences of cosines."""
-    infonce_temperature: float = bounded(0.02, above=0)
-    """Temperature of the auxiliary InfoNCE."""
-    infonce_threshold: float = bounded(0.8, low=0, high=1)
-    """Pairs whose normalised gold score is at or above this are its positives."""
-    cross_device: bool = True
-    """Losses over the pairs of all ranks; false: over each rank's share, then averaged."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TasksRecipe:
-    """Batch and loss of each task; a task with a source must be given."""
-
-    ir: IrRecipe | None = None
-    """Retrieval."""
-    sts: StsRecipe | None = None
-    """Semantic similarity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,9 +159,9 @@ class EngineRecipe:
     keep_graph_tokens: int | None = bounded(None, low=0)
     """Padded tokens whose graph pass 1 keeps, so that they run once; null: one chunk's worth."""
     gather: Gather = "auto"
-    """ZeRO-3 gathers once per `step`, per layer (`chunk`), per chunk (`interleaved`), or `auto`."""
+    """ZeRO-3 gathers once per `step`, per `layer` and direction, or per `chunk`; `auto` chooses."""
     attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """`auto`: flash attention where installed and on a GPU, else torch's fused kernel."""
+    """`auto`: the fastest that the model has: flash attention on a GPU, else a kernel of torch."""
     timeout_minutes: float = bounded(30.0, above=0)
     """How long a rank waits for the others in a collective before the run ends."""
 
@@ -253,13 +173,13 @@ class EvalSetRecipe:
     name: str
     """Unique among the sets; key in `eval.jsonl`."""
     task: Task
-    """`sts`: Spearman; `ir`: nDCG@10 over a BEIR folder."""
+    """Kind of its rows, which decides the metrics."""
     path: str
     """File or BEIR folder; relative to `data.root`."""
     split: str = "dev"
     """Which qrels of a BEIR folder."""
     format: str | None = None
-    """Name of an adapter; null finds it."""
+    """Name of a data format; null finds it."""
     query_instruction: str = ""
     """As in training."""
     passage_instruction: str = ""
@@ -336,8 +256,8 @@ class Recipe:
     """Backbone."""
     data: DataRecipe
     """Sources and their order."""
-    tasks: TasksRecipe
-    """Batches and losses."""
+    tasks: Annotated[Mapping[str, TaskSettings], SectionsByName(task_schemas)]
+    """Batch and loss of each task; a task with a source must be given."""
     train: TrainRecipe
     """Length and optimizer."""
     engine: EngineRecipe = field(default_factory=EngineRecipe)
@@ -348,7 +268,7 @@ class Recipe:
     """Saving."""
     log: LogRecipe = field(default_factory=LogRecipe)
     """Trackers."""
-    seed: int = bounded(42, low=0)
-    """Root of all randomness."""
+    seed: int = bounded(42, low=0, high=(1 << 63) - 1)
+    """Root of all randomness; a date or a Unix time will do."""
     resume: Literal["never", "auto"] = "never"
     """`auto` continues the newest valid checkpoint of `output_dir`, as `--resume` does."""

@@ -6,10 +6,12 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from trainer.errors import RecipeError
 from trainer.recipe.document import LONG_NUMBER, Document, KeyPath, dotted, shorten, spelt
+from trainer.recipe.fields import NumberOf, NumbersByName, OneOf, SectionsByName
+from trainer.recipe.renamed import KEYS, WORDS
 from trainer.recipe.secrets import has_secret
 
 DataclassT = TypeVar("DataclassT")
@@ -45,7 +47,7 @@ class _Builder:
         if not isinstance(value, dict):
             known = ", ".join(field.name for field in dataclasses.fields(schema))
             raise self._error(path, value, f"a section with keys among {known}", "Indent them.")
-        hints = typing.get_type_hints(schema)
+        hints = typing.get_type_hints(schema, include_extras=True)
         fields = {field.name: field for field in dataclasses.fields(schema)}
         for key in value:
             if key not in fields:
@@ -66,6 +68,8 @@ class _Builder:
         origin = get_origin(hint)
         if origin in (Union, types.UnionType):
             return self._union(value, hint, path)
+        if origin is Annotated:
+            return self._by_table(value, get_args(hint)[1], path)
         if origin is Literal:
             return self._choice(value, get_args(hint), path)
         if origin is tuple:
@@ -97,11 +101,53 @@ class _Builder:
             raise self._error(path, value, expected, "Use one of them.")
         raise self._error(path, value, f"a list, or {' or '.join(words)}", "Write [a, b].")
 
+    def _by_table(self, value: Any, table: Any, path: KeyPath) -> Any:
+        """A value whose names a table gives."""
+        if isinstance(table, OneOf):
+            return self._choice(value, table.names(), path)
+        if isinstance(table, SectionsByName):
+            return self._sections(value, table.schemas(), path)
+        return self._numbers(value, table, path)
+
+    def _sections(self, value: Any, schemas: Mapping[str, type], path: KeyPath) -> Any:
+        """Sections by name, in the table's order; one that is null is left out."""
+        given = self._named(value, schemas, path)
+        return {
+            name: self.section(schema, given[name], (*path, name))
+            for name, schema in schemas.items()
+            if given.get(name) is not None
+        }
+
+    def _numbers(self, value: Any, table: NumbersByName, path: KeyPath) -> dict[str, float]:
+        """Numbers by name, those that are left out with their default."""
+        numbers: Mapping[str, NumberOf] = table.numbers()
+        given = self._named(value, numbers, path)
+        found = {}
+        for name, number in numbers.items():
+            converted = self._number(given.get(name, number.default), (*path, name))
+            self._check_bounds(converted, table.bounds, (*path, name))
+            found[name] = converted
+        return found
+
+    def _named(self, value: Any, known: Iterable[str], path: KeyPath) -> Mapping[str, Any]:
+        """A mapping all of whose keys are known; null is an empty one."""
+        value = {} if value is None else value
+        if not isinstance(value, dict):
+            expected = f"a section with keys among {', '.join(known)}"
+            raise self._error(path, value, expected, "Indent them.")
+        for key in value:
+            if key not in known:
+                raise self._unknown(key, value[key], path, known)
+        return value
+
     def _choice(self, value: Any, choices: tuple[Any, ...], path: KeyPath) -> Any:
         if value in choices and not isinstance(value, bool):
             return value
+        renamed = WORDS.get(".".join(path), {}).get(spelt(value))
         nearest = _nearest(spelt(value), choices)
         advice = f"Did you mean {nearest}?" if nearest else "Use one of them."
+        if renamed is not None:
+            advice = f"It is called {renamed} now."
         raise self._error(path, value, f"one of {', '.join(map(str, choices))}", advice)
 
     def _tuple(self, value: Any, hints: tuple[Any, ...], path: KeyPath) -> tuple[Any, ...]:
@@ -184,7 +230,7 @@ class _Builder:
         )
         if not inside:
             rules = [
-                f"{word} {limit:g}"
+                f"{word} {limit if isinstance(limit, int) else f'{limit:g}'}"
                 for word, limit in (("of at least", low), ("above", above), ("at most", high))
                 if limit is not None
             ]
@@ -210,7 +256,9 @@ class _Builder:
         expected = f"a known key; {section} has {', '.join(known)}"
         nearest = _nearest(spelt(key), known)
         far = [name for name in _all_keys(self.root) if name.rsplit(".", 1)[-1] == key]
-        if "." in spelt(key):
+        if where in KEYS:
+            advice = f"It is called {KEYS[where]} now."
+        elif "." in spelt(key):
             advice = "Nest it under its section: dots are for overrides on the command line."
         elif nearest or far:
             advice = f"Did you mean {nearest or far[0]}?"
@@ -238,9 +286,26 @@ def _nearest(word: str, known: Iterable[Any]) -> str | None:
 def _all_keys(schema: type, prefix: str = "") -> list[str]:
     """Dotted keys of a schema's sections; items of lists are left out."""
     keys = []
-    for name, hint in typing.get_type_hints(schema).items():
+    for name, hint in typing.get_type_hints(schema, include_extras=True).items():
         keys.append(prefix + name)
-        members = [member for member in (hint, *get_args(hint)) if dataclasses.is_dataclass(member)]
-        if members and get_origin(hint) is not tuple:
-            keys += _all_keys(typing.cast(type, members[0]), f"{prefix}{name}.")
+        for inner, section in _sections_in(hint).items():
+            keys += _all_keys(section, f"{prefix}{name}{inner}.")
+        keys += [f"{prefix}{name}.{number}" for number in _numbers_in(hint)]
     return keys
+
+
+def _sections_in(hint: Any) -> dict[str, type]:
+    """Sections that an annotation holds, by what stands between its key and theirs."""
+    if get_origin(hint) is Annotated:
+        table = get_args(hint)[1]
+        schemas = table.schemas() if isinstance(table, SectionsByName) else {}
+        return {f".{name}": schema for name, schema in schemas.items()}
+    members = [member for member in (hint, *get_args(hint)) if dataclasses.is_dataclass(member)]
+    has_one = members and get_origin(hint) is not tuple
+    return {"": typing.cast(type, members[0])} if has_one else {}
+
+
+def _numbers_in(hint: Any) -> Iterable[str]:
+    """Names of the numbers that an annotation holds."""
+    table = get_args(hint)[1] if get_origin(hint) is Annotated else None
+    return table.numbers() if isinstance(table, NumbersByName) else ()

@@ -1,44 +1,98 @@
 """The known formats of raw rows. A new one is one file here and one line in `ADAPTERS`."""
 
-from trainer.data.formats import codiemb, flag_embedding, own, sentence_transformers, tevatron
+from collections.abc import Sequence
+
+from trainer.data.fields import Row
+from trainer.data.formats import (
+    by_order,
+    codiemb,
+    dpr,
+    flag_embedding,
+    gritlm,
+    nomic,
+    own,
+    sentence_transformers,
+    swift,
+    tevatron,
+    tevatron_ids,
+    texts,
+)
 from trainer.data.formats.adapter import Adapter
 from trainer.errors import DataError
 from trainer.recipe.schema import Task
+from trainer.recipe.tasks import TASKS
 
-ADAPTERS: tuple[Adapter, ...] = (
+ADAPTERS: list[Adapter] = [
     *codiemb.ADAPTERS,
     *own.ADAPTERS,
-    *sentence_transformers.ADAPTERS,
-    *flag_embedding.ADAPTERS,
+    *nomic.ADAPTERS,
+    *tevatron_ids.ADAPTERS,
     *tevatron.ADAPTERS,
-)
-"""The first whose columns are all there is taken; narrower ones come first."""
+    *dpr.ADAPTERS,
+    *swift.ADAPTERS,
+    *gritlm.ADAPTERS,
+    *flag_embedding.ADAPTERS,
+    *sentence_transformers.ADAPTERS,
+    *texts.ADAPTERS,
+    *by_order.ADAPTERS,
+]
+"""The first that fits is taken; narrower ones come first."""
 
 
-def find_adapter(task: Task, name: str | None, columns: frozenset[str], *, owner: str) -> Adapter:
-    """The adapter that a source names, or the first that fits its columns.
+def header_of(task: Task, name: str | None) -> tuple[str, ...] | None:
+    """Column names of a format whose files do not begin with them; None for all others."""
+    named = (a.header for a in ADAPTERS if a.task == task and a.name == name)
+    return next(named, None)
+
+
+def find_adapter(task: Task, name: str | None, rows: Sequence[Row], *, owner: str) -> Adapter:
+    """The adapter that a source names, or the first that fits its rows.
 
     Args:
         task: the source's task.
-        name: `format` of the recipe, or None to go by the columns.
-        columns: field names of the first row.
+        name: `format` of the recipe, or None to go by the rows.
+        rows: the first rows.
         owner: recipe key or file of the rows, for messages.
 
     Raises:
         DataError: if there is no such adapter, or none fits.
     """
+    columns = frozenset(column for row in rows for column in row.values)
     adapters = [adapter for adapter in ADAPTERS if adapter.task == task]
-    for adapter in adapters:
-        if adapter.name == name or (name is None and adapter.columns <= columns):
+    named = [adapter for adapter in adapters if adapter.name == name]
+    for adapter in named or adapters:
+        if adapter.columns <= columns and (named or adapter.is_found) and _fits(adapter, rows):
             return adapter
+    if named:
+        return named[0]
     if name is not None:
-        names = ", ".join([adapter.name for adapter in adapters] + ["beir"] * (task == "ir"))
+        names = ", ".join([*_names(adapters), *(["beir"] if TASKS[task].has_corpus else [])])
         raise DataError(
             f"{owner}: format = {name}; expected one of {names} for task {task}. Correct the name, "
             "or leave it out to go by the columns."
         )
-    known = "; ".join(f"{a.name}: {', '.join(sorted(a.columns))}" for a in adapters)
+    known = "; ".join(f"{name}: {shapes}" for name, shapes in _names(adapters).items())
     raise DataError(
-        f"{owner}: columns = {', '.join(sorted(columns)) or 'none'}; expected those of a format of "
-        f"task {task} ({known}). Rename the columns, or set task or format."
+        f"{owner}: columns = {_shown(columns)}; expected those of a format of task {task} "
+        f"({known}). Rename the columns, or set task or format: `by-order` takes columns in their "
+        "order, `msmarco-triples` takes tab-separated files without a header line."
     )
+
+
+def _fits(adapter: Adapter, rows: Sequence[Row]) -> bool:
+    """Whether the first row that has the columns is of the format."""
+    whole = (row for row in rows if all(map(row.has, adapter.columns)))
+    return next((adapter.fits(row) for row in whole), adapter.fits(rows[0]))
+
+
+def _names(adapters: Sequence[Adapter]) -> dict[str, str]:
+    """Each format with the columns of its first shapes."""
+    shapes: dict[str, list[str]] = {}
+    for adapter in adapters:
+        shapes.setdefault(adapter.name, []).append(", ".join(sorted(adapter.columns)))
+    return {name: " or ".join(filter(None, found[:2])) for name, found in shapes.items()}
+
+
+def _shown(columns: frozenset[str]) -> str:
+    names = ", ".join(sorted(columns))
+    return names[:200] or "none"

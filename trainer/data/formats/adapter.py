@@ -1,12 +1,12 @@
 """What an adapter is: a name, the columns it needs, and a function from row to record."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from trainer.data.fields import Row
-from trainer.data.records import IrRecord
-from trainer.recipe.schema import Task
+from trainer.data.records import IrRecord, RawRecord, StsRecord
+from trainer.recipe.schema import EvalSetRecipe, SourceRecipe, Task
 
 
 class ScoredPair(NamedTuple):
@@ -16,10 +16,54 @@ class ScoredPair(NamedTuple):
     text2: str
     score: float
 
+    @property
+    def raw_score(self) -> float:
+        """See `RawRecord.raw_score`."""
+        return self.score
+
+    def asked(self) -> str:
+        """Its texts in any order."""
+        return "\0".join(sorted((self.text1, self.text2)))
+
+    def taught(self) -> str:
+        """As what it asks: another score of the same texts teaches nothing new."""
+        return self.asked()
+
+    def scaled(self, low: float, high: float) -> StsRecord:
+        """The pair of training."""
+        score = (self.score - low) / (high - low)
+        return StsRecord(text1=self.text1, text2=self.text2, score=score)
+
+
+class ScoredPairs(NamedTuple):
+    """The pairs of one row, where a row holds several; each is a record of its own."""
+
+    pairs: tuple[ScoredPair, ...]
+
+
+Parsed = RawRecord | ScoredPairs
+
+
+class Documents(Protocol):
+    """Texts by id, for rows that name them."""
+
+    def text(self, field: str, identifier: object) -> str:
+        """The text of a document; raises RowError, naming the field that holds the id."""
+
 
 def no_instruction(row: Row) -> str:
     """For formats whose rows carry none."""
     return ""
+
+
+def always(row: Row) -> bool:
+    """For formats that are known by their columns."""
+    return True
+
+
+def nothing_ignored(rows: Sequence[Row], recipe: SourceRecipe | EvalSetRecipe) -> tuple[str, ...]:
+    """For formats whose rows ask for nothing that is not done."""
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +75,22 @@ class Adapter:
     task: Task
     """Task of the records."""
     columns: frozenset[str]
-    """Fields that a row of this format has; enough to tell it from the others."""
-    parse: Callable[[Row], IrRecord | ScoredPair]
+    """Fields that a row of this format has; enough to distinguish it from the others."""
+    parse: Callable[[Row], Parsed]
     """Row to record; raises RowError."""
+    fits: Callable[[Row], bool] = always
+    """Whether a row with the columns is of this format, where names alone do not say it."""
+    is_found: bool = True
+    """Whether the format is found by its columns; else it must be named."""
+    header: tuple[str, ...] | None = None
+    """Column names of its delimited files, which do not begin with them."""
+    joined: Callable[[Documents, Row], IrRecord] | None = None
+    """Row to record where rows name documents by id; takes the place of `parse`."""
     instruction: Callable[[Row], str] = no_instruction
     """The instruction that a row itself carries; training takes it from the recipe."""
+    passage_instruction: Callable[[Row], str] = no_instruction
+    """The same for its passages."""
+    ignored: Callable[[Sequence[Row], SourceRecipe | EvalSetRecipe], Sequence[str]] = (
+        nothing_ignored
+    )
+    """What the first rows ask for that will not happen, a sentence each."""

@@ -8,7 +8,7 @@ source's `query_instruction` here, so that it is exported with the model.
 from typing import Any
 
 from trainer.data.fields import Row, RowError, check_string, check_text, shown
-from trainer.data.formats.adapter import Adapter, ScoredPair
+from trainer.data.formats.adapter import Adapter, ScoredPair, ScoredPairs
 from trainer.data.records import IrRecord
 from trainer.recipe.schema import Task
 
@@ -23,27 +23,29 @@ def parse_ir(row: Row) -> IrRecord:
     return IrRecord(
         query=_text("query", row.require("query", "a triple of texts")),
         positives=_texts(row, "positives"),
-        negatives=_texts(row, "negatives")
-        if row.has("negatives") and row.items("negatives")
+        negatives=row.kept("negatives", row.items("negatives"), _text)
+        if row.has("negatives")
         else (),
     )
 
 
-def parse_sts(row: Row) -> ScoredPair:
+def parse_sts(row: Row) -> ScoredPairs:
     """`{"task_type": "sts", "query": triple, "positives": [triple], "positive_scores": [number]}`.
 
+    Each positive is a pair with the query, and so is each negative that has a score in
+    `negative_scores`.
+
     Raises:
-        RowError: if a field is missing or wrong, or there is not exactly one pair.
+        RowError: if a field is missing or wrong, or there are not as many texts as scores.
     """
     _check_task(row, "sts")
-    texts = _texts(row, "positives")
-    scores = row.items("positive_scores")
-    if len(texts) != 1 or len(scores) != 1:
-        got = f"{len(texts)} with {len(scores)} positive_scores"
-        raise RowError("positives", got, "one of each, as a row is one pair")
     query = _text("query", row.require("query", "a triple of texts"))
-    score = Row({"positive_scores[0]": scores[0]}).number("positive_scores[0]")
-    return ScoredPair(query, texts[0], score)
+    pairs = _scored(row, query, "positives", "positive_scores")
+    if not pairs:
+        raise RowError("positives", "[]", "at least one triple of texts")
+    if row.has("negative_scores") and row.items("negative_scores"):
+        pairs += _scored(row, query, "negatives", "negative_scores")
+    return ScoredPairs(tuple(pairs))
 
 
 def task_instruction(row: Row) -> str:
@@ -55,6 +57,19 @@ def task_instruction(row: Row) -> str:
 def _check_task(row: Row, task: Task) -> None:
     if row.text("task_type") != task:
         raise RowError("task_type", shown(row.text("task_type")), f'"{task}", as the source says')
+
+
+def _scored(row: Row, query: str, field: str, score_field: str) -> list[ScoredPair]:
+    triples, scores = row.items(field), row.items(score_field)
+    if len(triples) != len(scores):
+        got = f"{len(triples)} with {len(scores)} {score_field}"
+        raise RowError(field, got, "as many texts as scores")
+    pairs = []
+    for number, (triple, score) in enumerate(zip(triples, scores, strict=True)):
+        name = f"{score_field}[{number}]"
+        text = _text(f"{field}[{number}]", triple)
+        pairs.append(ScoredPair(query, text, Row({name: score}).number(name)))
+    return pairs
 
 
 def _texts(row: Row, field: str) -> tuple[str, ...]:

@@ -1,25 +1,46 @@
-"""Rows of FlagEmbedding: `query, pos, neg`, with scores and a prompt that may be there."""
+"""Rows of FlagEmbedding: `query, pos, neg`, with scores, a prompt and a type that may be there."""
+
+from collections.abc import Sequence
 
 from trainer.data.fields import Row
 from trainer.data.formats.adapter import Adapter
 from trainer.data.records import IrRecord
+from trainer.recipe.schema import EvalSetRecipe, SourceRecipe
+
+SAME_PROMPT = ("symmetric_sts", "symmetric_clustering")
+"""Types whose passages get the query's prompt there."""
+ONE_NEGATIVE = "only_1neg"
 
 
 def parse_ir(row: Row) -> IrRecord:
     """`{"query": str, "pos": [str], "neg": [str]}`; teacher scores are not used.
 
+    Of a row of type `only_1neg` the first negative is taken, as more are not meant to be used.
+
     Raises:
         RowError: if a field is missing or wrong, or there is no positive.
     """
-    return IrRecord(
-        query=row.text("query"), positives=row.texts("pos"), negatives=row.optional_texts("neg")
-    )
+    negatives = row.negatives("neg")
+    if row.values.get("type") == ONE_NEGATIVE:
+        negatives = negatives[:1]
+    return IrRecord(query=row.text("query"), positives=row.texts("pos"), negatives=negatives)
 
 
 def prompt(row: Row) -> str:
     """The instruction that the row carries."""
     found = row.values.get("prompt")
     return found if isinstance(found, str) else ""
+
+
+def ignored(rows: Sequence[Row], recipe: SourceRecipe | EvalSetRecipe) -> tuple[str, ...]:
+    """The prompt before passages, where the rows' type asks for it and the recipe has none."""
+    types = [name for name in SAME_PROMPT if any(row.values.get("type") == name for row in rows)]
+    if not types or recipe.passage_instruction == recipe.query_instruction:
+        return ()
+    return (
+        f"rows have type {types[0]}, which puts the query's instruction before passages too, and "
+        "here passages get another: set passage_instruction to query_instruction of the source",
+    )
 
 
 ADAPTERS = (
@@ -29,5 +50,6 @@ ADAPTERS = (
         columns=frozenset({"query", "pos"}),
         parse=parse_ir,
         instruction=prompt,
+        ignored=ignored,
     ),
 )

@@ -2,6 +2,7 @@
 
 from trainer.data.fields import Row, RowError, shown
 from trainer.data.formats.adapter import Adapter, ScoredPair
+from trainer.data.formats.labels import pair_score
 from trainer.data.records import IrRecord
 from trainer.recipe.schema import Task
 
@@ -16,7 +17,7 @@ def parse_ir(row: Row) -> IrRecord:
     return IrRecord(
         query=row.text("query"),
         positives=row.texts("positives"),
-        negatives=row.optional_texts("negatives"),
+        negatives=row.negatives("negatives"),
     )
 
 
@@ -27,7 +28,7 @@ def parse_sts(row: Row) -> ScoredPair:
         RowError: if a field is missing or wrong.
     """
     _check_task(row, "sts")
-    return ScoredPair(row.text("text1"), row.text("text2"), row.number("score"))
+    return ScoredPair(row.text("text1"), row.text("text2"), pair_score(row))
 
 
 def _check_task(row: Row, task: Task) -> None:

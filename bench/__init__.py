@@ -1,0 +1,1 @@
+"""What the benchmark commands of `tools/bench/` are made of."""

@@ -1,0 +1,1 @@
+"""What `tools/chaos.py` is made of."""

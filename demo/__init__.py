@@ -1,0 +1,1 @@
+"""What `tools/demo.py` is made of: its data, its small model."""

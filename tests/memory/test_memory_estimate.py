@@ -1,0 +1,277 @@
+"""The memory plan adds up: sharded by stage and ranks, moved by offloading, small for adapters."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, Qwen3MoeConfig
+
+from tests.support.tiny import bert_config, make_recipe, qwen3_config
+from trainer.engine.out_of_memory import largest_chunk
+from trainer.memory import estimate as memory
+from trainer.memory.estimate import (
+    RESERVED_BYTES,
+    MemoryPlan,
+    device_memory,
+    plan_memory,
+    usable,
+)
+from trainer.memory.shapes import Line, ModelShape, PlanError, measure_model
+from trainer.memory.workload import step_tokens
+from trainer.recipe.deepspeed_file import CONFIG_FOLDER
+from trainer.recipe.ir import IrRecipe
+from trainer.recipe.load import load_recipe
+from trainer.recipe.resolve import deepspeed_config, uses_middle_layer
+from trainer.recipe.schema import DataRecipe, LoraRecipe, ModelRecipe, Recipe, SourceRecipe
+from trainer.recipe.sts import StsRecipe
+
+RECIPE = CONFIG_FOLDER.parent / "recipes" / "qwen7b.yaml"
+SHAPE = ModelShape(
+    num_parameters=7_000_000_000,
+    num_trainable=7_000_000_000,
+    numels=Counter({7_000_000: 1000}),
+    layer_parameters=230_000_000,
+    layer_trainable=230_000_000,
+    embedding_parameters=500_000_000,
+    embedding_trained=True,
+    num_layers=28,
+    hidden_size=3584,
+    is_layered=True,
+    graph=Line(fixed=0, per_token=200_000),
+    backward=Line(fixed=400_000_000, per_token=200_000),
+    layer=Line(fixed=400_000_000, per_token=220_000),
+)
+ADAPTERS = dataclasses.replace(
+    SHAPE, num_trainable=80_000_000, layer_trainable=2_500_000, embedding_trained=False
+)
+WORLD = 8
+
+
+def plan(*overrides: str, shape: ModelShape = SHAPE, **settings: Any) -> MemoryPlan:
+    recipe = load_recipe(RECIPE, overrides)
+    config = deepspeed_config(recipe, world_size=WORLD)
+    return plan_memory(recipe, shape, deepspeed=config, world_size=WORLD, **settings)
+
+
+def tiny_recipe(model: ModelRecipe) -> Recipe:
+    return make_recipe(CONFIG_FOLDER, model=model)
+
+
+def test_counts_equal_those_of_the_real_model() -> None:
+    config = qwen3_config()
+    model = AutoModel.from_config(config)
+    shape = measure_model(config, tiny_recipe(ModelRecipe(path="x")))
+    assert shape.num_parameters == sum(p.numel() for p in model.parameters())
+    assert shape.num_trainable == shape.num_parameters
+    assert shape.num_layers == config.num_hidden_layers
+    assert shape.layer_parameters == sum(p.numel() for p in model.layers[0].parameters())
+    assert shape.embedding_parameters == model.embed_tokens.weight.numel()
+    assert sum(size * n for size, n in shape.numels.items()) == shape.num_parameters
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
+def test_adapters_are_counted(targets: Any) -> None:
+    lora = LoraRecipe(rank=3, targets=targets)
+    config = qwen3_config()
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and (targets == "all-linear" or name.rsplit(".", 1)[-1] in targets)
+    }
+    trained = sum(3 * (linear.in_features + linear.out_features) for linear in linears.values())
+    shape = measure_model(config, tiny_recipe(ModelRecipe(path="x", lora=lora)))
+    assert shape.num_trainable == trained
+    assert not shape.embedding_trained
+
+
+def test_graph_of_a_chunk_grows_with_layers_and_tokens() -> None:
+    recipe = tiny_recipe(ModelRecipe(path="x"))
+    four, eight = (
+        measure_model(qwen3_config(num_hidden_layers=n), recipe).graph.per_token for n in (4, 8)
+    )
+    # embeddings, final norm and pooling do not repeat
+    assert 1.8 < eight / four < 2.4
+
+
+def test_checkpointing_keeps_a_state_for_each_layer() -> None:
+    config = qwen3_config(num_hidden_layers=8, hidden_size=64, intermediate_size=256)
+    plain = measure_model(config, tiny_recipe(ModelRecipe(path="x")))
+    saved = measure_model(config, tiny_recipe(ModelRecipe(path="x", gradient_checkpointing=True)))
+    assert saved.graph.per_token < plain.graph.per_token / 5
+    assert saved.graph.per_token >= 8 * 64 * 4
+    # what is not kept is computed again, a layer at a time
+    assert saved.backward.per_token > plain.backward.per_token
+    assert saved.layer == plain.layer
+
+
+def test_encoders_do_not_run_layer_by_layer() -> None:
+    shape = measure_model(
+        bert_config(), tiny_recipe(ModelRecipe(path="x", pooling="mean", attention="bidirectional"))
+    )
+    assert shape.graph.per_token > 0
+    assert list(plan(shape=shape).phases) == ["step", "chunk"]
+    assert "layer" in plan().phases
+
+
+def test_backbone_that_needs_numbers_is_told() -> None:
+    experts = Qwen3MoeConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=97,
+        num_experts=4,
+    )
+    with pytest.raises(PlanError, match="model type = qwen3_moe; expected one that runs on"):
+        measure_model(experts, tiny_recipe(ModelRecipe(path="x")))
+
+
+def test_stage_3_shards_everything() -> None:
+    parts = plan().parts("layer")
+    assert parts["parameters"] == 7_000_000_000 * 2 // WORLD
+    for part in ("gradients", "masters"):
+        assert parts[part] == 7_000_000_000 * 4 // WORLD
+    assert parts["optimizer state"] == 7_000_000_000 * 8 // WORLD
+
+
+@pytest.mark.parametrize(("stage", "share"), [("zero1", 1), ("zero2", 1), ("zero3", 1 / WORLD)])
+def test_stages(stage: str, share: float) -> None:
+    parts = plan(f"engine.deepspeed={stage}_bf16.json").parts("step")
+    assert parts["parameters"] == 7e9 * 2 * share
+    assert parts["masters"] + parts["optimizer state"] == 7e9 * 12 / WORLD
+    assert parts["step's gradients"] == 7e9 * 4
+    assert parts["gathered parameters"] == (7e9 * 2 if stage == "zero3" else 0)
+
+
+def test_offloading_moves_bytes_to_the_host() -> None:
+    held = plan().parts("layer")
+    moved = plan("engine.deepspeed=zero3_offload_bf16.json")
+    offloaded = ("parameters", "gradients", "masters", "optimizer state")
+    assert {part: moved.host[part] for part in offloaded} == {p: held[p] for p in offloaded}
+    # the optimizer on the host has a gradient of its own
+    assert sum(moved.host.values()) == sum(held[part] for part in (*offloaded, "masters"))
+    assert not set(offloaded) & set(moved.parts("step"))
+    assert moved.total("layer") < plan().total("layer")
+
+
+def test_adapters_need_little_besides_the_weights() -> None:
+    parts = plan(shape=ADAPTERS).parts("step")
+    assert parts["gathered parameters"] == 14_000_000_000
+    trained = ("gradients", "masters", "optimizer state", "step's gradients")
+    assert sum(parts[part] for part in trained) < 500e6
+
+
+def test_peak_is_that_of_the_largest_phase() -> None:
+    whole = plan()
+    for way, phases in whole.phases.items():
+        totals = {name: sum(parts.values()) for name, parts in phases.items()}
+        assert whole.total(way) == max(totals.values())
+        assert totals[whole.peak_phase(way)] == whole.total(way)
+        assert {"update"} < set(totals)
+
+
+def test_larger_chunks_need_more() -> None:
+    totals = [
+        plan(f"engine.max_tokens_per_chunk={budget}").total("step")
+        for budget in (4096, 16384, 65536)
+    ]
+    assert totals == sorted(set(totals))
+
+
+def test_a_lone_chunk_has_no_gradients_to_add_to() -> None:
+    small = ("tasks.ir.global_batch_size=8", "tasks.sts.global_batch_size=8")
+    one = plan(*small, "engine.max_tokens_per_chunk=2000")
+    assert "last chunk" not in one.phases["step"]
+    assert "last chunk" in plan().phases["step"]
+
+
+def test_gathered_layers_follow_the_ds_config() -> None:
+    near = plan("engine.deepspeed=zero3_offload_bf16.json").parts("layer")["gathered parameters"]
+    far = plan().parts("layer")["gathered parameters"]
+    # half a billion parameters are kept between their last use forth and their first one back
+    assert far - near == 2 * 500_000_000
+
+
+def test_a_cpu_gives_pages_as_they_are_written() -> None:
+    gpu, cpu = plan(shape=ADAPTERS), plan(shape=ADAPTERS, on_gpu=False)
+    assert gpu.parts("step")["buckets"] == 4 * 50_000_000
+    assert cpu.phases["step"]["update"]["update's temporaries"] > 0
+    assert "update's temporaries" not in gpu.phases["step"]["update"]
+
+
+def test_tokens_of_a_step() -> None:
+    recipe = load_recipe(RECIPE, ["tasks.ir.negatives=2", "tasks.ir.positives=3"])
+    assert step_tokens(recipe) == {"ir": 1024 * (128 + 5 * 512), "sts": 512 * 2 * 128}
+
+
+def test_choice_is_the_fastest_that_fits() -> None:
+    totals = {way: plan().total(way) for way in plan().phases}
+    assert totals["chunk"] < totals["layer"] < totals["step"]
+    for way, total in totals.items():
+        assert plan(usable_bytes=total).gather == way
+        assert plan(usable_bytes=total).fits
+    tight = plan(usable_bytes=totals["chunk"] - 1)
+    assert tight.gather == "chunk"
+    assert not tight.fits
+    assert plan(usable_bytes=None).gather == "step"
+    assert plan(usable_bytes=None).fits
+
+
+def test_slower_way_is_not_taken_where_it_needs_more() -> None:
+    # adapters need no gradients of the whole, so states between layers can outweigh the weights
+    step = plan(shape=ADAPTERS).total("step")
+    assert plan(shape=ADAPTERS).total("layer") > step
+    assert plan(shape=ADAPTERS, usable_bytes=step - 1).gather == "chunk"
+
+
+def test_memory_of_a_gpu_is_less_than_its_size() -> None:
+    assert usable(80 * 10**9) == 80 * 10**9 - RESERVED_BYTES
+
+
+def test_ranks_without_gpus_share_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable:    3000 kB\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    assert [device_memory(ranks) for ranks in (1, 2, 3)] == [3_072_000, 1_536_000, 1_024_000]
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "absent")
+    assert device_memory(1) is None
+
+
+@pytest.mark.parametrize("task", ["ir", "sts"])
+def test_task_without_a_source_costs_nothing(task: Any) -> None:
+    source = SourceRecipe(name="only", task=task, path="unused")
+    data = DataRecipe(sources=(source,), query_max_tokens=16, passage_max_tokens=40)
+    # the other task would need far more
+    both = {
+        "ir": IrRecipe(global_batch_size=8 if task == "ir" else 4096),
+        "sts": StsRecipe(global_batch_size=8 if task == "sts" else 4096),
+    }
+    alone = {task: both[task]}
+    tasks = (both, alone)
+    recipes = [make_recipe(CONFIG_FOLDER, data=data, tasks=one) for one in tasks]
+    config = deepspeed_config(recipes[0], world_size=2)
+    shapes = [measure_model(qwen3_config(), recipe) for recipe in recipes]
+    assert shapes[0] == shapes[1]
+    plans = [plan_memory(r, shapes[0], deepspeed=config, world_size=2) for r in recipes]
+    assert plans[0] == plans[1]
+    chunks = [largest_chunk(recipe, world_size=2, max_positions=999) for recipe in recipes]
+    assert chunks[0] == chunks[1]
+    assert chunks[0].text_tokens == (40 if task == "ir" else 16)
+    assert uses_middle_layer(recipes[0]) is (task == "sts")
+
+
+def test_plan_reads_no_weights() -> None:
+    config = qwen3_config(hidden_size=8192, num_hidden_layers=80, intermediate_size=28672)
+    shape = measure_model(config, tiny_recipe(ModelRecipe(path="x")))
+    assert shape.num_parameters > 50e9  # would be 200 GB in float32

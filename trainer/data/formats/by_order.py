@@ -1,0 +1,67 @@
+"""Rows whose columns count by their order, whatever their names; only where the recipe says so.
+
+sentence-transformers trains so: a column `label` or `score` apart, the texts are taken as they
+stand. MS MARCO's triples have no header at all.
+"""
+
+from trainer.data.fields import Row, RowError
+from trainer.data.formats.adapter import Adapter, ScoredPair
+from trainer.data.formats.labels import SCORES, check_positive, pair_score
+from trainer.data.records import IrRecord
+
+NO_TEXTS = (*SCORES, "return_loss", "dataset_name", "prompt_name")
+"""Columns that sentence-transformers does not take for texts."""
+
+
+def parse_ir(row: Row) -> IrRecord:
+    """Query, positive, then any number of negatives.
+
+    Raises:
+        RowError: if there are fewer than two texts, or one of them is no text.
+    """
+    query, positive, *negatives = _texts(row)
+    check_positive(row, num_negatives=len(negatives))
+    return IrRecord(
+        query=row.text(query),
+        positives=(row.text(positive),),
+        negatives=tuple(text for name in negatives for text in row.one_negative(name)),
+    )
+
+
+def parse_sts(row: Row) -> ScoredPair:
+    """Two texts, with a score under one of its usual names.
+
+    Raises:
+        RowError: if there are not two texts and a score.
+    """
+    first, second, *_ = _texts(row)
+    return ScoredPair(row.text(first), row.text(second), pair_score(row))
+
+
+def _texts(row: Row) -> list[str]:
+    names = [name for name in row.values if name not in NO_TEXTS]
+    if len(names) < 2:
+        raise RowError("row", f"{len(names)} columns of text", "at least 2: query and positive")
+    return names
+
+
+ADAPTERS = (
+    Adapter(name="by-order", task="ir", columns=frozenset(), parse=parse_ir, is_found=False),
+    Adapter(name="by-order", task="sts", columns=frozenset(), parse=parse_sts, is_found=False),
+    Adapter(
+        name="msmarco-triples",
+        task="ir",
+        columns=frozenset({"query", "positive", "negative"}),
+        parse=parse_ir,
+        is_found=False,
+        header=("query", "positive", "negative"),
+    ),
+    Adapter(
+        name="pairs-without-header",
+        task="ir",
+        columns=frozenset({"query", "positive"}),
+        parse=parse_ir,
+        is_found=False,
+        header=("query", "positive"),
+    ),
+)

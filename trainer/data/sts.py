@@ -1,0 +1,74 @@
+"""Similarity in the data room: scored pairs to a batch, and held-out pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from trainer.data.batch import StepPlan, StsBatch
+from trainer.data.formats.adapter import ScoredPair
+from trainer.data.records import StsRecord
+from trainer.data.scan import query_key
+from trainer.data.sources import beir_folder, open_table_source
+from trainer.data.text_table import TextTable
+from trainer.errors import DataError
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+from trainer.recipe.sts import KIND, StsRecipe
+
+
+def collate(
+    plan: StepPlan, records: Sequence[StsRecord], table: TextTable, settings: StsRecipe, seed: int
+) -> StsBatch:
+    """The batch of scored pairs; nothing is drawn, so settings and seed do not matter."""
+    both = table.add_queries([one.text1 for one in records] + [one.text2 for one in records])
+    return StsBatch(
+        plan=plan,
+        texts=table.texts(),
+        text1=both[: len(records)],
+        text2=both[len(records) :],
+        score=np.array([one.score for one in records], np.float32),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StsEvalSet:
+    """Held-out pairs."""
+
+    task: ClassVar[str] = KIND.name
+    text1: tuple[str, ...]
+    """First texts [n]."""
+    text2: tuple[str, ...]
+    """Second texts [n]."""
+    score: tuple[float, ...]
+    """Gold similarity, 0..1 [n]."""
+
+    def query_keys(self) -> np.ndarray:
+        """See `EvalSet.query_keys`."""
+        pairs = zip(self.text1, self.text2, strict=True)
+        return np.fromiter((query_key(ScoredPair(*pair, 0.0)) for pair in pairs), np.uint64)
+
+
+def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> StsEvalSet:
+    """Held-out pairs of a file, every row checked.
+
+    Raises:
+        DataError: if the file is missing or empty, a row is malformed, or all scores are equal.
+    """
+    owner = f"eval.sets.{recipe.name}"
+    if beir_folder(recipe.path, data.root, recipe.format) is not None:
+        expected = "a file of scored pairs"
+        raise DataError(f"{owner}: path = {recipe.path}; expected {expected}. Change path or task.")
+    source = open_table_source(recipe, data, owner=owner)
+    records = [source.record(row) for row in range(len(source))]
+    pairs = [record for record in records if isinstance(record, StsRecord)]
+    if len({pair.score for pair in pairs}) < 2:
+        raise DataError(
+            f"{owner}: path = {recipe.path}, {len(pairs)} pairs, all of one score; expected at "
+            "least two scores, as no correlation is defined otherwise. Check the score field."
+        )
+    return StsEvalSet(
+        text1=tuple(pair.text1 for pair in pairs),
+        text2=tuple(pair.text2 for pair in pairs),
+        score=tuple(pair.score for pair in pairs),
+    )

@@ -1,0 +1,80 @@
+"""The distinct texts of a step while its batch is being collated; equal tokens are one text."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trainer.data.batch import Texts
+from trainer.recipe.schema import DataRecipe, SourceRecipe
+
+if TYPE_CHECKING:
+    # imports tokenizers, which a mistake in the data must not wait for
+    from trainer.data.tokens import Encoded, TextEncoder
+
+ABSENT = -1
+"""Index of a text that is not there."""
+
+
+@dataclass
+class TextTable:
+    """Texts by what is embedded of them."""
+
+    encoder: "TextEncoder"
+    """Of the run."""
+    limits: DataRecipe
+    """Says how long a text may be."""
+    settings: SourceRecipe
+    """Says what is put before a text."""
+    token_ids: list[np.ndarray] = field(default_factory=list)
+    num_prompt_tokens: list[int] = field(default_factory=list)
+    seen: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    """Index of what is embedded: tokens, and how many of them pooling leaves out."""
+    passages: dict[str, int] = field(default_factory=dict)
+    """Index of each text added as a passage."""
+
+    def add_queries(self, texts: Sequence[str]) -> np.ndarray:
+        """Index of each text, as a query or one of a pair [n], int64."""
+        instruction, limit = self.settings.query_instruction, self.limits.query_max_tokens
+        distinct = list(dict.fromkeys(texts))
+        encoded = self.encoder.encode(distinct, instruction=instruction, max_tokens=limit)
+        index = {
+            text: self._index(ids, encoded.num_prompt_tokens)
+            for text, ids in zip(distinct, encoded.token_ids, strict=True)
+        }
+        return np.array([index[text] for text in texts], np.int64)
+
+    def add_passages(self, texts: Sequence[str]) -> np.ndarray:
+        """Index of each text, as a passage [n], int64."""
+        encoded = self._encode_passages(distinct := list(dict.fromkeys(texts)))
+        for text, ids in zip(distinct, encoded.token_ids, strict=True):
+            self.passages[text] = self._index(ids, encoded.num_prompt_tokens)
+        return np.array([self.passages[text] for text in texts], np.int64)
+
+    def find_passages(self, texts: Iterable[str]) -> dict[str, int]:
+        """Index of each text, or ABSENT where nothing that was added has its tokens."""
+        found = {text: self.passages.get(text, ABSENT) for text in texts}
+        others = [text for text, index in found.items() if index == ABSENT]
+        encoded = self._encode_passages(others)
+        for text, ids in zip(others, encoded.token_ids, strict=True):
+            found[text] = self.seen.get((encoded.num_prompt_tokens, ids.tobytes()), ABSENT)
+        return found
+
+    def texts(self) -> Texts:
+        """All texts added."""
+        return Texts(
+            token_ids=tuple(self.token_ids),
+            num_prompt_tokens=np.array(self.num_prompt_tokens, np.int64),
+        )
+
+    def _encode_passages(self, texts: Sequence[str]) -> "Encoded":
+        instruction, limit = self.settings.passage_instruction, self.limits.passage_max_tokens
+        return self.encoder.encode(texts, instruction=instruction, max_tokens=limit)
+
+    def _index(self, ids: np.ndarray, num_prompt: int) -> int:
+        index = self.seen.setdefault((num_prompt, ids.tobytes()), len(self.token_ids))
+        if index == len(self.token_ids):
+            self.token_ids.append(ids)
+            self.num_prompt_tokens.append(num_prompt)
+        return index

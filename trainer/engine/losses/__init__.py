@@ -1,0 +1,1 @@
+"""From the vectors of a step to its loss and their gradients: one file a task, and one table."""

@@ -1,0 +1,73 @@
+"""The similarity loss: cosines of scored pairs against their gold scores.
+
+Letters: U texts of the step, H vector size, n pairs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.data.batch import StsBatch
+from trainer.distributed.group import Ranks
+from trainer.engine.losses.task_loss import Vectors, own_slice, weighted_sum
+from trainer.objectives.terms import SIMILARITY_TERMS, SimilarityInputs, Term, weighted_terms
+from trainer.recipe.sts import TERMS, StsRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityLoss:
+    """The terms of one batch on one rank.
+
+    Over the pairs of all ranks each rank computes the same, and counts 1 / W of it.
+    """
+
+    settings: StsRecipe
+    """Weights and temperatures."""
+    terms: list[Term]
+    """Those that have a weight."""
+    world_size: int
+    """W."""
+    first: Tensor
+    """First texts as rows of the tables [n], int64."""
+    second: Tensor
+    """Second texts as rows of the tables [n], int64."""
+    gold: Tensor
+    """Gold scores, 0..1 [n], float32."""
+
+    def __call__(self, tables: Vectors) -> dict[str, Tensor]:
+        """This rank's share of each term; see `TaskLoss`."""
+        cosines = (tables[0][self.first] * tables[0][self.second]).sum(dim=1)
+        values: dict[str, Tensor] = {}
+        for term in self.terms:
+            inputs = self._inputs(term.name, tables, cosines)
+            reads, options = term.arguments(inputs)
+            values[term.name] = term.function(*reads, **options)
+        # a batch without order stays connected to the vectors
+        total = 0.0 * cosines.sum() + weighted_sum(values, self.settings.weights)
+        return {name: value / self.world_size for name, value in {"loss": total, **values}.items()}
+
+    def _inputs(self, name: str, tables: Vectors, cosines: Tensor) -> SimilarityInputs:
+        """What a term reads."""
+        table_UH = tables[TERMS[name].layer == "middle"]
+        return SimilarityInputs(
+            first=table_UH[self.first],
+            second=table_UH[self.second],
+            cosines=cosines,
+            gold=self.gold,
+            is_positive=self.gold >= self.settings.infonce_threshold,
+            temperature=self.settings.temperatures.get(name),
+        )
+
+
+def similarity_loss(batch: StsBatch, settings: StsRecipe, ranks: Ranks) -> SimilarityLoss:
+    """The loss of a batch on this rank."""
+    own = slice(None) if settings.cross_device else own_slice(len(batch.score), ranks)
+    return SimilarityLoss(
+        settings=settings,
+        terms=weighted_terms(SIMILARITY_TERMS, settings.weights),
+        world_size=ranks.world_size,
+        first=torch.from_numpy(batch.text1[own]).to(ranks.device),
+        second=torch.from_numpy(batch.text2[own]).to(ranks.device),
+        gold=torch.from_numpy(batch.score[own]).to(ranks.device),
+    )

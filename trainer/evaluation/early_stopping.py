@@ -1,0 +1,106 @@
+"""Follow the best evaluation of a run under way; it must not evaluate, save or stop anything."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.distributed.agree import on_first_rank
+from trainer.distributed.group import Ranks
+from trainer.evaluation.best import BestSoFar, Results
+from trainer.recipe.schema import EvalRecipe
+from trainer.run_folder.layout import RunFolder
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from an evaluation."""
+
+    is_best: bool
+    """Whether it is the best of the run so far."""
+    is_last: bool
+    """Whether patience has ended."""
+
+
+NOTHING = Decision(is_best=False, is_last=False)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `eval.jsonl` holds when a run goes on."""
+
+    best: BestSoFar | None
+    """The best evaluation; None without a metric to judge by."""
+    steps: frozenset[int]
+    """Steps done at each evaluation."""
+    has_start: bool
+    """Whether the sets of now were evaluated where the run goes on."""
+
+
+class EarlyStopping:
+    """Judges evaluations by `eval.best_metric`; the first rank's numbers count everywhere."""
+
+    def __init__(self, recipe: EvalRecipe, folder: Path, ranks: Ranks) -> None:
+        """Nothing was judged yet."""
+        self._recipe = recipe
+        self._file = RunFolder(folder).evaluations
+        self._ranks = ranks
+        self._best: BestSoFar | None = None
+        self.record = Record(best=None, steps=frozenset(), has_start=False)
+        """As it was recalled."""
+
+    @property
+    def best_step(self) -> int | None:
+        """Steps done at the best evaluation; None without one, or without a metric to judge by."""
+        return None if self._best is None else self._best.step
+
+    def recall(self, start: int) -> bool:
+        """Take in the evaluations of an interrupted run up to `start` steps. Collective: yes.
+
+        Lines that are damaged or of later steps must have been dropped.
+
+        Returns:
+            Whether patience had ended with the evaluation of `start`.
+        """
+        self.record = on_first_rank(lambda: self._recorded(start), self._ranks)
+        self._best = self.record.best
+        return (
+            self.record.has_start
+            and self._best is not None
+            and self._best.is_exhausted(self._recipe.patience)
+        )
+
+    def _recorded(self, start: int) -> Record:
+        """Content of the file."""
+        lines, sets = self._lines(), {one.name for one in self._recipe.sets}
+        metric, best = self._recipe.best_metric, None
+        if metric is not None:
+            best = BestSoFar(metric=metric).after_lines(lines, start, sets)
+        return Record(
+            best=best,
+            steps=frozenset(line["step"] for line in lines),
+            has_start=any(line["step"] == start and line["sets"].keys() == sets for line in lines),
+        )
+
+    def update(self, done: int, results: Results) -> Decision:
+        """What an evaluation after `done` steps means for the run. Collective: yes."""
+        if self._best is None:
+            return NOTHING
+        before = self._best
+        self._best = on_first_rank(_updated(before, done, results), self._ranks)
+        return Decision(
+            is_best=self._best.step == done and self._best != before,
+            is_last=self._best.is_exhausted(self._recipe.patience),
+        )
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The run's evaluations so far."""
+        if not self._file.is_file():
+            return []
+        lines = map(json.loads, self._file.read_text(encoding="utf-8").splitlines())
+        return [line for line in lines if "sets" in line]
+
+
+def _updated(best: BestSoFar, done: int, results: Results) -> Callable[[], BestSoFar]:
+    return lambda: best.after(done, results)

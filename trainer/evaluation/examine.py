@@ -1,0 +1,76 @@
+"""What an evaluation of any task is made of: a function that embeds, a report, samples of vectors.
+
+It must not know tasks, models or ranks. Letters: Q queries, D embedding size, n texts or pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.evaluation.geometry import SAMPLE, Geometry
+from trainer.recipe.kind import Side
+
+
+class Embed(Protocol):
+    """Embeds texts as in training; collective where the model is sharded."""
+
+    def __call__(self, texts: Sequence[str], *, side: Side) -> Tensor:
+        """Vectors [n, D], float32, norm 1, of all texts, equal on all ranks."""
+        ...
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """What is known of a model on one set."""
+
+    metrics: dict[str, float]
+    """Those of the task, the main one first."""
+    geometry: Geometry
+    """Where its vectors lie."""
+
+
+class FiniteEmbed:
+    """Embeds, with zeros in place of vectors that are not finite."""
+
+    def __init__(self, embed: Embed) -> None:
+        """Nothing was embedded yet."""
+        self._embed = embed
+        self.num_texts = 0
+        """Embedded so far."""
+        self.num_bad = 0
+        """Of these, not finite."""
+        self.first_bad = ""
+        """Text of the first of them."""
+
+    def __call__(self, texts: Sequence[str], *, side: Side) -> Tensor:
+        """Vectors [n, D], float32, norm 1 or 0."""
+        vectors = self._embed(texts, side=side)
+        bad = ~vectors.isfinite().all(dim=1)
+        self.num_texts += len(texts)
+        if bad.any():
+            places = bad.nonzero().flatten().tolist()
+            self.first_bad = self.first_bad or texts[places[0]]
+            self.num_bad += len(places)
+            vectors = vectors.masked_fill(bad[:, None], 0.0)
+        return vectors
+
+
+def spread(count: int) -> np.ndarray:
+    """At most SAMPLE numbers below `count`, evenly spread, ascending."""
+    return np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).round().astype(np.int64))
+
+
+def _shuffled(vectors: Tensor) -> Tensor:
+    """The rows in an order that has nothing to do with that of the file; always the same one."""
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
+    return vectors[order.to(vectors.device)]
+
+
+def crossed(queries: Tensor, documents: Tensor) -> Tensor:
+    """Cosines of documents with queries taken in turn, pairs made by chance [n]."""
+    turns = torch.arange(len(documents), device=queries.device) % len(queries)
+    return (queries[turns] * _shuffled(documents)).sum(dim=1)

@@ -1,0 +1,103 @@
+"""An exported model that embeds: found, loaded and used with its own prompts.
+
+sentence-transformers is imported when a model is loaded, so that mistakes in paths are reported
+first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.errors import RecipeError
+from trainer.recipe.kind import Side
+from trainer.recipe.load import load_recipe
+from trainer.recipe.model_path import resolve_model_path
+from trainer.recipe.schema import Task
+from trainer.recipe.tasks import TASKS
+from trainer.run_folder.layout import RunFolder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Longest texts of each side, tokens; None: as the model says."""
+
+    query: int | None = None
+    passage: int | None = None
+
+
+@dataclass(frozen=True)
+class ExportedEmbedder:
+    """Embeds with a sentence-transformers model and its own prompts."""
+
+    model: "SentenceTransformer"
+    task: Task
+    limits: Limits
+
+    def __call__(self, texts: Sequence[str], *, side: Side) -> "Tensor":
+        """Vectors [n, D], float32, norm 1."""
+        limit = self.limits.query if side == "query" else self.limits.passage
+        if limit is not None:
+            self.model.max_seq_length = limit
+        name = TASKS[self.task].prompt_of(side)
+        return self.model.encode(
+            list(texts),
+            prompt=self.model.prompts.get(name),
+            convert_to_tensor=True,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        ).float()
+
+
+def find_model(path: str) -> tuple[str, Limits]:
+    """Where the model lies and how long its texts are.
+
+    Args:
+        path: folder of a model or of a run, hub id, or `package:NAME/FOLDER`.
+
+    Raises:
+        RecipeError: if a folder holds neither a run with an exported model nor a model, or there is
+            no such package.
+    """
+    if path.startswith("package:"):
+        path = resolve_model_path(path)
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        return path, Limits()  # a hub id, or a mistake that the hub client reports
+    if (folder / "modules.json").is_file():
+        return str(folder), Limits()
+    run = RunFolder(folder)
+    if (run.model / "modules.json").is_file() and run.recipe.is_file():
+        data = load_recipe(run.recipe).data
+        limits = Limits(query=data.query_max_tokens, passage=data.passage_max_tokens)
+        return str(run.model), limits
+    raise RecipeError(
+        f"{folder}: modules.json = missing; expected a sentence-transformers folder, or the "
+        "output folder of a finished run. Give another --model."
+    )
+
+
+def load_model(path: str) -> "SentenceTransformer":
+    """The model of a folder or hub id.
+
+    Raises:
+        RecipeError: if there is none.
+    """
+    # Heavy: mistakes in paths and rows are reported before these are imported.
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        return SentenceTransformer(path)
+    except Exception as error:
+        found = "not found" if isinstance(error, OSError) else "not loaded"
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecipeError(
+            f"--model: {path} = {found} ({problem}); expected a sentence-transformers folder or a "
+            "hub id. Check the path and its files."
+        ) from error

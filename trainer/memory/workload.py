@@ -1,0 +1,102 @@
+"""What the memory plan reads of a recipe, a model and a ds_config, worked out once.
+
+Letters: P all parameters, T trained ones, W ranks, b bytes of `model.dtype`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.memory.loss_temporaries import temporary_bytes
+from trainer.memory.shapes import ModelShape
+from trainer.recipe.resolve import active_tasks, global_batch_sizes, longest_text, row_texts
+from trainer.recipe.schema import Recipe, Task
+from trainer.recipe.tasks import TASKS
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+"""b."""
+VECTOR_COPIES = 3
+"""Copies of all embeddings on a rank: gathered values, their gradients, and those being reduced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the formulas read, worked out once."""
+
+    recipe: Recipe
+    shape: ModelShape
+    zero: Mapping[str, Any]
+    """`zero_optimization` of the resolved dict."""
+    world_size: int
+    on_gpu: bool
+    """Buffers that a CPU only promises are taken at once on a GPU; there AdamW is fused."""
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage."""
+        return int(self.zero["stage"])
+
+    @property
+    def width(self) -> int:
+        """Bytes of `model.dtype`, b."""
+        return DTYPE_BYTES[self.recipe.model.dtype]
+
+    @property
+    def gradients(self) -> int:
+        """Float32 gradients of all that is trained, 4 T."""
+        return 4 * self.shape.num_trainable
+
+    @property
+    def own(self) -> int:
+        """A rank's share of a float32 copy of what is trained, 4 T / W."""
+        return math.ceil(self.gradients / self.world_size)
+
+    @property
+    def bucket(self) -> int:
+        """Elements of a full reduction bucket: no more than are trained."""
+        return min(int(self.zero.get("reduce_bucket_size", 5e8)), self.shape.num_trainable)
+
+    @property
+    def bucket_taken(self) -> int:
+        """Bytes of the bucket itself, in float32; a CPU gives only the pages that are written."""
+        whole = int(self.zero.get("reduce_bucket_size", 5e8))
+        return 4 * (whole if self.on_gpu else self.bucket)
+
+    @property
+    def share(self) -> int:
+        """Tokens of a rank in a step, at most."""
+        return math.ceil(max(step_tokens(self.recipe).values(), default=0) / self.world_size)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a chunk: whole texts of the greatest length, one at least."""
+        longest = longest_text(self.recipe)
+        texts = max(1, self.recipe.engine.max_tokens_per_chunk // longest)
+        return min(texts * longest, max(longest, self.share))
+
+    @property
+    def embedding_gradient(self) -> int:
+        """Bytes of a new gradient of the table of embeddings and of its float32 form."""
+        if not self.shape.embedding_trained:
+            return 0
+        return (self.width + (4 if self.width < 4 else 0)) * self.shape.embedding_parameters
+
+
+def step_tokens(recipe: Recipe) -> dict[Task, int]:
+    """Tokens of one step of each task over all ranks if every text has its greatest length."""
+    return {
+        task: size * sum(number * tokens for number, tokens in row_texts(recipe, task))
+        for task, size in global_batch_sizes(recipe).items()
+    }
+
+
+def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
+    """Float32 embeddings of all ranks with their gradients, and what the loss holds besides."""
+    sizes = [0]
+    for task, settings in active_tasks(recipe).items():
+        layers = len({"last", *(term.layer for term in TASKS[task].terms.values())})
+        texts = settings.global_batch_size * sum(number for number, _ in row_texts(recipe, task))
+        vectors = VECTOR_COPIES * 4 * layers * texts * shape.hidden_size
+        sizes.append(vectors + temporary_bytes(task, settings))
+    return max(sizes)

@@ -1,0 +1,240 @@
+"""`--dry-run`: check everything but the weights and print what the run would do.
+
+It trains nothing and writes nothing; sources on the hub are not downloaded, so their rows are
+counted only when the training starts.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from trainer.cli import Arguments, is_first_rank, launched_ranks
+from trainer.data.plan import make_plan
+from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
+from trainer.memory.choices import Machine, choices, fastest, smallest_changes
+from trainer.memory.estimate import MemoryPlan, device_memory, plan_memory, usable
+from trainer.memory.gather import chosen_gather
+from trainer.memory.shapes import ModelShape, PlanError, measure_model
+from trainer.memory.text import choices_section, disk_section, gib, memory_table, table
+from trainer.memory.workload import step_tokens
+from trainer.model.backbone import check_backbone, load_config
+from trainer.model.limits import fit_tokenizer, num_token_ids
+from trainer.preflight.checks import (
+    check_model,
+    check_output_dir,
+    check_packages,
+    open_data,
+    without_hub,
+)
+from trainer.recipe.model_path import resolve_model_path
+from trainer.recipe.resolve import Resolved, global_batch_sizes, resolve, warmup_steps
+from trainer.recipe.schema import Recipe
+
+
+def dry_run(recipe: Recipe, arguments: Arguments) -> int:
+    """Print the plan of a run; the exit code is 0.
+
+    Args:
+        recipe: as loaded.
+        arguments: `gpus`, `hosts` and `gpu_memory_bytes` describe the machines planned for.
+
+    Raises:
+        RecipeError: as a run would, except for what needs weights.
+        DataError: if a local data file or row is wrong.
+    """
+    if not is_first_rank():
+        return 0
+    ranks = launched_ranks() if arguments.gpus is None else arguments.gpus * arguments.hosts
+    resolved = resolve(recipe, world_size=ranks)
+    check_packages(recipe)
+    check_output_dir(recipe.output_dir, resume=arguments.resume or recipe.resume == "auto")
+    # data comes first: it may be looked at where the model is not
+    sizes = {source.name: len(source) for source in open_data(without_hub(recipe)).sources}
+    check_model(recipe)
+    path = resolve_model_path(recipe.model.path)
+    config = load_config(recipe.model, path)
+    num_ids = num_token_ids(check_backbone(recipe, path, config, download=False))
+    tokenizer = _tokenizer(recipe, path, num_ids)
+    machine = Machine(
+        world_size=ranks,
+        ranks_per_host=ranks // arguments.hosts,
+        usable_bytes=_usable_bytes(arguments),
+        on_gpu=_on_gpu(arguments),
+    )
+    model, *memory = _planned(recipe, config, (path, tokenizer), machine, resolved)
+    sections = (
+        model,
+        _batch_section(recipe, resolved),
+        _step_section(recipe, sizes),
+        *memory,
+        _deepspeed_section(recipe, resolved),
+    )
+    sys.stdout.write("\n\n".join((f"Dry run of {recipe.name}, {ranks} ranks", *sections)) + "\n")
+    return 0
+
+
+def _planned(
+    recipe: Recipe,
+    config: PretrainedConfig,
+    found: tuple[str, str],
+    machine: Machine,
+    resolved: Resolved,
+) -> tuple[str, ...]:
+    """What the model is, and the memory it needs where that can be known.
+
+    `found` is where the model lies, and its tokenizer in one phrase.
+    """
+    try:
+        shape = measure_model(config, recipe)
+    except PlanError as error:
+        rows = (("path", found[0]), ("type", config.model_type), ("tokenizer", found[1]))
+        return (_listed("Model", rows), str(error))
+    return (
+        _model_section(recipe, config, shape, found),
+        *_memory_sections(recipe, shape, machine, resolved),
+        *_advice(recipe, config, shape, machine),
+    )
+
+
+def _on_gpu(arguments: Arguments) -> bool:
+    """Whether GPUs are planned for: some are described, or there are some here."""
+    return arguments.gpu_memory_bytes is not None or torch.cuda.is_available()
+
+
+def _usable_bytes(arguments: Arguments) -> int | None:
+    if arguments.gpu_memory_bytes is not None:
+        return usable(arguments.gpu_memory_bytes)
+    return device_memory(arguments.gpus or launched_ranks())
+
+
+def _model_section(
+    recipe: Recipe, config: PretrainedConfig, shape: ModelShape, found: tuple[str, str]
+) -> str:
+    """What the backbone is, and whether its tokenizer is there."""
+    rows = [
+        ("path", found[0]),
+        ("type", f"{config.model_type}, {shape.num_layers} layers of {shape.hidden_size}"),
+        ("parameters", f"{shape.num_parameters:,}"),
+        ("trained", f"{shape.num_trainable:,}"),
+        ("vector", f"{recipe.model.pooling} pooling, {recipe.model.attention} attention"),
+        ("tokenizer", found[1]),
+    ]
+    return _listed("Model", rows)
+
+
+def _listed(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values below a title."""
+    return f"{title}\n" + "\n".join(f"  {name:<12}{value}" for name, value in rows)
+
+
+def _tokenizer(recipe: Recipe, path: str, num_ids: int | None) -> str:
+    """The tokenizer in one phrase; a folder with a config alone has none."""
+    if Path(path).is_dir() and not list(Path(path).glob("*token*")):
+        return "none in this folder; training needs one"
+    tokenizer = load_tokenizer(
+        path,
+        pooling=recipe.model.pooling,
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    fit_tokenizer(tokenizer, num_ids, recipe.model.path)
+    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
+    check_instructions(encoder, recipe)
+    last = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])[-1]
+    return f"{len(tokenizer):,} tokens; a text ends with {last}"
+
+
+def _batch_section(recipe: Recipe, resolved: Resolved) -> str:
+    """Rows and tokens of a step, and the chunks they are cut into."""
+    budget = recipe.engine.max_tokens_per_chunk
+    sizes = global_batch_sizes(recipe)
+    rows = [("task", "rows a step", "rows a rank", "tokens a rank, at most", "chunks, at most")]
+    for task, tokens in step_tokens(recipe).items():
+        share = math.ceil(tokens / resolved.world_size)
+        per_rank = str(resolved.rows_per_rank[task])
+        chunks = str(math.ceil(share / budget))
+        rows.append((task, str(sizes[task]), per_rank, f"{share:,}", chunks))
+    return f"Batches, in chunks of at most {budget:,} padded tokens\n{table(rows)}"
+
+
+def _step_section(recipe: Recipe, sizes: Mapping[str, int]) -> str:
+    """How long the run is, and how often each source is seen."""
+    # under `alternate` the turns do not depend on the sizes, so any size stands for an unknown one
+    batches = global_batch_sizes(recipe)
+    guessed = {source.name: batches[source.task] for source in recipe.data.sources}
+    plan = make_plan(recipe, guessed | dict(sizes))
+    unknown = [name for name in guessed if name not in sizes]
+    if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
+        names = ", ".join(unknown)
+        return f"Steps\n  known when the rows of {names} are counted, at the start of the training"
+    num_steps = recipe.train.max_steps or plan.num_steps(recipe.train.epochs or 0)
+    rows = [("source", "task", "rows", "steps", "rows seen", "epochs", "never seen")]
+    for seen in plan.exposure(num_steps):
+        known = seen.source in sizes
+        rows.append(
+            (
+                seen.source,
+                seen.task,
+                f"{seen.num_rows:,}" if known else "on the hub",
+                f"{seen.steps:,}",
+                f"{seen.rows_seen:,}",
+                f"{seen.epochs:.2f}" if known else "?",
+                f"{seen.never:,}" if known else "?",
+            )
+        )
+    warmup = warmup_steps(recipe, num_steps)
+    title = f"Steps: {num_steps:,}, of which {warmup:,} warm up; schedule {recipe.data.schedule}"
+    return f"{title}\n{table(rows)}"
+
+
+def _memory_sections(
+    recipe: Recipe, shape: ModelShape, machine: Machine, resolved: Resolved
+) -> tuple[str, str]:
+    """The estimate part by part for each way of gathering, and what a host needs."""
+    plan = plan_memory(
+        recipe,
+        shape,
+        deepspeed=resolved.deepspeed,
+        world_size=machine.world_size,
+        usable_bytes=machine.usable_bytes,
+        on_gpu=machine.on_gpu,
+    )
+    title = "Memory of each rank, GiB, at its peak, for texts of the greatest length"
+    lines = [title, memory_table(plan, list(plan.phases)), _fit(recipe, plan, resolved)]
+    disk = disk_section(recipe, plan, ranks_per_host=machine.ranks_per_host)
+    return "\n".join(lines), disk
+
+
+def _fit(recipe: Recipe, plan: MemoryPlan, resolved: Resolved) -> str:
+    """What `engine.gather` comes to, and whether it fits."""
+    gather = chosen_gather(recipe, plan, resolved.deepspeed)
+    if gather not in plan.phases:
+        return f"  gather: {gather} does not suit this backbone"
+    if plan.usable_bytes is None:
+        return f"  gather: {gather}"
+    fits = "fits" if plan.fits_with(gather) else "does not fit"  # type: ignore[arg-type]
+    return f"  gather: {gather}; {fits} {gib(plan.usable_bytes)} usable"
+
+
+def _advice(
+    recipe: Recipe, config: PretrainedConfig, shape: ModelShape, machine: Machine
+) -> tuple[str, ...]:
+    """The fastest shipped way that fits, or the smallest change that would make one fit."""
+    if machine.usable_bytes is None:
+        return ()
+    found = choices(recipe, shape, machine)
+    section = choices_section(found, machine)
+    if fastest(found, machine.usable_bytes) is None:
+        changes = smallest_changes(recipe, config, machine) or ["nothing that was tried"]
+        section += "".join(f"\n  would fit: {change}" for change in changes)
+    return (section,)
+
+
+def _deepspeed_section(recipe: Recipe, resolved: Resolved) -> str:
+    text = json.dumps(resolved.deepspeed, indent=2)
+    return f"DeepSpeed, from {recipe.engine.deepspeed}\n{text}"

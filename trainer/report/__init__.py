@@ -1,0 +1,1 @@
+"""The page on a run, made from the files of its output folder."""

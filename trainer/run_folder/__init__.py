@@ -1,0 +1,1 @@
+"""The paths and small files of an output folder."""

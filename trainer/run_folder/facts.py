@@ -1,0 +1,51 @@
+"""`run.json` of an output folder: where a run was made and what it draws from.
+
+It must not import torch: the page on a run reads these facts.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trainer import __version__
+from trainer.data.plan import Exposure
+from trainer.run_folder.layout import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the recipe does not say."""
+
+    num_ranks: int
+    """Processes of the run."""
+    device: str
+    """Kind of device, and its name where it has one."""
+    num_steps: int
+    """Steps of the whole run."""
+    exposure: Sequence[Exposure]
+    """How often each source is seen in these steps."""
+    libraries: Mapping[str, str]
+    """Releases that shape the numbers."""
+
+
+def write_run_facts(folder: Path, facts: RunFacts) -> None:
+    """Write `run.json`, replacing that of an interrupted part of the same run."""
+    content = {
+        "environment": {
+            "ranks": facts.num_ranks,
+            "device": facts.device,
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+            "codiemb-trainer": __version__,
+            **facts.libraries,
+        },
+        "num_steps": facts.num_steps,
+        "exposure": [asdict(one) for one in facts.exposure],
+    }
+    target = RunFolder(folder).facts
+    partial = target.with_name(f".{target.name}")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, target)

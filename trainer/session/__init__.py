@@ -1,0 +1,1 @@
+"""A run put together from all rooms: opened, trained, evaluated, written."""

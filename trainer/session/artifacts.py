@@ -1,0 +1,156 @@
+"""What a run writes besides numbers: checkpoints, the exported model, the merge, the page."""
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from trainer import __version__
+from trainer.checkpoint.adapter_export import AdapterBase
+from trainer.checkpoint.embedder_files import write_embedder_files
+from trainer.checkpoint.export import ExportRequest, export_model
+from trainer.checkpoint.run_checkpoints import RunCheckpoints
+from trainer.checkpoint.save import SaveError
+from trainer.checkpoint.storage import probe_storage
+from trainer.merge.merge_run import merge_last
+from trainer.preflight.checks import writing_to
+from trainer.recipe.load import dump_recipe
+from trainer.recipe.model_path import resolve_model_path
+from trainer.report.write import write_report
+from trainer.run_folder.facts import RunFacts, write_run_facts
+from trainer.run_folder.finished import clear_finished
+from trainer.session.open import Session
+
+logger = logging.getLogger(__name__)
+
+LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "numpy")
+"""Whose releases shape the numbers; recorded with each checkpoint."""
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Writes what a run leaves; methods are collective unless they say otherwise."""
+
+    session: Session
+
+    def begin(self) -> None:
+        """Write the recipe and the facts of the run, on the first rank alone."""
+        folder, recipe = self.session.folder, self.session.recipe
+        with writing_to(folder.root):
+            folder.root.mkdir(parents=True, exist_ok=True)
+            clear_finished(folder.root)
+            folder.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
+            write_run_facts(folder.root, self._facts())
+
+    def _facts(self) -> RunFacts:
+        """What the page says besides the recipe."""
+        session = self.session
+        device = session.ranks.device
+        return RunFacts(
+            num_ranks=session.ranks.world_size,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            num_steps=session.num_steps,
+            exposure=session.plan.exposure(session.num_steps),
+            libraries={name: version(name) for name in LIBRARIES},
+        )
+
+    @cached_property
+    def checkpoints(self) -> RunCheckpoints:
+        """Checkpoints of this run; their folder is made. Collective: yes, the first time."""
+        session = self.session
+        folder = session.folder.checkpoints
+        return RunCheckpoints(
+            folder=folder,
+            storage=probe_storage(folder, session.ranks),
+            recipe=session.recipe,
+            sources=session.fingerprints,
+            versions={"trainer": __version__, **{name: version(name) for name in LIBRARIES}},
+            base=session.base,
+        )
+
+    def save(self, done: int) -> None:
+        """Write the checkpoint of `done` steps.
+
+        Raises:
+            SaveError: a disk refused.
+        """
+        engine = self.session.built.engine
+        self.checkpoints.save(engine, done, write_embedder=self._write_embedder)
+
+    def try_save(self, done: int) -> None:
+        """Write the checkpoint of `done` steps, or say why not and when it is tried again."""
+        try:
+            self.save(done)
+        except SaveError as error:
+            again = self.session.recipe.checkpoint
+            when = [f"in {again.every_minutes:g} minutes"] if again.every_minutes else []
+            when += [f"after step {done + again.every_steps}"] if again.every_steps else []
+            logger.warning("%s Training goes on; saving is tried again %s, and at the end.",
+                           error, " or ".join(when))  # fmt: skip
+
+    def keep_best(self, done: int) -> None:
+        """Keep the checkpoint of this step, or say why not."""
+        engine = self.session.built.engine
+        try:
+            self.checkpoints.keep_best(engine, done, write_embedder=self._write_embedder)
+        except SaveError as error:
+            logger.warning("%s The best checkpoint so far is not kept.", error)
+
+    def report(self) -> None:
+        """Write the page; a fault costs the page, which `tools/report.py` makes again.
+
+        Collective: no; on the first rank.
+        """
+        try:
+            write_report(self.session.folder.root)
+        except Exception as error:  # noqa: BLE001 - the model is still to be exported
+            logger.warning("report.html: not written (%s: %s)", type(error).__name__, error)
+
+    def export(self) -> None:
+        """Write the trained model."""
+        session = self.session
+        request = ExportRequest(
+            kind=session.recipe.checkpoint.export,
+            base=self._adapter_base(),
+            write_embedder=self._write_embedder,
+        )
+        backbone = session.built.engine.module.backbone
+        export_model(backbone, session.folder.model, request, session.ranks)
+
+    def merge(self) -> None:
+        """Merge the last checkpoints, where the recipe asks for it."""
+        session = self.session
+        merge, model = session.recipe.checkpoint.merge, session.recipe.model
+        if merge is None:
+            return
+        checkpoints = self.checkpoints.newest(merge.last)
+        if len(checkpoints) < merge.last:
+            logger.warning("checkpoint.merge.last = %d, but the run saved %d; those are merged",
+                           merge.last, len(checkpoints))  # fmt: skip
+        base = (resolve_model_path(model.path), model.revision)
+        merge_last(merge, base, checkpoints, session.folder.merged, session.ranks)
+        if session.ranks.is_first:
+            self.report()
+
+    def _adapter_base(self) -> AdapterBase | None:
+        """What an exported adapter says of its base."""
+        session = self.session
+        if session.base is None:
+            return None
+        path = resolve_model_path(session.recipe.model.path)
+        place = str(Path(path).resolve()) if Path(path).is_dir() else path
+        revision = session.recipe.model.revision
+        return AdapterBase(place=place, revision=revision, identity=session.base)
+
+    def _write_embedder(self, folder: Path) -> None:
+        """Config, tokenizer, pooling and prompts."""
+        session = self.session
+        write_embedder_files(
+            folder,
+            session.recipe,
+            config=session.built.engine.module.config,
+            tokenizer=session.tokenizer,
+        )

@@ -1,0 +1,113 @@
+"""Open a run: tokenizer, model, engine and data plan, loaded and checked; it must not train."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from trainer.checkpoint.adapter_export import check_exportable
+from trainer.checkpoint.base_identity import check_dtypes, identify_base
+from trainer.checkpoint.manifest import BaseIdentity
+from trainer.data.plan import DataPlan, make_plan
+from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
+from trainer.distributed.group import Ranks
+from trainer.engine.build import Built, build
+from trainer.memory.gather import choose_gather
+from trainer.model.backbone import check_backbone, load_config
+from trainer.model.limits import fit_tokenizer, num_token_ids
+from trainer.preflight.checks import RunData
+from trainer.preflight.deepspeed_dict import check_deepspeed
+from trainer.preflight.hosts import check_hosts, describe_base
+from trainer.recipe.model_path import resolve_model_path
+from trainer.recipe.resolve import Resolved, resolve
+from trainer.recipe.schema import Recipe
+from trainer.run_folder.layout import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A loaded run."""
+
+    recipe: Recipe
+    """Checked."""
+    data: RunData
+    """Sources and evaluation sets, opened before the group was joined."""
+    ranks: Ranks
+    """This process; its group is up."""
+    built: Built
+    """The sharded model."""
+    tokenizer: PreTrainedTokenizerFast
+    """Of the base."""
+    encoder: TextEncoder
+    """The tokenizer as the recipe uses it."""
+    plan: DataPlan
+    """Which rows each step trains on."""
+    base: BaseIdentity | None
+    """What adapters belong to; None where all parameters are trained."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's output folder."""
+        return RunFolder(Path(self.recipe.output_dir).expanduser())
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        if self.recipe.train.max_steps is not None:
+            return self.recipe.train.max_steps
+        assert self.recipe.train.epochs is not None
+        return self.plan.num_steps(self.recipe.train.epochs)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Identity of each source's data."""
+        return {source.name: source.fingerprint for source in self.data.sources}
+
+
+def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
+    """Load tokenizer and model and make the engine. Collective: yes."""
+    path = resolve_model_path(recipe.model.path)
+    resolved = resolve(recipe, world_size=ranks.world_size)
+    check_deepspeed(resolved.deepspeed, file=recipe.engine.deepspeed)
+    check_dtypes(path, recipe.model.revision)
+    config = load_config(recipe.model, path)
+    num_ids = num_token_ids(check_backbone(recipe, path, config, download=True))
+    tokenizer = load_tokenizer(
+        path,
+        pooling=recipe.model.pooling,
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    fit_tokenizer(tokenizer, num_ids, recipe.model.path)
+    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
+    check_instructions(encoder, recipe)
+    check_hosts(recipe, data.sources, describe_base(path, config), ranks)
+    if recipe.model.lora is not None:
+        check_exportable(recipe, config)
+    built = _build(recipe, path, config, resolved, ranks)
+    plan = make_plan(recipe, {source.name: len(source) for source in data.sources})
+    name, revision = recipe.model.path, recipe.model.revision
+    return Session(
+        recipe=recipe,
+        data=data,
+        ranks=ranks,
+        built=built,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        plan=plan,
+        base=identify_base(name, path, ranks, revision=revision) if recipe.model.lora else None,
+    )
+
+
+def _build(
+    recipe: Recipe, path: str, config: PretrainedConfig, resolved: Resolved, ranks: Ranks
+) -> Built:
+    """Choose how parameters are gathered, then load the model for it."""
+    gather = choose_gather(recipe, config, resolved.deepspeed, world_size=ranks.world_size)
+    logger.info("%d ranks on %s, gather: %s", ranks.world_size, ranks.device.type, gather)
+    return build(
+        recipe, model_path=path, config=dict(resolved.deepspeed), gather=gather, ranks=ranks
+    )

@@ -1,0 +1,147 @@
+"""Train a run from its first or its next step to its end, and hand over what it made."""
+
+import logging
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from trainer.checkpoint.save import tag_of
+from trainer.data.loader import batches
+from trainer.distributed.group import joined
+from trainer.engine.bad_steps import BadSteps
+from trainer.engine.loop import Hooks, Interrupt, Schedule, fit
+from trainer.engine.out_of_memory import probe_memory
+from trainer.engine.recorder import FileRecorder, Recorder
+from trainer.engine.step import Stepper
+from trainer.preflight.checks import RunData, writing_to
+from trainer.recipe.resolve import warmup_steps
+from trainer.recipe.schema import Recipe
+from trainer.run_folder.finished import write_finished
+from trainer.session.artifacts import Artifacts
+from trainer.session.held_out import HeldOut
+from trainer.session.open import Session, open_session
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, data: RunData, *, resume: bool) -> int:
+    """Train as the recipe says, from the start or from the newest valid checkpoint.
+
+    Args:
+        recipe: checked.
+        data: opened and checked.
+        resume: whether to continue what `output_dir` holds.
+
+    Returns:
+        Exit code: 0 done, 130 or 143 interrupted and saved.
+
+    Raises:
+        TrainerError: see the rooms that a session is made of.
+    """
+    interrupt = Interrupt()
+    with interrupt.listening(), joined(recipe.engine.timeout_minutes) as ranks:
+        run = TrainingRun.of(open_session(recipe, data, ranks))
+        start = run.prepare(resume=resume)
+        done = run.fit(start, interrupt)
+        if ranks.is_first:
+            run.artifacts.report()
+        if interrupt.signal is None:
+            run.finish(done)
+        else:
+            logger.info("interrupted after %d steps, saved; continue with --resume", done)
+    return interrupt.exit_code
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A session with what evaluates it and what writes its artifacts; methods are collective."""
+
+    session: Session
+    artifacts: Artifacts
+    held_out: HeldOut
+
+    @classmethod
+    def of(cls, session: Session) -> "TrainingRun":
+        """The run of a session."""
+        artifacts = Artifacts(session)
+        return cls(session, artifacts, HeldOut(session, artifacts))
+
+    def prepare(self, *, resume: bool) -> int:
+        """Restore the newest valid checkpoint if asked; returns the first step to take."""
+        session, start = self.session, 0
+        checkpoints = self.artifacts.checkpoints
+        if resume:
+            start = checkpoints.restore(session.built.engine, num_steps=session.num_steps)
+        if start > 0:
+            logger.info("resumed from %s: next step is %d", tag_of(start), start)
+        if session.ranks.is_first:
+            self.artifacts.begin()
+        dist.barrier()
+        return start
+
+    def fit(self, start: int, interrupt: Interrupt) -> int:
+        """Run the loop from a step; returns steps done."""
+        session, recipe = self.session, self.session.recipe
+        stop = session.num_steps
+        stepper = self._stepper(stop)
+        if start < stop:
+            probe_memory(recipe, session.built, session.ranks)
+        stream = batches(session.plan, session.data.sources, session.encoder, recipe, start, stop)
+        with closing(stream), self._recorder(start, stop) as recorder:
+            stopping = self.held_out.early_stopping
+            had_ended = stopping.recall(start)
+            self.artifacts.checkpoints.align_best(stopping.best_step, stopping.record.steps)
+            if had_ended:
+                return start
+            schedule = Schedule(
+                start=start,
+                stop=stop,
+                start_evaluated=stopping.record.has_start,
+                eval_every=recipe.eval.every_steps,
+                save_every=recipe.checkpoint.every_steps,
+                save_every_minutes=recipe.checkpoint.every_minutes,
+            )
+            hooks = Hooks(
+                step=stepper.run,
+                report=recorder.step,
+                evaluate=lambda done: self.held_out.evaluate_step(done, recorder),
+                save=self.artifacts.save,
+                try_save=self.artifacts.try_save,
+            )
+            return fit(stream, schedule, hooks, session.ranks, interrupt)
+
+    def finish(self, done: int) -> None:
+        """Export the best model, merge where asked, and write the marker of a finished run."""
+        session = self.session
+        self.held_out.restore_best(done)
+        self.artifacts.export()
+        self.artifacts.merge()
+        if session.ranks.is_first:
+            write_finished(session.folder.root, step=done)
+        logger.info("done: %d steps, model in %s", done, session.folder.model)
+
+    def _stepper(self, stop: int) -> Stepper:
+        """Takes the steps of this run."""
+        session = self.session
+        bad_steps = BadSteps(
+            folder=session.folder.root,
+            sources={source.name: source for source in session.data.sources},
+            ranks=session.ranks,
+        )
+        warmup = warmup_steps(session.recipe, stop)
+        return Stepper(session.recipe, session.built, session.ranks, stop, warmup, bad_steps)
+
+    def _recorder(self, start: int, stop: int) -> Recorder:
+        """Writes numbers on the first rank, nothing elsewhere."""
+        session = self.session
+        if not session.ranks.is_first:
+            return Recorder()
+        with writing_to(session.folder.root):
+            return FileRecorder(
+                session.folder.root,
+                start=start,
+                stop=stop,
+                wandb_project=session.recipe.log.wandb_project,
+                name=session.recipe.name,
+            )
