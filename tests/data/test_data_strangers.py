@@ -63,7 +63,7 @@ def test_half_a_surrogate_pair_in_a_scored_pair_is_named(tmp_path: Path) -> None
     [
         (HALF, r"negatives\[1\] = .*valid Unicode"),
         (None, r"negatives\[1\] = null; expected an id"),
-        ([], r"negatives\[1\] = \[\]; expected a text"),
+        ([], r"negatives\[1\] = \[\]; expected an id"),
         ("d9", r'negatives\[1\] = "d9"; expected an _id of corpus.jsonl'),
     ],
 )
@@ -83,6 +83,14 @@ def test_a_prompt_that_is_no_text_does_not_matter(prompt: object, tmp_path: Path
     row = {"query": "q", "pos": ["p"], "neg": ["n"], "prompt": prompt}
     (record,) = all_records(ir_source(write_jsonl(tmp_path / "x.jsonl", [row])))
     assert record.query == "q"
+
+
+@pytest.mark.parametrize("names", [5, True, 0.5, "ab", {"a": 1}, [5], [["query", 5]], None])
+def test_an_objective_that_is_no_list_is_named(names: object, tmp_path: Path) -> None:
+    row = {"query": "a", "document": "p", "metadata": {"objective": {"paired": names}}}
+    path = write_jsonl(tmp_path / "x.jsonl", [row])
+    with pytest.raises(DataError, match=r"x.jsonl:1: metadata.objective = .*; expected one"):
+        all_records(ir_source(path))
 
 
 @pytest.mark.parametrize("text", ['"', '\\"', '\\\\"', "\\\n"])
