@@ -51,7 +51,7 @@ train: {max_steps: !!int "2"}
 """
 
 _QUERY = ["Find.", "", "a query"]
-ROWS: dict[str, list[dict[str, Any]]] = {
+ROWS: dict[str, list[Any]] = {
     "codiemb": [
         {"task_type": "ir", "query": _QUERY, "positives": [["", "", "p"]],
          "negatives": [["", "i: ", "n"]]},
@@ -73,8 +73,43 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"query_id": "1", "query": "a", "positive_passages": [{"docid": "2", "title": "t",
          "text": "p"}], "negative_passages": [{"docid": "3", "title": "", "text": "n"}]},
     ],
+    "tevatron-ids": [
+        {"query_id": "1", "query_text": "a", "positive_document_ids": ["2"],
+         "negative_document_ids": ["3", 4]},
+    ],
+    "nomic": [
+        {"query": "a", "document": "p", "negatives": ["n"],
+         "metadata": {"objective": {"triplet": [["query", "document", "negatives"]]}}},
+    ],
+    "dpr": [
+        {"question": "a", "answers": ["x"], "positive_ctxs": [{"title": "t", "text": "p"}],
+         "negative_ctxs": [], "hard_negative_ctxs": [{"title": "", "text": "n"}]},
+    ],
+    "gritlm": [
+        {"query": ["i", "a"], "pos": [["j", "p"]], "neg": [["j", "n"], ["n"]]},
+        {"query": ["i", "a"], "pos": ["j", "p"], "neg": ["j", "n"]},
+    ],
+    "swift": [
+        {"messages": [{"role": "system", "content": "i"}, {"role": "user", "content": "a"}],
+         "positive_messages": [[{"role": "user", "content": [{"type": "text", "text": "p"}]}]],
+         "negative_messages": [[{"role": "user", "content": "n"}]], "label": 0.5},
+        {"query": "a", "response": "p", "rejected_response": ["n"], "label": 1.0},
+    ],
+    "texts": [["a", "p", "n"]],
+    "set": [{"set": ["a", "p", "q"]}],
+    "by-order": [{"x": "a", "y": "p", "z": "n"}, {"x": "a", "y": "b", "label": 0.5}],
+    "msmarco-triples": [{"query": "a", "positive": "p", "negative": "n"}],
+    "pairs-without-header": [{"query": "a", "positive": "p"}],
 }  # fmt: skip
-"""Rows of each format: one of each task that it has."""
+"""Rows of each format: one of each task and of each shape that it has."""
+WITHOUT_HEADER = ("msmarco-triples", "pairs-without-header")
+"""Formats of tab-separated files; rows of all others are JSON."""
+BESIDE: dict[str, dict[str, list[Any]]] = {
+    "tevatron-ids": {"corpus.jsonl": [{"docid": str(n), "text": f"t {n}"} for n in (2, 3, 4)]},
+}
+"""Files that rows of a format need, by name."""
+MODULES = {"records": "own", "set": "texts", **dict.fromkeys(WITHOUT_HEADER, "by_order")}
+"""Where a format is read that does not give its module its name."""
 
 
 def recipes() -> list[Parts]:
@@ -83,13 +118,16 @@ def recipes() -> list[Parts]:
     return [(RECIPE, b""), (RECIPE, overrides), (ALIASES, b"")]
 
 
-def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def _lines(rows: Sequence[Any]) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def row_files(rows: Sequence[Mapping[str, Any]]) -> list[Parts]:
-    """A JSONL file of each of the rows, three times over."""
-    return [(_lines([row] * 3),) for row in rows]
+def row_files(name: str) -> list[Parts]:
+    """A file of each row of a format, three times over, with what stands beside it."""
+    if name in WITHOUT_HEADER:
+        return [(("\t".join(row.values()) + "\n").encode() * 3,) for row in ROWS[name]]
+    beside = [_lines(rows) for rows in BESIDE.get(name, {}).values()]
+    return [(_lines([row] * 3), *beside) for row in ROWS[name]]
 
 
 def json_arrays() -> list[Parts]:
@@ -103,10 +141,11 @@ def json_arrays() -> list[Parts]:
 
 
 def delimited(delimiter: str) -> list[Parts]:
-    """Files with quoted delimiters, quotes and line breaks."""
+    """Files with quoted delimiters, quotes and line breaks, one of them in UTF-16."""
     pairs = 'text1,text2,score\na,"b, ""c""\nd",0.5\n\nx,y,1\n'
     triplets = 'anchor,positive,negative\r\na,"b",c\r\n'
-    return [(text.replace(",", delimiter).encode(),) for text in (pairs, triplets)]
+    texts = [text.replace(",", delimiter) for text in (pairs, triplets)]
+    return [*((text.encode(),) for text in texts), (texts[1].encode("utf-16"),)]
 
 
 def packed() -> list[Parts]:
@@ -139,12 +178,12 @@ def columnar(kind: str) -> list[Parts]:
 
 
 def beir_folders() -> list[Parts]:
-    """A folder with hard negatives, and one without."""
+    """A folder with hard negatives, and one without whose judgements are TREC's."""
     corpus = _lines([{"_id": f"d{n}", "title": "t" * n, "text": f"text {n}"} for n in range(4)])
     queries = _lines([{"_id": "q0", "text": "a"}, {"_id": 1, "text": "b"}])
     qrels = b"query-id\tcorpus-id\tscore\nq0\td0\t1\n1\td1\t2\n1\td2\t0\n"
     mined = _lines([{"query_id": "q0", "negatives": ["d2", "d3"]}])
-    return [(corpus, queries, qrels, mined), (corpus, queries, qrels, b"")]
+    return [(corpus, queries, qrels, mined), (corpus, queries, b"q0 0 d0 1\n1 0 d1 2\n", b"")]
 
 
 def manifests() -> list[Parts]:

@@ -21,9 +21,11 @@ SEPARATOR = b"\n--next file--\n"
 LONGEST_MESSAGE = 4000
 """Characters of an error that a terminal should have to show."""
 
-CHECKPOINT = "trainer.checkpoint."
-TEXT_ROWS = ("trainer.data.fields", "trainer.data.files", "trainer.data.scan",
-             "trainer.data.sources", "trainer.data.tables")  # fmt: skip
+CHECKPOINT, FORMATS = "trainer.checkpoint.", "trainer.data.formats."
+TEXT_ROWS = tuple(f"trainer.data.{one}" for one in ("fields", "files", "scan", "tables",
+                  "sources", "text_table", "encodings"))  # fmt: skip
+BEIR = tuple(f"trainer.data.{one}" for one in ("beir", "evalsets", "documents", "qrels", "ids",
+             "layouts"))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,26 +160,26 @@ def read_eval_set(path: Path, task: Any) -> None:
 
 
 def read_rows(folder: Path, *, file: str) -> None:
-    """A row file, as data of either task."""
-    _any_of(*(partial(read_source, folder / file, task) for task in ("ir", "sts")))
+    """A row file, as data of either task; what is unpacked or converted for it is removed."""
+    try:
+        _any_of(*(partial(read_source, folder / file, task) for task in ("ir", "sts")))
+    finally:
+        shutil.rmtree(folder / "cache", ignore_errors=True)
 
 
-def read_row_format(folder: Path, *, name: str) -> None:
-    """A row file in a format that is named, and in the one that its columns show."""
+def read_row_format(folder: Path, *, name: str, file: str) -> None:
+    """A row file in a format that is named, and in the one that its rows show."""
     from trainer.data.formats import ADAPTERS
 
-    path = folder / "rows.jsonl"
-    tasks = [adapter.task for adapter in ADAPTERS if adapter.name == name]
-    _any_of(*(partial(read_source, path, task, one) for task in tasks for one in (name, None)))
+    tasks = sorted({adapter.task for adapter in ADAPTERS if adapter.name == name})
+    ways = [(task, one) for task in tasks for one in (name, None)]
+    _any_of(*(partial(read_source, folder / file, *way) for way in ways))
 
 
 def read_packed(folder: Path) -> None:
-    """Packed row files; they are unpacked into the cache, which is emptied."""
+    """The packed row files that are there."""
     names = [name for name in PACKED if (folder / name).exists()]
-    try:
-        _all_of(*(partial(read_source, folder / name, "ir") for name in names))
-    finally:
-        shutil.rmtree(folder / "cache", ignore_errors=True)
+    _all_of(*(partial(read_rows, folder, file=name) for name in names))
 
 
 def read_columnar(folder: Path, *, name: str) -> None:
@@ -245,14 +247,14 @@ def read_zero_folder(folder: Path) -> None:
     )
 
 
-def _row_format(name: str, rows: Sequence[dict[str, Any]]) -> Reader:
-    module = "own" if name == "records" else name.replace("-", "_")
+def _row_format(name: str) -> Reader:
+    file = "rows.tsv" if name in seeds.WITHOUT_HEADER else "rows.jsonl"
     return Reader(
         name=f"rows-{name}",
-        files=("rows.jsonl",),
-        read=partial(read_row_format, name=name),
-        seeds=partial(seeds.row_files, rows),
-        modules=(*TEXT_ROWS, f"trainer.data.formats.{module}"),
+        files=(file, *seeds.BESIDE.get(name, ())),
+        read=partial(read_row_format, name=name, file=file),
+        seeds=partial(seeds.row_files, name),
+        modules=(*TEXT_ROWS, f"{FORMATS}{seeds.MODULES.get(name, name.replace('-', '_'))}"),
     )
 
 
@@ -275,7 +277,7 @@ READERS: tuple[Reader, ...] = (
         seeds=seeds.recipes,
         modules=tuple(f"trainer.recipe.{one}" for one in ("document", "load", "rules", "typed")),
     ),
-    *(_row_format(name, rows) for name, rows in seeds.ROWS.items()),
+    *(_row_format(name) for name in seeds.ROWS),
     Reader(
         name="json-array",
         files=("rows.json",),
@@ -295,7 +297,7 @@ READERS: tuple[Reader, ...] = (
         files=("rows.tsv",),
         read=partial(read_rows, file="rows.tsv"),
         seeds=partial(seeds.delimited, "\t"),
-        modules=(*TEXT_ROWS, "trainer.data.delimited"),
+        modules=(*TEXT_ROWS, "trainer.data.delimited", "trainer.data.tab_separated"),
     ),
     Reader(
         name="packed",
@@ -319,7 +321,7 @@ READERS: tuple[Reader, ...] = (
         files=("corpus.jsonl", "queries.jsonl", "qrels/train.tsv", "hard_negatives.train.jsonl"),
         read=read_beir,
         seeds=seeds.beir_folders,
-        modules=(*TEXT_ROWS, "trainer.data.beir", "trainer.data.evalsets"),
+        modules=(*TEXT_ROWS, *BEIR),
     ),
     Reader(
         name="manifest",

@@ -116,6 +116,21 @@ def test_a_safetensors_header_with_an_infinite_number(
     refused(lambda: open_checkpoint(tmp_path), "entry 'a'")
 
 
+def test_a_tensor_whose_name_is_no_unicode(tmp_path: Path) -> None:
+    header = json.dumps({"\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(4)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    refused(
+        lambda: open_checkpoint(tmp_path), r"tensor = '\\ud800'; expected a name in valid Unicode"
+    )
+
+
+def test_a_parameter_whose_name_is_no_unicode(tmp_path: Path) -> None:
+    model = model_state() | {"param_shapes": [{"\ud800": torch.Size([6])}], "shared_params": {}}
+    write_zero(tmp_path, model, optimizer_state())
+    refused(lambda: open_checkpoint(tmp_path), "expected a name in valid Unicode")
+
+
 @pytest.mark.parametrize(
     ("changed", "match"),
     [

@@ -85,6 +85,14 @@ def test_a_prompt_that_is_no_text_does_not_matter(prompt: object, tmp_path: Path
     assert record.query == "q"
 
 
+@pytest.mark.parametrize("names", [5, True, 0.5, "ab", {"a": 1}, [5], [["query", 5]], None])
+def test_an_objective_that_is_no_list_is_named(names: object, tmp_path: Path) -> None:
+    row = {"query": "a", "document": "p", "metadata": {"objective": {"paired": names}}}
+    path = write_jsonl(tmp_path / "x.jsonl", [row])
+    with pytest.raises(DataError, match=r"x.jsonl:1: metadata.objective = .*; expected one"):
+        all_records(ir_source(path))
+
+
 @pytest.mark.parametrize("text", ['"', '\\"', '\\\\"', "\\\n"])
 def test_an_array_with_a_text_without_end_is_refused_at_once(text: str, tmp_path: Path) -> None:
     # looking for the end from each quote took time that grows with the square: here, an hour

@@ -39,6 +39,9 @@ COMPUTED = re.compile(
 )
 """Buffers that a model computes when it is built; only older savings hold them."""
 
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+"""JSON and pickles can hold it, no file and no hash can."""
+
 T = TypeVar("T")
 
 
@@ -61,13 +64,18 @@ def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
         tensors: anything by name.
 
     Raises:
-        CheckpointError: if a name belongs to an adapter of a kind that cannot be merged, or two
-            names mean the same tensor.
+        CheckpointError: if a name is no valid Unicode or belongs to an adapter of a kind that
+            cannot be merged, or if two names mean the same tensor.
     """
     plain: dict[str, T] = {}
     adapters: dict[str, dict[str, T]] = {}
     wrapper = common_wrapper(tensors)
     for full, tensor in tensors.items():
+        if HALF_PAIR.search(full):
+            raise CheckpointError(
+                f"{path}: tensor = {full!a:.80}; expected a name in valid Unicode (half of a "
+                "surrogate pair found). Save the checkpoint again."
+            )
         name = full.removeprefix(wrapper)
         part = ADAPTER_PART.fullmatch(name)
         if part:

@@ -36,7 +36,8 @@ def _objective(row: Row) -> list[str]:
     kinds = ("triplet", "paired")
     found: list[Any] = []
     if isinstance(objective, dict):
-        found = [names for kind in kinds for names in objective.get(kind) or ()]
+        listed = [objective[kind] for kind in kinds if isinstance(objective.get(kind), list)]
+        found = [names for one in listed for names in one]
     is_one = len(found) == 1 and isinstance(found[0], list) and len(found[0]) in (2, 3)
     if not is_one or not all(isinstance(name, str) for name in found[0]):
         expected = "one `paired` or `triplet` list of two or three columns"
