@@ -12,7 +12,7 @@ from bench.jobs import LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, Job, OursJob, 
 from trainer.data.batch import Batch, StepPlan
 from trainer.data.loader import batches
 from trainer.data.sources import open_source
-from trainer.data.tokens import load_tokenizer
+from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.distributed.group import join
 from trainer.engine.build import build
 from trainer.engine.step import Stepper, StepReport
@@ -132,7 +132,8 @@ class Ours:
         source = open_source(self.recipe.data.sources[0], ".")
         plan = InOrder(num_rows=len(source), batch_size=job.work.batch_size)
         tokenizer = load_tokenizer(path, pooling="last")
-        self.batches = batches(plan, (source,), tokenizer, self.recipe, 0, NUM_STEPS)  # type: ignore[arg-type]
+        encoder = make_encoder(tokenizer, self.recipe.data, pooling="last")
+        self.batches = batches(plan, (source,), encoder, self.recipe, 0, NUM_STEPS)  # type: ignore[arg-type]
         self.batch: Batch | None = None
         self.report: StepReport | None = None
 
