@@ -26,6 +26,7 @@ ROOMS = (
     "memory",
     "engine",
     "checkpoint",
+    "export",
     "evaluation",
     "merge",
     "report",

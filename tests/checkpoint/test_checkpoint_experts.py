@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from tests.support import corpus, tiny
 from tests.support.ranks import run_ranks
 from tests.support.sessions import run_of, run_session
-from trainer.checkpoint.adapter_export import merged_tensors
 from trainer.distributed.group import Ranks
 from trainer.errors import RecipeError
+from trainer.export.adapter import merged_tensors
 from trainer.model.adapters import add_lora
 from trainer.recipe.schema import LoraRecipe
 

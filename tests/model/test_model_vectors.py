@@ -23,11 +23,11 @@ from transformers import (
 
 from tests.support.corpus import WORDS, save_byte_tokenizer
 from tests.support.tiny import make_recipe
-from trainer.checkpoint.embedder_files import write_embedder_files
 from trainer.data.batch import Texts
 from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.engine.chunks import plan_chunks
 from trainer.engine.materialise import lengths_of, make_chunks
+from trainer.export.embedder_files import write_embedder_files
 from trainer.model.backbone import load_backbone
 from trainer.model.embedder import Embedder
 from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe

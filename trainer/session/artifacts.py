@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from trainer import __version__
-from trainer.checkpoint.adapter_export import AdapterBase
-from trainer.checkpoint.embedder_files import write_embedder_files
-from trainer.checkpoint.export import ExportRequest, export_model
 from trainer.checkpoint.run_checkpoints import RunCheckpoints
 from trainer.checkpoint.save import SaveError
 from trainer.checkpoint.storage import probe_storage
+from trainer.export.adapter import AdapterBase
+from trainer.export.embedder_files import write_embedder_files
+from trainer.export.folder import ExportRequest, export_model
 from trainer.merge.merge_run import merge_last
 from trainer.preflight.checks import writing_to
 from trainer.recipe.load import dump_recipe

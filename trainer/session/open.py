@@ -6,13 +6,13 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from trainer.checkpoint.adapter_export import check_exportable
 from trainer.checkpoint.base_identity import check_dtypes, identify_base
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.data.plan import DataPlan, make_plan
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
 from trainer.distributed.group import Ranks
 from trainer.engine.build import Built, build
+from trainer.export.adapter import check_exportable
 from trainer.memory.gather import choose_gather
 from trainer.model.backbone import check_backbone, load_config
 from trainer.model.limits import fit_tokenizer, num_token_ids

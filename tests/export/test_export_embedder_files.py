@@ -10,7 +10,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.support import tiny
-from trainer.checkpoint.embedder_files import write_embedder_files
+from trainer.export.embedder_files import write_embedder_files
 
 TEXTS = ["cat", "concatenate the cats", "a cat  sat; <s> on the mat", "the the"]
 WORDS = ["cat", "sat", "the", "on", "a", "mat"]

@@ -1,0 +1,1 @@
+"""A trained model as a folder that clients load: weights, config, tokenizer, prompts."""
