@@ -44,6 +44,8 @@ class ParitySettings:
     """Whether mean pooling includes the prompt's tokens."""
     libraries: Mapping[str, str]
     """Releases by package."""
+    end_token: int | None
+    """Id of the special token that the tokenizer puts behind each text; None: it puts none."""
     normalize: bool = True
     """Vectors have norm 1."""
 
@@ -77,12 +79,6 @@ class Parity:
     """How the vectors were made."""
     texts: tuple[ParityText, ...]
     """At least one; every prompt of the folder is before one of them."""
-
-    @property
-    def end_token(self) -> int | None:
-        """The id that every text ends in, or None."""
-        ends = {text.token_ids[-1] for text in self.texts}
-        return ends.pop() if len(ends) == 1 and len(self.texts) > 1 else None
 
     @property
     def prompts(self) -> dict[str, str]:
@@ -158,7 +154,10 @@ def _settings(path: Path, content: object) -> ParitySettings:
     for name, kind in kinds.items():
         if type(content.get(name)) is not kind:
             raise _wrong(path, f"settings.{name}", content.get(name), f"a value of {kind.__name__}")
-    return ParitySettings(**{name: content[name] for name in kinds})
+    end = content.get("end_token")
+    if end is not None and type(end) is not int:
+        raise _wrong(path, "settings.end_token", end, "an id or null")
+    return ParitySettings(end_token=end, **{name: content[name] for name in kinds})
 
 
 def _text(path: Path, place: str, entry: object, settings: ParitySettings) -> ParityText:
@@ -168,14 +167,14 @@ def _text(path: Path, place: str, entry: object, settings: ParitySettings) -> Pa
     for name in ("prompt", "text"):
         if not isinstance(entry.get(name), str):
             raise _wrong(path, f"{place}.{name}", entry.get(name), "a text")
-    name = entry.get("prompt_name")
-    if name is not None and not isinstance(name, str):
-        raise _wrong(path, f"{place}.prompt_name", name, "a name or null")
+    prompt_name = entry.get("prompt_name")
+    if prompt_name is not None and not isinstance(prompt_name, str):
+        raise _wrong(path, f"{place}.prompt_name", prompt_name, "a name or null")
     ids = entry.get("token_ids")
     if not isinstance(ids, list) or not ids or any(type(i) is not int or i < 0 for i in ids):
         raise _wrong(path, f"{place}.token_ids", ids, "a list of ids, at least one")
     return ParityText(
-        prompt_name=name,
+        prompt_name=prompt_name,
         prompt=entry["prompt"],
         text=entry["text"],
         token_ids=tuple(ids),
@@ -199,4 +198,4 @@ def _vector(path: Path, place: str, found: object, dimensions: int) -> np.ndarra
 
 
 def _wrong(path: Path, field: str, found: object, expected: str) -> CheckpointError:
-    return CheckpointError(f"{path}: {field} = {str(found):.60}; expected {expected}. {ANEW}")
+    return CheckpointError(f"{path}: {field} = {found!s:.60}; expected {expected}. {ANEW}")

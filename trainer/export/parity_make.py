@@ -18,7 +18,7 @@ from trainer.distributed.group import Ranks
 from trainer.engine.embed import ChunkEmbedder, embed_tokens
 from trainer.errors import DataError
 from trainer.export.parity_file import Parity, ParitySettings, ParityText
-from trainer.export.parity_texts import LONGEST_TOKENS, NUM_TEXTS, ordered_texts
+from trainer.export.parity_texts import LONGEST_TOKENS, NUM_TEXTS, TEXTS, ordered_texts
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 """Whose releases shape the numbers."""
@@ -84,6 +84,7 @@ def make_parity(
         max_tokens=limit,
         dimensions=vectors.shape[1],
         include_prompt=made_of.encoder.pool_instruction,
+        end_token=_end_token(made_of.encoder),
         libraries={name: version(name) for name in LIBRARIES},
     )
     return Parity(settings=settings, texts=_filled(chosen, vectors))
@@ -125,3 +126,19 @@ def _choose(made_of: ParityModel, limit: int) -> list[_Chosen]:
         ids, num_prompt = encoded.token_ids[0], encoded.num_prompt_tokens
         chosen.append(_Chosen(name, prompt, text, ids, num_prompt))
     return chosen
+
+
+def _end_token(encoder: TextEncoder) -> int | None:
+    """The last special token behind a text, by its ids with and without special tokens."""
+    encoder.tokenizer.no_truncation()
+    bare = encoder.tokenizer.encode(TEXTS[0], add_special_tokens=False).ids
+    whole = encoder.tokenizer.encode(TEXTS[0]).ids
+    behind = next(
+        (
+            whole[start + len(bare) :]
+            for start in range(len(whole) - len(bare) + 1)
+            if whole[start : start + len(bare)] == bare
+        ),
+        [],
+    )
+    return behind[-1] if behind else None

@@ -3,7 +3,7 @@
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,41 @@ POOLINGS = {
 NEW_POOLINGS = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 """Words of the one key that sentence-transformers 6 writes."""
 ENCODERS = frozenset(
-    """albert bert big_bird camembert deberta deberta-v2 distilbert electra ernie esm eurobert
-    ibert jina_embeddings_v3 megatron-bert mobilebert modernbert mpnet mra neobert new nomic_bert
-    nystromformer rembert roberta roberta-prelayernorm roformer squeezebert xlm xlm-roberta
-    xlm-roberta-xl xlnet xmod yoso""".split()
+    [
+        "albert",
+        "bert",
+        "big_bird",
+        "camembert",
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "ernie",
+        "esm",
+        "eurobert",
+        "ibert",
+        "jina_embeddings_v3",
+        "megatron-bert",
+        "mobilebert",
+        "modernbert",
+        "mpnet",
+        "mra",
+        "neobert",
+        "new",
+        "nomic_bert",
+        "nystromformer",
+        "rembert",
+        "roberta",
+        "roberta-prelayernorm",
+        "roformer",
+        "squeezebert",
+        "xlm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xlnet",
+        "xmod",
+        "yoso",
+    ]
 )
 """Model types whose attention is open by their code; no key says so."""
 
@@ -119,7 +150,7 @@ class ExportFolder:
                 include_prompt=settings.include_prompt,
                 opened=settings.attention == "bidirectional" and self.is_decoder,
                 max_tokens=settings.max_tokens,
-                end_token=parity.end_token,
+                end_token=settings.end_token,
                 prompts=parity.prompts,
             )
         declared = self.config.get("is_causal") is False
@@ -145,7 +176,18 @@ class ExportFolder:
 
 
 def read_export(path: Path) -> ExportFolder:
-    """Read the small files of an exported folder.
+    """Read the small files of an exported folder, `parity.json` among them.
+
+    Raises:
+        CheckpointError: as `read_files`, or if `parity.json` is damaged or of another model.
+    """
+    folder = replace(read_files(path), parity=find_parity(path))
+    _check_size(folder)
+    return folder
+
+
+def read_files(path: Path) -> ExportFolder:
+    """Read the small files that clients read.
 
     Args:
         path: the folder.
@@ -164,7 +206,7 @@ def read_export(path: Path) -> ExportFolder:
             f"{path}: {CONFIG} = missing; expected the config of a model, or {ADAPTER} of an "
             "adapter. Give the model/ folder of a finished run."
         )
-    folder = ExportFolder(
+    return ExportFolder(
         path=path,
         config=_config(path, adapter),
         tokenizer_config=_optional(path / TOKENIZER_CONFIG),
@@ -174,10 +216,8 @@ def read_export(path: Path) -> ExportFolder:
         sentence=_optional(path / SENTENCE),
         sentence_config=_optional(path / PROMPTS),
         adapter=adapter,
-        parity=find_parity(path),
+        parity=None,
     )
-    _check_size(folder)
-    return folder
 
 
 def _config(path: Path, adapter: Mapping[str, Any] | None) -> Mapping[str, Any]:

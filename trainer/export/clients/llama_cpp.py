@@ -11,8 +11,20 @@ from trainer.export.clients.weights import architecture, right_class, whole_weig
 
 NAME = "llama.cpp"
 CLASSES = frozenset(
-    """BertModel CamembertModel DistilBertModel EuroBertModel Gemma3TextModel LlamaModel
-    ModernBertModel NomicBertModel Qwen2Model Qwen3Model RobertaModel XLMRobertaModel""".split()
+    [
+        "BertModel",
+        "CamembertModel",
+        "DistilBertModel",
+        "EuroBertModel",
+        "Gemma3TextModel",
+        "LlamaModel",
+        "ModernBertModel",
+        "NomicBertModel",
+        "Qwen2Model",
+        "Qwen3Model",
+        "RobertaModel",
+        "XLMRobertaModel",
+    ]
 )
 """Classes without a head that the converter knows."""
 ROPE_TYPES = frozenset(("default", "linear", "yarn", "longrope", "su", "dynamic", "llama3"))

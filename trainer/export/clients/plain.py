@@ -10,11 +10,45 @@ from trainer.export.clients.tokens import TOKEN_RULES_4, TOKEN_RULES_5
 
 NAME = "transformers"
 SINCE_5 = frozenset(
-    """afmoe cohere2_moe cwm deepseek_v4 embedding_gemma2_text eurobert exaone_moe gemma4_text
-    gemma4_unified_text glm4_moe_lite glm_moe_dsa gte hrm_text hy_v3 hy_v4 internlm3 jais2
-    jina_embeddings_v3 kimi_linear laguna lfm2_moe mellum mimo_v2_flash minicpm3 minimax_m2
-    ministral3 mistral4 nanochat nemotron_h nomic_bert olmo_hybrid qwen3_5_moe_text qwen3_5_text
-    qwen4_exp_text solar_open youtu zaya""".split()
+    [
+        "afmoe",
+        "cohere2_moe",
+        "cwm",
+        "deepseek_v4",
+        "embedding_gemma2_text",
+        "eurobert",
+        "exaone_moe",
+        "gemma4_text",
+        "gemma4_unified_text",
+        "glm4_moe_lite",
+        "glm_moe_dsa",
+        "gte",
+        "hrm_text",
+        "hy_v3",
+        "hy_v4",
+        "internlm3",
+        "jais2",
+        "jina_embeddings_v3",
+        "kimi_linear",
+        "laguna",
+        "lfm2_moe",
+        "mellum",
+        "mimo_v2_flash",
+        "minicpm3",
+        "minimax_m2",
+        "ministral3",
+        "mistral4",
+        "nanochat",
+        "nemotron_h",
+        "nomic_bert",
+        "olmo_hybrid",
+        "qwen3_5_moe_text",
+        "qwen3_5_text",
+        "qwen4_exp_text",
+        "solar_open",
+        "youtu",
+        "zaya",
+    ]
 )
 """Families of text models that release 5 brought."""
 

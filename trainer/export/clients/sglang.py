@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from trainer.export.clients.attention import OPEN, attention_by
 from trainer.export.clients.finding import Client, Finding
 from trainer.export.clients.folder import POOLING, ExportFolder
-from trainer.export.clients.rope import by_new_form, by_old_form
+from trainer.export.clients.rope import by_any_form
 from trainer.export.clients.tokens import by_transformers_4, by_transformers_5
 from trainer.export.clients.weights import readable, right_class
 
@@ -38,8 +38,7 @@ SGLANG = Client(
         ),
         readable,
         adapter,
-        by_old_form,
-        by_new_form,
+        by_any_form,
         attention_by({"gemma3_text": OPEN}, others=None),
         last_token,
         by_transformers_4,

@@ -16,8 +16,24 @@ from trainer.export.clients.tokens import by_json
 from trainer.export.clients.weights import known_types, needed_keys, readable, whole_weights
 
 TYPES = frozenset(
-    """bert camembert deberta-v2 distilbert gemma3_text gte llama mistral modernbert mpnet new
-    nomic_bert qwen2 qwen3 roberta xlm-roberta""".split()
+    [
+        "bert",
+        "camembert",
+        "deberta-v2",
+        "distilbert",
+        "gemma3_text",
+        "gte",
+        "llama",
+        "mistral",
+        "modernbert",
+        "mpnet",
+        "new",
+        "nomic_bert",
+        "qwen2",
+        "qwen3",
+        "roberta",
+        "xlm-roberta",
+    ]
 )
 """Model types that it has code for."""
 SCALED = ("llama", "mistral")

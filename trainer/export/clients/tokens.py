@@ -125,7 +125,7 @@ def by_json(folder: ExportFolder) -> Iterator[Finding]:
 
 
 def by_transformers_4(folder: ExportFolder) -> Iterator[Finding]:
-    """transformers 4: the class is known, and its template gives the trainer's ids."""
+    """Transformers 4: the class is known, and its template gives the trainer's ids."""
     name = folder.tokenizer_config.get("tokenizer_class")
     if name in NEW_CLASSES:
         yield Finding(
@@ -141,7 +141,7 @@ def by_transformers_4(folder: ExportFolder) -> Iterator[Finding]:
 
 
 def by_transformers_5(folder: ExportFolder) -> Iterator[Finding]:
-    """transformers 5: its template gives the trainer's ids."""
+    """Transformers 5: its template gives the trainer's ids."""
     template = template_of_5(folder)
     flagged = template != json_template(folder.tokenizer)
     place = (TOKENIZER_CONFIG, "add_eos_token") if flagged else (TOKENIZER, "post_processor")
@@ -166,7 +166,7 @@ def _compared(folder: ExportFolder, template: Template, file: str, field: str) -
         yield Finding(
             file=file if field == "add_eos_token" else TOKENIZER,
             field="add_bos_token" if field == "add_eos_token" else "token ids",
-            found=mismatch[0], expected=mismatch[1], why="Texts have other tokens than in training.",
+            found=mismatch[0], expected=mismatch[1], why="Texts have other tokens.",
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from trainer.export.clients.attention import CAUSAL, OPEN, attention_by
 from trainer.export.clients.finding import Client, Finding
 from trainer.export.clients.folder import MODULES, SENTENCE, ExportFolder
-from trainer.export.clients.rope import by_new_form, by_old_form
+from trainer.export.clients.rope import by_any_form
 from trainer.export.clients.sentence_files import (
     OLD_TYPE,
     pooling_booleans,
@@ -56,8 +56,7 @@ VLLM = Client(
             "It loads the class that is named, and stops at other tensors.", with_head=True
         ),
         readable,
-        by_old_form,
-        by_new_form,
+        by_any_form,
         attention_by(OPENED, others=None),
         pooling_module,
         pooling_booleans("different", "It reads no pooling from other keys."),
