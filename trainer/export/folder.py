@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainer.checkpoint.json_files import write_json
 from trainer.checkpoint.replace import replace_folder, restore_replaced
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 from trainer.export.adapter import AdapterBase, merged_tensors, write_adapter
-from trainer.export.embedder_files import write_json
 from trainer.recipe.schema import Export
 
 SHARD_BYTES = 4 * 2**30
