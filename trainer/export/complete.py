@@ -11,8 +11,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from trainer.checkpoint.json_files import read_object, write_json
+from trainer.checkpoint.safetensors_file import NEEDS_RELEASE_5, PLAIN
 from trainer.export.changes import differences
-from trainer.export.config_file import PART, complete_config, named_class
+from trainer.export.config_file import PART, complete_config, named_class, needs_release_5
 from trainer.export.rope import read_config
 from trainer.export.sentence_files import complete_sentence_files
 from trainer.export.tokenizer_file import complete_tokenizer
@@ -60,6 +61,13 @@ def _config(folder: Path, base: Path | None, end_id: int | None) -> list[str]:
     if changes:
         write_json(path, new)
     return changes
+
+
+def weights_format(folder: Path) -> str:
+    """What the weight files of a folder say of their format, by its config.json."""
+    path = folder / CONFIG
+    bidirectional = path.is_file() and needs_release_5(read_object(path))
+    return NEEDS_RELEASE_5 if bidirectional else PLAIN
 
 
 def _bare_class(folder: Path, config: dict[str, Any]) -> str | None:

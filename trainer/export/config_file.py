@@ -73,7 +73,8 @@ def named_class(config: Mapping[str, Any], architecture: str) -> str:
 
 def needs_release_5(config: Mapping[str, Any]) -> bool:
     """Whether transformers before release 5 would close the attention of this model."""
-    return config.get(OPEN) is False
+    section = config.get(PART)
+    return config.get(OPEN) is False or (isinstance(section, dict) and needs_release_5(section))
 
 
 def _without_settings(config: Config, base: Mapping[str, Any] | None) -> Config:

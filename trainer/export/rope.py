@@ -123,9 +123,12 @@ def _older_form(parameters: Config, keys: OlderKeys) -> Config | None:
     form: Config = {}
     if "rope_theta" in parameters:
         form[keys.theta] = parameters["rope_theta"]
-    if sliding and keys.sliding_theta:
-        if form.setdefault(keys.sliding_theta, sliding["rope_theta"]) != sliding["rope_theta"]:
+    theta = sliding["rope_theta"] if sliding else None
+    if keys.sliding_theta and theta is not None:
+        # where both are read from one key they must be equal
+        if form.get(keys.sliding_theta, theta) != theta:
             return None
+        form[keys.sliding_theta] = theta
     return form | _partial(parameters, keys) | _scaling(parameters, keys)
 
 

@@ -215,7 +215,7 @@ def _check_export(recipe: Recipe, fail: Fail) -> None:
         "query": ("data.query_max_tokens", data.query_max_tokens),
         "passage": ("data.passage_max_tokens", data.passage_max_tokens),
     }
-    tasks = {one.task for one in (*data.sources, *recipe.eval.sets)}
+    tasks = {source.task for source in data.sources} | {one.task for one in recipe.eval.sets}
     for side in {side for task in sorted(tasks) for side in TASKS[task].prompts.values()}:
         key, limit = limits[side]
         if longest is not None and longest < limit:
