@@ -1,10 +1,11 @@
 """Exported folders of tiny models, made by the trainer's own parts without a training run."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save_file
 
 from tests.support import corpus, tiny
 from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe
@@ -12,13 +13,12 @@ from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe
 MAX_TOKENS = 40
 """Longest text of the exports."""
 VOCABULARY = 320
-ROPE = {"rope_type": "llama3", "rope_theta": 700.0, "factor": 8.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
-"""Far from all defaults, and different within the length of the texts."""
+ROPE = {"rope_type": "default", "rope_theta": 70.0}
+"""Far from all defaults."""
 
 
 def make_base(folder: Path, **changes: Any) -> Path:
-    """A Qwen3 base with a byte-level tokenizer and scaled positions."""
+    """A Qwen3 base with a byte-level tokenizer and positions of its own."""
     config = tiny.qwen3_config(
         vocab_size=VOCABULARY, eos_token_id=2, pad_token_id=0, rope_parameters=ROPE, **changes
     )
@@ -46,6 +46,7 @@ def make_export(base: Path, folder: Path, **model: Any) -> Path:
         model: settings of the recipe's model section.
     """
     from trainer.data.tokens import load_tokenizer
+    from trainer.export.complete import complete_folder, weights_format
     from trainer.export.embedder_files import write_embedder_files
     from trainer.export.from_folder import parity_of_folder
     from trainer.export.parity_file import write_parity
@@ -59,33 +60,12 @@ def make_export(base: Path, folder: Path, **model: Any) -> Path:
         config=load_config(recipe.model, str(base)),
         tokenizer=load_tokenizer(str(base), pooling=recipe.model.pooling),
     )
-    shutil.copyfile(base / "model.safetensors", folder / "model.safetensors")
-    mend(folder, opened=recipe.model.attention == "bidirectional")
+    tensors = load_file(base / "model.safetensors")
+    metadata = {"format": weights_format(folder)}
+    save_file(tensors, folder / "model.safetensors", metadata=metadata)
+    complete_folder(folder, base=base)
     write_parity(folder, parity_of_folder(folder))
     return folder
-
-
-def mend(folder: Path, *, opened: bool) -> None:
-    """Write what every client needs."""
-
-    def config(content: dict[str, Any]) -> None:
-        theta = content["rope_parameters"]["rope_theta"]
-        scaling = {k: v for k, v in content["rope_parameters"].items() if k != "rope_theta"}
-        content |= {"rope_theta": theta, "rope_scaling": scaling, "architectures": ["Qwen3Model"]}
-        if opened:
-            content |= {"is_causal": False, "use_bidirectional_attention": True}
-
-    def tokenizer(content: dict[str, Any]) -> None:
-        content["tokenizer_class"] = "PreTrainedTokenizerFast"
-        for key in ("backend", "is_local", "local_files_only"):
-            content.pop(key, None)
-
-    def prompts(content: dict[str, Any]) -> None:
-        content["prompts"]["STS"] = content["prompts"]["sts"]
-
-    edit(folder / "config.json", config)
-    edit(folder / "tokenizer_config.json", tokenizer)
-    edit(folder / "config_sentence_transformers.json", prompts)
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:

@@ -165,13 +165,29 @@ class ExportFolder:
         )
 
     @cached_property
-    def tensor_names(self) -> frozenset[str]:
-        """Names in the weight files, by their headers."""
-        names: set[str] = set()
+    def weight_headers(self) -> dict[str, Mapping[str, Any]]:
+        """Headers of the weight files by file name.
+
+        Raises:
+            CheckpointError: if a file is cut or no safetensors file.
+        """
+        headers = {}
         for file in sorted(self.path.glob("*.safetensors")):
             with file.open("rb") as stream:
-                (size,) = struct.unpack("<Q", stream.read(8))
-                names |= json.loads(stream.read(size)).keys()
+                try:
+                    (size,) = struct.unpack("<Q", stream.read(8))
+                    headers[file.name] = json.loads(stream.read(min(size, file.stat().st_size)))
+                except (struct.error, ValueError) as error:
+                    raise CheckpointError(
+                        f"{file}: header = not readable ({error}); expected a safetensors file. "
+                        "Copy the file again."
+                    ) from error
+        return headers
+
+    @property
+    def tensor_names(self) -> frozenset[str]:
+        """Names in the weight files."""
+        names = {name for header in self.weight_headers.values() for name in header}
         return frozenset(names - {"__metadata__"})
 
 

@@ -52,9 +52,28 @@ SINCE_5 = frozenset(
 )
 """Families of text models that release 5 brought."""
 
-attention_of_4 = attention_by({"gemma3_text": OPEN}, others=None)
+FORMATS = ("pt", "tf", "flax", "mlx")
+"""Formats of weight files that releases before 5 load."""
+
+closed_in_4 = attention_by({"gemma3_text": OPEN}, others=None)
 """Before release 5 the config can open one family alone."""
 attention_of_5 = attention_by({}, others=CAUSAL)
+
+
+def attention_of_4(folder: ExportFolder) -> Iterator[Finding]:
+    """Open attention is read right, or the weights are refused with it."""
+    for finding in closed_in_4(folder):
+        for name, header in folder.weight_headers.items():
+            metadata = header.get("__metadata__") or {}
+            if folder.trained.opened and metadata.get("format") not in FORMATS:
+                yield Finding(
+                    file=name, field="__metadata__.format", found=metadata.get("format"),
+                    expected=" or ".join(FORMATS),
+                    why="It has no open attention for this family, and stops at this format.",
+                    effect="refused",
+                )  # fmt: skip
+                return
+        yield finding
 
 
 def known_to_4(folder: ExportFolder) -> Iterator[Finding]:
