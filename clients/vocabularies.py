@@ -223,7 +223,9 @@ def _save(folder: Path, tokenizer_class: str, **tokens: str) -> None:
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     made = getattr(transformers, tokenizer_class)(
-        tokenizer_file=str(folder / "tokenizer.json"), **tokens
+        tokenizer_file=str(folder / "tokenizer.json"),
+        model_input_names=["input_ids", "attention_mask"],
+        **tokens,
     )
     made.save_pretrained(folder)
 
