@@ -166,7 +166,8 @@ def save_mistral(folder: Path) -> None:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
     )
-    LlamaTokenizerFast(str(folder / "tokenizer.model"), legacy=False).save_pretrained(folder)
+    path = str(folder / "tokenizer.model")
+    LlamaTokenizerFast(path, legacy=False, add_prefix_space=True).save_pretrained(folder)
 
 
 def save_gemma(folder: Path) -> None:
