@@ -275,6 +275,20 @@ def test_an_adapter_is_read_with_its_base(sound: dict[str, Path], tmp_path: Path
     )
 
 
+def test_an_adapter_of_gemma_is_not_for_old_releases(
+    sound: dict[str, Path], tmp_path: Path
+) -> None:
+    base, folder = tmp_path / "base", tmp_path / "model"
+    shutil.copytree(sound["last"], base)
+    in_config(model_type="gemma3_text", architectures=["Gemma3ForCausalLM"])(base)
+    shutil.copytree(sound["last"], folder)
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    found = results(folder)
+    assert found["sentence-transformers-5"].field == "adapter_config.json: base_model_name_or_path"
+    assert found["sentence-transformers-6"].outcome == "equal"
+
+
 def test_clients_are_chosen_by_name_or_release(sound: dict[str, Path]) -> None:
     chosen = read_clients(sound["last"], ["transformers-4", "tei"])
     assert [result.label for result in chosen] == ["transformers 4", "tei"]
