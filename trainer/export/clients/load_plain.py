@@ -168,16 +168,18 @@ def _export_onnx(model: Any, batch: dict[str, Any], file: Path) -> None:
 
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
             """States [B, L, D]."""
-            output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
             return output.last_hidden_state
 
+    # the older exporter cannot trace how masks are made
     torch.onnx.export(
         States().eval(),
         (batch["input_ids"], batch["attention_mask"]),
         str(file),
         input_names=["input_ids", "attention_mask"],
         output_names=["states"],
-        dynamo=False,
+        dynamo=True,
+        verbose=False,
     )
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from trainer.export.clients.attention import CAUSAL, OPEN, attention_by
 from trainer.export.clients.finding import Client, Finding
-from trainer.export.clients.folder import CONFIG, ExportFolder
+from trainer.export.clients.folder import ADAPTER, CONFIG, ExportFolder
 from trainer.export.clients.rope import by_new_form, by_old_form
 from trainer.export.clients.tokens import TOKEN_RULES_4, TOKEN_RULES_5
+from trainer.export.clients.weights import CLASSES, architecture
 
 NAME = "transformers"
 SINCE_5 = frozenset(
@@ -86,7 +87,19 @@ def known_to_4(folder: ExportFolder) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-RULES_4 = (known_to_4, by_old_form, attention_of_4, *TOKEN_RULES_4)
+def gemma_adapter(folder: ExportFolder) -> Iterator[Finding]:
+    """Releases before 5 load no Gemma 3 with a head into its class without one."""
+    named = architecture(folder) or ""
+    if folder.adapter is None or folder.model_type != "gemma3_text" or named in CLASSES.values():
+        return
+    yield Finding(
+        file=ADAPTER, field="base_model_name_or_path",
+        found=folder.adapter.get("base_model_name_or_path"), expected="merged weights",
+        why=f"It finds no weights of {named} under the names of Gemma3TextModel and makes them up.",
+    )  # fmt: skip
+
+
+RULES_4 = (known_to_4, gemma_adapter, by_old_form, attention_of_4, *TOKEN_RULES_4)
 RULES_5 = (by_new_form, attention_of_5, *TOKEN_RULES_5)
 TRANSFORMERS_4 = Client(name=NAME, version="4", rules=RULES_4)
 TRANSFORMERS_5 = Client(name=NAME, version="5", rules=RULES_5)

@@ -54,7 +54,9 @@ SENTENCE = Loader(
     ("sentence_transformers",),
     run_sentence_transformers,
 )
-ONNX = Loader("onnx", "onnxruntime", ("onnx", "onnxruntime", "transformers"), run_onnx)
+ONNX = Loader(
+    "onnx", "onnxruntime", ("onnx", "onnxruntime", "onnxscript", "transformers"), run_onnx
+)
 
 
 def loaders(converter: Path | None, precision: str) -> list[Loader]:
