@@ -21,7 +21,7 @@ from pathlib import Path
 from trainer.cli import ending_with_code
 from trainer.errors import CheckpointError
 from trainer.export.clients.finding import ClientResult
-from trainer.export.clients.folder import read_export
+from trainer.export.clients.folder import MODULES, read_export, read_files
 from trainer.export.clients.run import check_clients, check_server, least_cosine, loaders
 from trainer.export.clients.served import APIS
 from trainer.export.clients.table import CLIENTS
@@ -29,6 +29,8 @@ from trainer.export.parity_file import ANEW, PARITY, Parity, write_parity
 
 DIFFERENT = 1
 """Exit code where a client embeds otherwise without an error of its own."""
+ADAPTER_INSIDE = "adapter"
+"""Folder of the adapter, where merged weights and adapter were exported both."""
 RUNNABLE = ("onnx",)
 """Clients that no rules are about."""
 
@@ -37,7 +39,7 @@ def change(folder: Path, *, fix: bool, write: bool) -> list[str]:
     """Bring files into the form that all clients read, and make parity.json.
 
     Args:
-        folder: an exported folder.
+        folder: an exported folder, perhaps with that of an adapter inside.
         fix: change files; `parity.json` is made if there is none.
         write: make `parity.json` anew.
 
@@ -47,10 +49,21 @@ def change(folder: Path, *, fix: bool, write: bool) -> list[str]:
     Raises:
         TrainerError: see `trainer.export.from_folder`.
     """
+    changes = []
+    for place in (folder, folder / ADAPTER_INSIDE):
+        if place == folder or (place / MODULES).is_file():
+            prefix = "" if place == folder else f"{ADAPTER_INSIDE}/"
+            changes += [f"{prefix}{sentence}" for sentence in _change(place, fix=fix, write=write)]
+    return changes
+
+
+def _change(folder: Path, *, fix: bool, write: bool) -> list[str]:
+    """The changes of one folder."""
     changes: list[str] = []
     if fix:
         from trainer.export.complete import complete_folder
 
+        read_files(folder)
         changes += complete_folder(folder)
     if write or (fix and not (folder / PARITY).is_file()):
         # Heavy: needs the trainer's own environment.
