@@ -1,21 +1,28 @@
-"""llama.cpp's converter, taught the vocabularies of the matrix; runs where it is installed.
+"""Teach llama.cpp's converter the vocabularies of the matrix: `python -m clients.converter --help`.
 
 The converter knows a byte-level vocabulary by a hash of what it makes of one text, and refuses
 others: whoever has a vocabulary of their own adds its hash to the converter's table. This module
-does so in a copy. It must not change how anything is converted.
+does so in a copy, in the environment of llama.cpp. It must not change how anything is converted.
 """
 
+import argparse
 import logging
 import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
-PARTS = ("conversion", "gguf-py", "convert_hf_to_gguf.py")
+from clients.families import FAMILIES
+from clients.forms import FORMS
+
+SCRIPT = "convert_hf_to_gguf.py"
+"""Of llama.cpp."""
+PARTS = ("conversion", "gguf-py", SCRIPT)
 """What the converter consists of."""
+KINDS = {"qwen": "qwen2", "llama3": "llama-bpe", "modernbert": "modern-bert"}
+"""The converter's names of byte-level vocabularies; it has none for that of Gemma 3."""
 TABLE_ENDS = "        if res is None:\n"
 """Line of the converter behind its table."""
 HASH = re.compile(r"chkhsh:\s+(\w{64})")
@@ -40,22 +47,25 @@ def unpack(source: Path, folder: Path) -> Path:
             if place.split("/", 1)[0] in PARTS and member.isfile():
                 member.name = place
                 archive.extract(member, folder, filter="data")
-    return folder / PARTS[-1]
+    return folder / SCRIPT
 
 
-def teach(script: Path, vocabularies: Mapping[str, Path]) -> None:
+def teach(script: Path, exports: Path) -> None:
     """Add vocabularies to the table of a converter.
 
     Args:
         script: from `unpack`; its table grows.
-        vocabularies: the converter's names of kinds of vocabularies, and folders with tokenizers.
+        exports: folder of exports.
     """
     table = script.parent / "conversion" / "base.py"
     before, ends, after = table.read_text(encoding="utf-8").rpartition(TABLE_ENDS)
-    for kind, folder in vocabularies.items():
-        known = refused_hash(script, folder)
-        if known is not None and known not in before:
-            before += f'        if chkhsh == "{known}":\n            res = "{kind}"\n'
+    for form in FORMS:
+        kind, folder = KINDS.get(FAMILIES[form.family].vocabulary), exports / form.name
+        if kind is None or form.weights == "adapter" or not folder.is_dir():
+            continue
+        unknown = refused_hash(script, folder)
+        if unknown is not None and unknown not in before:
+            before += f'        if chkhsh == "{unknown}":\n            res = "{kind}"\n'
     table.write_text(before + ends + after, encoding="utf-8")
 
 
@@ -93,3 +103,16 @@ def refused_hash(script: Path, folder: Path) -> str | None:
     finally:
         base.logger.removeHandler(heard)
     return None
+
+
+def main() -> None:
+    """Teach a converter the vocabularies of all exports."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
+    parser.add_argument("script", type=Path, help="the copy of the converter")
+    parser.add_argument("exports", type=Path, help="folder of exports")
+    arguments = parser.parse_args()
+    teach(arguments.script, arguments.exports)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,10 @@
-"""Export every form of the matrix with the trainer's own code, in one process and untrained.
+"""Export every form of the matrix by the trainer's own code: `python -m clients.exports --help`.
 
-Vectors of `parity.json` come from the model in memory, before anything is written. It must not
-read an export back.
+All in one process, and untrained. Vectors of `parity.json` come from the model in memory, before
+anything is written. It must not read an export back.
 """
 
+import argparse
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from clients.bases import randomize
 from clients.families import FAMILIES
-from clients.forms import FORMS, Form
+from clients.forms import FORMS, REFUSED, Form
 from trainer.checkpoint.base_identity import identify_base
 from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.distributed.group import Ranks, joined
@@ -43,8 +44,6 @@ from trainer.recipe.sts import StsRecipe
 
 MAX_TOKENS = 64
 """Longest text: four windows, and twice the positions at which Llama's scaling begins."""
-REFUSED = "refused.json"
-"""Forms that the trainer does not export, with its reasons."""
 
 
 def recipe_of(form: Form, base: Path) -> Recipe:
@@ -168,3 +167,16 @@ def make_exports(bases: Path, output: Path, wanted: Collection[Form] = FORMS) ->
             except RecipeError as error:
                 refused[form.name] = str(error)
     (output / REFUSED).write_text(json.dumps(refused, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Export all forms."""
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
+    parser.add_argument("bases", type=Path, help="folder that clients.bases has written")
+    parser.add_argument("output", type=Path, help="gets a folder for each form")
+    arguments = parser.parse_args()
+    make_exports(arguments.bases, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -45,3 +45,5 @@ FORMS = tuple(
     for attention, pooling, weights in product(attentions(family), POOLINGS, WEIGHTS)
 )
 """In the order of the table."""
+REFUSED = "refused.json"
+"""File beside the exports: forms that the trainer does not export, with its reasons."""

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.forms import FORMS, Form
+from clients.forms import FORMS, REFUSED, Form
 from clients.table import Cell, table_of
 
 DIFFERENT = 1
 """Exit code where a client embeds otherwise without an error of its own."""
-REFUSED = "refused.json"
-"""Forms that the trainer does not export, with its reasons; beside the exports."""
 
 Entry = Mapping[str, Any]
-"""A result as `clients.read` writes it."""
+"""A result as `clients.read` writes it, with the name of its column and what the rules say."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,5 @@ def read_matrix(exports: Path, files: Sequence[Path]) -> Matrix:
     parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     made = [form for form in FORMS if form.name not in refused]
     rows = {form: tuple(e for part in parts for e in part[form.name]) for form in made}
-    columns = tuple(_column(entry) for entry in next(iter(rows.values())))
+    columns = tuple(entry["column"] for entry in next(iter(rows.values())))
     return Matrix(columns=columns, rows=rows, refused=refused)
-
-
-def _column(entry: Entry) -> str:
-    """Client and release."""
-    return f"{entry['client']} {entry['version']}".strip()

@@ -18,13 +18,16 @@ LEAST_8_BIT = 0.999
 """Cosine that is equal enough after 8-bit conversion."""
 
 
-def read_by(loader: Loader, folder: ExportFolder, *, least: float) -> dict[str, Any]:
-    """One client's result, and beside it what the rules about it say.
+def read_by(
+    loader: Loader, folder: ExportFolder, *, least: float, precision: str
+) -> dict[str, Any]:
+    """One client's result, with the name of its column and what the rules about it say.
 
     Args:
         loader: of a client that is installed.
         folder: with its `parity.json`.
         least: cosine that is equal enough.
+        precision: of a conversion; the client's own where there is none.
     """
     assert folder.parity is not None
     rules = rules_of(loader.client, loader.version.partition(".")[0])
@@ -38,7 +41,8 @@ def read_by(loader: Loader, folder: ExportFolder, *, least: float) -> dict[str, 
         least=least,
     )
     by_rules = None if rules is None else rules.read(folder).entry
-    return result.entry | {"rules": by_rules}
+    column = f"{loader.client} {loader.version} {precision}".rstrip()
+    return result.entry | {"column": column, "rules": by_rules}
 
 
 def read_exports(
@@ -57,7 +61,11 @@ def read_exports(
         folder = read_export(path)
         assert folder.parity is not None
         least = least_cosine(folder.parity, LEAST_8_BIT if precision == "q8_0" else None)
-        yield path.name, [read_by(loader, folder, least=least) for loader in chosen]
+        shown = precision if converter is not None else ""
+        yield (
+            path.name,
+            [read_by(loader, folder, least=least, precision=shown) for loader in chosen],
+        )
 
 
 def parser() -> argparse.ArgumentParser:

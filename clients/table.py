@@ -9,7 +9,7 @@ from typing import Literal
 from clients.forms import Form
 
 Outcome = Literal["equal", "refused", "different", "not_installed"]
-BEGIN, END = "<!-- clients -->", "<!-- end of clients -->"
+BEGIN, END = "<!-- clients -->", "<!-- /clients -->"
 """What stands between these in the page is written by the command."""
 DECIMALS = 6
 """Of a cosine, cut and not rounded, so that none looks better than it is."""

@@ -14,14 +14,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clients.environments import ENVIRONMENTS, make_environment
-from clients.matrix import DIFFERENT, Matrix, read_matrix
-from clients.table import write_table
-from trainer.cli import ending_with_code
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from clients.converter import SCRIPT  # noqa: E402
+from clients.environments import (  # noqa: E402
+    CONVERTER_FOLDER,
+    ENVIRONMENTS,
+    LLAMA_CPP_FOLDER,
+    make_environment,
+)
+from clients.matrix import DIFFERENT, Matrix, read_matrix  # noqa: E402
+from clients.table import write_table  # noqa: E402
+from trainer.cli import ending_with_code  # noqa: E402
+
 PLACE = ROOT / ".venv-clients"
 PAGE = ROOT / "docs" / "serving.md"
+CONVERTER = Path(LLAMA_CPP_FOLDER, CONVERTER_FOLDER, SCRIPT)
+"""Of llama.cpp, inside the folder of everything; it has learned the vocabularies."""
 BASES_IN = "llama-cpp"
 """Environment with transformers 4 and sentencepiece, which published models come from."""
 
@@ -51,6 +61,7 @@ def make_all(place: Path) -> dict[str, Path]:
     pythons = {one.name: make_environment(one, place) for one in ENVIRONMENTS}
     start(pythons[BASES_IN], ["clients.bases", str(place / "bases")])
     start(Path(sys.executable), ["clients.exports", str(place / "bases"), str(place / "exports")])
+    start(pythons[BASES_IN], ["clients.converter", str(place / CONVERTER), str(place / "exports")])
     return pythons
 
 
@@ -61,17 +72,15 @@ def read_all(place: Path, pythons: dict[str, Path]) -> Matrix:
         place: folder of everything.
         pythons: from `make_all`.
     """
-    files = []
+    exports, files = place / "exports", []
     for environment in ENVIRONMENTS:
-        for reading in environment.readings:
-            file = place / f"{environment.name}{reading.suffix}.json"
-            files.append(file)
-            options = reading.options(place)
-            start(
-                pythons[environment.name],
-                ["clients.read", str(place / "exports"), "--output", str(file), *options],
-            )
-    return read_matrix(place / "exports", files)
+        for kind in environment.gguf_types or ("",):
+            files.append(place / f"results-{environment.name}{kind}.json")
+            options = ["--clients", ",".join(environment.clients), "--output", str(files[-1])]
+            if kind:
+                options += ["--gguf-converter", str(place / CONVERTER), "--gguf-type", kind]
+            start(pythons[environment.name], ["clients.read", str(exports), *options])
+    return read_matrix(exports, files)
 
 
 def main() -> int:
