@@ -15,6 +15,8 @@ LLAMA_CPP = "llama-cpp-python"
 """Published as source only."""
 LLAMA_CPP_FOLDER = "llama.cpp"
 """Where its source package, its wheel and its converter lie."""
+PLAIN_BUILD = ("--config-settings", "cmake.define.LLAVA_BUILD=OFF")
+"""Leaves out what reads images, half of the work."""
 CONVERTER_FOLDER = "converter"
 """Inside the folder above."""
 MADE = ".made"
@@ -89,7 +91,7 @@ def build_llama_cpp(python: Path, folder: Path) -> Path:
         _pip(python, "download", *source, release_of(LLAMA_CPP))
         package = next(folder.glob("*.tar.gz"))
         unpack(package, folder / CONVERTER_FOLDER)
-        _pip(python, "wheel", "--no-deps", "--wheel-dir", str(folder), str(package))
+        _pip(python, "wheel", *PLAIN_BUILD, "--no-deps", "--wheel-dir", str(folder), str(package))
         built = sorted(folder.glob("*.whl"))
     return built[0]
 

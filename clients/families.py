@@ -104,6 +104,7 @@ FAMILIES = {
             "global_rope_theta": 8e4,
             "local_rope_theta": 500.0,
             "local_attention": WINDOW,
+            "layer_norm_eps": 1e-5,
         },
         is_decoder=False,
     ),

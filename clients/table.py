@@ -43,13 +43,13 @@ def grouped(rows: Rows) -> list[tuple[list[Form], list[Cell]]]:
     """
     alike: dict[tuple[object, ...], list[Form]] = {}
     for form, cells in rows.items():
-        key = (form.family, form.attention, *(cell.kind for cell in cells))
-        alike.setdefault(key, []).append(form)
+        kinds = tuple(cell.kind for cell in cells)
+        alike.setdefault((form.family, form.attention, kinds), []).append(form)
     groups: dict[tuple[object, ...], list[Form]] = {}
     for key, forms in alike.items():
         for form in forms:
             poolings = tuple(one.pooling for one in forms if one.weights == form.weights)
-            groups.setdefault((key, poolings), []).append(form)
+            groups.setdefault((*key, poolings), []).append(form)
     return [(forms, _least([rows[form] for form in forms])) for forms in groups.values()]
 
 
@@ -58,7 +58,8 @@ def _least(rows: Sequence[Sequence[Cell]]) -> list[Cell]:
     found = []
     for column in zip(*rows, strict=True):
         cosines = [cell.cosine for cell in column if cell.cosine is not None]
-        found.append(Cell(*column[0].kind[:1], min(cosines, default=None), column[0].reason))
+        outcome, reason = column[0].kind
+        found.append(Cell(outcome, min(cosines, default=None), reason))
     return found
 
 
