@@ -275,6 +275,32 @@ def test_an_adapter_is_read_with_its_base(sound: dict[str, Path], tmp_path: Path
     )
 
 
+def test_an_adapter_with_a_class_of_its_own_is_found(
+    sound: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(sound["mean"], folder)
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    in_file(TOKENS, tokenizer_class="LlamaTokenizerFast")(folder)
+    assert results(folder)["transformers-5"].outcome == "equal"
+    pieces = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "never", "split": False}
+    in_file("tokenizer.json", pre_tokenizer=pieces)(folder)
+    result = results(folder)["transformers-5"]
+    assert (result.outcome, result.field) == ("different", f"{TOKENS}: tokenizer_class")
+
+
+@pytest.mark.parametrize("key", [{"is_causal": False}, {"use_bidirectional_attention": True}])
+def test_either_key_opens_gemma(
+    sound: dict[str, Path], tmp_path: Path, key: dict[str, bool]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(sound["open"], folder)
+    in_config(is_causal=None, use_bidirectional_attention=None)(folder)
+    in_config(model_type="gemma3_text", **key)(folder)
+    assert results(folder)["transformers-5"].outcome == "equal"
+
+
 def test_an_adapter_of_gemma_is_not_for_old_releases(
     sound: dict[str, Path], tmp_path: Path
 ) -> None:

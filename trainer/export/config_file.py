@@ -78,7 +78,10 @@ def needs_release_5(config: Mapping[str, Any]) -> bool:
 
 
 def _without_settings(config: Config, base: Mapping[str, Any] | None) -> Config:
-    """The config with the base's values where the training has its own."""
+    """The config with the base's values where the training has its own.
+
+    A path is one of the machine that wrote it, or of another model; it goes.
+    """
     kept = {key: value for key, value in config.items() if key != "_name_or_path"}
     if base is None:
         if kept.get("use_cache") is False:
@@ -86,10 +89,9 @@ def _without_settings(config: Config, base: Mapping[str, Any] | None) -> Config:
         return kept
     own = base.get(PART) if base.get("model_type") != config.get("model_type") else base
     own = own if isinstance(own, Mapping) else base
-    for key in ("use_cache", "_name_or_path"):
-        kept.pop(key, None)
-        if key in own:
-            kept[key] = own[key]
+    kept.pop("use_cache", None)
+    if "use_cache" in own:
+        kept["use_cache"] = own["use_cache"]
     read = read_config(own)
     return _dropouts(kept, {} if read is None else read.to_dict())
 

@@ -12,6 +12,7 @@ from trainer.export.embedder_files import max_tokens, prompts_of
 from trainer.export.folder import ADAPTER_FOLDER
 from trainer.export.parity_file import PARITY, Parity
 from trainer.export.parity_make import ParityModel, make_parity
+from trainer.export.sentence_files import with_benchmark_names
 from trainer.session.open import Session
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def parity_of_session(session: Session) -> Parity | None:
     recipe = session.recipe
     trained = max(recipe.data.query_max_tokens, recipe.data.passage_max_tokens)
     made_of = ParityModel(
-        prompts=prompts_of(recipe),
+        prompts=with_benchmark_names(prompts_of(recipe)),
         encoder=session.encoder,
         max_tokens=min(trained, max_tokens(recipe)),
         pooling=recipe.model.pooling,

@@ -8,11 +8,15 @@ from trainer.export.clients.folder import CONFIG, ExportFolder
 CAUSAL, OPEN = "is_causal", "use_bidirectional_attention"
 
 
+EITHER = f"{OPEN} or {CAUSAL}"
+"""Either key opens the attention."""
+
+
 def attention_by(keys: Mapping[str, str], *, others: str | None) -> Rule:
     """A rule: the key that a client reads must say what was trained.
 
     Args:
-        keys: the key by model type.
+        keys: the key by model type, or `EITHER`.
         others: the key of all other decoders; None: their attention is always causal.
     """
 
@@ -24,14 +28,15 @@ def attention_by(keys: Mapping[str, str], *, others: str | None) -> Rule:
             if opened:
                 yield _never_open(folder)
             return
-        value = folder.config.get(key)
-        reads_open = value is False if key == CAUSAL else value is True
+        says = {CAUSAL: folder.config.get(CAUSAL) is False, OPEN: folder.config.get(OPEN) is True}
+        reads_open = any(says.values()) if key == EITHER else says[key]
         if reads_open != opened:
+            named = key if key != EITHER else CAUSAL if says[CAUSAL] else OPEN
             yield Finding(
                 file=CONFIG,
-                field=key,
-                found=value,
-                expected=(key == OPEN) == opened,
+                field=named,
+                found=folder.config.get(named),
+                expected=(named == OPEN) == opened,
                 why=f"It lets tokens see {'both ways' if reads_open else 'backwards only'}.",
             )
 

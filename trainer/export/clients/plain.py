@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from trainer.export.clients.attention import CAUSAL, OPEN, attention_by
+from trainer.export.clients.attention import CAUSAL, EITHER, OPEN, attention_by
 from trainer.export.clients.finding import Client, Finding
-from trainer.export.clients.folder import ADAPTER, CONFIG, ExportFolder
+from trainer.export.clients.folder import ADAPTER, CONFIG, TOKENIZER_CONFIG, ExportFolder
 from trainer.export.clients.rope import by_new_form, by_old_form
-from trainer.export.clients.tokens import TOKEN_RULES_4, TOKEN_RULES_5
+from trainer.export.clients.tokens import REBUILT, TOKEN_RULES_4, TOKEN_RULES_5, class_of
 from trainer.export.clients.weights import CLASSES, architecture
 
 NAME = "transformers"
@@ -58,7 +58,7 @@ FORMATS = ("pt", "tf", "flax", "mlx")
 
 closed_in_4 = attention_by({"gemma3_text": OPEN}, others=None)
 """Before release 5 the config can open one family alone."""
-attention_of_5 = attention_by({}, others=CAUSAL)
+attention_of_5 = attention_by({"gemma3_text": EITHER}, others=CAUSAL)
 
 
 def attention_of_4(folder: ExportFolder) -> Iterator[Finding]:
@@ -99,7 +99,23 @@ def gemma_adapter(folder: ExportFolder) -> Iterator[Finding]:
     )  # fmt: skip
 
 
+def adapter_tokenizer(folder: ExportFolder) -> Iterator[Finding]:
+    """Without a config beside it, the tokenizer has the class that its own file names.
+
+    Such a class marks the first word of each text, whatever tokenizer.json says.
+    """
+    pieces = folder.tokenizer.get("pre_tokenizer") or {}
+    marks_first = pieces.get("prepend_scheme", "first") == "first"
+    if folder.adapter is not None and class_of(folder) in REBUILT and not marks_first:
+        yield Finding(
+            file=TOKENIZER_CONFIG, field="tokenizer_class",
+            found=folder.tokenizer_config.get("tokenizer_class"),
+            expected="PreTrainedTokenizerFast",
+            why="In an adapter's folder this class takes the place of tokenizer.json.",
+        )  # fmt: skip
+
+
 RULES_4 = (known_to_4, gemma_adapter, by_old_form, attention_of_4, *TOKEN_RULES_4)
-RULES_5 = (by_new_form, attention_of_5, *TOKEN_RULES_5)
+RULES_5 = (by_new_form, adapter_tokenizer, attention_of_5, *TOKEN_RULES_5)
 TRANSFORMERS_4 = Client(name=NAME, version="4", rules=RULES_4)
 TRANSFORMERS_5 = Client(name=NAME, version="5", rules=RULES_5)
