@@ -6,16 +6,15 @@ does so in a copy, in the environment of llama.cpp. It must not change how anyth
 """
 
 import argparse
-import logging
 import re
 import shutil
-import sys
 import tarfile
 from importlib import import_module
 from pathlib import Path
 
 from clients.families import FAMILIES
 from clients.forms import FORMS
+from clients.gguf import Heard, import_converter
 
 SCRIPT = "convert_hf_to_gguf.py"
 """Of llama.cpp."""
@@ -69,18 +68,6 @@ def teach(script: Path, exports: Path) -> None:
     table.write_text(before + ends + after, encoding="utf-8")
 
 
-class _Heard(logging.Handler):
-    """Keeps what a logger says."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
-        self.lines.append(record.getMessage())
-
-
 def refused_hash(script: Path, folder: Path) -> str | None:
     """The hash for which the converter refuses a tokenizer; None where it knows it.
 
@@ -90,18 +77,15 @@ def refused_hash(script: Path, folder: Path) -> str | None:
     """
     from transformers import AutoTokenizer
 
-    for path in (script.parent, script.parent / "gguf-py"):
-        if str(path) not in sys.path:
-            sys.path.insert(0, str(path))
-    base = import_module("conversion.base")
-    heard = _Heard()
-    base.logger.addHandler(heard)
+    logger, heard = import_converter(script), Heard()
+    logger.addHandler(heard)
+    model = import_module("conversion.base").TextModel
     try:
-        base.TextModel.get_vocab_base_pre(None, AutoTokenizer.from_pretrained(folder))
+        model.get_vocab_base_pre(None, AutoTokenizer.from_pretrained(folder))
     except NotImplementedError:
         return next(found[1] for line in heard.lines if (found := HASH.search(line)))
     finally:
-        base.logger.removeHandler(heard)
+        logger.removeHandler(heard)
     return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from clients.gguf import llama_cpp
 from tools.parity import quiet
 from trainer.export.clients.folder import ExportFolder, read_export
 from trainer.export.clients.run import Loader, least_cosine, loaders, rules_of, run_client
@@ -56,7 +57,8 @@ def read_exports(
         converter: of llama.cpp, where that is a client.
         precision: what it converts to.
     """
-    chosen = [loader for loader in loaders(converter, precision) if loader.client in clients]
+    known = loaders(None, precision) + ([llama_cpp(converter, precision)] if converter else [])
+    chosen = [loader for loader in known if loader.client in clients]
     for path in folders:
         folder = read_export(path)
         assert folder.parity is not None

@@ -38,7 +38,7 @@ def run_llama_cpp(
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "model.gguf"
         convert(folder.path, file, converter=converter, precision=precision)
-        return _embed(file, parity)
+        return embed_gguf(file, parity)
 
 
 def convert(folder: Path, file: Path, *, converter: Path, precision: str) -> None:
@@ -67,7 +67,7 @@ def convert(folder: Path, file: Path, *, converter: Path, precision: str) -> Non
         raise ConversionError(said[-1])
 
 
-def _embed(file: Path, parity: Parity) -> Embedded:
+def embed_gguf(file: Path, parity: Parity) -> Embedded:
     """Vectors of the texts by llama-cpp-python, one by one."""
     from llama_cpp import Llama
 
