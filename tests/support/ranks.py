@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ def run_ranks(
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         room = Path(folder)
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOADED))
+        context = fork_context()
         # the server has the environment of its own start
         job = (fn, world_size, args, timeout_sec, room, dict(os.environ))
         ranks: list[BaseProcess] = [
@@ -72,6 +72,13 @@ def run_ranks(
         finally:
             for process in started:
                 _end(process)
+
+
+def fork_context() -> ForkServerContext:
+    """Starts processes that have imported what a run needs."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
 
 
 def _await_all(ranks: list[BaseProcess], room: Path, deadline: float) -> None:
