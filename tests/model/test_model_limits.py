@@ -22,7 +22,7 @@ from trainer.errors import DataError, RecipeError
 from trainer.model.limits import check_lengths, fit_tokenizer, num_positions, num_token_ids
 from trainer.preflight.dry_run import dry_run
 from trainer.recipe.load import load_recipe
-from trainer.recipe.schema import DataRecipe, SourceRecipe
+from trainer.recipe.schema import DataRecipe, ExportRecipe, SourceRecipe
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
@@ -100,6 +100,17 @@ def test_only_limits_that_are_used_count() -> None:
     message = r"data\.passage_max_tokens = 500; expected at most 24, the positions of the model"
     with pytest.raises(RecipeError, match=message):
         check_lengths(replace(recipe, data=replace(data, sources=(sts, ir))), model)
+
+
+def test_an_export_may_not_promise_more_than_the_positions() -> None:
+    data = DataRecipe(
+        sources=(SourceRecipe(name="sts", task="sts", path="unused"),), query_max_tokens=16
+    )
+    recipe = tiny.make_recipe(Path("unused"), data=data, export=ExportRecipe(max_tokens=24))
+    check_lengths(recipe, model_of("Bert", {}))
+    message = r"export\.max_tokens = 25; expected at most 24, the positions of the model"
+    with pytest.raises(RecipeError, match=message):
+        check_lengths(replace(recipe, export=ExportRecipe(max_tokens=25)), model_of("Bert", {}))
 
 
 def test_dry_run_refuses_texts_that_are_too_long(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainer.checkpoint.json_files import write_json
 from trainer.checkpoint.replace import replace_folder, restore_replaced
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 from trainer.export.adapter import AdapterBase, merged_tensors, write_adapter
-from trainer.export.embedder_files import write_json
+from trainer.export.complete import open_to_readers, weights_format
 from trainer.recipe.schema import Export
 
 SHARD_BYTES = 4 * 2**30
@@ -76,7 +77,7 @@ def _export_weights(
     """A folder of whole weights, adapters merged."""
     _start_folder(folder, request, ranks)
     shapes = _write_weights(backbone, folder, ranks, request.shard_bytes)
-    on_first_rank(lambda: check_written(folder, shapes), ranks)
+    on_first_rank(lambda: _finish(folder, shapes), ranks)
 
 
 def _export_adapter(
@@ -88,7 +89,13 @@ def _export_adapter(
     (folder / "config.json").unlink(missing_ok=True)
     assert request.base is not None
     shapes = write_adapter(backbone, folder, request.base, ranks)
-    on_first_rank(lambda: check_written(folder, shapes), ranks)
+    on_first_rank(lambda: _finish(folder, shapes), ranks)
+
+
+def _finish(folder: Path, shapes: dict[str, torch.Size]) -> None:
+    """Check the weights, and let others read them."""
+    check_written(folder, shapes)
+    open_to_readers(folder)
 
 
 def _start_folder(folder: Path, request: ExportRequest, ranks: Ranks) -> None:
@@ -144,7 +151,8 @@ def _write_weights(
 
 def _write_shard(folder: Path, number: int, tensors: dict[str, Tensor]) -> list[str]:
     """Write one weight file under a provisional name; returns the names in it."""
-    save_file(tensors, folder / f"{number}.safetensors", metadata={"format": "pt"})
+    metadata = {"format": weights_format(folder)}
+    save_file(tensors, folder / f"{number}.safetensors", metadata=metadata)
     return list(tensors)
 
 

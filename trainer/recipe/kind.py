@@ -4,7 +4,7 @@ It must not know any kind; `trainer.recipe.tasks` is the table of them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from trainer.errors import RecipeError
@@ -116,6 +116,9 @@ class TaskKind:
     """From settings to the number of texts that a row puts on each side."""
     prompts: Mapping[str, Side]
     """Names of its prompts in an export, and whose instruction each is."""
+    benchmark_prompts: Mapping[str, str] = field(default_factory=dict)
+    """Names under which mteb looks for a prompt, where none of `prompts` is one; each with the
+    prompt that it stands for."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
 

@@ -7,12 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from trainer import __version__
 from trainer.checkpoint.run_checkpoints import RunCheckpoints
 from trainer.checkpoint.save import SaveError
 from trainer.checkpoint.storage import probe_storage
 from trainer.export.adapter import AdapterBase
+from trainer.export.base import folder_of_base
 from trainer.export.embedder_files import write_embedder_files
 from trainer.export.folder import ExportRequest, export_model
 from trainer.merge.merge_run import merge_last
@@ -147,10 +149,15 @@ class Artifacts:
 
     def _write_embedder(self, folder: Path) -> None:
         """Config, tokenizer, pooling and prompts."""
-        session = self.session
+        session, model = self.session, self.session.recipe.model
+        embedder = session.built.engine.module
+        backbone = embedder.backbone
+        own = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
         write_embedder_files(
             folder,
             session.recipe,
-            config=session.built.engine.module.config,
+            config=embedder.config,
             tokenizer=session.tokenizer,
+            base=folder_of_base(resolve_model_path(model.path), model.revision),
+            architecture=type(own).__name__,
         )
