@@ -4,6 +4,7 @@ Release 6 itself writes other names for the modules and another form of pooling,
 not take. It must not choose a pooling or a prompt: it says what is there in other words.
 """
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,19 @@ def _modules(path: Path) -> list[str]:
 
 def _settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Prompts under the names of benchmarks too, and which releases wrote the folder."""
-    prompts = dict(settings.get("prompts") or {})
-    for kind in TASKS.values():
-        for name, own in kind.benchmark_prompts.items():
-            if own in prompts:
-                prompts.setdefault(name, prompts[own])
+    prompts = with_benchmark_names(settings.get("prompts") or {})
     added = {"model_type": "SentenceTransformer", "__version__": _versions()}
     return added | settings | {"prompts": prompts}
+
+
+def with_benchmark_names(prompts: Mapping[str, str]) -> dict[str, str]:
+    """Prompts by name, those of tasks under the names of benchmarks too."""
+    named = dict(prompts)
+    for kind in TASKS.values():
+        for name, own in kind.benchmark_prompts.items():
+            if own in named:
+                named.setdefault(name, named[own])
+    return named
 
 
 def _versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from trainer.export.adapter import AdapterBase
 from trainer.export.base import folder_of_base
 from trainer.export.embedder_files import write_embedder_files
 from trainer.export.folder import ExportRequest, export_model
+from trainer.export.parity_file import Parity, write_parity
 from trainer.merge.merge_run import merge_last
 from trainer.preflight.checks import writing_to
 from trainer.recipe.load import dump_recipe
@@ -25,6 +26,7 @@ from trainer.report.write import write_report
 from trainer.run_folder.facts import RunFacts, write_run_facts
 from trainer.run_folder.finished import clear_finished
 from trainer.session.open import Session
+from trainer.session.parity import parity_of_session, warn_of_clients
 
 logger = logging.getLogger(__name__)
 
@@ -112,15 +114,18 @@ class Artifacts:
             logger.warning("report.html: not written (%s: %s)", type(error).__name__, error)
 
     def export(self) -> None:
-        """Write the trained model."""
+        """Write the trained model with its own vectors, and warn of clients that would differ."""
         session = self.session
+        parity = parity_of_session(session)
         request = ExportRequest(
             kind=session.recipe.checkpoint.export,
             base=self._adapter_base(),
-            write_embedder=self._write_embedder,
+            write_embedder=lambda folder: self._write_with_parity(folder, parity),
         )
         backbone = session.built.engine.module.backbone
         export_model(backbone, session.folder.model, request, session.ranks)
+        if session.ranks.is_first:
+            warn_of_clients(session.folder.model)
 
     def merge(self) -> None:
         """Merge the last checkpoints, where the recipe asks for it."""
@@ -146,6 +151,12 @@ class Artifacts:
         place = str(Path(path).resolve()) if Path(path).is_dir() else path
         revision = session.recipe.model.revision
         return AdapterBase(place=place, revision=revision, identity=session.base)
+
+    def _write_with_parity(self, folder: Path, parity: Parity | None) -> None:
+        """Embedder files and, beside them, what every client must make of them."""
+        self._write_embedder(folder)
+        if parity is not None:
+            write_parity(folder, parity)
 
     def _write_embedder(self, folder: Path) -> None:
         """Config, tokenizer, pooling and prompts."""
