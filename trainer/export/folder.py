@@ -40,6 +40,8 @@ class ExportRequest:
     """What an adapter belongs to; None where all parameters are trained."""
     write_embedder: Callable[[Path], None]
     """Writes config, tokenizer and pooling files into a folder; called on the first rank."""
+    write_card: Callable[[Path], None]
+    """Writes the model card into a folder that has all else; called on the first rank."""
     shard_bytes: int = SHARD_BYTES
     """A weight file takes tensors until it has so many bytes: it is larger by less than its last
     tensor, and the first rank holds as much."""
@@ -76,7 +78,7 @@ def _export_weights(
     """A folder of whole weights, adapters merged."""
     _start_folder(folder, request, ranks)
     shapes = _write_weights(backbone, folder, ranks, request.shard_bytes)
-    on_first_rank(lambda: check_written(folder, shapes), ranks)
+    on_first_rank(lambda: _finish_folder(folder, shapes, request), ranks)
 
 
 def _export_adapter(
@@ -88,7 +90,7 @@ def _export_adapter(
     (folder / "config.json").unlink(missing_ok=True)
     assert request.base is not None
     shapes = write_adapter(backbone, folder, request.base, ranks)
-    on_first_rank(lambda: check_written(folder, shapes), ranks)
+    on_first_rank(lambda: _finish_folder(folder, shapes, request), ranks)
 
 
 def _start_folder(folder: Path, request: ExportRequest, ranks: Ranks) -> None:
@@ -96,6 +98,12 @@ def _start_folder(folder: Path, request: ExportRequest, ranks: Ranks) -> None:
     if ranks.is_first:
         folder.mkdir(parents=True)
         request.write_embedder(folder)
+
+
+def _finish_folder(folder: Path, shapes: dict[str, torch.Size], request: ExportRequest) -> None:
+    """Check the weights, and describe what is there."""
+    check_written(folder, shapes)
+    request.write_card(folder)
 
 
 def full_tensors(backbone: nn.Module, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:

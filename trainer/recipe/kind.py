@@ -116,6 +116,8 @@ class TaskKind:
     """From settings to the number of texts that a row puts on each side."""
     prompts: Mapping[str, Side]
     """Names of its prompts in an export, and whose instruction each is."""
+    hub_task: str = "sentence-similarity"
+    """What model cards of the Hugging Face hub call it, beside scores."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
 
