@@ -65,8 +65,11 @@ def push(arguments: argparse.Namespace) -> dict[str, Any]:
         message=arguments.message,
     )
     card = folder / CARD
-    changed = {CARD: card_for_hub(card, arguments.repo).encode()} if card.is_file() else {}
-    done = upload(folder, request, changed)
+    done = upload(
+        folder,
+        request,
+        lambda repo: {CARD: card_for_hub(card, repo).encode()} if card.is_file() else {},
+    )
     return result | {"repo": done.repo, "commit": done.commit, "removed": list(done.removed)}
 
 

@@ -6,7 +6,7 @@ leaves behind.
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -193,13 +193,16 @@ def check_repo(repo: str) -> None:
         ) from error
 
 
-def upload(folder: Path, request: UploadRequest, changed: Mapping[str, bytes]) -> Uploaded:
+def upload(
+    folder: Path, request: UploadRequest, changed: Callable[[str], Mapping[str, bytes]]
+) -> Uploaded:
     """Make the repository where there is none, and commit all files of the folder.
 
     Args:
         folder: as `export_files` takes it.
         request: see its fields.
-        changed: content by name in the folder that goes in place of the file's own.
+        changed: from `OWNER/NAME` to content, by name in the folder, that goes in place of the
+            file's own.
 
     Returns:
         The commit.
@@ -224,8 +227,9 @@ def upload(folder: Path, request: UploadRequest, changed: Mapping[str, bytes]) -
     try:
         repo = _open_repo(api, request)
         stale = _stale(api, repo, request.revision, files)
+        content: dict[str, Path | bytes] = {**files, **changed(repo)}
         additions = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=changed.get(name, path))
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=content[name])
             for name, path in files.items()
         ]
         done = api.create_commit(
@@ -292,6 +296,9 @@ def _statuses(error: BaseException | None) -> Iterator[int]:
 
 
 def _line(error: BaseException) -> str:
-    """An error's own words in one line."""
+    """What the hub said, or else the error's own words, in one line."""
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-    return " ".join(str(cause).split())[:300] or type(cause).__name__
+    status = next(_statuses(cause), None)
+    told = getattr(cause, "server_message", None)
+    text = f"{status} {told}" if status and told else str(cause)
+    return " ".join(text.split())[:300] or type(cause).__name__

@@ -89,7 +89,8 @@ def front_matter_of(card: Path | None) -> dict[str, Any]:
         return {}
     found = _FRONT_MATTER.match(card.read_text(encoding="utf-8-sig", errors="replace"))
     try:
-        content = yaml.safe_load(found[1]) if found else None
+        # texts alone: Norwegian, written `no`, would become false
+        content = yaml.load(found[1], Loader=yaml.BaseLoader) if found else None
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     if not isinstance(content, dict):

@@ -178,7 +178,7 @@ def _introduction(facts: CardFacts) -> str:
 def _base(base: BaseModel) -> str:
     """The base, as a link where the hub has it."""
     if base.hub is None:
-        return f"the model {code(base.name)}, which is not named on the hub"
+        return f"the local model {code(base.name)}"
     link = f"[{plain(base.hub)}](https://huggingface.co/{base.hub})"
     return f"{link} (revision {code(base.revision)})" if base.revision else link
 

@@ -153,7 +153,7 @@ def _again(trained_by: TrainedBy) -> list[str]:
     return [
         "## How to repeat the training",
         f"Install {trainer}, save the recipe below as `recipe.yaml`, put the data where its paths "
-        "lead, and run:",
+        "lead (absolute ones are cut to their last part), and run:",
         block(command, "bash"),
         f"The run had {ranks} processes ({plain(environment.get('device', 'unknown'))}). "
         "Batch sizes are global, so that another number gives the same batches.",

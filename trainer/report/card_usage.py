@@ -13,8 +13,8 @@ from trainer.report.card_facts import CardFacts
 from trainer.report.exported import ExportedFolder
 from trainer.report.markdown import block, code, table
 
-QUESTIONS = ("How do I reset my password?",)
-PASSAGES = ("Open Settings and choose Reset password.", "Invoices are under Billing.")
+QUESTIONS = ["How do I reset my password?"]
+PASSAGES = ["Open Settings and choose Reset password.", "Invoices are under Billing."]
 """Texts of the examples."""
 POOLING_CODE = {
     "last": "pooled = hidden[torch.arange(len(texts)), mask.sum(1) - 1]",
@@ -28,8 +28,8 @@ ids = tokenizer(prompt)["input_ids"] if prompt else []
 num_prompt = len(ids) - sum(one in tokenizer.all_special_ids for one in ids[-1:])
 mask[:, :num_prompt] = 0  # the prompt is read, but not pooled"""
 
-Example = tuple[str, Sequence[str]]
-"""Name of a prompt, and texts for it."""
+Example = tuple[str, str]
+"""Name of a prompt, and the variable that holds texts for it."""
 
 
 def usage(facts: CardFacts) -> list[str]:
@@ -50,9 +50,14 @@ def _examples(facts: CardFacts) -> Iterator[list[Example]]:
     for task in facts.tasks:
         names = [name for name in TASKS[task].prompts if name in facts.exported.prompts]
         if len(names) > 1:
-            yield [(names[0], QUESTIONS), (names[1], PASSAGES)]
+            yield [(names[0], "questions"), (names[1], "passages")]
         elif names:
-            yield [(names[0], PASSAGES)]
+            yield [(names[0], "passages")]
+
+
+def _texts() -> list[str]:
+    """Lines that define the texts of the examples."""
+    return [f"questions = {_literal(QUESTIONS)}", f"passages = {_literal(PASSAGES)}"]
 
 
 def _variable(name: str) -> str:
@@ -67,8 +72,7 @@ def _encoding(examples: Sequence[Example], call: str) -> list[str]:
         call: with `{texts}` and `{name}`.
     """
     return [
-        f"{_variable(name)} = {call.format(texts=_literal(list(texts)), name=name)}"
-        for name, texts in examples
+        f"{_variable(name)} = {call.format(texts=texts, name=name)}" for name, texts in examples
     ]
 
 
@@ -84,6 +88,8 @@ def _sentence_transformers(facts: CardFacts) -> list[str]:
         "from sentence_transformers import SentenceTransformer",
         "",
         f"model = SentenceTransformer({_literal(exported.place)}{trust})",
+        "",
+        *_texts(),
     ]
     for examples in _examples(facts):
         lines += _encoding(examples, 'model.encode({texts}, prompt_name="{name}")')
@@ -99,7 +105,7 @@ def _transformers(facts: CardFacts) -> list[str]:
         return []
     lines = [*_loading(facts.exported), "", "", *_function(facts.exported), "", ""]
     used = {name: facts.exported.prompts[name] for task in _examples(facts) for name, _ in task}
-    lines.append(f"prompts = {_literal(used)}")
+    lines += [f"prompts = {_literal(used)}", *_texts()]
     for examples in _examples(facts):
         lines += _encoding(examples, 'embed({texts}, prompts["{name}"])')
         first, last = (_variable(one[0]) for one in (examples[0], examples[-1]))
@@ -160,12 +166,18 @@ def _servers(facts: CardFacts) -> list[str]:
             "pooling and prompts. Train with `checkpoint.export: merged` or `both`, or call "
             "`model.merge_and_unload()`.",
         ]
-    place, (name, texts) = shlex.quote(exported.place), _first_example(facts)
+    if not exported.include_prompt and any(exported.prompts.values()):
+        return [
+            "### vLLM and Text Embeddings Inference",
+            "These servers pool the tokens of a prompt too, and this model was trained without "
+            "them. Use sentence-transformers or transformers.",
+        ]
+    place, name = shlex.quote(exported.place), _first_prompt(facts)
     prompt = exported.prompts.get(name, "")
-    asked = {"model": exported.place, "input": [prompt + text for text in texts]}
+    asked = {"model": exported.place, "input": [prompt + text for text in QUESTIONS]}
     trust = " --trust-remote-code" if exported.runs_code else ""
     serve = f"vllm serve {place} --runner pooling{trust} --port 8000"
-    named: dict[str, object] = {"inputs": list(texts), "truncate": True}
+    named: dict[str, object] = {"inputs": QUESTIONS, "truncate": True}
     named |= {"prompt_name": name} if name in exported.prompts else {}
     router = f"text-embeddings-router --model-id {place} --port 8080"
     return [
@@ -178,8 +190,8 @@ def _servers(facts: CardFacts) -> list[str]:
     ]
 
 
-def _first_example(facts: CardFacts) -> Example:
-    return next((examples[0] for examples in _examples(facts)), ("", QUESTIONS))
+def _first_prompt(facts: CardFacts) -> str:
+    return next((examples[0][0] for examples in _examples(facts)), "")
 
 
 def _curl(route: str, body: Mapping[str, object]) -> str:
