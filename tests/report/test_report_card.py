@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from huggingface_hub import ModelCard, constants, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel
 
 from tests.support import hub as stand_in
+from tests.support.cards import run_python
 from tests.support.corpus import RECIPE, save_corpus, save_tokenizer
 from tests.support.tiny import bert_config, qwen3_config, save_model
 from trainer.data.tokens import load_tokenizer, make_encoder
@@ -102,15 +102,6 @@ def card_of(workspace: Path, model: Path, **changes: Any) -> str:
     return write_run_card(model, workspace / "run", place=str(model), **changes).read_text()
 
 
-def python_of(card: str) -> dict[str, dict[str, Any]]:
-    """What the card's Python left, by the library that it uses."""
-    left = {}
-    for title, text in re.findall(r"### (\S+)\n.*?```python\n(.*?)```", card, re.DOTALL):
-        left[title] = {}
-        exec(compile(text, title, "exec"), left[title])
-    return left
-
-
 def vectors_by_the_trainer(model: Path, recipe: Recipe, prompt: str, texts: Any) -> np.ndarray:
     """Vectors of texts one by one, without any of an export's files but the weights."""
     base = Path(recipe.model.path)
@@ -151,7 +142,8 @@ def test_the_cards_python_gives_the_trainers_vectors(
 ) -> None:
     recipe = write_run(workspace, *SHAPES[shape])
     model = export(workspace, recipe, adapter=adapter)
-    left = python_of(card_of(workspace, model))
+    card_of(workspace, model)
+    left = run_python(model / "README.md")
     assert left.keys() == {"sentence-transformers", "transformers"}
     texts = {"query": QUESTIONS, "document": PASSAGES, "sts": PASSAGES}
     prompts = {"query": "w1 w2 ", "document": "", "sts": ""}
@@ -165,7 +157,9 @@ def test_the_cards_python_gives_the_trainers_vectors(
 def test_an_encoders_card_runs(workspace: Path) -> None:
     save_model(bert_config(), workspace / "base")
     recipe = write_run(workspace, *("model.pooling=mean", "model.attention=bidirectional"))
-    one, other = python_of(card_of(workspace, export(workspace, recipe))).values()
+    model = export(workspace, recipe)
+    card_of(workspace, model)
+    one, other = run_python(model / "README.md").values()
     assert (
         np.abs(np.asarray(one["query_vectors"]) - np.asarray(other["query_vectors"])).max() < 1e-5
     )
@@ -263,7 +257,7 @@ def test_servers_get_the_right_folder_prompts_and_limits(workspace: Path) -> Non
     assert asked == {"model": str(model), "input": [f"{prompt}{QUESTIONS[0]}"]}
     assert named == {"inputs": list(QUESTIONS), "truncate": True, "prompt_name": "query"}
     assert r'| `query` | `` "it' in card.replace("``  ", "`` ")
-    python_of(card)
+    assert run_python(model / "README.md").keys() == {"sentence-transformers", "transformers"}
 
 
 def test_servers_that_would_pool_the_prompt_are_not_recommended(workspace: Path) -> None:
@@ -380,4 +374,3 @@ def test_any_text_stands_in_markdown() -> None:
     assert code("a`b") == "`` a`b ``"
     assert table(("x", "n"), [("a|b", "1")]) == "| x | n |\n| --- | ---: |\n| a\\|b | 1 |"
     assert block("```\n", "yaml").splitlines()[0] == "````yaml"
-    assert yaml.safe_load("a: 1") == {"a": 1}

@@ -6,7 +6,7 @@ It must not load the model.
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,11 @@ def base_of_recipe(path: str, revision: str | None) -> BaseModel:
         inherited = front_matter_of(_card_of_hub(hub, revision))
         return BaseModel(name=hub, hub=hub, revision=revision, inherited=inherited)
     try:
-        return base_of_folder(Path(resolve_model_path(path)))
+        base = base_of_folder(Path(resolve_model_path(path)))
     except RecipeError:
         return BaseModel(name=Path(path).name, hub=None)
+    # of a package, all of the path is of use to others
+    return base if Path(path).expanduser().is_dir() else replace(base, name=path)
 
 
 def base_of_folder(folder: Path) -> BaseModel:

@@ -21,7 +21,7 @@ from trainer.report.card_training import merging, training
 from trainer.report.card_usage import usage
 from trainer.report.exported import read_exported
 from trainer.report.markdown import code, plain, table
-from trainer.report.read import MERGE_KEYS, Line, Run, read_run
+from trainer.report.read import MERGE_KEYS, Line, Run, read_training
 from trainer.run_folder.layout import MERGE_RECORD, RunFolder
 
 CARD = "README.md"
@@ -51,7 +51,7 @@ def write_run_card(folder: Path, run: Path, *, place: str, step: int | None = No
         TrainerError: a file of the run or of the export is damaged.
         OSError: the card cannot be written; an older one stays.
     """
-    files, read = RunFolder(run), read_run(run)
+    files, read = RunFolder(run), read_training(run)
     recipe = load_recipe(files.recipe)
     merge = _merge_record(folder)
     trained_by = TrainedBy(recipe=recipe, run=read, after=_after(read, step, recipe))
