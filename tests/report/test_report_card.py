@@ -213,6 +213,8 @@ def test_scores_are_those_of_the_exported_step(workspace: Path) -> None:
     (index,) = metadata_load(model / "README.md")["model-index"]
     values = [one["value"] for result in index["results"] for one in result["metrics"]]
     assert values == [0.2, 0.6]
+    assert "The numbers are of all 20 planned steps; the model was trained for 10." in card
+    assert "| steps | 10 |" in card
     # of a step that was not evaluated there is nothing to say
     card = card_of(workspace, model, step=11)
     assert "## Evaluation" not in card
@@ -280,7 +282,13 @@ def test_an_adapters_card_sends_servers_to_whole_weights(workspace: Path) -> Non
 MERGE = {
     "method": "delta",
     "formula": "theta0 + lambda * sum_k w_k D_k, w_k = ||D_k||^alpha",
-    "settings": {"method": "delta", "alpha": 1.0, "weights": None, "max_shard_bytes": 5},
+    "settings": {
+        "method": "delta",
+        "alpha": 1.0,
+        "density": 0.2,
+        "weights": None,
+        "max_shard_bytes": 5,
+    },
     "checkpoints": [{"path": "/home/me/run/checkpoints/step-10"}, {"path": "/home/me/other"}],
     "tensors": {"a": {"norms": [0.5], "weights": [1.0]}},
 }
@@ -293,6 +301,8 @@ def test_the_card_of_a_runs_merge(workspace: Path) -> None:
     assert "Checkpoints that were trained from the local model `base`, merged" in card
     assert "| checkpoints | `run/checkpoints/step-10`, `other` |" in card
     assert r"w_k = \|\|D_k\|\|^alpha" in card
+    assert "| alpha | `1.0` |" in card
+    assert "density" not in card
     assert "/home/me" not in card
     assert "The merged weights were not scored in the run." in card
     data = metadata_load(model / "README.md")

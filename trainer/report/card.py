@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trainer.report.card_training import merging, training
 from trainer.report.card_usage import usage
 from trainer.report.exported import read_exported
 from trainer.report.markdown import code, plain, table
-from trainer.report.read import MERGE_KEYS, Line, Run, read_training
+from trainer.report.read import MERGE_KEYS, Run, read_training
 from trainer.run_folder.layout import MERGE_RECORD, RunFolder
 
 CARD = "README.md"
@@ -51,15 +52,15 @@ def write_run_card(folder: Path, run: Path, *, place: str, step: int | None = No
         TrainerError: a file of the run or of the export is damaged.
         OSError: the card cannot be written; an older one stays.
     """
-    files, read = RunFolder(run), read_training(run)
-    recipe = load_recipe(files.recipe)
+    recipe = load_recipe(RunFolder(run).recipe)
     merge = _merge_record(folder)
-    trained_by = TrainedBy(recipe=recipe, run=read, after=_after(read, step, recipe))
+    trained_by = _trained_by(recipe, read_training(run), step)
     facts = CardFacts(
         name=recipe.name,
         exported=read_exported(folder, _as_path(place)),
         base=base_of_recipe(recipe.model.path, recipe.model.revision),
-        trained_by=trained_by if merge is None else _unscored(trained_by),
+        # merged weights are those of no evaluation
+        trained_by=trained_by if merge is None else replace(trained_by, after=None),
         merge=merge,
     )
     return _write(folder / CARD, render(facts))
@@ -116,19 +117,15 @@ def card_for_hub(card: Path, repo: str) -> str:
     return re.sub(rf"(?<![\w./-]){re.escape(found[1])}(?![\w/-])", repo, text)
 
 
-def _after(run: Run, step: int | None, recipe: Recipe) -> Line | None:
-    """The evaluation of the exported parameters."""
-    names = {held_out.name for held_out in recipe.eval.sets}
+def _trained_by(recipe: Recipe, run: Run, step: int | None) -> TrainedBy:
+    """The run, and the evaluation of what it exported."""
     done = step
     if done is None:
         done = max((line["step"] + 1 for line in run.steps), default=0)
+    names = {held_out.name for held_out in recipe.eval.sets}
     found = [line for line in run.evaluations if line["step"] == done]
-    return next((line for line in reversed(found) if line["sets"].keys() <= names), None)
-
-
-def _unscored(trained_by: TrainedBy) -> TrainedBy:
-    """The run without an evaluation of what was exported."""
-    return TrainedBy(recipe=trained_by.recipe, run=trained_by.run, after=None)
+    after = next((line for line in reversed(found) if line["sets"].keys() <= names), None)
+    return TrainedBy(recipe=recipe, run=run, step=done, after=after)
 
 
 def _merge_record(folder: Path) -> Mapping[str, Any] | None:

@@ -20,8 +20,15 @@ class TrainedBy:
     """As resolved."""
     run: Run
     """What its folder says."""
+    step: int
+    """Steps done by the exported parameters."""
     after: Line | None
-    """The evaluation of the exported parameters; None where there was none."""
+    """Their evaluation; None where there was none."""
+
+    @property
+    def planned(self) -> int:
+        """Steps of the whole run, which may have ended earlier."""
+        return int(self.run.facts.get("num_steps") or self.step)
 
     @property
     def before(self) -> Line | None:

@@ -18,6 +18,12 @@ PLACES = ("output_dir", "root", "path", "deepspeed")
 """Recipe keys that may hold a path of one machine."""
 PACKAGES = ("codiemb-trainer", "torch", "transformers", "peft", "deepspeed", "python")
 """Versions that a card shows."""
+MERGE_SETTINGS = {
+    "delta": ("granularity", "alpha"),
+    "task_arithmetic": ("weights",),
+    "ties": ("density",),
+}
+"""Settings that one method alone reads."""
 
 
 def training(facts: CardFacts) -> list[str]:
@@ -43,11 +49,13 @@ def _data(trained_by: TrainedBy) -> list[str]:
         for name, source in sources.items()
     ]
     head = ("source", "task", "data set", "rows", "steps", "rows seen", "epochs")
-    return [
-        "## Training data",
-        table(head, rows, num_names=3),
-        "Rows seen count repeats.",
-    ]
+    note = "Rows seen count repeats."
+    if trained_by.step < trained_by.planned:
+        note += (
+            f" The numbers are of all {trained_by.planned:,} planned steps; the model was trained "
+            f"for {trained_by.step:,}."
+        )
+    return ["## Training data", table(head, rows, num_names=3), note]
 
 
 def _origin(source: SourceRecipe) -> str:
@@ -100,7 +108,7 @@ def _settings(trained_by: TrainedBy) -> list[str]:
 
 def _main_settings(trained_by: TrainedBy) -> Iterator[tuple[str, object]]:
     recipe, train = trained_by.recipe, trained_by.recipe.train
-    yield "steps", f"{trained_by.run.facts.get('num_steps') or len(trained_by.run.steps):,}"
+    yield "steps", f"{trained_by.step:,}"
     for name in dict.fromkeys(source.task for source in recipe.data.sources):
         settings = recipe.tasks[name]
         terms = TASKS[name].terms
@@ -191,16 +199,13 @@ def merging(facts: CardFacts) -> list[str]:
     merge = facts.merge
     if merge is None:
         return []
-    left_out = ("method", "max_shard_bytes", "allow_nan")
-    settings = {
-        key: value
-        for key, value in merge["settings"].items()
-        if key not in left_out and value is not None
-    }
+    settings = merge["settings"]
+    used = [key for key in (*MERGE_SETTINGS.get(merge["method"], ()), "lambda", "dtype")
+            if settings.get(key) is not None]  # fmt: skip
     rows = [
         ("method", code(merge["method"])),
         ("formula", code(merge["formula"])),
-        *((plain(key), code(value)) for key, value in settings.items()),
+        *((key, code(settings[key])) for key in used),
         ("checkpoints", ", ".join(code(_input_name(one)) for one in merge["checkpoints"])),
     ]
     return [
