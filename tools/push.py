@@ -13,12 +13,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer.cli import ending_with_code
-from trainer.export.upload import UploadRequest, check_repo, export_files, upload
+from trainer.export.upload import UploadRequest, check_repo, export_files, local_base, upload
 from trainer.report.card import CARD, card_for_hub
 
 MESSAGE = "Upload the model"
@@ -73,6 +73,15 @@ def push(arguments: argparse.Namespace) -> dict[str, Any]:
     return result | {"repo": done.repo, "commit": done.commit, "removed": list(done.removed)}
 
 
+def warnings_for(folder: Path) -> Iterator[str]:
+    """What others will miss."""
+    if not (folder / CARD).is_file():
+        yield f"no {CARD}; the hub will show no card"
+    base = local_base(folder)
+    if base is not None:
+        yield f"the adapter's base is {base}, a folder of this machine; nobody else can load it"
+
+
 def show(result: dict[str, Any]) -> None:
     """Print what was done for a person."""
     for name, size in result["files"].items():
@@ -88,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     result = push(arguments)
-    if CARD not in result["files"]:
-        print(f"{arguments.folder}: no {CARD}; the hub will show no card", file=sys.stderr)
+    for warning in warnings_for(arguments.folder.expanduser()):
+        print(f"{arguments.folder}: {warning}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(result))
     else:

@@ -1,5 +1,6 @@
 """Uploading: what arrives at the hub equals the folder, and what goes wrong is one message."""
 
+import hashlib
 import json
 import os
 import struct
@@ -122,8 +123,11 @@ def test_large_files_arrive_in_parts_on_a_branch_of_a_private_repository(
 def test_weights_of_an_earlier_upload_go(hub: Hub, folder: Path) -> None:
     old = {"adapter_config.json": b"{}", "old.safetensors": b"x", "notes.txt": b"mine"}
     hub.repos["somebody/helpdesk"] = Repo(branches={"main": dict(old)})
+    weights = (folder / "model.safetensors").read_bytes()
+    hub.blobs[hashlib.sha256(weights).hexdigest()] = weights
     done = push(folder, "helpdesk", "--json", endpoint=hub.url)
     assert done.returncode == 0, done.stderr
+    assert not any(request.startswith("PUT") for request in hub.requests)
     assert json.loads(done.stdout)["removed"] == ["adapter_config.json", "old.safetensors"]
     assert json.loads(done.stdout)["repo"] == "somebody/helpdesk"
     expected = sent(folder, "somebody/helpdesk") | {"notes.txt": b"mine"}
@@ -137,6 +141,21 @@ def test_a_dry_run_lists_and_sends_nothing(hub: Hub, folder: Path) -> None:
     assert result["files"].keys() == sent(folder, "team/helpdesk").keys()
     assert result["commit"] is None
     assert hub.requests == []
+
+
+def test_an_adapter_of_a_local_base_and_a_missing_card_are_warned_of(folder: Path) -> None:
+    (folder / "README.md").unlink()
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    config = {"base_model_name_or_path": str(folder)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    done = push(folder, "team/x", "--dry-run", endpoint="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        f"{folder}: no README.md; the hub will show no card",
+        f"{folder}: the adapter's base is {folder}, a folder of this machine; nobody else can load "
+        "it",
+    ]
+    assert done.stdout.splitlines()[-1].endswith("nothing sent")
 
 
 REFUSALS: dict[str, tuple[tuple[str, ...], dict[str, str], str]] = {

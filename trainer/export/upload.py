@@ -111,6 +111,19 @@ def export_files(folder: Path) -> list[Path]:
     return [path for path in files if not _is_hidden(path.relative_to(folder))]
 
 
+def local_base(folder: Path) -> str | None:
+    """The folder of this machine that an adapter names as its base, if it names one.
+
+    Args:
+        folder: as `export_files` takes it.
+    """
+    file = folder / ADAPTER_CONFIG
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    base = str(config.get("base_model_name_or_path", ""))
+    is_local = base.startswith(("/", ".", "~")) or (base and Path(base).is_dir())
+    return base if is_local else None
+
+
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") and part != ".gitattributes" for part in path.parts)
 
