@@ -17,6 +17,8 @@ import torch
 
 from tests.support.cards import run_python
 from tests.support.corpus import make_workspace
+from trainer.export.clients.table import read_clients
+from trainer.export.parity_file import PARITY, read_parity
 
 pytestmark = pytest.mark.dist
 
@@ -111,6 +113,10 @@ def test_same_losses_on_one_rank_by_python(finished: Path, workspace: Path) -> N
             two["source"],
             two["tokens"],
         )
+    one, two = (read_parity(f / "model" / PARITY) for f in (workspace / "alone", finished))
+    assert [text.token_ids for text in one.texts] == [text.token_ids for text in two.texts]
+    # what 20 steps make of those sums
+    assert (one.vectors * two.vectors).sum(axis=1).min() > 0.9999
 
 
 def test_resumed_by_torchrun_equals_uninterrupted(finished: Path, workspace: Path) -> None:
@@ -146,6 +152,7 @@ def test_export_gives_the_trainers_vectors(finished: Path) -> None:
     from trainer.data.tokens import load_tokenizer, make_encoder
     from trainer.distributed.group import Ranks
     from trainer.engine.embed import embed_texts
+    from trainer.export.from_folder import parity_of_folder
     from trainer.recipe.load import load_recipe
 
     recipe = load_recipe(finished / "recipe.yaml", [])
@@ -168,6 +175,13 @@ def test_export_gives_the_trainers_vectors(finished: Path) -> None:
         chunk_tokens=64,
     )
     assert np.abs(theirs - ours.numpy()).max() < 1e-6
+    # two ranks wrote what one process makes of the folder, and no client is silently different
+    parity = read_parity(finished / "model" / PARITY)
+    alone = parity_of_folder(finished / "model")
+    assert alone.settings == parity.settings
+    assert np.abs(alone.vectors - parity.vectors).max() < 1e-6
+    results = read_clients(finished / "model")
+    assert [result for result in results if result.outcome == "different"] == []
 
 
 def test_the_card_of_the_export_is_read_by_the_hub_and_runs(finished: Path) -> None:

@@ -117,6 +117,7 @@ def estimate_tokens(
         tokenizer = load_tokenizer(
             resolve_model_path(model.path),
             pooling=model.pooling,
+            end_token=model.end_token,
             revision=model.revision,
             trust_remote_code=model.trust_remote_code,
         )

@@ -45,6 +45,8 @@ class Told:
 
     vectors: dict[str, Tensor] = field(default_factory=dict)
     """The trainer's embeddings of TEXTS by run."""
+    parities: dict[str, Any] = field(default_factory=dict)
+    """Content of parity.json, by the model of the ranks, by run."""
     mistakes: dict[str, str] = field(default_factory=dict)
     """Messages by mistake."""
 
@@ -78,6 +80,8 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
     """Train, resume, export and err; the first rank touches files, with barriers around."""
     from torch.distributed import barrier
 
+    from trainer.session.parity import parity_of_session
+
     told = Told()
 
     def alone(act: Any, *arguments: Any) -> None:
@@ -90,6 +94,7 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
         run = run_of(folder, name, *more)
         run_session(run, resume=False)
         told.vectors[name] = embed(run.session)
+        told.parities[name] = parity_of_session(run.session)
         run.session.built.engine.destroy()
     alone(partial(cut, after=3), folder / "both", folder / "cut")
     run = run_of(folder, "cut", *RUNS["both"])
@@ -133,6 +138,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(workspace: Path) -> Told:
     first, second = run_ranks(body, 2, workspace, timeout_sec=240)
     assert first.mistakes == second.mistakes
+    for name, parity in first.parities.items():
+        assert (parity.vectors == second.parities[name].vectors).all()
     return first
 
 
@@ -191,10 +198,36 @@ def test_mistakes_are_told(told: Told, mistake: str, message: str) -> None:
     assert re.search(f"{message}.* Exit code 2.", told.mistakes[mistake]), told.mistakes[mistake]
 
 
-@pytest.mark.parametrize(
-    ("run", "folder"),
-    [("both", "model"), ("both", "model/adapter"), ("adapter", "model"), ("merged", "model")],
-)
+EXPORTS = [
+    ("both", "model"), ("both", "model/adapter"), ("adapter", "model"), ("merged", "model"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("run", "folder"), EXPORTS)
+def test_every_export_holds_the_vectors_of_its_model(
+    told: Told, workspace: Path, run: str, folder: str
+) -> None:
+    from trainer.export.clients.compare import judge
+    from trainer.export.clients.folder import read_export
+    from trainer.export.clients.load_plain import run_transformers
+    from trainer.export.from_folder import parity_of_folder
+
+    export = read_export(workspace / run / folder)
+    parity = export.parity
+    assert parity is not None
+    made = told.parities[run]
+    assert parity.settings == made.settings
+    assert [text.token_ids for text in parity.texts] == [text.token_ids for text in made.texts]
+    assert (parity.vectors == made.vectors).all()
+    # one rank makes of the folder what two ranks made before it was written
+    alone = parity_of_folder(export.path)
+    assert abs(alone.vectors - parity.vectors).max() < 1e-5
+    assert alone.settings == parity.settings
+    judgement = judge(parity, run_transformers(export, parity), 0.99999)
+    assert judgement.field is None, judgement
+
+
+@pytest.mark.parametrize(("run", "folder"), EXPORTS)
 def test_export_gives_the_trainers_vectors(
     told: Told, workspace: Path, run: str, folder: str
 ) -> None:

@@ -12,7 +12,7 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.errors import CheckpointError
 
 HARMLESS = re.compile(
-    r"name|output_dir|resume|(log|eval|checkpoint|engine)(\..*)?"
+    r"name|output_dir|resume|(log|eval|checkpoint|export|engine)(\..*)?"
     r"|data\.(workers|on_bad_row|root)|data\.sources\.\d+\.(path|hub|split)"
     r"|model\.gradient_checkpointing|train\.max_skipped_steps"
 )

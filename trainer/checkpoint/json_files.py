@@ -1,6 +1,7 @@
 """JSON files beside weights, checked for the form that readers count on; it knows no tensors."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ def read_object(path: Path) -> dict[str, Any]:
             f"{path}: content = {content!r:.60}; expected a JSON object. Copy the file again."
         )
     return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON with a final newline, whole or not at all; makes the parent folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def read_modules(path: Path) -> list[dict[str, Any]]:

@@ -36,6 +36,11 @@ DTYPES = {
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that the format allows."""
+PLAIN = "pt"
+"""What files of torch's tensors say of their format."""
+NEEDS_RELEASE_5 = "pt, of a decoder with bidirectional attention, which needs transformers 5"
+"""What they say where transformers 4 would close the attention without a word: it loads no file of
+a format that it does not know, and repeats this in its error. Others do not look at it."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,8 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         raise _damaged(path, f"header is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise _damaged(path, "header is no JSON object")
-    metadata = content.pop("__metadata__", {"format": "pt"})
-    if not isinstance(metadata, dict) or metadata.get("format") != "pt":
+    metadata = content.pop("__metadata__", {"format": PLAIN})
+    if not isinstance(metadata, dict) or metadata.get("format") not in (PLAIN, NEEDS_RELEASE_5):
         raise _damaged(path, f"metadata = {metadata!r:.80}")
     return content
 
@@ -193,16 +198,20 @@ def _view(mapped: mmap.mmap, slot: Slot) -> torch.Tensor:
 
 
 def encode_header(
-    tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]], *, multiple: int = 8
+    tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
+    *,
+    multiple: int = 8,
+    form: str = PLAIN,
 ) -> bytes:
     """Header of a file that holds `tensors` in this order, with its length, padded by blanks.
 
     Args:
         tensors: name, dtype and shape of each; put wide dtypes first, to keep them aligned.
         multiple: of which its size in bytes is one, itself a multiple of 8.
+        form: what the file says of its format.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
-    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    content: dict[str, Any] = {"__metadata__": {"format": form}}
     stop = 0
     for name, dtype, shape in tensors:
         start, stop = stop, stop + numel(shape) * dtype.itemsize

@@ -14,11 +14,15 @@ from tokenizers.processors import TemplateProcessing
 
 from trainer.data.fields import shown
 from trainer.data.prompts import prompt_prefix
-from trainer.errors import DataError
+from trainer.errors import DataError, RecipeError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, Pooling, Recipe, SourceRecipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+SHOWN_TOKENS = 8
+"""Special tokens that a message names."""
 
 
 class Encoded(NamedTuple):
@@ -92,7 +96,12 @@ class TextEncoder:
 
 
 def load_tokenizer(
-    path: str, *, pooling: Pooling, revision: str | None = None, trust_remote_code: bool = False
+    path: str,
+    *,
+    pooling: Pooling,
+    end_token: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> "PreTrainedTokenizerFast":
     """The tokenizer of a model, made to end each text with its end token where that is pooled.
 
@@ -102,11 +111,13 @@ def load_tokenizer(
     Args:
         path: model folder or hub id.
         pooling: `last` needs an end token.
+        end_token: special token that ends texts whatever the pooling and whatever ended them.
         revision: commit of a hub model.
         trust_remote_code: run tokenizer code that comes with the model.
 
     Raises:
         DataError: if there is no fast tokenizer, or no end token where one is needed.
+        RecipeError: if `end_token` is no special token of the tokenizer.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -126,7 +137,9 @@ def load_tokenizer(
     if not tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids:
         # transformers makes up an empty one for a folder that has a config alone
         raise _no_tokenizer(path, f"{len(tokenizer)} tokens, none for the letter a")
-    if pooling == "last":
+    if end_token is not None:
+        _choose_end_token(tokenizer, end_token, path)
+    elif pooling == "last":
         _append_end_token(tokenizer, path)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -199,19 +212,43 @@ def _no_tokenizer(path: str, found: str) -> DataError:
     )
 
 
+def _choose_end_token(tokenizer: "PreTrainedTokenizerFast", end_token: str, path: str) -> None:
+    """Ends texts with this token, which becomes the tokenizer's end token.
+
+    Clients that put an end token after texts themselves take that of the tokenizer.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    special = {str(token) for token in added if token.special} | {*tokenizer.all_special_tokens}
+    if end_token not in special or end_token not in tokenizer.get_vocab():
+        some = ", ".join(sorted(special)[:SHOWN_TOKENS]) or "none"
+        raise RecipeError(
+            f"recipe: model.end_token = {shown(end_token)}; expected a special token of the "
+            f"tokenizer in {path} ({some}). Correct it, or remove it for the tokenizer's own."
+        )
+    tokenizer.eos_token = end_token
+    _end_with(tokenizer, end_token)
+
+
 def _append_end_token(tokenizer: "PreTrainedTokenizerFast", path: str) -> None:
-    """Sets the template that puts the end token after each text, also after a cut one."""
-    backend = tokenizer.backend_tokenizer
+    """Ends texts with the tokenizer's end token, unless a special token ends them."""
     special_ids = set(tokenizer.all_special_ids)
-    if backend.encode("a").ids[-1] in special_ids:
+    if tokenizer.backend_tokenizer.encode("a").ids[-1] in special_ids:
         return
     if tokenizer.eos_token_id is None:
         raise DataError(
             f"{path}: eos_token = null; expected an end token, as model.pooling = last reads it. "
             "Set eos_token in the tokenizer, or use model.pooling=mean."
         )
-    before = backend.encode("").tokens
-    end = str(tokenizer.eos_token)
+    _end_with(tokenizer, str(tokenizer.eos_token))
+
+
+def _end_with(tokenizer: "PreTrainedTokenizerFast", end: str) -> None:
+    """Sets the template that puts one token after each text, also after a cut one."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    encoding = backend.encode("a")
+    marks = encoding.special_tokens_mask
+    before = encoding.tokens[: marks.index(0)]
     single = " ".join(f"{piece}:0" for piece in [*before, "$A", end])
     backend.post_processor = TemplateProcessing(
         single=single,

@@ -1,6 +1,7 @@
-"""Embed any list of texts on all ranks together, for evaluation."""
+"""Embed any list of texts on all ranks together, for evaluation and export."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,8 +12,16 @@ from trainer.data.tokens import TextEncoder
 from trainer.distributed.group import Ranks
 from trainer.distributed.rows import gather_rows
 from trainer.engine.chunks import plan_chunks
-from trainer.engine.grad_cache import GradCache
 from trainer.engine.materialise import lengths_of, make_chunks
+from trainer.model.embedder import Chunk
+
+
+class ChunkEmbedder(Protocol):
+    """Runs a model without gradient: a gradient cache, or a plain model."""
+
+    def embed(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Vectors of all texts of the chunks, in order [n, H], float32."""
+        ...
 
 
 def embed_texts(
@@ -21,7 +30,7 @@ def embed_texts(
     instruction: str,
     max_tokens: int,
     encoder: TextEncoder,
-    grad_cache: GradCache,
+    grad_cache: ChunkEmbedder,
     ranks: Ranks,
     chunk_tokens: int,
 ) -> Tensor:
@@ -43,8 +52,24 @@ def embed_texts(
     encoded = encoder.encode(texts, instruction=instruction, max_tokens=max_tokens)
     prompts = np.full(len(texts), encoded.num_prompt_tokens, dtype=np.int64)
     distinct = Texts(token_ids=tuple(encoded.token_ids), num_prompt_tokens=prompts)
-    plan = plan_chunks(lengths_of(distinct), num_ranks=ranks.world_size, max_tokens=chunk_tokens)
-    chunks = make_chunks(distinct, plan.ranks[ranks.rank], key=0, device=ranks.device)
-    gathered = gather_rows(grad_cache.embed(chunks), counts=plan.counts)
+    return embed_tokens(distinct, model=grad_cache, ranks=ranks, chunk_tokens=chunk_tokens)
+
+
+def embed_tokens(texts: Texts, *, model: ChunkEmbedder, ranks: Ranks, chunk_tokens: int) -> Tensor:
+    """Vectors of tokenised texts, each rank embedding its share.
+
+    Args:
+        texts: n texts, the same on all ranks; equal ones may be among them.
+        model: runs the model.
+        ranks: this process.
+        chunk_tokens: padded tokens of one forward on one rank.
+
+    Returns:
+        Vectors [n, H], float32, norm 1, on this rank's device, equal on all ranks.
+    Collective: yes.
+    """
+    plan = plan_chunks(lengths_of(texts), num_ranks=ranks.world_size, max_tokens=chunk_tokens)
+    chunks = make_chunks(texts, plan.ranks[ranks.rank], key=0, device=ranks.device)
+    gathered = gather_rows(model.embed(chunks), counts=plan.counts)
     # rank order -> text order [n, H]
     return gathered[torch.from_numpy(np.argsort(plan.order)).to(ranks.device)]

@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 
+from trainer.checkpoint.json_files import write_json
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.checkpoint.names import ADAPTER_PART
 from trainer.checkpoint.open import ADAPTER_BASE, ADAPTER_WEIGHTS
 from trainer.checkpoint.tensors import LowRankTensor, StoredTensor
 from trainer.distributed.group import Ranks
 from trainer.errors import RecipeError
-from trainer.export.embedder_files import write_json
 from trainer.model.adapters import ADAPTER
 from trainer.recipe.schema import Recipe
 

@@ -4,14 +4,15 @@ The sentence-transformers files keep the names that every release of that librar
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken
 
+from trainer.checkpoint.json_files import write_json
 from trainer.data.prompts import prompt_prefix
+from trainer.export.complete import complete_folder
 from trainer.recipe.kind import Side
 from trainer.recipe.schema import Pooling, Recipe, SourceRecipe
 from trainer.recipe.tasks import TASKS
@@ -62,8 +63,9 @@ def _named(source: SourceRecipe, query: str, passage: str) -> dict[str, str]:
 
 
 def max_tokens(recipe: Recipe) -> int:
-    """Longest text of the exported model: the longer of the recipe's two limits."""
-    return max(recipe.data.query_max_tokens, recipe.data.passage_max_tokens)
+    """Longest text of the exported model, tokens with prompt and end token."""
+    longest = max(recipe.data.query_max_tokens, recipe.data.passage_max_tokens)
+    return longest if recipe.export.max_tokens is None else recipe.export.max_tokens
 
 
 def write_embedder_files(
@@ -72,20 +74,29 @@ def write_embedder_files(
     *,
     config: "PretrainedConfig",
     tokenizer: "PreTrainedTokenizerFast",
+    base: Path | None = None,
+    architecture: str | None = None,
 ) -> None:
     """Write config, tokenizer, pooling, normalisation, prompts and maximum length.
 
     Args:
         folder: exists.
         recipe: pooling, prompts and limits.
-        config: of the backbone; its size becomes the vector size.
+        config: of the backbone; its size becomes the vector size. It stays as it is.
         tokenizer: the one that the trainer used; it stays as it is.
+        base: folder of the model that was trained, for its own settings and its licence; None
+            where it is not on this machine.
+        architecture: name of the backbone's class; None for what the config says.
     """
-    config.save_pretrained(folder)
-    saved = padding_copy(tokenizer, num_rows=int(config.get_text_config().vocab_size))
+    text_config = config.get_text_config()
+    written = copy.deepcopy(config)
+    if architecture is not None:
+        written.architectures = [architecture]
+    written.save_pretrained(folder)
+    saved = padding_copy(tokenizer, num_rows=int(text_config.vocab_size))
     saved.model_max_length = max_tokens(recipe)
     saved.save_pretrained(folder)
-    size = int(config.hidden_size)
+    size = int(text_config.hidden_size)
     pooling = {key: name == recipe.model.pooling for name, key in POOLING_KEYS.items()}
     for name, content in {
         "modules.json": list(MODULES),
@@ -106,6 +117,7 @@ def write_embedder_files(
     }.items():
         write_json(folder / name, content)
     (folder / "2_Normalize").mkdir(exist_ok=True)
+    complete_folder(folder, base=base)
 
 
 def padding_copy(
@@ -140,9 +152,3 @@ def _padding_tokens(tokenizer: "PreTrainedTokenizerFast", num_rows: int) -> Iter
     hidden = (name for name in words if tokenizer.tokenize(name) != [name])
     yield from (AddedToken(name, normalized=False) for name in hidden)
     yield from (AddedToken(name, normalized=False, single_word=True) for name in words)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON with a final newline; makes the parent folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,12 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainer.checkpoint.json_files import write_json
 from trainer.checkpoint.replace import replace_folder, restore_replaced
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 from trainer.export.adapter import AdapterBase, merged_tensors, write_adapter
-from trainer.export.embedder_files import write_json
+from trainer.export.complete import open_to_readers, weights_format
 from trainer.recipe.schema import Export
 
 SHARD_BYTES = 4 * 2**30
@@ -78,7 +79,7 @@ def _export_weights(
     """A folder of whole weights, adapters merged."""
     _start_folder(folder, request, ranks)
     shapes = _write_weights(backbone, folder, ranks, request.shard_bytes)
-    on_first_rank(lambda: _finish_folder(folder, shapes, request), ranks)
+    on_first_rank(lambda: _finish(folder, shapes, request), ranks)
 
 
 def _export_adapter(
@@ -90,7 +91,14 @@ def _export_adapter(
     (folder / "config.json").unlink(missing_ok=True)
     assert request.base is not None
     shapes = write_adapter(backbone, folder, request.base, ranks)
-    on_first_rank(lambda: _finish_folder(folder, shapes, request), ranks)
+    on_first_rank(lambda: _finish(folder, shapes, request), ranks)
+
+
+def _finish(folder: Path, shapes: dict[str, torch.Size], request: ExportRequest) -> None:
+    """Check the weights, describe what is there, and let others read it."""
+    check_written(folder, shapes)
+    request.write_card(folder)
+    open_to_readers(folder)
 
 
 def _start_folder(folder: Path, request: ExportRequest, ranks: Ranks) -> None:
@@ -98,12 +106,6 @@ def _start_folder(folder: Path, request: ExportRequest, ranks: Ranks) -> None:
     if ranks.is_first:
         folder.mkdir(parents=True)
         request.write_embedder(folder)
-
-
-def _finish_folder(folder: Path, shapes: dict[str, torch.Size], request: ExportRequest) -> None:
-    """Check the weights, and describe what is there."""
-    check_written(folder, shapes)
-    request.write_card(folder)
 
 
 def full_tensors(backbone: nn.Module, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
@@ -152,7 +154,8 @@ def _write_weights(
 
 def _write_shard(folder: Path, number: int, tensors: dict[str, Tensor]) -> list[str]:
     """Write one weight file under a provisional name; returns the names in it."""
-    save_file(tensors, folder / f"{number}.safetensors", metadata={"format": "pt"})
+    metadata = {"format": weights_format(folder)}
+    save_file(tensors, folder / f"{number}.safetensors", metadata=metadata)
     return list(tensors)
 
 

@@ -4,19 +4,24 @@ Each group of files comes whole from the first folder that has it: the checkpoin
 then the base.
 """
 
-import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.checkpoint.json_files import module_path, read_modules, read_object
+from trainer.checkpoint.json_files import module_path, read_modules, read_object, write_json
+from trainer.checkpoint.safetensors_file import PLAIN
 from trainer.errors import CheckpointError
+from trainer.export.complete import complete_folder, weights_format
+from trainer.export.rope import canonical, read_rope
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
@@ -26,7 +31,7 @@ SENTENCE_FILES = ("modules.json", "config_sentence_transformers.json",
                   "sentence_bert_config.json")  # fmt: skip
 ARCHITECTURE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads",
                      "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size",
-                     "hidden_act", "rope_theta", "rms_norm_eps", "layer_norm_eps",
+                     "hidden_act", "rms_norm_eps", "layer_norm_eps",
                      "tie_word_embeddings")  # fmt: skip
 """Keys of config.json that two models must share to be averaged; same shapes are not enough."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -42,6 +47,8 @@ class Assets:
     """Folder of the tokenizer."""
     sentence: Path | None
     """Folder of modules.json and what it names."""
+    base: Path | None = None
+    """Folder of the base, for its own settings and its licence."""
 
 
 def find_assets(checkpoints: Sequence[Sequence[Path]], base: Sequence[Path]) -> Assets:
@@ -60,6 +67,7 @@ def find_assets(checkpoints: Sequence[Sequence[Path]], base: Sequence[Path]) -> 
         config=_first_with(folders, ("config.json",)),
         tokenizer=_first_with(folders, ("tokenizer.json", "tokenizer_config.json")),
         sentence=_first_with(folders, ("modules.json",)),
+        base=next(iter(base), None),
     )
     _check_pooling([group for group in checkpoints if group])
     if assets.sentence is not None:
@@ -132,12 +140,42 @@ def check_architecture(base: Sequence[Path], others: Mapping[Path, Sequence[Path
     own = _config(base)
     for path, folders in others.items():
         config = _config(folders)
+        if not own or not config:
+            continue
         for key in ARCHITECTURE_KEYS:
             if key in own and key in config and own[key] != config[key]:
-                raise CheckpointError(
-                    f"{path}: config {key} = {config[key]}; expected {own[key]} as in the base. "
-                    "Name the base that this checkpoint was trained from."
-                )
+                raise _other_model(path, key, config[key], own[key])
+        its, expected = _rope(config), _rope(own)
+        for key in sorted({*its, *expected}):
+            if its.get(key) != expected.get(key):
+                raise _other_model(path, key, its.get(key), expected.get(key))
+
+
+def _other_model(path: Path, key: str, found: object, expected: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: config {key} = {found}; expected {expected} as in the base. "
+        "Name the base that this checkpoint was trained from."
+    )
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """The rotary parameters of a config by dotted key, whichever form they are written in."""
+    section = config.get("text_config")
+    config = section if isinstance(section, dict) else config
+    found = read_rope(config) if "model_type" in config else None
+    if found is None:
+        # a type that transformers does not know, or one without rotary positions
+        found = {key: config[key] for key in ("rope_theta", "rope_scaling") if config.get(key)}
+    return dict(_leaves("", canonical(found)))
+
+
+def _leaves(prefix: str, content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Values of nested mappings by dotted key."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(f"{prefix}{key}.", value)
+        else:
+            yield prefix + key, value
 
 
 def _config(folders: Sequence[Path]) -> dict[str, Any]:
@@ -145,25 +183,31 @@ def _config(folders: Sequence[Path]) -> dict[str, Any]:
     return read_object(folder / "config.json") if folder else {}
 
 
+def weights_form(assets: Assets) -> str:
+    """What the merged weight files say of their format."""
+    return PLAIN if assets.config is None else weights_format(assets.config)
+
+
 def copy_assets(assets: Assets, target: Path, dtype: torch.dtype) -> None:
-    """Copy the files into the merged model's folder.
+    """Copy the files into the merged model's folder, in the form that all clients read.
 
     Args:
         assets: what `find_assets` chose.
-        target: existing folder.
+        target: existing folder, its weights written.
         dtype: what the config shall name as the weights' dtype.
     """
     if assets.config is not None:
         config = read_object(assets.config / "config.json")
-        key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        config[key] = str(dtype).removeprefix("torch.")
-        (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
+        write_json(target / "config.json", config)
         for code in assets.config.glob("*.py"):
             shutil.copy(code, target)
     if assets.tokenizer is not None:
         _copy_present(assets.tokenizer, TOKENIZER_FILES, target)
     if assets.sentence is not None:
         _copy_sentence_files(assets.sentence, target)
+    for change in complete_folder(target, base=assets.base):
+        logger.info("%s: %s", target.name, change)
 
 
 def _copy_sentence_files(folder: Path, target: Path) -> None:
@@ -173,7 +217,7 @@ def _copy_sentence_files(folder: Path, target: Path) -> None:
     _copy_present(transformer, SENTENCE_FILES[2:], target)
     # the transformer's files lie in the merged folder itself
     modules[0]["path"] = ""
-    (target / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+    write_json(target / "modules.json", modules)
     for path, source in _module_folders(folder):
         shutil.copytree(source, target / path)
 

@@ -8,7 +8,7 @@ so that one rank holds for all. Letters: r summed rank, m rows and n columns of 
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from trainer.checkpoint.safetensors_file import Slot, encode_header
 from trainer.checkpoint.tensors import LowRankTensor, SlicedTensor, numel
 from trainer.errors import CheckpointError
 from trainer.merge.arithmetic import delta_weights
-from trainer.merge.assets import Assets, copy_assets, find_assets
+from trainer.merge.assets import copy_assets, find_assets
 from trainer.merge.driver import EXTRA_FILE_BYTES, MergeReport
 from trainer.merge.low_rank import factors, is_low_rank_change, row_norms
 from trainer.merge.merge_plan import Inputs, MergePlan, open_inputs, plan_id
@@ -212,7 +212,7 @@ def _plan(inputs: Inputs, shard: ShardFile, settings: MergeSettings) -> MergePla
         left_out=(),
         shards=(shard,),
         # a config would make loaders look for whole weights beside it
-        assets=Assets(config=None, tokenizer=found.tokenizer, sentence=found.sentence),
+        assets=replace(found, config=None),
         identities=tuple(identity(one, hash_files=settings.hash_files) for one in sources),
         dtype=_dtype(settings),
     )

@@ -20,7 +20,7 @@ from trainer.checkpoint.open import (
 )
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
-from trainer.merge.assets import Assets, check_architecture, find_assets
+from trainer.merge.assets import Assets, check_architecture, find_assets, weights_form
 from trainer.merge.expected import check_expected
 from trainer.merge.matching import Root, bare, check_complete, common_prefix, matched
 from trainer.merge.output import ShardFile, plan_shards
@@ -151,11 +151,13 @@ def plan_of(inputs: Inputs, settings: MergeSettings) -> MergePlan:
         for name in kept
     )
     known = set(kept)
+    assets = find_assets([one.assets for one in sources], base_source.assets)
+    form = weights_form(assets)
     return MergePlan(
         items=items,
         left_out=tuple(name for name in root if name not in known),
-        shards=tuple(plan_shards(items, settings.max_shard_bytes)),
-        assets=find_assets([one.assets for one in sources], base_source.assets),
+        shards=tuple(plan_shards(items, settings.max_shard_bytes, form=form)),
+        assets=assets,
         identities=tuple(identity(one, hash_files=settings.hash_files)
                          for one in (base_source, *sources)),
         dtype=_main_dtype(items),

@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor, uint8
 
 from trainer.checkpoint.open import INDEX, SINGLE
-from trainer.checkpoint.safetensors_file import Slot, encode_header, read_header
+from trainer.checkpoint.safetensors_file import PLAIN, Slot, encode_header, read_header
 from trainer.errors import CheckpointError
 from trainer.merge.output_file import BLOCK_BYTES, Bytes, OutputFile, WordSum
 from trainer.merge.stream import MergeItem
@@ -55,8 +55,16 @@ class ShardFile:
         return len(self.header) + sum(slot.num_bytes for slot in self.slots.values())
 
 
-def plan_shards(items: Sequence[MergeItem], max_shard_bytes: int) -> list[ShardFile]:
-    """Cut tensors, in their order, into files of at most `max_shard_bytes` where they fit."""
+def plan_shards(
+    items: Sequence[MergeItem], max_shard_bytes: int, *, form: str = PLAIN
+) -> list[ShardFile]:
+    """Cut tensors, in their order, into files of at most `max_shard_bytes` where they fit.
+
+    Args:
+        items: what is written.
+        max_shard_bytes: size of a file.
+        form: what the files say of their format.
+    """
     shards: list[list[MergeItem]] = [[]]
     used = 0
     for item in items:
@@ -66,18 +74,20 @@ def plan_shards(items: Sequence[MergeItem], max_shard_bytes: int) -> list[ShardF
         shards[-1].append(item)
         used += item.num_bytes
     if len(shards) == 1:
-        return [_lay_out(SINGLE, shards[0])]
+        return [_lay_out(SINGLE, shards[0], form)]
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    return [_lay_out(name, shard) for name, shard in zip(names, shards, strict=True)]
+    return [_lay_out(name, shard, form) for name, shard in zip(names, shards, strict=True)]
 
 
-def _lay_out(name: str, items: Sequence[MergeItem]) -> ShardFile:
+def _lay_out(name: str, items: Sequence[MergeItem], form: str) -> ShardFile:
     # whole blocks first are all written directly; then wide dtypes first, aligned to their size
     ordered = sorted(
         items, key=lambda item: (item.num_bytes % BLOCK_BYTES != 0, -item.dtype.itemsize)
     )
     header = encode_header(
-        [(item.name, item.dtype, item.base.shape) for item in ordered], multiple=BLOCK_BYTES
+        [(item.name, item.dtype, item.base.shape) for item in ordered],
+        multiple=BLOCK_BYTES,
+        form=form,
     )
     start, slots = len(header), {}
     for item in ordered:

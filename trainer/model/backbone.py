@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from trainer.errors import RecipeError
 from trainer.model.dropout_names import override_dropouts
-from trainer.model.kinds import check_kind, skeleton_of, text_part
+from trainer.model.kinds import check_kind, is_open, skeleton_of, text_part
 from trainer.model.limits import check_lengths
 from trainer.model.weights import (
     UNREADABLE,
@@ -51,7 +51,7 @@ def load_config(recipe: ModelRecipe, path: str) -> PretrainedConfig:
     if recipe.dropout is not None:
         override_dropouts(config, recipe.dropout)
     config.use_cache = False
-    if recipe.attention == "bidirectional":
+    if recipe.attention == "bidirectional" and not is_open(config):
         config.is_causal = False
     return config
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModel, PretrainedConfig
+from transformers import AutoModel, Gemma3TextConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -143,6 +143,14 @@ def kind_of(skeleton: nn.Module) -> Kind:
     )
     # XLNet was trained with permuted masks and is read with none
     return "encoder" if fills_masks or getattr(config, "attn_type", None) == "bi" else "decoder"
+
+
+def is_open(config: PretrainedConfig) -> bool:
+    """Whether a Gemma 3 opens its attention by a key of its own, as EmbeddingGemma does.
+
+    `is_causal` beside it would widen the windows of its layers by one token on each side.
+    """
+    return isinstance(config, Gemma3TextConfig) and bool(config.use_bidirectional_attention)
 
 
 def _is_language_model(skeleton: nn.Module) -> bool:

@@ -73,6 +73,11 @@ def check_lengths(recipe: Recipe, skeleton: nn.Module) -> None:
     if any("passage" in TASKS[task].prompts.values() for task in tasks):
         limits["passage_max_tokens"] = data.passage_max_tokens
     too_long = {key: value for key, value in limits.items() if value > most}
+    if not too_long and (recipe.export.max_tokens or 0) > most:
+        raise RecipeError(
+            f"recipe: export.max_tokens = {recipe.export.max_tokens}; expected at most {most}, the "
+            f"positions of the model. Set export.max_tokens={most}."
+        )
     if too_long:
         keys, values = ", data.".join(too_long), ", ".join(map(str, too_long.values()))
         advice = " ".join(f"data.{key}={most}" for key in too_long)

@@ -139,6 +139,7 @@ def _tokenizer(recipe: Recipe, path: str, num_ids: int | None) -> str:
     tokenizer = load_tokenizer(
         path,
         pooling=recipe.model.pooling,
+        end_token=recipe.model.end_token,
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )

@@ -4,7 +4,7 @@ It must not know any kind; `trainer.recipe.tasks` is the table of them.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from trainer.errors import RecipeError
@@ -118,6 +118,9 @@ class TaskKind:
     """Names of its prompts in an export, and whose instruction each is."""
     hub_task: str = "sentence-similarity"
     """What model cards of the Hugging Face hub call it, beside scores."""
+    benchmark_prompts: Mapping[str, str] = field(default_factory=dict)
+    """Names under which mteb looks for a prompt, where none of `prompts` is one; each with the
+    prompt that it stands for."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
 

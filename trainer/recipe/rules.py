@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
-from trainer.recipe.kind import Fail, Words
+from trainer.recipe.kind import Fail, Side, Words
 from trainer.recipe.schema import EvalSetRecipe, Recipe, SourceRecipe
 from trainer.recipe.tasks import TASKS
 
@@ -31,6 +31,7 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
         rule(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
         rule(recipe, fail)
+    _check_export(recipe, fail)
 
 
 def _check_names(recipe: Recipe, fail: Fail) -> None:
@@ -40,8 +41,9 @@ def _check_names(recipe: Recipe, fail: Fail) -> None:
         ("output_dir", recipe.output_dir),
         ("model.path", recipe.model.path),
         ("engine.deepspeed", recipe.engine.deepspeed),
+        ("model.end_token", recipe.model.end_token),
     ):
-        if not text.strip():
+        if text is not None and not text.strip():
             raise fail(key, text, "text that is not empty", "Fill it in.")
     _check_unique("data.sources", recipe.data.sources, fail)
     _check_unique("eval.sets", recipe.eval.sets, fail)
@@ -204,3 +206,18 @@ def _check_merge(recipe: Recipe, fail: Fail) -> None:
     if last > 1 and every is None and checkpoint.every_minutes is None:
         expected = "1 where only the last step is saved"
         raise fail(key, last, expected, "Set checkpoint.every_steps.")
+
+
+def _check_export(recipe: Recipe, fail: Fail) -> None:
+    """The exported model takes every text that was trained or evaluated on."""
+    longest, data = recipe.export.max_tokens, recipe.data
+    limits: dict[Side, tuple[str, int]] = {
+        "query": ("data.query_max_tokens", data.query_max_tokens),
+        "passage": ("data.passage_max_tokens", data.passage_max_tokens),
+    }
+    tasks = {source.task for source in data.sources} | {one.task for one in recipe.eval.sets}
+    for side in {side for task in sorted(tasks) for side in TASKS[task].prompts.values()}:
+        key, limit = limits[side]
+        if longest is not None and longest < limit:
+            expected = f"at least {key} = {limit}"
+            raise fail("export.max_tokens", longest, expected, f"Raise it, or lower {key}.")

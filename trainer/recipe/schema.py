@@ -50,6 +50,9 @@ class ModelRecipe:
     """Token that stands for the text: last real token, mean of tokens, or first token."""
     attention: Attention = "causal"
     """Mask of a decoder; an encoder is always bidirectional and says `bidirectional`."""
+    end_token: str | None = None
+    """Special token that ends each text in place of the tokenizer's; null: the tokenizer's own end
+    token, put after texts where `pooling` is `last` and no special token ends them yet."""
     dtype: DType = "float32"
     """Dtype of weights and activations; must agree with the ds_config. Losses are float32."""
     gradient_checkpointing: bool = False
@@ -237,6 +240,16 @@ class CheckpointRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportRecipe:
+    """What the exported model says to those that load it."""
+
+    max_tokens: int | None = bounded(None, low=2)
+    """Longest text that clients embed, tokens with prompt and end token; longer ones are cut there.
+    At least the two limits of `data`, at most the model's positions; null: the longer of the two
+    limits."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogRecipe:
     """Where numbers go besides `metrics.jsonl` and TensorBoard."""
 
@@ -266,6 +279,8 @@ class Recipe:
     """Held-out sets."""
     checkpoint: CheckpointRecipe = field(default_factory=CheckpointRecipe)
     """Saving."""
+    export: ExportRecipe = field(default_factory=ExportRecipe)
+    """What clients are told."""
     log: LogRecipe = field(default_factory=LogRecipe)
     """Trackers."""
     seed: int = bounded(42, low=0, high=(1 << 63) - 1)

@@ -107,4 +107,5 @@ KIND = TaskKind(
     texts_of_row=_texts_of_row,
     prompts={"sts": "query"},
     hub_task="semantic-similarity",
+    benchmark_prompts={"STS": "sts"},
 )

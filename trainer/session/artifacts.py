@@ -7,14 +7,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from trainer import __version__
 from trainer.checkpoint.run_checkpoints import RunCheckpoints
 from trainer.checkpoint.save import SaveError
 from trainer.checkpoint.storage import probe_storage
 from trainer.export.adapter import AdapterBase
+from trainer.export.base import folder_of_base
 from trainer.export.embedder_files import write_embedder_files
 from trainer.export.folder import ADAPTER_FOLDER, ExportRequest, export_model
+from trainer.export.parity_file import Parity, write_parity
 from trainer.merge.merge_run import merge_last
 from trainer.preflight.checks import writing_to
 from trainer.recipe.load import dump_recipe
@@ -24,6 +27,7 @@ from trainer.report.write import write_report
 from trainer.run_folder.facts import RunFacts, write_run_facts
 from trainer.run_folder.finished import clear_finished
 from trainer.session.open import Session
+from trainer.session.parity import parity_of_session, warn_of_clients
 
 logger = logging.getLogger(__name__)
 
@@ -111,20 +115,23 @@ class Artifacts:
             logger.warning("report.html: not written (%s: %s)", type(error).__name__, error)
 
     def export(self, step: int | None = None) -> None:
-        """Write the trained model.
+        """Write the trained model with its own vectors, and warn of clients that would differ.
 
         Args:
             step: steps done by its parameters; None: all of the run.
         """
         session = self.session
+        parity = parity_of_session(session)
         request = ExportRequest(
             kind=session.recipe.checkpoint.export,
             base=self._adapter_base(),
-            write_embedder=self._write_embedder,
+            write_embedder=lambda folder: self._write_with_parity(folder, parity),
             write_card=lambda folder: self._write_card(folder, session.folder.model, step),
         )
         backbone = session.built.engine.module.backbone
         export_model(backbone, session.folder.model, request, session.ranks)
+        if session.ranks.is_first:
+            warn_of_clients(session.folder.model)
 
     def merge(self) -> None:
         """Merge the last checkpoints, where the recipe asks for it."""
@@ -172,12 +179,23 @@ class Artifacts:
         except Exception as error:  # noqa: BLE001 - the model is whole without it
             logger.warning("%s: no card (%s: %s)", place, type(error).__name__, error)
 
+    def _write_with_parity(self, folder: Path, parity: Parity | None) -> None:
+        """Embedder files and, beside them, what every client must make of them."""
+        self._write_embedder(folder)
+        if parity is not None:
+            write_parity(folder, parity)
+
     def _write_embedder(self, folder: Path) -> None:
         """Config, tokenizer, pooling and prompts."""
-        session = self.session
+        session, model = self.session, self.session.recipe.model
+        embedder = session.built.engine.module
+        backbone = embedder.backbone
+        own = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
         write_embedder_files(
             folder,
             session.recipe,
-            config=session.built.engine.module.config,
+            config=embedder.config,
             tokenizer=session.tokenizer,
+            base=folder_of_base(resolve_model_path(model.path), model.revision),
+            architecture=type(own).__name__,
         )

@@ -78,6 +78,7 @@ def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
     tokenizer = load_tokenizer(
         path,
         pooling=recipe.model.pooling,
+        end_token=recipe.model.end_token,
         revision=recipe.model.revision,
         trust_remote_code=recipe.model.trust_remote_code,
     )

@@ -1,0 +1,75 @@
+"""Exported folders of tiny models, made by the trainer's own parts without a training run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from tests.support import corpus, tiny
+from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe
+
+MAX_TOKENS = 40
+"""Longest text of the exports."""
+VOCABULARY = 320
+ROPE = {"rope_type": "default", "rope_theta": 70.0}
+"""Far from all defaults."""
+
+
+def make_base(folder: Path, **changes: Any) -> Path:
+    """A Qwen3 base with a byte-level tokenizer and positions of its own."""
+    config = tiny.qwen3_config(
+        vocab_size=VOCABULARY, eos_token_id=2, pad_token_id=0, rope_parameters=ROPE, **changes
+    )
+    tiny.save_model(config, folder)
+    corpus.save_byte_tokenizer(folder, VOCABULARY)
+    return folder
+
+
+def recipe_for(base: Path, **model: Any) -> Recipe:
+    """A recipe with prompts for both tasks."""
+    sources = (
+        SourceRecipe(name="ir", task="ir", path="unused", query_instruction="find: "),
+        SourceRecipe(name="sts", task="sts", path="unused", query_instruction="same: "),
+    )
+    data = DataRecipe(sources=sources, query_max_tokens=24, passage_max_tokens=MAX_TOKENS)
+    return tiny.make_recipe(base, model=ModelRecipe(path=str(base), **model), data=data)
+
+
+def make_export(base: Path, folder: Path, **model: Any) -> Path:
+    """A folder as the trainer writes it, with `parity.json`, from the base's own weights.
+
+    Args:
+        base: from `make_base`.
+        folder: is made.
+        model: settings of the recipe's model section.
+    """
+    from trainer.data.tokens import load_tokenizer
+    from trainer.export.complete import complete_folder, weights_format
+    from trainer.export.embedder_files import write_embedder_files
+    from trainer.export.from_folder import parity_of_folder
+    from trainer.export.parity_file import write_parity
+    from trainer.model.backbone import load_config
+
+    recipe = recipe_for(base, **model)
+    folder.mkdir(parents=True)
+    write_embedder_files(
+        folder,
+        recipe,
+        config=load_config(recipe.model, str(base)),
+        tokenizer=load_tokenizer(str(base), pooling=recipe.model.pooling),
+    )
+    tensors = load_file(base / "model.safetensors")
+    metadata = {"format": weights_format(folder)}
+    save_file(tensors, folder / "model.safetensors", metadata=metadata)
+    complete_folder(folder, base=base)
+    write_parity(folder, parity_of_folder(folder))
+    return folder
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON file in place."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
