@@ -41,7 +41,7 @@ class ExportRequest:
     """What an adapter belongs to; None where all parameters are trained."""
     write_embedder: Callable[[Path], None]
     """Writes config, tokenizer and pooling files into a folder; called on the first rank."""
-    write_card: Callable[[Path], None]
+    write_card: Callable[[Path], None] = lambda folder: None
     """Writes the model card into a folder that has all else; called on the first rank."""
     shard_bytes: int = SHARD_BYTES
     """A weight file takes tensors until it has so many bytes: it is larger by less than its last
