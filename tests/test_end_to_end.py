@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.cards import run_python
 from tests.support.corpus import make_workspace
 from tests.support.forked import finish_forked
 from trainer.export.clients.table import read_clients
@@ -182,6 +183,21 @@ def test_export_gives_the_trainers_vectors(finished: Path) -> None:
     assert np.abs(alone.vectors - parity.vectors).max() < 1e-6
     results = read_clients(finished / "model")
     assert [result for result in results if result.outcome == "different"] == []
+
+
+def test_the_card_of_the_export_is_read_by_the_hub_and_runs(finished: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    file = finished / "model" / "README.md"
+    data = ModelCard.load(file).data
+    evaluation = lines(finished / "eval.jsonl")[-1]["sets"]
+    found = {(one.dataset_name, one.metric_type): one.metric_value for one in data.eval_results}
+    for name, metrics in evaluation.items():
+        for metric, value in metrics.items():
+            # rounded to six decimals
+            assert found[name, metric] == pytest.approx(value, abs=1e-6)
+    one, other = (np.asarray(names["query_vectors"]) for names in run_python(file).values())
+    assert np.abs(one - other).max() < 1e-5
 
 
 class PlainPasses:

@@ -69,6 +69,15 @@ def test_the_last_checkpoints_are_merged(finished: Path, workspace: Path) -> Non
     assert SentenceTransformer(str(finished / "merged")).prompts["query"] == "w1 w2 "
 
 
+def test_both_exports_have_a_card(finished: Path) -> None:
+    whole, merged = ((finished / name / "README.md").read_text() for name in ("model", "merged"))
+    assert f'SentenceTransformer("{finished}/model")' in whole
+    assert f'SentenceTransformer("{finished}/merged")' in merged
+    assert "## Merge" not in whole
+    names = ", ".join(f"`run/checkpoints/step-{step}`" for step in (2, 3, 4))
+    assert f"| checkpoints | {names} |" in merged
+
+
 def test_spoiled_checkpoints_are_named_and_passed_over(finished: Path, workspace: Path) -> None:
     shutil.copytree(finished, workspace / "malformed")
     checkpoints = workspace / "malformed" / "checkpoints"

@@ -83,11 +83,22 @@ def test_merges_safetensors_folders(toys: Path, capsys: pytest.CaptureFixture[st
         base, *tuned = (model[name].double() for model in models)
         assert_merged(values, base, tuned, MergeSettings())
     assert sorted(p.name for p in (toys / "out").iterdir()) == [
+        "README.md",
         "config.json",
         "merge.html",
         "merge.json",
         "model.safetensors",
     ]
+
+
+def test_the_card_tells_base_method_and_inputs(toys: Path) -> None:
+    assert delta_merge.main(command(toys, "--method", "ties", "--density", "0.3")) == 0
+
+    card = (toys / "out" / "README.md").read_text()
+    assert "# out\n\nCheckpoints that were trained from the local model `base`, merged" in card
+    for row in ("| method | `ties` |", "| density | `0.3` |", "| checkpoints | `a`, `b` |"):
+        assert row in card
+    assert "no `modules.json`" in card
 
 
 def test_the_report_tells_norms_weights_and_inputs(toys: Path) -> None:
