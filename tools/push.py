@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,24 @@ def push(arguments: argparse.Namespace) -> dict[str, Any]:
         revision=arguments.revision,
         message=arguments.message,
     )
-    card = folder / CARD
-    done = upload(
-        folder,
-        request,
-        lambda repo: {CARD: card_for_hub(card, repo).encode()} if card.is_file() else {},
-    )
+    done = upload(folder, request, lambda repo: cards_for_hub(folder, names, repo))
     return result | {"repo": done.repo, "commit": done.commit, "removed": list(done.removed)}
+
+
+def cards_for_hub(folder: Path, names: Iterable[str], repo: str) -> dict[str, bytes]:
+    """Cards that name the model as the hub does; one of a folder inside keeps that folder's name.
+
+    Args:
+        folder: of the export.
+        names: its files.
+        repo: `OWNER/NAME`.
+    """
+    cards = [Path(name) for name in names if Path(name).name == CARD]
+    places = {card: repo if card == Path(CARD) else f"./{card.parent}" for card in cards}
+    return {
+        card.as_posix(): card_for_hub(folder / card, place).encode()
+        for card, place in places.items()
+    }
 
 
 def warnings_for(folder: Path) -> Iterator[str]:

@@ -120,6 +120,15 @@ def test_large_files_arrive_in_parts_on_a_branch_of_a_private_repository(
     assert sum("PUT" in request for request in hub.requests) == 3
 
 
+def test_a_card_of_a_folder_inside_names_that_folder(hub: Hub, folder: Path) -> None:
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "README.md").write_text("load /a/b\n\n<!-- place: /a/b -->\n")
+    done = push(folder, "team/x", endpoint=hub.url)
+    assert done.returncode == 0, done.stderr
+    sent_card = hub.repos["team/x"].branches["main"]["adapter/README.md"]
+    assert sent_card == b"load ./adapter\n\n<!-- place: ./adapter -->\n"
+
+
 def test_weights_of_an_earlier_upload_go(hub: Hub, folder: Path) -> None:
     old = {"adapter_config.json": b"{}", "old.safetensors": b"x", "notes.txt": b"mine"}
     hub.repos["somebody/helpdesk"] = Repo(branches={"main": dict(old)})
