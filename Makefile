@@ -1,6 +1,7 @@
 # Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs, once: the
 # exact versions of requirements.lock. `make lock` renews that file, `make test-newest` runs the tests
 # of `make test` on the newest releases that pyproject.toml admits, in an environment of its own.
+# `make test-clients` reads exports by all clients, in environments of their own under .venv-clients.
 # `make test-all` adds tests that take minutes, and those of several hosts, which need root.
 PYTHON ?= python3.11
 VENV := .venv
@@ -17,7 +18,7 @@ LOCKED_BUILD := $(LOCKS:%=--build-constraint %)
 UV := uv==0.13.9
 CUDA_ONLY := ^(cuda-|nvidia-|triton)
 
-.PHONY: demo test test-all test-newest lint lock clean
+.PHONY: demo test test-all test-newest test-clients lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +43,10 @@ test-newest:
 	rm -rf .venv-newest
 	$(MAKE) test VENV=.venv-newest LOCKED=--upgrade LOCKED_BUILD=
 
+# Downloads several gigabytes and compiles llama.cpp, the first time.
+test-clients: $(VENV)/.installed
+	$(BIN)/python tools/clients.py
+
 # uv reads the package index and nothing of this machine, so that the lock is the same wherever it is
 # made. No hashes: an installed or local CPU build of torch has others than the index.
 lock:
@@ -56,4 +61,4 @@ lock:
 		grep --extended-regexp '$(CUDA_ONLY)' .venv-lock/all.lock) > requirements-cuda.lock
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lock runs build *.egg-info
+	rm -rf $(VENV) .venv-newest .venv-lock .venv-clients runs build *.egg-info
