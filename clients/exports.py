@@ -93,7 +93,7 @@ def export_form(form: Form, base: Path, folder: Path, ranks: Ranks) -> None:
     backbone = open_backbone(recipe)
     tokenizer = load_tokenizer(str(base), pooling=recipe.model.pooling)
     parity = parity_of(recipe, backbone, tokenizer, ranks)
-    own = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
+    own: Any = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
 
     def write(place: Path) -> None:
         write_embedder_files(

@@ -59,7 +59,9 @@ def save_byte_level(
     from tokenizers.trainers import BpeTrainer
 
     tokenizer = Tokenizer(BPE(ignore_merges=whole_words))
-    levels = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)]
+    levels: list[Any] = [
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    ]
     if pattern is not None:
         levels.insert(0, pre_tokenizers.Split(Regex(pattern), "isolated"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(levels) if pattern else levels[0]
@@ -172,7 +174,7 @@ def save_mistral(folder: Path) -> None:
 
 def save_gemma(folder: Path) -> None:
     """Pieces without a blank before the first, bytes for what has no piece."""
-    from transformers import GemmaTokenizerFast
+    from transformers import GemmaTokenizerFast  # type: ignore[attr-defined] # of release 4
 
     save_pieces(
         folder / "tokenizer.model",
@@ -196,7 +198,7 @@ def save_gemma(folder: Path) -> None:
 
 def save_xlm_roberta(folder: Path) -> None:
     """Pieces by likelihood, texts brought into the NFKC form of Unicode, between two marks."""
-    from transformers import XLMRobertaTokenizerFast
+    from transformers import XLMRobertaTokenizerFast  # type: ignore[attr-defined] # of release 4
 
     save_pieces(
         folder / "sentencepiece.bpe.model",

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.cards import run_python
 from tests.support.corpus import make_workspace
+from tests.support.forked import finish_forked
 from trainer.export.clients.table import read_clients
 from trainer.export.parity_file import PARITY, read_parity
 
@@ -183,6 +185,21 @@ def test_export_gives_the_trainers_vectors(finished: Path) -> None:
     assert [result for result in results if result.outcome == "different"] == []
 
 
+def test_the_card_of_the_export_is_read_by_the_hub_and_runs(finished: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    file = finished / "model" / "README.md"
+    data = ModelCard.load(file).data
+    evaluation = lines(finished / "eval.jsonl")[-1]["sets"]
+    found = {(one.dataset_name, one.metric_type): one.metric_value for one in data.eval_results}
+    for name, metrics in evaluation.items():
+        for metric, value in metrics.items():
+            # rounded to six decimals
+            assert found[name, metric] == pytest.approx(value, abs=1e-6)
+    one, other = (np.asarray(names["query_vectors"]) for names in run_python(file).values())
+    assert np.abs(one - other).max() < 1e-5
+
+
 class PlainPasses:
     """The embedder of a folder of weights, run without an engine."""
 
@@ -200,20 +217,22 @@ class PlainPasses:
 
 
 def test_output_folder_of_another_run_is_refused(finished: Path) -> None:
-    result = by_deepspeed("--recipe", str(finished.parent / "recipe.yaml"))
-    assert result.returncode == 2
-    assert "holds a run" in result.stderr
-    assert "Traceback" not in result.stderr
+    ended = finish_forked(
+        finished.parent, "--recipe", str(finished.parent / "recipe.yaml"), ranks=2
+    )
+    assert ended.code == 2
+    assert "holds a run" in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_selfcheck_passes_and_names_a_planted_error(finished: Path, workspace: Path) -> None:
     recipe = ("--recipe", str(workspace / "recipe.yaml"), "--selfcheck")
-    passed = by_deepspeed(*recipe)
-    assert passed.returncode == 0, passed.stdout + passed.stderr
-    assert "selfcheck passed" in passed.stdout
-    planted = run(sys.executable, "tests/support/planted.py", *recipe)
-    assert planted.returncode == 1, planted.stdout + planted.stderr
-    assert "backbone.layers.1.mlp.up_proj.weight" in planted.stderr
+    passed = finish_forked(workspace, *recipe, ranks=2)
+    assert passed.code == 0, passed.out + passed.err
+    assert "selfcheck passed" in passed.out
+    planted = finish_forked(workspace, *recipe, script="tests/support/planted.py")
+    assert planted.code == 1, planted.out + planted.err
+    assert "backbone.layers.1.mlp.up_proj.weight" in planted.err
 
 
 def test_ctrl_c_saves_and_resume_loses_nothing(workspace: Path) -> None:
@@ -241,7 +260,7 @@ def test_ctrl_c_saves_and_resume_loses_nothing(workspace: Path) -> None:
     taken = len(lines(metrics))
     assert (folder / "checkpoints" / "latest").read_text() == f"step-{taken}"
     assert not (folder / "model").exists()
-    result = by_deepspeed(*recipe, f"train.max_steps={taken + 2}", "--resume")
-    assert result.returncode == 0, result.stdout + result.stderr
+    ended = finish_forked(workspace, *recipe, f"train.max_steps={taken + 2}", "--resume", ranks=2)
+    assert ended.code == 0, ended.out + ended.err
     assert [line["step"] for line in lines(metrics)] == list(range(taken + 2))
     assert (folder / "model" / "model.safetensors").exists()

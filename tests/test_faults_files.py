@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.corpus import make_workspace
-from tests.support.launched import by_deepspeed, by_python, finish, launched, lines, num_steps
+from tests.support.forked import finish_forked, forked
+from tests.support.launched import lines, num_steps
 from tests.test_run_cli import project as project  # a fixture: a right recipe with its data
 from tests.test_run_cli import run
 
@@ -68,7 +69,7 @@ def test_folder_that_cannot_be_made_is_told_before_training(
 ) -> None:
     # nobody may make a folder here, root included
     recipe = ("--recipe", str(workspace / "recipe.yaml"), "output_dir=/proc/run", *MORE_STEPS)
-    ended = finish(tmp_path, by_python(), *recipe)
+    ended = finish_forked(tmp_path, *recipe)
     assert ended.code == 2, ended.err
     assert ended.err.count("recipe: output_dir = /proc/run (") == 1, ended.err
     assert "Traceback" not in ended.err
@@ -79,7 +80,7 @@ def test_metrics_wait_in_memory_while_the_disk_is_full(workspace: Path, disk: Pa
     folder = disk / "run"
     recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={folder}", "eval.sets=[]")
     more = ("train.max_steps=150", "checkpoint.every_steps=100000")
-    with launched(workspace, by_python(), *recipe, *more) as command:
+    with forked(workspace, *recipe, *more) as command:
         command.until(lambda: num_steps(folder) > 3)
         filler = fill(disk)
         command.until(lambda: "its lines wait in memory" in command.out.read_text())
@@ -94,7 +95,7 @@ def test_metrics_wait_in_memory_while_the_disk_is_full(workspace: Path, disk: Pa
 @pytest.mark.dist
 def test_killed_data_worker_is_named(workspace: Path, tmp_path: Path) -> None:
     recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={tmp_path}/run")
-    with launched(tmp_path, by_deepspeed(), *recipe, *MORE_STEPS) as command:
+    with forked(tmp_path, *recipe, *MORE_STEPS, ranks=2) as command:
         command.until(lambda: num_steps(tmp_path / "run") > 3)
         (worker,) = command.find("RANK", "1", "trainer.data.worker")
         os.kill(worker, signal.SIGKILL)
@@ -112,7 +113,7 @@ def test_data_file_that_shrinks_ends_the_run(workspace: Path, tmp_path: Path) ->
     recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={tmp_path}/run")
     # a worker is hundreds of such small batches ahead, which are as good as ever
     data = (f"data.sources.ir.path={tmp_path}/ir.jsonl", "data.workers=0")
-    with launched(tmp_path, by_python(), *recipe, *MORE_STEPS, *data) as command:
+    with forked(tmp_path, *recipe, *MORE_STEPS, *data) as command:
         command.until(lambda: num_steps(tmp_path / "run") > 3)
         os.truncate(tmp_path / "ir.jsonl", 100)
         ended = command.wait(within_sec=60)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.corpus import make_workspace, sentence, write_lines
-from tests.support.launched import by_deepspeed, by_python, finish
+from tests.support.forked import finish_forked
 
 pytestmark = pytest.mark.dist
 
@@ -26,7 +26,7 @@ def test_dry_step_finds_that_the_largest_chunk_does_not_fit(recipe: Path, tmp_pa
     # 2048 queries with 3 passages each fill one chunk of 131072 tokens: far over 300 MB of states
     more = ("data.sources.ir.path=many.jsonl", "tasks.ir.global_batch_size=2048")
     more += ("engine.max_tokens_per_chunk=131072",)
-    ended = finish(tmp_path, by_python(SCRIPT), *arguments, *more, PLANT="limit:300:0")
+    ended = finish_forked(tmp_path, *arguments, *more, script=SCRIPT, PLANT="limit:300:0")
     assert ended.code == 1, ended.err
     told = [line for line in ended.err.splitlines() if "memory = not enough" in line]
     assert len(told) == 1, ended.err
@@ -41,7 +41,7 @@ def test_dry_step_finds_that_the_largest_chunk_does_not_fit(recipe: Path, tmp_pa
 def test_one_rank_without_memory_in_a_step_ends_all(recipe: Path, tmp_path: Path) -> None:
     arguments = ("--recipe", str(recipe), f"output_dir={tmp_path}/run", "eval.sets=[]")
     more = ("engine.keep_graph_tokens=64",)
-    ended = finish(tmp_path, by_deepspeed(SCRIPT), *arguments, *more, PLANT="memory:3:1")
+    ended = finish_forked(tmp_path, *arguments, *more, script=SCRIPT, ranks=2, PLANT="memory:3:1")
     assert ended.code == 1, ended.err
     assert ended.err.count("memory = not enough (CUDA out of memory. Tried") == 1, ended.err
     assert "step 3 (" in ended.err

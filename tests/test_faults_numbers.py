@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.corpus import make_workspace
-from tests.support.launched import by_deepspeed, by_python, finish, lines
+from tests.support.forked import finish_forked
+from tests.support.launched import lines
 
 pytestmark = pytest.mark.dist
 
@@ -20,7 +21,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_planted_nan_stops_before_the_update_and_is_named(recipe: Path, tmp_path: Path) -> None:
     arguments = ("--recipe", str(recipe), f"output_dir={tmp_path}/run", "eval.sets=[]")
-    ended = finish(tmp_path, by_deepspeed(SCRIPT), *arguments, PLANT="nan:7:1")
+    ended = finish_forked(tmp_path, *arguments, script=SCRIPT, ranks=2, PLANT="nan:7:1")
     assert ended.code == 1
     assert ended.err.count("step 7 (") == 1, ended.err
     assert "gradient norm = not finite; expected a finite number" in ended.err
@@ -42,7 +43,7 @@ def test_skipped_step_is_counted_and_training_goes_on(recipe: Path, tmp_path: Pa
     # a rate that does not depend on the number of steps, so that the run may be made longer
     arguments += ("train.schedule=constant", "train.warmup_ratio=0")
     more = ("train.max_skipped_steps=1", "train.max_steps=10", "checkpoint.every_steps=8")
-    ended = finish(tmp_path, by_python(SCRIPT), *arguments, *more, PLANT="nan:7:0")
+    ended = finish_forked(tmp_path, *arguments, *more, script=SCRIPT, PLANT="nan:7:0")
     assert ended.code == 0, ended.err
     assert "skipped without an update, 1 of at most 1" in ended.out
     steps = lines(tmp_path / "run" / "metrics.jsonl")
@@ -52,6 +53,6 @@ def test_skipped_step_is_counted_and_training_goes_on(recipe: Path, tmp_path: Pa
     assert (tmp_path / "run" / "report.html").exists()
     # the count is part of a checkpoint: one more such step after a resume is one too many
     arguments += ("train.max_skipped_steps=1", "train.max_steps=12", "--resume")
-    ended = finish(tmp_path, by_python(SCRIPT), *arguments, PLANT="nan:11:0")
+    ended = finish_forked(tmp_path, *arguments, script=SCRIPT, PLANT="nan:11:0")
     assert ended.code == 1
     assert "train.max_skipped_steps = 1, 1 skipped before" in ended.err

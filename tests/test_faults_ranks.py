@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.corpus import make_workspace
-from tests.support.launched import by_deepspeed, finish, launched, num_steps
+from tests.support.forked import finish_forked
+from tests.support.launched import by_deepspeed, launched, num_steps
 
 pytestmark = pytest.mark.dist
 
@@ -45,8 +46,8 @@ def test_killed_rank_ends_all_within_30_seconds_and_is_named(
 
 def test_rank_with_an_error_of_its_own_ends_all(workspace: Path, tmp_path: Path) -> None:
     recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={tmp_path}/run")
-    command = by_deepspeed("tests/support/faults.py")
-    ended = finish(tmp_path, command, *recipe, *MORE_STEPS, PLANT="error:3:1")
+    script = "tests/support/faults.py"
+    ended = finish_forked(tmp_path, *recipe, *MORE_STEPS, script=script, ranks=2, PLANT="error:3:1")
     assert ended.code == 1
     told = re.findall(r"rank 1 \(.*\): state = failed with ValueError: only here, while", ended.err)
     assert len(told) == 1, ended.err

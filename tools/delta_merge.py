@@ -257,6 +257,7 @@ def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
                 progress=bar.update,
                 resume=arguments.resume,
             )
+    _write_card(arguments.output)
     speed = (report.input_bytes + report.output_bytes) / report.seconds / 1e9
     print(
         f"{arguments.output}: {len(report.outcomes)} tensors, {report.output_bytes / 1e6:,.1f} MB "
@@ -269,6 +270,16 @@ def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
         "output_bytes": report.output_bytes,
         "seconds": report.seconds,
     }
+
+
+def _write_card(output: Path) -> None:
+    """Describe the result; a fault costs the card and not the merge."""
+    from trainer.report.card import write_merge_card
+
+    try:
+        write_merge_card(output, place=output.as_posix())
+    except (TrainerError, OSError) as error:
+        print(f"no card: {error}", file=sys.stderr)
 
 
 def _dry_run(arguments: argparse.Namespace) -> dict[str, Any]:

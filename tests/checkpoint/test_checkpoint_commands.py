@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import corpus
-from tests.support.launched import by_deepspeed, by_python, finish, launched, lines, num_steps
+from tests.support.forked import finish_forked, forked
+from tests.support.launched import lines, num_steps
 from trainer.checkpoint.manifest import read_manifest, verify
 
 pytestmark = pytest.mark.dist
@@ -41,8 +42,8 @@ def arguments(workspace: Path, name: str, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(workspace: Path) -> Path:
-    """A run on one rank by plain python."""
-    ended = finish(workspace, by_python(), *arguments(workspace, "run"))
+    """A run on one rank."""
+    ended = finish_forked(workspace, *arguments(workspace, "run"))
     assert ended.code == 0, ended.out + ended.err
     return workspace / "run"
 
@@ -68,6 +69,15 @@ def test_the_last_checkpoints_are_merged(finished: Path, workspace: Path) -> Non
     assert SentenceTransformer(str(finished / "merged")).prompts["query"] == "w1 w2 "
 
 
+def test_both_exports_have_a_card(finished: Path) -> None:
+    whole, merged = ((finished / name / "README.md").read_text() for name in ("model", "merged"))
+    assert f'SentenceTransformer("{finished}/model")' in whole
+    assert f'SentenceTransformer("{finished}/merged")' in merged
+    assert "## Merge" not in whole
+    names = ", ".join(f"`run/checkpoints/step-{step}`" for step in (2, 3, 4))
+    assert f"| checkpoints | {names} |" in merged
+
+
 def test_spoiled_checkpoints_are_named_and_passed_over(finished: Path, workspace: Path) -> None:
     shutil.copytree(finished, workspace / "malformed")
     checkpoints = workspace / "malformed" / "checkpoints"
@@ -85,7 +95,7 @@ def test_spoiled_checkpoints_are_named_and_passed_over(finished: Path, workspace
     with (workspace / "malformed" / "metrics.jsonl").open("ab") as file:
         file.write(b"\0\xff\n")
     more = arguments(workspace, "malformed", "--resume", "engine.max_tokens_per_chunk=48")
-    ended = finish(workspace, by_python(), *more)
+    ended = finish_forked(workspace, *more)
     assert ended.code == 0, ended.out + ended.err
     for words in (
         rf"step-4 is skipped: .*step-4/{optimizer}: content changed",
@@ -108,14 +118,14 @@ def test_spoiled_checkpoints_are_named_and_passed_over(finished: Path, workspace
 def test_none_valid_or_another_run_ends_with_code_2(finished: Path, workspace: Path) -> None:
     shutil.copytree(finished, workspace / "hopeless")
     changed = ("--resume", "seed=8", "train.learning_rate=0.1", "train.max_steps=5")
-    ended = finish(workspace, by_python(), *arguments(workspace, "hopeless", *changed))
+    ended = finish_forked(workspace, *arguments(workspace, "hopeless", *changed))
     assert ended.code == 2
     for words in (r"seed = 8 \(was 7\)", r"train.learning_rate = 0.1 \(was 0.001\)",
                   r"train.max_steps = 5 \(was 4\)", "or start anew in another"):  # fmt: skip
         assert re.search(words, ended.err), ended.err
     for manifest in (workspace / "hopeless" / "checkpoints").glob("*/manifest.json"):
         manifest.unlink()
-    ended = finish(workspace, by_python(), *arguments(workspace, "hopeless", "--resume"))
+    ended = finish_forked(workspace, *arguments(workspace, "hopeless", "--resume"))
     assert ended.code == 2
     assert "no valid checkpoint among 4; expected one." in ended.err
     assert "Traceback" not in ended.err
@@ -167,7 +177,7 @@ def test_full_and_read_only_disk_cost_no_step(small_disk: Path, workspace: Path)
     more = arguments(workspace, "full", "--resume", "train.max_steps=60", "checkpoint.merge=null",
                      "checkpoint.every_minutes=null", "checkpoint.every_steps=2",
                      "checkpoint.keep=2")  # fmt: skip
-    with launched(workspace, by_deepspeed(), *more) as command:
+    with forked(workspace, *more, ranks=2) as command:
         command.until(lambda: num_steps(run) >= 4)
         filler = small_disk / "filler"
         # Again and again: what a checkpoint took may come free, of a failed save or an old one.

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from tests.support import corpus, tiny
+from tests.support.cards import run_python
 from tests.support.ranks import run_ranks
 from tests.support.sessions import cut, run_of, run_session
 from trainer.checkpoint.manifest import digest, read_manifest
@@ -252,3 +254,18 @@ def test_peft_loads_the_adapter(told: Told, workspace: Path) -> None:
     ids = tokenizer("w1 w2 " + TEXTS[0], return_tensors="pt").input_ids
     state = model(input_ids=ids).last_hidden_state[:, -1]
     close(nn.functional.normalize(state).detach(), told.vectors["both"][:1])
+
+
+def test_the_cards_of_both_folders_give_the_same_vectors(told: Told, workspace: Path) -> None:
+    model = workspace / "both" / "model"
+    found = [
+        vectors
+        for folder in (model, model / "adapter")
+        for names in run_python(folder / "README.md").values()
+        for vectors in [torch.as_tensor(names["query_vectors"])]
+    ]
+    assert len(found) == 4
+    for vectors in found[1:]:
+        # merged weights are rounded once, adapters are added at each product
+        close(vectors, found[0])
+    assert "LoRA adapters of rank 4, alpha 8" in (model / "adapter" / "README.md").read_text()

@@ -78,8 +78,7 @@ def trained(rank: int, world_size: int, folder: Path) -> int:
         *("train.max_steps=12", "train.learning_rate=3e-2", "train.warmup_ratio=0"),
     )
     done: int = run.fit(run.prepare(resume=False), Interrupt())
-    run.held_out.restore_best(done)
-    run.artifacts.export()
+    run.artifacts.export(run.held_out.restore_best(done))
     if rank == 0:
         run.artifacts.report()
     return done
@@ -105,6 +104,8 @@ def test_the_best_checkpoint_is_kept_and_exported(workspace: Path) -> None:
     model = run / "model" / "model.safetensors"
     for name, tensor in map_tensors(model, read_header(model)).items():
         assert torch.equal(read_whole(tensor), read_whole(expected[f"backbone.{name}"])), name
+    exported = best or done
+    assert f"| before | after {exported:,} steps |" in (run / "model" / "README.md").read_text()
     facts = json.loads((run / "run.json").read_text())
     assert facts["environment"]["ranks"] == 2
     assert {one["source"] for one in facts["exposure"]} == {"sts", "ir"}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -53,11 +53,21 @@ class Ended:
     """From the moment that somebody began to wait for it."""
 
 
+class Running(Protocol):
+    """A process, or several that end together."""
+
+    def poll(self) -> int | None:
+        """Exit code; None while it runs."""
+
+    def wait(self, timeout: float) -> int:
+        """Exit code, once it has ended."""
+
+
 @dataclass
 class Launched:
     """A running command."""
 
-    process: subprocess.Popen[str]
+    process: Running
     out: Path
     err: Path
 
@@ -76,10 +86,15 @@ class Launched:
         seconds = time.monotonic() - started
         return Ended(code, self.out.read_text(), self.err.read_text(), seconds)
 
+    @property
+    def _pids(self) -> list[int]:
+        """What was started: a command, or ranks by their numbers."""
+        return getattr(self.process, "pids", None) or [self.process.pid]  # type: ignore[attr-defined]
+
     def find(self, variable: str, value: str, part: str = "run.py") -> list[int]:
         """Process ids below this one by a variable of their environment and their command line."""
         found = []
-        for process in _descendants(self.process.pid):
+        for process in (below for pid in self._pids for below in _descendants(pid)):
             try:
                 variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
                 command = Path(f"/proc/{process}/cmdline").read_bytes().decode()
@@ -91,6 +106,8 @@ class Launched:
 
     def rank(self, rank: int, script: str = "run.py") -> int:
         """Process id of a rank."""
+        if not isinstance(self.process, subprocess.Popen):
+            return self._pids[rank]
         ranks = [pid for pid in self.find("RANK", str(rank), script) if not _launches(pid)]
         (process,) = ranks
         return process

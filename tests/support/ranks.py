@@ -1,6 +1,8 @@
 """Run a function on several gloo ranks and get its results or the failing rank's traceback.
 
-Ranks are spawned processes that meet in a file, so no port is fixed and launches do not collide.
+Ranks are forked from a server that has imported the heavy libraries and nothing else, which saves
+each of them ten seconds of a core. They meet in a file, so no port is fixed and launches do not
+collide.
 Nothing outlives `run_ranks`: a rank that fails ends the others, and a launch that hangs is killed
 and fails with the stack of every rank.
 """
@@ -18,12 +20,15 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+PRELOADED = ("torch", "transformers", "peft", "deepspeed", "trainer.session.train")
+"""What ranks need, imported once for all of them; no import starts a thread."""
 STACK_DUMP_SEC = 1.0
 """How long hung ranks get to write their stacks before they are killed."""
 
@@ -51,8 +56,9 @@ def run_ranks(
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         room = Path(folder)
-        context = mp.get_context("spawn")
-        job = (fn, world_size, args, timeout_sec, room)
+        context = fork_context()
+        # the server has the environment of its own start
+        job = (fn, world_size, args, timeout_sec, room, dict(os.environ))
         ranks: list[BaseProcess] = [
             context.Process(target=_rank_main, args=(r, *job)) for r in range(world_size)
         ]
@@ -66,6 +72,13 @@ def run_ranks(
         finally:
             for process in started:
                 _end(process)
+
+
+def fork_context() -> ForkServerContext:
+    """Starts processes that have imported what a run needs."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
 
 
 def _await_all(ranks: list[BaseProcess], room: Path, deadline: float) -> None:
@@ -122,8 +135,11 @@ def _rank_main(
     args: tuple[Any, ...],
     timeout_sec: float,
     room: Path,
+    environment: dict[str, str],
 ) -> None:
     """Body of a rank: join the group, call, write the result or the traceback."""
+    os.environ.clear()
+    os.environ |= environment
     os.setsid()  # a process group of its own, so that what the rank starts can be ended with it
     torch.set_num_threads(1)
     with (room / f"rank {rank}.stack").open("w") as stack:

@@ -54,7 +54,7 @@ def test_silent_death_is_raised_at_once() -> None:
 
 def test_hang_is_killed_with_stacks(tmp_path: Path) -> None:
     with pytest.raises(RankFailure, match=r"(?s)did not finish in time.*hang_on_one"):
-        run_ranks(hang_on_one, 2, str(tmp_path), timeout_sec=15)
+        run_ranks(hang_on_one, 2, str(tmp_path), timeout_sec=6)
     pids = [int(file.read_text()) for file in tmp_path.iterdir()]
     assert len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

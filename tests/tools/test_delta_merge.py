@@ -83,11 +83,22 @@ def test_merges_safetensors_folders(toys: Path, capsys: pytest.CaptureFixture[st
         base, *tuned = (model[name].double() for model in models)
         assert_merged(values, base, tuned, MergeSettings())
     assert sorted(p.name for p in (toys / "out").iterdir()) == [
+        "README.md",
         "config.json",
         "merge.html",
         "merge.json",
         "model.safetensors",
     ]
+
+
+def test_the_card_tells_base_method_and_inputs(toys: Path) -> None:
+    assert delta_merge.main(command(toys, "--method", "ties", "--density", "0.3")) == 0
+
+    card = (toys / "out" / "README.md").read_text()
+    assert "# out\n\nCheckpoints that were trained from the local model `base`, merged" in card
+    for row in ("| method | `ties` |", "| density | `0.3` |", "| checkpoints | `a`, `b` |"):
+        assert row in card
+    assert "no `modules.json`" in card
 
 
 def test_the_report_tells_norms_weights_and_inputs(toys: Path) -> None:
@@ -344,14 +355,22 @@ def test_allow_nan_goes_on(toys: Path) -> None:
 
 
 def test_old_and_new_names_of_one_pooling_agree(toys: Path) -> None:
-    pool(toys / "a", {"pooling_mode": "lasttoken", "include_prompt": True})
+    word = {"pooling_mode": "lasttoken", "include_prompt": True}
+    pool(toys / "a", {**word, "embedding_dimension": 4})
     old = {"pooling_mode_cls_token": False, "pooling_mode_lasttoken": True}
     pool(toys / "b", {**old, "pooling_mode_mean_tokens": False})
 
     assert delta_merge.main(command(toys)) == 0
 
     pooling = json.loads((toys / "out" / "1_Pooling" / "config.json").read_text())
-    assert pooling == {"pooling_mode": "lasttoken", "include_prompt": True}
+    assert pooling == {
+        "word_embedding_dimension": 4,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": False,
+        "pooling_mode_max_tokens": False,
+        "pooling_mode_lasttoken": True,
+        "include_prompt": True,
+    }
 
 
 def test_an_existing_output_is_left_alone(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:

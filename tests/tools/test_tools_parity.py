@@ -257,12 +257,22 @@ def test_a_server_of_another_model_is_different(sound: Path, folder: Path, call:
     assert (code, entry["outcome"], entry["field"]) == (parity.DIFFERENT, "different", "vectors")
 
 
-def test_a_server_of_vectors_without_norm_is_different(sound: Path, call: Call) -> None:
+def test_a_server_that_does_not_normalise_is_told_of(sound: Path, call: Call) -> None:
     embed = embedder(sound)
     with serving(lambda texts: 3 * embed(texts)) as url:
         code, out, _ = call(sound, "--url", url)
-    assert code == parity.DIFFERENT
-    assert "norm 3.000; expected 1" in out
+    assert code == 0
+    assert "served  equal" in out
+    assert "norm 3.000; expected 1. Normalise what this server answers." in out
+
+
+def test_a_client_that_does_not_normalise_is_different(folder: Path, call: Call) -> None:
+    edit(folder / "modules.json", lambda content: content.pop())
+    code, out, _ = call(folder, "--json", "--clients", "sentence-transformers-6")
+    (entry,) = json.loads(out)["clients"]
+    assert (code, entry["field"]) == (parity.DIFFERENT, "modules.json: type")
+    assert entry["cosine"] > 0.9999
+    assert "expected 1." in entry["reason"]
 
 
 def zeros(texts: Sequence[str]) -> np.ndarray:

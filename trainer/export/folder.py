@@ -41,6 +41,8 @@ class ExportRequest:
     """What an adapter belongs to; None where all parameters are trained."""
     write_embedder: Callable[[Path], None]
     """Writes config, tokenizer and pooling files into a folder; called on the first rank."""
+    write_card: Callable[[Path], None] = lambda folder: None
+    """Writes the model card into a folder that has all else; called on the first rank."""
     shard_bytes: int = SHARD_BYTES
     """A weight file takes tensors until it has so many bytes: it is larger by less than its last
     tensor, and the first rank holds as much."""
@@ -77,7 +79,7 @@ def _export_weights(
     """A folder of whole weights, adapters merged."""
     _start_folder(folder, request, ranks)
     shapes = _write_weights(backbone, folder, ranks, request.shard_bytes)
-    on_first_rank(lambda: _finish(folder, shapes), ranks)
+    on_first_rank(lambda: _finish(folder, shapes, request), ranks)
 
 
 def _export_adapter(
@@ -89,12 +91,13 @@ def _export_adapter(
     (folder / "config.json").unlink(missing_ok=True)
     assert request.base is not None
     shapes = write_adapter(backbone, folder, request.base, ranks)
-    on_first_rank(lambda: _finish(folder, shapes), ranks)
+    on_first_rank(lambda: _finish(folder, shapes, request), ranks)
 
 
-def _finish(folder: Path, shapes: dict[str, torch.Size]) -> None:
-    """Check the weights, and let others read them."""
+def _finish(folder: Path, shapes: dict[str, torch.Size], request: ExportRequest) -> None:
+    """Check the weights, describe what is there, and let others read it."""
     check_written(folder, shapes)
+    request.write_card(folder)
     open_to_readers(folder)
 
 

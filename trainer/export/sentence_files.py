@@ -107,9 +107,9 @@ def _pooling(pooling: dict[str, Any]) -> dict[str, Any]:
         return pooling
     kept = {key: value for key, value in pooling.items()
             if key not in ("pooling_mode", "embedding_dimension")}  # fmt: skip
-    size = {"word_embedding_dimension": pooling["embedding_dimension"]}
+    size = pooling.get("embedding_dimension")
     switches = {switch: name == mode for name, switch in POOLING_MODES.items()}
-    return (size if "embedding_dimension" in pooling else {}) | switches | kept
+    return ({} if size is None else {"word_embedding_dimension": size}) | switches | kept
 
 
 def _backbone(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainer.checkpoint.base_identity import base_files
@@ -22,6 +22,8 @@ def merge_last(
     checkpoints: Sequence[Path],
     output: Path,
     ranks: Ranks,
+    *,
+    finish: Callable[[Path], None],
 ) -> None:
     """Merge checkpoints of this run with its base, on the first rank while the others wait.
 
@@ -31,6 +33,7 @@ def merge_last(
         checkpoints: tag folders, oldest first; all their files visible to the first rank.
         output: folder of the result; one of an earlier end of the run is replaced.
         ranks: this process.
+        finish: called with the result, all else done, before it gets its name.
 
     Raises:
         CheckpointError: on all ranks, if inputs, memory or disk do not allow it.
@@ -51,6 +54,7 @@ def merge_last(
         for leftover in output.parent.glob(f"{fresh.name}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         merge_checkpoints(base_files(*base)[0].parent, checkpoints, fresh, settings)
+        finish(fresh)
         replace_folder(fresh, output)
 
     on_first_rank(merge, ranks)

@@ -81,5 +81,6 @@ KIND = TaskKind(
     has_corpus=True,
     texts_of_row=_texts_of_row,
     prompts={"query": "query", "document": "passage"},
+    hub_task="information-retrieval",
     check=_check,
 )

@@ -116,6 +116,8 @@ class TaskKind:
     """From settings to the number of texts that a row puts on each side."""
     prompts: Mapping[str, Side]
     """Names of its prompts in an export, and whose instruction each is."""
+    hub_task: str = "sentence-similarity"
+    """What model cards of the Hugging Face hub call it, beside scores."""
     benchmark_prompts: Mapping[str, str] = field(default_factory=dict)
     """Names under which mteb looks for a prompt, where none of `prompts` is one; each with the
     prompt that it stands for."""

@@ -41,6 +41,11 @@ def resolve_model_path(path: str) -> str:
     return path
 
 
+def hub_id(path: str) -> str | None:
+    """The hub id that `model.path` is; None for a folder or a package. The hub is not asked."""
+    return None if path.startswith(_PACKAGE) or _is_local(path) else path
+
+
 def _is_local(path: str) -> bool:
     """Whether the path names a folder of this machine, there or not."""
     if path.startswith(("/", ".", "~")) or not _HUB_ID.fullmatch(path):

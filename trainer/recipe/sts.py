@@ -106,5 +106,6 @@ KIND = TaskKind(
     has_scores=True,
     texts_of_row=_texts_of_row,
     prompts={"sts": "query"},
+    hub_task="semantic-similarity",
     benchmark_prompts={"STS": "sts"},
 )

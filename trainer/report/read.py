@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Run:
     facts: Mapping[str, Any]
     """Content of `run.json`; empty where there is none."""
     merge: Mapping[str, Any] | None
-    """Content of `merged/merge.json`, if its checkpoints were merged."""
+    """Content of `merged/merge.json`, if its checkpoints were merged and that was asked for."""
 
     @property
     def tasks(self) -> list[str]:
@@ -44,7 +44,20 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read an output folder.
+    """Read an output folder, with the record of its merge.
+
+    Args:
+        folder: as `read_training` takes it.
+
+    Raises:
+        DataError: if the folder holds no run, or one of its files is damaged.
+    """
+    merge = _read_object(RunFolder(folder).merge_record, MERGE_KEYS)
+    return replace(read_training(folder), merge=merge)
+
+
+def read_training(folder: Path) -> Run:
+    """Read an output folder as it is before its checkpoints are merged.
 
     Args:
         folder: holds `recipe.yaml`, `metrics.jsonl` and `eval.jsonl`; of a run that may go on.
@@ -67,7 +80,7 @@ def read_run(folder: Path) -> Run:
         steps=steps,
         evaluations=evaluations,
         facts=_read_object(files.facts, ()) or {},
-        merge=_read_object(files.merge_record, MERGE_KEYS),
+        merge=None,
     )
 
 

@@ -16,12 +16,13 @@ from trainer.checkpoint.storage import probe_storage
 from trainer.export.adapter import AdapterBase
 from trainer.export.base import folder_of_base
 from trainer.export.embedder_files import write_embedder_files
-from trainer.export.folder import ExportRequest, export_model
+from trainer.export.folder import ADAPTER_FOLDER, ExportRequest, export_model
 from trainer.export.parity_file import Parity, write_parity
 from trainer.merge.merge_run import merge_last
 from trainer.preflight.checks import writing_to
 from trainer.recipe.load import dump_recipe
 from trainer.recipe.model_path import resolve_model_path
+from trainer.report.card import write_run_card
 from trainer.report.write import write_report
 from trainer.run_folder.facts import RunFacts, write_run_facts
 from trainer.run_folder.finished import clear_finished
@@ -113,14 +114,19 @@ class Artifacts:
         except Exception as error:  # noqa: BLE001 - the model is still to be exported
             logger.warning("report.html: not written (%s: %s)", type(error).__name__, error)
 
-    def export(self) -> None:
-        """Write the trained model with its own vectors, and warn of clients that would differ."""
+    def export(self, step: int | None = None) -> None:
+        """Write the trained model with its own vectors, and warn of clients that would differ.
+
+        Args:
+            step: steps done by its parameters; None: all of the run.
+        """
         session = self.session
         parity = parity_of_session(session)
         request = ExportRequest(
             kind=session.recipe.checkpoint.export,
             base=self._adapter_base(),
             write_embedder=lambda folder: self._write_with_parity(folder, parity),
+            write_card=lambda folder: self._write_card(folder, session.folder.model, step),
         )
         backbone = session.built.engine.module.backbone
         export_model(backbone, session.folder.model, request, session.ranks)
@@ -138,7 +144,14 @@ class Artifacts:
             logger.warning("checkpoint.merge.last = %d, but the run saved %d; those are merged",
                            merge.last, len(checkpoints))  # fmt: skip
         base = (resolve_model_path(model.path), model.revision)
-        merge_last(merge, base, checkpoints, session.folder.merged, session.ranks)
+        merge_last(
+            merge,
+            base,
+            checkpoints,
+            session.folder.merged,
+            session.ranks,
+            finish=lambda folder: self._write_card(folder, session.folder.merged, None),
+        )
         if session.ranks.is_first:
             self.report()
 
@@ -151,6 +164,20 @@ class Artifacts:
         place = str(Path(path).resolve()) if Path(path).is_dir() else path
         revision = session.recipe.model.revision
         return AdapterBase(place=place, revision=revision, identity=session.base)
+
+    def _write_card(self, folder: Path, target: Path, step: int | None) -> None:
+        """Describe an export; a fault costs the card and not the model.
+
+        Args:
+            folder: where the export lies now.
+            target: where it will lie.
+            step: steps done by its parameters; None: all of the run.
+        """
+        place = target if folder.name != ADAPTER_FOLDER else target / ADAPTER_FOLDER
+        try:
+            write_run_card(folder, self.session.folder.root, place=place.as_posix(), step=step)
+        except Exception as error:  # noqa: BLE001 - the model is whole without it
+            logger.warning("%s: no card (%s: %s)", place, type(error).__name__, error)
 
     def _write_with_parity(self, folder: Path, parity: Parity | None) -> None:
         """Embedder files and, beside them, what every client must make of them."""

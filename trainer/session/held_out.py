@@ -57,16 +57,21 @@ class HeldOut:
             logger.info("after %d steps eval.patience has ended", done)
         return decision.is_last
 
-    def restore_best(self, done: int) -> None:
-        """Go back to the best evaluation's parameters, where the recipe names a metric."""
+    def restore_best(self, done: int) -> int:
+        """Go back to the best evaluation's parameters, where the recipe names a metric.
+
+        Returns:
+            Steps done by the parameters that the model has now.
+        """
         best, metric = self.early_stopping.best_step, self.session.recipe.eval.best_metric
         if best is None or best == done:
-            return
+            return done
         if best > 0 and self.artifacts.checkpoints.load(self.session.built.engine, best):
             logger.info("model/ is that of step %d, the best by %s", best, metric)
-        else:
-            logger.warning("%s was best after %d steps, of which there is no checkpoint; model/ is "
-                           "that of step %d", metric, best, done)  # fmt: skip
+            return best
+        logger.warning("%s was best after %d steps, of which there is no checkpoint; model/ is "
+                       "that of step %d", metric, best, done)  # fmt: skip
+        return done
 
 
 @dataclass(frozen=True)

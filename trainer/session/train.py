@@ -114,8 +114,7 @@ class TrainingRun:
     def finish(self, done: int) -> None:
         """Export the best model, merge where asked, and write the marker of a finished run."""
         session = self.session
-        self.held_out.restore_best(done)
-        self.artifacts.export()
+        self.artifacts.export(self.held_out.restore_best(done))
         self.artifacts.merge()
         if session.ranks.is_first:
             write_finished(session.folder.root, step=done)

@@ -37,10 +37,12 @@ class Judgement:
     """What differs first; None: nothing."""
     reason: str | None = None
     """A sentence on it."""
+    norm: str | None = None
+    """A sentence on a vector whose norm is not 1, where directions agree."""
 
 
 def judge(parity: Parity, embedded: Embedded, least: float) -> Judgement:
-    """Compare ids, sizes, norms and cosines, in this order.
+    """Compare sizes, ids, cosines and norms, in this order.
 
     Args:
         parity: what the trainer made.
@@ -68,11 +70,10 @@ def judge(parity: Parity, embedded: Embedded, least: float) -> Judgement:
             cosine, "vectors", f"{where}: cosine {cosine:.6f}; expected {least} or more."
         )
     off = int(np.abs(norms - 1).argmax())
-    if abs(norms[off] - 1) > NORM_TOLERANCE:
-        return Judgement(
-            cosine, "norm", f"Text {embedded.numbers[off]}: norm {norms[off]:.3f}; expected 1."
-        )
-    return Judgement(cosine)
+    if abs(norms[off] - 1) <= NORM_TOLERANCE:
+        return Judgement(cosine)
+    number = embedded.numbers[off]
+    return Judgement(cosine, norm=f"Text {number}: norm {norms[off]:.3f}; expected 1.")
 
 
 def _ids_differ(parity: Parity, embedded: Embedded) -> str | None:

@@ -177,7 +177,13 @@ def run_client(
             client=client, version=release, how=how, outcome="refused",
             field=_place(_first(rules, folder)), reason=f"{said:.300}",
         )  # fmt: skip
-    if judgement.field is None:
+    if how == "served" and judgement.norm is not None:
+        # servers leave the norm to their callers; directions are what was trained
+        return ClientResult(
+            client=client, version=release, how=how, outcome="equal", cosine=judgement.cosine,
+            field="norm", reason=f"{judgement.norm} Normalise what this server answers.",
+        )  # fmt: skip
+    if judgement.field is None and judgement.norm is None:
         return ClientResult(
             client=client, version=release, how=how, outcome="equal", cosine=judgement.cosine
         )
@@ -185,7 +191,8 @@ def run_client(
     cause = f" {finding.sentence}" if finding else ""
     return ClientResult(
         client=client, version=release, how=how, outcome="different", cosine=judgement.cosine,
-        field=_place(finding) or judgement.field, reason=f"{judgement.reason}{cause}",
+        field=_place(finding) or judgement.field or "norm",
+        reason=f"{judgement.reason or judgement.norm}{cause}",
     )  # fmt: skip
 
 
