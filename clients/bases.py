@@ -12,8 +12,9 @@ from typing import Any
 from clients.families import FAMILIES, SHAPE, Family
 from clients.vocabularies import SAVE, num_tokens
 
-SPREAD = 0.15
-"""Standard deviation of random weights: large enough for positions to weigh in the attention."""
+SPREAD = 0.1
+"""Standard deviation of random weights: large enough for positions to weigh in the attention, and
+small enough for the rounding of 8-bit weights to stay small from layer to layer."""
 
 
 def save_base(folder: Path, family: Family) -> None:

@@ -22,7 +22,8 @@ from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 from trainer.export.adapter import AdapterBase, merged_tensors, write_adapter
-from trainer.export.complete import open_to_readers, weights_format
+from trainer.export.base import folder_of_base
+from trainer.export.complete import complete_folder, open_to_readers, weights_format
 from trainer.recipe.schema import Export
 
 SHARD_BYTES = 4 * 2**30
@@ -91,6 +92,9 @@ def _export_adapter(
     (folder / "config.json").unlink(missing_ok=True)
     assert request.base is not None
     shapes = write_adapter(backbone, folder, request.base, ranks)
+    base = folder_of_base(request.base.place, request.base.revision)
+    # once more: what the folder's tokenizer must say depends on the adapter's base
+    on_first_rank(lambda: complete_folder(folder, base=base), ranks)
     on_first_rank(lambda: _finish(folder, shapes, request), ranks)
 
 

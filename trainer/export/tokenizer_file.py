@@ -22,6 +22,12 @@ NEW_NAMES = ("TokenizersBackend", "PythonBackend", "SentencePieceBackend")
 PRIVATE = ("backend", "is_local", "local_files_only", "name_or_path", "special_tokens_map_file",
            "tokenizer_file")  # fmt: skip
 """Keys that say where and how a tokenizer was loaded once."""
+ONLY_5 = NEW_NAMES[0]
+"""Takes `tokenizer.json` as it is, and ends an older release with an error."""
+MADE_UP = {"gemma3_text": "Gemma3TextModel"}
+"""Bases whose weights releases before 5 make up where they are published with a head: they look for
+them under the names of this class. An adapter on such a base must not load there."""
+ADAPTER = "adapter_config.json"
 REBUILT = ("CodeLlamaTokenizer", "CohereTokenizer", "GPTNeoXTokenizer", "GemmaTokenizer",
            "LlamaTokenizer")  # fmt: skip
 """Classes whose releases before 5 make the template anew from `add_bos_token`, `add_eos_token`."""
@@ -77,7 +83,9 @@ def complete_tokenizer(folder: Path, base: Path | None) -> tuple[list[str], Temp
     old = read_object(folder / CONFIG)
     new = _older_names({key: value for key, value in old.items() if key not in PRIVATE})
     new |= _class_of(new, base) | _sides(new, folder)
-    new |= _legacy_of(new, base)
+    new |= _legacy_of(new, base) | _blanks(content)
+    if _is_made_up(folder, base):
+        new["tokenizer_class"] = ONLY_5
     new = _for_class(new, content, template)
     changes = _limit(folder, content, new)
     changes += _write(folder / CONFIG, old, new)
@@ -94,6 +102,28 @@ def _write(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[s
     if changes:
         write_json(path, dict(sorted(new.items())))
     return changes
+
+
+def _blanks(content: Mapping[str, Any]) -> dict[str, bool]:
+    """What llama.cpp's converter takes for the rule that blanks in a row are one.
+
+    transformers reads the key when it decodes, and never when it encodes.
+    """
+    pieces = content.get("pre_tokenizer") or {}
+    kinds = [part.get("type") for part in pieces.get("pretokenizers", [pieces])]
+    is_unigram = (content.get("model") or {}).get("type") == "Unigram"
+    split = is_unigram and "WhitespaceSplit" in kinds
+    return {"clean_up_tokenization_spaces": True} if split else {}
+
+
+def _is_made_up(folder: Path, base: Path | None) -> bool:
+    """Whether a folder is of an adapter whose base releases before 5 load as random numbers."""
+    if not (folder / ADAPTER).is_file():
+        return False
+    place = base or Path(str(read_object(folder / ADAPTER).get("base_model_name_or_path")))
+    config = read_object(place / "config.json") if (place / "config.json").is_file() else {}
+    bare = MADE_UP.get(str(config.get("model_type")))
+    return bare is not None and config.get("architectures") != [bare]
 
 
 def _class_of(config: Mapping[str, Any], base: Path | None) -> dict[str, str]:

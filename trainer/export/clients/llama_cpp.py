@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from trainer.export.clients.finding import Client, Finding
-from trainer.export.clients.folder import CONFIG, TOKENIZER, ExportFolder
+from trainer.export.clients.folder import CONFIG, TOKENIZER, TOKENIZER_CONFIG, ExportFolder
 from trainer.export.clients.rope import FULL, trained_rope
 from trainer.export.clients.sentence_files import pooling_mode, prompt_is_pooled
 from trainer.export.clients.tokens import by_transformers_5, id_of
@@ -112,6 +112,33 @@ def rope(folder: ExportFolder) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def scaled_llama(folder: ExportFolder) -> Iterator[Finding]:
+    """The converter gives Llama's scaling a name that it does not know, without a head."""
+    trained = trained_rope(folder.config) or {}
+    kind = trained.get(FULL, {}).get("rope_type", "default")
+    if architecture(folder) == "LlamaModel" and kind == "llama3":
+        yield Finding(
+            file=CONFIG, field="rope_parameters", found=kind, expected="default or linear",
+            why="The converter cannot map the scaling of a Llama without a head.",
+            effect="refused",
+        )  # fmt: skip
+
+
+def blanks(folder: ExportFolder) -> Iterator[Finding]:
+    """The converter learns from a key on decoding whether blanks in a row are one."""
+    pieces = folder.tokenizer.get("pre_tokenizer") or {}
+    kinds = [part.get("type") for part in pieces.get("pretokenizers", [pieces])]
+    is_unigram = (folder.tokenizer.get("model") or {}).get("type") == "Unigram"
+    if not is_unigram or "WhitespaceSplit" not in kinds:
+        return
+    found = folder.tokenizer_config.get("clean_up_tokenization_spaces")
+    if found is not True and not (folder.path / "sentencepiece.bpe.model").is_file():
+        yield Finding(
+            file=TOKENIZER_CONFIG, field="clean_up_tokenization_spaces", found=found,
+            expected=True, why="It keeps blanks in a row apart, which makes other tokens.",
+        )  # fmt: skip
+
+
 LLAMA_CPP = Client(
     name=NAME,
     version="",
@@ -123,6 +150,8 @@ LLAMA_CPP = Client(
         gemma,
         attention,
         rope,
+        scaled_llama,
+        blanks,
         pooling_mode,
         prompt_is_pooled,
         by_transformers_5,
