@@ -14,6 +14,7 @@ from tests.support.exported import MAX_TOKENS, edit, make_base, make_export
 from trainer.errors import CheckpointError
 from trainer.export.clients.finding import ClientResult
 from trainer.export.clients.folder import read_export
+from trainer.export.clients.llama_cpp import blanks, scaled_llama
 from trainer.export.clients.rope import FULL, SLIDING, old_rope, trained_rope
 from trainer.export.clients.table import CLIENTS, read_clients
 
@@ -387,3 +388,27 @@ def test_the_limit_of_the_tests_is_that_of_the_export(sound: dict[str, Path]) ->
     assert {text.prompt_name for text in parity.texts} == {None, "query", "document", "sts"} | {
         "STS"
     }
+
+
+def test_scaling_of_a_bare_llama_is_refused_by_the_converter(
+    sound: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(sound["mean"], folder)
+    scaled = {"rope_type": "llama3", "rope_theta": 70.0, "factor": 8.0}
+    in_config(architectures=["LlamaModel"], model_type="llama", rope_parameters=scaled)(folder)
+    found = list(scaled_llama(read_export(folder)))
+    assert [finding.effect for finding in found] == ["refused"]
+
+
+def test_blanks_in_a_row_are_found(sound: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(sound["mean"], folder)
+    pieces = {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}]}
+    changes = {"model": {"type": "Unigram"}, "pre_tokenizer": pieces}
+    in_file("tokenizer.json", **changes)(folder)
+    in_file(TOKENS, clean_up_tokenization_spaces=False)(folder)
+    (finding,) = blanks(read_export(folder))
+    assert finding.field == "clean_up_tokenization_spaces"
+    in_file(TOKENS, clean_up_tokenization_spaces=True)(folder)
+    assert not list(blanks(read_export(folder)))

@@ -162,3 +162,27 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match=r"config\.json: content = \[1\]; expected a JSON"):
         complete_folder(tmp_path)
+
+
+def test_an_adapter_whose_base_old_releases_make_up_ends_them(tmp_path: Path) -> None:
+    model = old_export("gemma3", tmp_path)
+    (model / "config.json").unlink()
+    (model / "model.safetensors").unlink()
+    write_json(model / "adapter_config.json", {"base_model_name_or_path": str(tmp_path / "base")})
+    want = [AutoTokenizer.from_pretrained(model)(text).input_ids for text in bases.TEXTS]
+    changes = " ".join(complete_folder(model))
+    assert complete_folder(model) == []
+    assert 'tokenizer_class = "TokenizersBackend"' in changes
+    saved = AutoTokenizer.from_pretrained(model)
+    assert [saved(text).input_ids for text in bases.TEXTS] == want
+    # a base without a head is loaded by all releases
+    edited = read(tmp_path / "base" / "config.json") | {"architectures": ["Gemma3TextModel"]}
+    write_json(tmp_path / "base" / "config.json", edited)
+    complete_folder(model)
+    assert read(model / "tokenizer_config.json")["tokenizer_class"] != "TokenizersBackend"
+
+
+def test_blanks_of_xlm_roberta_are_told_to_converters(tmp_path: Path) -> None:
+    model = old_export("xlm-roberta", tmp_path)
+    complete_folder(model)
+    assert read(model / "tokenizer_config.json")["clean_up_tokenization_spaces"] is True
