@@ -18,9 +18,10 @@ from tests.support.ranks import run_ranks
 from trainer.distributed.group import Ranks, join
 from trainer.engine.build import build, load_embedder
 from trainer.engine.step import Stepper
+from trainer.model.embedder import Embedder
 from trainer.recipe.kind import reads_middle
 from trainer.recipe.resolve import resolve
-from trainer.recipe.schema import EngineRecipe, LoraRecipe, ModelRecipe, Recipe
+from trainer.recipe.schema import EngineRecipe, LoraRecipe, Recipe
 from trainer.recipe.tasks import TASKS
 
 pytestmark = pytest.mark.dist
@@ -36,6 +37,7 @@ class Variant:
     max_tokens: int = 64
     keep: int | None = None
     checkpointing: bool = False
+    composed: bool = False
 
 
 FULL = [
@@ -53,6 +55,13 @@ FULL = [
     Variant("offload", deepspeed="zero3_offload_fp32.json"),
     Variant("offload, layer major", deepspeed="zero3_offload_fp32.json", gather="layer"),
 ]
+COMPOSED = [
+    Variant("composed, zero1", deepspeed="zero1_fp32.json", composed=True),
+    Variant("composed, zero2", deepspeed="zero2_fp32.json", composed=True),
+    Variant("composed, replica, small chunks", max_tokens=16, composed=True),
+    Variant("composed, layer major", gather="layer", composed=True),
+    Variant("composed, chunk", gather="chunk", composed=True),
+]
 LORA = [
     Variant("one chunk", max_tokens=10_000),
     Variant("replica, small chunks", max_tokens=16, checkpointing=True),
@@ -63,9 +72,10 @@ LORA = [
 
 def recipe_of(variant: Variant, model: Path, lora: LoraRecipe | None) -> Recipe:
     """The tiny recipe run this way."""
-    return tiny.make_recipe(
-        model,
-        model=ModelRecipe(path=str(model), gradient_checkpointing=variant.checkpointing, lora=lora),
+    made = tiny.composed_recipe(model) if variant.composed else tiny.make_recipe(model)
+    return replace(
+        made,
+        model=replace(made.model, gradient_checkpointing=variant.checkpointing, lora=lora),
         engine=EngineRecipe(
             deepspeed=variant.deepspeed,
             max_tokens_per_chunk=variant.max_tokens,
@@ -122,15 +132,17 @@ def largest_difference(
 
 
 def plain_reference(
-    rank: int, world_size: int, model: Path, lora: LoraRecipe | None
+    rank: int, world_size: int, model: Path, lora: LoraRecipe | None, composed: bool = False
 ) -> dict[str, Any]:
     """One process, no DeepSpeed, no cache: one forward of everything, autograd, SGD."""
     from trainer.engine.chunks import plan_chunks
     from trainer.engine.losses.step_loss import whole_loss
+    from trainer.engine.losses.task_loss import prefixes_of
     from trainer.engine.materialise import lengths_of, make_chunks, step_key
 
     ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-    recipe = recipe_of(Variant("plain"), model, lora)
+    recipe = recipe_of(Variant("plain", composed=composed), model, lora)
+    prefixes = prefixes_of(recipe.model.matryoshka)
     embedder = load_embedder(
         recipe, model_path=str(model), config={"zero_optimization": {"stage": 0}}, ranks=ranks
     )
@@ -145,7 +157,7 @@ def plain_reference(
         embedder.begin(chunk, key)
         settings = recipe.tasks[batch.plan.task]
         outputs = embedder(chunk, middle=reads_middle(TASKS[batch.plan.task], settings))
-        loss = whole_loss(batch, settings, plan, ranks.device)(outputs)
+        loss = whole_loss(batch, settings, plan, ranks.device, prefixes)(outputs)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -173,6 +185,46 @@ def test_full_finetuning_is_the_same_any_way(model: Path) -> None:
     check(run_ranks(run_all, 2, model, FULL, None, timeout_sec=240), reference)
     alone = [replace(v, name=f"alone: {v.name}") for v in FULL[1:5]]
     check(run_ranks(run_all, 1, model, alone, None, timeout_sec=120), reference)
+
+
+def test_a_composed_loss_is_the_same_any_way(model: Path) -> None:
+    (reference,) = run_ranks(plain_reference, 1, model, None, True)
+    check(run_ranks(run_all, 2, model, COMPOSED, None, timeout_sec=240), reference)
+    lora = LoraRecipe(rank=4, alpha=8, targets=("q_proj", "v_proj", "down_proj"))
+    (reference,) = run_ranks(plain_reference, 1, model, lora, True)
+    check(run_ranks(run_all, 2, model, COMPOSED[2:3], lora, timeout_sec=120), reference)
+    (plain,) = run_ranks(count_forwards, 1, model, FULL[5], timeout_sec=60)
+    (composed,) = run_ranks(count_forwards, 1, model, COMPOSED[2], timeout_sec=60)
+    assert composed == plain
+
+
+def count_forwards(rank: int, world_size: int, model: Path, variant: Variant) -> list[Any]:
+    """Forwards of the model in each of the three steps, and the chunks and tokens reported."""
+    calls = 0
+    forward = Embedder.forward
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return forward(*arguments, **options)
+
+    Embedder.forward = counted  # type: ignore[method-assign]
+    ranks = join(timeout_minutes=2)
+    recipe = recipe_of(variant, model, None)
+    resolved = resolve(recipe, world_size=world_size)
+    built = build(
+        recipe, model_path=recipe.model.path, config=dict(resolved.deepspeed),
+        gather="step", ranks=ranks,
+    )  # fmt: skip
+    stepper = Stepper(recipe, built, ranks, num_steps=3, warmup_steps=0)
+    found = []
+    for batch in tiny.three_batches():
+        before = calls
+        report = stepper.run(batch)
+        found.append((calls - before, report.num_chunks, report.tokens))
+    assert calls > len(found)
+    built.engine.destroy()
+    return found
 
 
 def test_lora_with_dropout_is_the_same_any_way(model: Path) -> None:

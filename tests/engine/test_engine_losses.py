@@ -2,18 +2,25 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.objectives.test_objectives_blocks import Naive
 from tests.support import tiny
 from trainer.data.batch import IrBatch, StepPlan
+from trainer.distributed.group import Ranks
 from trainer.engine.chunks import plan_chunks
+from trainer.engine.losses.ir import retrieval_loss
 from trainer.engine.losses.step_loss import whole_loss
 from trainer.engine.materialise import lengths_of
+from trainer.objectives.distillation import kl_loss
+from trainer.objectives.prefixes import Prefix
+from trainer.objectives.regularisers import spread_out
 from trainer.recipe import ir, sts
-from trainer.recipe.ir import IrRecipe, MarginMask
+from trainer.recipe.ir import IrRecipe, MaskRecipe
 from trainer.recipe.kind import reads_middle
 from trainer.recipe.sts import StsRecipe, similarity_weights
 
@@ -83,7 +90,7 @@ def test_margin_removes_what_outscores_the_positive() -> None:
     # the first query's is at 10 degrees, cosine 0.985; with -0.04 the negative at 20 (0.940) stays,
     # the copy of the positive goes
     want = by_hand([[10, 60, 20], [30, 80, 70, 80]])
-    got = loss(batch(NO_PAIRS), mask=MarginMask(margin=-0.04))
+    got = loss(batch(NO_PAIRS), mask=MaskRecipe(margin=-0.04))
     assert got == pytest.approx(want, rel=1e-6)
 
 
@@ -93,3 +100,68 @@ def test_only_similarity_with_the_auxiliary_loss_needs_the_middle_layer() -> Non
     assert reads_middle(sts.KIND, with_it)
     assert not reads_middle(sts.KIND, without)
     assert not reads_middle(ir.KIND, IrRecipe(global_batch_size=2))
+
+
+def random_table(num_texts: int, size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(num_texts, size, generator=generator, dtype=torch.float64)
+    return torch.nn.functional.normalize(values, dim=1).requires_grad_()
+
+
+def composed_by_hand(one: IrBatch, settings: IrRecipe, table: torch.Tensor) -> torch.Tensor:
+    """The loss of `tiny.composed_recipe` written out: every term on every prefix."""
+    teacher = torch.from_numpy(one.teacher).double()
+    num_slots = one.passages.shape[1]
+    known = {(row, *divmod(flat, num_slots)) for row, flat in one.masked.tolist()}
+    best = teacher[:, : settings.positives].amax(1)
+    guided = [(i, i, s) for i in range(8) for s in range(2, 3) if teacher[i, s] > best[i]]
+    assert guided
+    total = torch.zeros((), dtype=torch.float64)
+    for size, weight in ((12, 1.0), (4, 0.5)):
+        # the whole vector is read as it is given
+        cut = table if size == 12 else torch.nn.functional.normalize(table[:, :size], dim=1)
+        queries, passages = cut[one.query], cut[one.passages]
+        options = {
+            "num_positives": 2, "temperature": 0.1, "known": frozenset({*known, *guided}),
+            "margin": 0.1, "margin_of": "own", "hardness": 5.0,
+        }  # fmt: skip
+        infonce = Naive(queries, passages, directions=settings.directions, **options).losses()
+        hard = Naive(queries, passages, in_batch=False, **options).losses()
+        spread = spread_out(queries) + (spread_out(passages[:, 0]) + spread_out(passages[:, 1])) / 2
+        scores, rows = torch.einsum("qd,qsd->qs", queries, passages), ~teacher.isnan().any(1)
+        slots = [
+            kl_loss(scores[rows][:, [j, 2]], teacher[rows][:, [j, 2]], temperature=0.1,
+                    teacher_temperature=1.0)
+            for j in range(2)
+        ]  # fmt: skip
+        taught = torch.stack(slots).mean()
+        terms = infonce.mean() + 0.5 * hard.mean() + 0.5 * spread + 2.0 * taught
+        total = total + weight * terms
+    return total
+
+
+def test_composed_loss_on_any_number_of_ranks_is_the_one_written_out() -> None:
+    one, settings = tiny.ir_batch(0), tiny.composed_recipe(Path("unused")).tasks["ir"]
+    assert isinstance(settings, IrRecipe)
+    table = random_table(26, 12)
+    want = composed_by_hand(one, settings, table)
+    expected = [want, *torch.autograd.grad(want, table)]
+    prefixes = (Prefix(12), Prefix(4, 0.5))
+    for world_size in (1, 2, 3):
+        shares = [
+            retrieval_loss(one, settings, Ranks(rank=rank, world_size=world_size, device=CPU))
+            for rank in range(world_size)
+        ]
+        terms = [share((table,), prefixes) for share in shares]
+        total = torch.stack([found.pop("loss") for found in terms]).sum()
+        assert list(terms[0]) == ["infonce", "hard_negatives", "spread_out", "distillation"]
+        for left, right in zip([total, *torch.autograd.grad(total, table)], expected, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_without_a_teacher_leave_the_other_terms_alone() -> None:
+    settings = tiny.composed_recipe(Path("unused")).tasks["ir"]
+    one = replace(tiny.ir_batch(0), teacher=None)
+    table = random_table(26, 12)
+    ranks = Ranks(rank=0, world_size=1, device=CPU)
+    assert retrieval_loss(one, settings, ranks)((table,), (Prefix(None),))["distillation"] == 0

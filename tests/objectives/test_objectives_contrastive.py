@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from trainer.errors import ObjectiveError
-from trainer.objectives import contrastive
+from trainer.objectives import tiles
+from trainer.objectives.blocks import Job
 from trainer.objectives.contrastive import info_nce, paired_info_nce
 
 TAU = 0.05
@@ -98,11 +99,11 @@ def test_gradcheck(num_positives: int, num_negatives: int) -> None:
 def test_gradcheck_of_unequal_weights_per_slot() -> None:
     # Slots weighted differently, one negatively, as only paired terms and callers of slots do.
     queries, passages = embeddings(3, 4), embeddings(3, 4, 4, seed=1)
-    job = contrastive._Job(num_positives=2, temperature=0.3)
+    job = Job(num_positives=2, temperature=0.3)
     weights = torch.tensor([[1.0, -2.0], [0.0, 0.5], [3.0, 1.0]], dtype=torch.float64)
 
     def loss(q: Tensor, p: Tensor) -> Tensor:
-        return (contrastive._TiledInfoNCE.apply(q, p, job) * weights).sum()
+        return (tiles.TiledInfoNCE.apply(q, None, p, job) * weights).sum()
 
     assert torch.autograd.gradcheck(loss, (queries, passages))
 
@@ -119,8 +120,8 @@ def test_tiles_do_not_change_the_loss(tile_bytes: int, monkeypatch: pytest.Monke
         return loss, *grads(loss, queries, passages)
 
     whole = run()
-    monkeypatch.setattr(contrastive, "TILE_BYTES", tile_bytes)
-    rows, groups = contrastive._tiles(queries, passages, torch.float64)
+    monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
+    rows, groups = tiles.cut_tiles(7, 9, 5, torch.float64)
     assert len(rows) * len(groups) > 1
     for left, right in zip(run(), whole, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-12)

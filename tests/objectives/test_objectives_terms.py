@@ -6,6 +6,7 @@ import torch
 from trainer.distributed.group import Ranks
 from trainer.engine.losses.sts import SimilarityLoss
 from trainer.errors import ObjectiveError
+from trainer.objectives.prefixes import WHOLE
 from trainer.objectives.ranking import cosent_loss, pearson_loss, pro_loss, rank_kl_loss
 from trainer.objectives.terms import RETRIEVAL_TERMS, SIMILARITY_TERMS, Term, weighted_terms
 from trainer.recipe import ir, sts
@@ -36,7 +37,7 @@ def terms_of(**weights: float) -> dict[str, torch.Tensor]:
         gold=GOLD,
     )
     table = torch.cat([FIRST, SECOND])
-    return loss((table, table))
+    return loss((table, table), (WHOLE,))
 
 
 @pytest.mark.parametrize(
@@ -70,5 +71,5 @@ def test_every_known_term_is_computed() -> None:
 
 
 def test_weight_without_a_term_is_refused() -> None:
-    with pytest.raises(ObjectiveError, match="weights = angle; expected one of"):
-        weighted_terms(SIMILARITY_TERMS, {"angle": 1.0})
+    with pytest.raises(ObjectiveError, match="weights = arc; expected one of"):
+        weighted_terms(SIMILARITY_TERMS, {"arc": 1.0})

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import RecipeError
-from trainer.recipe.ir import MarginMask
+from trainer.recipe.ir import MaskRecipe
 from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.recipe.schema import LoraRecipe, Recipe
 
@@ -289,6 +289,6 @@ def test_recipe_is_frozen(recipe_file: Path) -> None:
 def test_mask_is_a_word_or_a_margin(recipe_file: Path, tmp_path: Path) -> None:
     assert load_recipe(recipe_file, ["tasks.ir.mask=none"]).tasks["ir"].mask == "none"
     recipe = load_recipe(recipe_file, ["tasks.ir.mask={margin: 0.1}"])
-    assert recipe.tasks["ir"].mask == MarginMask(margin=0.1)
+    assert recipe.tasks["ir"].mask == MaskRecipe(margin=0.1)
     assert load_recipe(write(tmp_path, dump_recipe(recipe)), []) == recipe
     assert "expected known or none, or {margin: ...}" in refused(recipe_file, "tasks.ir.mask=all")

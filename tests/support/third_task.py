@@ -21,7 +21,13 @@ from trainer.data.tasks import TASK_DATA, TaskData
 from trainer.data.text_table import TextTable
 from trainer.distributed.group import Ranks
 from trainer.engine.losses.table import LOSSES
-from trainer.engine.losses.task_loss import Vectors, own_slice, weighted_sum
+from trainer.engine.losses.task_loss import (
+    Prefixes,
+    Vectors,
+    over_prefixes,
+    own_slice,
+    weighted_sum,
+)
 from trainer.evaluation.evaluate import EXAMINERS
 from trainer.evaluation.examine import Embed, SetReport, crossed
 from trainer.evaluation.geometry import describe_geometry
@@ -129,7 +135,10 @@ class DuplicatesLoss:
     right: Tensor
     share: float
 
-    def __call__(self, tables: Vectors) -> dict[str, Tensor]:
+    def __call__(self, tables: Vectors, prefixes: Prefixes) -> dict[str, Tensor]:
+        return over_prefixes(self.at, tables, prefixes)
+
+    def at(self, tables: Vectors) -> dict[str, Tensor]:
         gaps = tables[0][self.left] - tables[0][self.right]
         values = {"distance": self.share * gaps.square().sum(dim=1).mean()}
         return {"loss": weighted_sum(values, self.settings.weights), **values}  # type: ignore[dict-item]

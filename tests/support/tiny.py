@@ -8,16 +8,17 @@ import torch
 from transformers import AutoModel, BertConfig, PretrainedConfig, Qwen3Config
 
 from trainer.data.batch import Batch, IrBatch, StepPlan, StsBatch, Texts
-from trainer.recipe.ir import IrRecipe
+from trainer.recipe.ir import DistillationRecipe, IrRecipe, MaskRecipe
 from trainer.recipe.schema import (
     DataRecipe,
     EngineRecipe,
+    MatryoshkaRecipe,
     ModelRecipe,
     Recipe,
     SourceRecipe,
     TrainRecipe,
 )
-from trainer.recipe.sts import StsRecipe
+from trainer.recipe.sts import StsRecipe, similarity_weights
 
 VOCABULARY = 97
 
@@ -89,6 +90,31 @@ def make_recipe(path: Path, **changes: Any) -> Recipe:
     return Recipe(**(sections | changes))
 
 
+def composed_recipe(path: Path, **changes: Any) -> Recipe:
+    """All that a loss can be made of at once: directions, masks, weightings, teacher, prefixes."""
+    sections: dict[str, Any] = {
+        "model": ModelRecipe(
+            path=str(path), matryoshka=MatryoshkaRecipe(dims=(32, 16, 8), weights=(1.0, 0.5, 2.0))
+        ),
+        "tasks": {
+            "ir": IrRecipe(
+                global_batch_size=8,
+                positives=2,
+                negatives=1,
+                temperature=0.1,
+                directions=("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"),
+                mask=MaskRecipe(margin=0.1, of="own", guide=True),
+                hardness=5.0,
+                spread_out=0.5,
+                distillation=DistillationRecipe(weight=2.0, temperature=0.1),
+                weights={"infonce": 1.0, "hard_negatives": 0.5},
+            ),
+            "sts": StsRecipe(global_batch_size=8, weights=similarity_weights(angle=1.0)),
+        },
+    }
+    return make_recipe(path, **(sections | changes))
+
+
 def make_texts(lengths: list[int], *, seed: int) -> Texts:
     """Random token ids of the given lengths."""
     rng = np.random.default_rng(seed)
@@ -109,7 +135,15 @@ def ir_batch(step: int, *, long_first: bool = False) -> IrBatch:
         query=np.arange(8),
         passages=passages,
         masked=np.array([[1, 4 * 3 + 2], [5, 0]], dtype=np.int64),
+        teacher=_teacher(rng),
     )
+
+
+def _teacher(rng: np.random.Generator) -> np.ndarray:
+    """Scores of 3 passages of 8 queries; two rows have none."""
+    scores = rng.normal(size=(8, 3)).astype(np.float32)
+    scores[[2, 5]] = np.nan
+    return scores
 
 
 def sts_batch(step: int) -> StsBatch:

@@ -11,6 +11,7 @@ from trainer.engine.bad_steps import BadSteps, named_rows
 from trainer.engine.build import Built
 from trainer.engine.chunks import plan_chunks
 from trainer.engine.losses.step_loss import step_loss
+from trainer.engine.losses.task_loss import prefixes_of
 from trainer.engine.lr import learning_rate
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
 from trainer.engine.out_of_memory import explaining_memory
@@ -95,7 +96,9 @@ class Stepper:
             own = plan.ranks[self.ranks.rank]
             found = self.built.grad_cache.accumulate(
                 make_chunks(batch.texts, own, key=key, device=self.ranks.device),
-                step_loss(batch, settings, plan, self.ranks),
+                step_loss(
+                    batch, settings, plan, self.ranks, prefixes_of(self.recipe.model.matryoshka)
+                ),
                 step_key=key,
                 middle=reads_middle(TASKS[batch.plan.task], settings),
             )

@@ -6,7 +6,7 @@ A task that is not in the table is planned for as one whose loss compares all ro
 from collections.abc import Callable
 from typing import Any
 
-from trainer.objectives.contrastive import TILE_BYTES
+from trainer.objectives.tiles import TILE_BYTES
 from trainer.recipe import ir, sts
 from trainer.recipe.kind import TaskSettings
 
@@ -30,6 +30,13 @@ TEMPORARIES: dict[str, Callable[[Any], int]] = {
     sts.KIND.name: _all_pairs,
 }
 """From a task's settings to bytes."""
+
+
+def cuts_vectors(settings: TaskSettings) -> bool:
+    """Whether a term copies the leading part of every vector of a step, which InfoNCE does not."""
+    if isinstance(settings, ir.IrRecipe):
+        return settings.spread_out > 0 or settings.distillation is not None
+    return True
 
 
 def temporary_bytes(task: str, settings: TaskSettings) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.memory.loss_temporaries import temporary_bytes
+from trainer.memory.loss_temporaries import cuts_vectors, temporary_bytes
 from trainer.memory.shapes import ModelShape
 from trainer.recipe.resolve import active_tasks, global_batch_sizes, longest_text, row_texts
 from trainer.recipe.schema import Recipe, Task
@@ -91,6 +91,13 @@ def step_tokens(recipe: Recipe) -> dict[Task, int]:
     }
 
 
+def _cut_size(recipe: Recipe, shape: ModelShape) -> int:
+    """Dimensions of all leading parts of a vector that are trained beside the whole."""
+    matryoshka = recipe.model.matryoshka
+    dims = () if matryoshka is None else matryoshka.dims
+    return sum(dim for dim in dims if dim < shape.hidden_size)
+
+
 def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
     """Float32 embeddings of all ranks with their gradients, and what the loss holds besides."""
     sizes = [0]
@@ -98,5 +105,8 @@ def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
         layers = len({"last", *(term.layer for term in TASKS[task].terms.values())})
         texts = settings.global_batch_size * sum(number for number, _ in row_texts(recipe, task))
         vectors = VECTOR_COPIES * 4 * layers * texts * shape.hidden_size
+        cut = _cut_size(recipe, shape) if cuts_vectors(settings) else 0
+        # a copy and its gradient
+        vectors += 2 * 4 * layers * texts * cut
         sizes.append(vectors + temporary_bytes(task, settings))
     return max(sizes)

@@ -18,7 +18,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from trainer.errors import RecipeError
 from trainer.model.dropout_names import override_dropouts
 from trainer.model.kinds import check_kind, is_open, skeleton_of, text_part
-from trainer.model.limits import check_lengths
+from trainer.model.limits import check_dims, check_lengths
 from trainer.model.weights import (
     UNREADABLE,
     outcome,
@@ -92,6 +92,7 @@ def check_backbone(
     check_kind(skeleton, recipe.model, is_part=is_part)
     refuse_kernel(recipe.engine.attention_kernel, type(skeleton))
     check_lengths(recipe, skeleton)
+    check_dims(recipe, skeleton)
     files = weight_files(path, recipe.model, config, download=download)
     if files is not None:
         tensors = read_headers(files, recipe.model)

@@ -87,6 +87,34 @@ def check_lengths(recipe: Recipe, skeleton: nn.Module) -> None:
         )
 
 
+def check_dims(recipe: Recipe, skeleton: nn.Module) -> None:
+    """Refuse leading parts that are longer than the model's vectors.
+
+    Args:
+        recipe: `model.matryoshka`.
+        skeleton: the model on any device.
+
+    Raises:
+        RecipeError: naming the largest part and the size of a vector.
+    """
+    matryoshka = recipe.model.matryoshka
+    if matryoshka is None:
+        return
+    config: Any = skeleton.config
+    size, longest = int(config.hidden_size), matryoshka.dims[0]
+    if longest > size:
+        raise RecipeError(
+            f"recipe: model.matryoshka.dims = {list(matryoshka.dims)}; expected at most {size}, "
+            f"the size of the model's vectors. Start the list with {size}."
+        )
+    if longest < size:
+        logger.warning(
+            "model.matryoshka.dims: the whole vector, %d, is not among them: dimensions from %d on "
+            "are not trained, and an export is only good when it is cut",
+            size, longest,
+        )  # fmt: skip
+
+
 def num_token_ids(skeleton: nn.Module) -> int | None:
     """Rows of the embedding matrix; None for a model that has no such matrix."""
     model: Any = skeleton

@@ -1,24 +1,25 @@
-"""InfoNCE in tiles: the similarity matrix is never held whole; it must not call a collective.
+"""InfoNCE over blocks of candidates, in tiles; it must not call a collective.
 
-Letters: G queries of the global batch, B of them in this call, P positive slots, N negatives per
-query, D embedding size, n pairs; b and t rows and columns of one tile.
+Which similarities stand in a denominator, which are left out and which count for more is said here;
+`trainer.objectives.tiles` sums them. Letters: G queries of the global batch, B of them in this
+call, P positive slots, N negatives per query, D embedding size, n pairs.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from trainer.objectives.arguments import compute_dtype, require, require_temperature, shape
+from trainer.objectives.arguments import require, require_temperature, shape
+from trainer.objectives.blocks import Direction, HardnessOf, Job
+from trainer.objectives.own_candidates import own_candidates
+from trainer.objectives.prefixes import WHOLE, Prefix
+from trainer.objectives.tiles import TiledInfoNCE
 
-TILE_BYTES = 16 * 2**20
-"""Largest tile of logits, of queries and of passages, bytes each; about four live at once.
-
-They come on top of the graphs that the first pass keeps; larger ones are no faster.
+InBatch = bool | Literal["positives"]
+"""Whose passages are candidates: those of all queries, of all but for hard negatives, or one's own.
 """
 
 
@@ -32,12 +33,26 @@ def info_nce(
     absent: Tensor | None = None,
     margin: float | None = None,
     first_row: int = 0,
+    directions: Sequence[Direction] = ("query_to_doc",),
+    in_batch: InBatch = True,
+    hardness: float = 0.0,
+    margin_of: Literal["own", "best"] = "best",
+    hardness_of: HardnessOf = "all",
+    all_queries: Tensor | None = None,
+    prefixes: Sequence[Prefix] = (WHOLE,),
 ) -> Tensor:
     """Multi-positive InfoNCE: one cross-entropy per query and positive slot.
 
-    The candidates of slot j are the slot-j positives of all G queries and all G * N hard negatives.
+    The target of slot j of query i is its positive d_ij. Candidates, all in one denominator:
+
+    - `query_to_doc`: q_i with the slot-j positives of all queries and all hard negatives;
+    - `query_to_query`: q_i with the queries of the other records;
+    - `doc_to_query`: d_ij with the queries of all records, its own among them: the pair then counts
+      twice, as in the formula of GTE and in sentence-transformers;
+    - `doc_to_doc`: d_ij with the slot-j positives and the hard negatives of the other records.
+
     Computed in float32, or in float64 if an input is float64, whatever autocast says.
-    Gradients to both inputs are exact and recomputed tile by tile; there is no second derivative.
+    Gradients to all inputs are exact and recomputed tile by tile; there is no second derivative.
 
     Args:
         queries: rows first_row .. first_row + B of the G queries [B, D]. Embeddings are taken as
@@ -45,13 +60,28 @@ def info_nce(
         passages: passages of all G queries [G, P + N, D], the P positive slots first; any strides.
         num_positives: P, at least 1.
         temperature: divides the dot product; no unit, greater than 0.
-        mask: candidates left out of a query's denominator: bool [B, G, P + N] or
-            [B, G * (P + N)], True = left out; or int64 [M, 2] of pairs (row within these B, flat
-            column of G * (P + N)), best kept on the CPU. A query's own positive slots stay in.
+        mask: known pairs: bool [B, G, P + N] or [B, G * (P + N)], True where a passage answers a
+            query and is no negative of it; or int64 [M, 2] of (row within these B, flat column of
+            G * (P + N)), best kept on the CPU. Rows count all G queries where `all_queries` is
+            given. Left out of `query_to_doc` and `doc_to_doc` of the query and of `doc_to_query` of
+            the passage; `query_to_query` leaves out queries one of whose positive slots is known
+            to the query. A query's own positive slots stay in.
         absent: passages that do not exist, bool [G, P + N], left out for every query.
-        margin: leave out candidates whose score is more than this above the query's best
-            positive, as likely false negatives; a constant for the gradient. None: none.
+        margin: leave out candidates of any direction whose score is more than this above that of
+            the positive, as likely false negatives; a constant for the gradient. None: none.
         first_row: global row of the first query.
+        directions: what is compared; `query_to_doc` is always among them.
+        in_batch: False: the only candidates are the query's own positive and hard negatives;
+            `positives`: hard negatives are no candidates of any query.
+        hardness: alpha; a negative of `query_to_doc` has the logit
+            `score / temperature + alpha * score`, the second part a constant for the gradient.
+        margin_of: the positive that a margin is measured from: the slot's `own`, or the query's
+            `best`.
+        hardness_of: which negatives that is: `all`, those of other queries (`in_batch`), or a
+            query's own `hard` negatives.
+        all_queries: all G queries [G, D], where `queries` are a share of them and other directions
+            read them.
+        prefixes: leading dimensions whose losses are summed with their weights.
 
     Returns:
         Mean over the B queries and P slots, scalar [], in nats; a connected 0 if B = 0. The loss
@@ -62,25 +92,43 @@ def info_nce(
 
     Collective: no.
     Reference: van den Oord et al. 2018, arXiv:1807.03748, eq. 4, with cosine in place of a bilinear
-        score; the slots are those of CoDiEmb, arXiv:2508.11442.
+        score; the slots are those of CoDiEmb, arXiv:2508.11442; directions: Li et al. 2023 (GTE),
+        arXiv:2308.03281, eq. 2; margin of the own positive: Zhang et al. 2025 (Qwen3 Embedding),
+        arXiv:2506.05176, eq. 1; hardness: Lan et al. 2025, arXiv:2503.04812, eq. 5, of hard
+        negatives: Schechter Vera et al. 2025 (EmbeddingGemma), arXiv:2509.20354.
     """
     _check(queries, passages, num_positives, first_row)
     require_temperature(temperature, "info_nce")
-    dense, pairs = _read_mask(mask, queries.shape[0], passages.shape[0], passages.shape[1])
+    _check_choices(directions, in_batch, hardness, margin_of, hardness_of)
+    others = _read_queries(queries, passages, all_queries, directions)
+    num_rows, num_groups, num_slots = len(queries), *passages.shape[:2]
+    num_rows = num_rows if others is None else num_groups
+    dense, pairs = _read_mask(mask, num_rows, num_groups, num_slots)
+    if dense is not None and (len(directions) > 1 or others is not None):
+        pairs, dense = dense.nonzero(), None
+    if pairs is not None and others is None:
+        pairs = pairs + pairs.new_tensor([first_row, 0, 0])
     if absent is not None:
         _check_absent(absent, passages)
-    job = _Job(
+    job = Job(
         num_positives=num_positives,
         temperature=temperature,
         first_row=first_row,
+        directions=tuple(directions),
+        with_negatives=in_batch != "positives",
         dense=dense,
         pairs=pairs,
         absent=absent,
+        margin=margin,
+        margin_of=margin_of,
+        hardness=hardness,
+        hardness_of=hardness_of,
+        prefixes=tuple(prefixes),
     )
-    if margin is not None:
-        best = _best_positives(queries, passages, num_positives, first_row)
-        job = replace(job, ceiling=(best + margin) / temperature)
-    losses: Tensor = _TiledInfoNCE.apply(queries, passages, job)
+    if in_batch is False:
+        losses = own_candidates(queries, passages, job)
+    else:
+        losses = TiledInfoNCE.apply(queries, others, passages, job)
     return losses.sum() / max(1, losses.numel())
 
 
@@ -114,187 +162,10 @@ def paired_info_nce(
     require(holds, "paired_info_nce: shapes", got, "[n, D], [n, D] and [n]", advice)
     require_temperature(temperature, "paired_info_nce")
     # [n, D] -> [n, 1, D]: one positive slot and no hard negatives
-    job = _Job(num_positives=1, temperature=temperature)
-    losses: Tensor = _TiledInfoNCE.apply(first, second.unsqueeze(1), job)
+    job = Job(num_positives=1, temperature=temperature)
+    losses: Tensor = TiledInfoNCE.apply(first, None, second.unsqueeze(1), job)
     chosen = positive.to(losses.dtype)
     return (losses[:, 0] * chosen).sum() / chosen.sum().clamp_min(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What the tiles need besides the embeddings."""
-
-    num_positives: int
-    temperature: float
-    first_row: int = 0
-    dense: Tensor | None = None
-    """[B, G, P + N], bool."""
-    pairs: Tensor | None = None
-    """(row, group, slot) [M, 3], int64."""
-    absent: Tensor | None = None
-    """[G, P + N], bool."""
-    ceiling: Tensor | None = None
-    """Highest logit of a candidate that stays in [B]."""
-
-    def slot(self, groups: slice, slot: int) -> "_Job":
-        """The same job with only the pairs of this slot and these groups."""
-        if self.pairs is None:
-            return self
-        group = self.pairs[:, 1]
-        here = (self.pairs[:, 2] == slot) & (group >= groups.start) & (group < groups.stop)
-        return replace(self, pairs=self.pairs[here])
-
-    def logits(
-        self, query: Tensor, passage: Tensor, rows: slice, groups: slice, slot: int
-    ) -> tuple[Tensor, Tensor]:
-        """One tile of logits with its mask applied.
-
-        Args:
-            query: queries divided by the temperature [b, D].
-            passage: one slot of some groups [t, D].
-            rows: which rows of the B queries these are.
-            groups: which of the G groups these are.
-            slot: which of the P + N slots this is.
-
-        Returns:
-            Logits [b, t], -inf where left out, and the targets as a view of their diagonal.
-        """
-        logits = query @ passage.T
-        # Row i of the tile is query first_row + rows.start + i; its own group is on this diagonal.
-        own = logits.diagonal(self.first_row + rows.start - groups.start)
-        kept = own.clone() if slot < self.num_positives else None
-        if self.dense is not None:
-            left_out = self.dense[rows, groups, slot].to(logits.device)
-            logits.masked_fill_(left_out, -math.inf)
-        if self.absent is not None:
-            # [t], the same for every row
-            logits.masked_fill_(self.absent[groups, slot].to(logits.device), -math.inf)
-        if self.ceiling is not None:
-            logits.masked_fill_(logits > self.ceiling[rows, None], -math.inf)
-        if self.pairs is not None:
-            row = self.pairs[:, 0]
-            here = self.pairs[(row >= rows.start) & (row < rows.stop)].to(logits.device)
-            logits[here[:, 0] - rows.start, here[:, 1] - groups.start] = -math.inf
-        if kept is not None:
-            own.copy_(kept)
-        return logits, own
-
-
-class _TiledInfoNCE(torch.autograd.Function):
-    """Cross-entropies [B, P] of queries [B, D] against passages [G, P + N, D], tile by tile."""
-
-    @staticmethod
-    def forward(ctx: Any, queries: Tensor, passages: Tensor, job: _Job) -> Tensor:
-        with torch.autocast(queries.device.type, enabled=False):
-            totals, targets = _scan(queries, passages, job)
-        ctx.save_for_backward(queries, passages, totals)
-        ctx.job = job
-        return totals - targets
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        queries, passages, totals = ctx.saved_tensors
-        with torch.autocast(queries.device.type, enabled=False):
-            grads = _pull_back(queries, passages, ctx.job, totals, grad)
-        return *grads, None
-
-
-def _scan(queries: Tensor, passages: Tensor, job: _Job) -> tuple[Tensor, Tensor]:
-    """The log of each denominator and the logit of each target, both [B, P]."""
-    dtype = compute_dtype((queries, passages))
-    num_rows, num_slots, num_positives = len(queries), passages.shape[1], job.num_positives
-    # Each slot is summed once; the negatives are then shared by all positive slots.
-    slots = queries.new_full((num_rows, num_slots), -math.inf, dtype=dtype)
-    targets = queries.new_zeros((num_rows, num_positives), dtype=dtype)
-    row_tiles, group_tiles = _tiles(queries, passages, dtype)
-    for groups in group_tiles:
-        for slot in range(num_slots):
-            passage = passages[groups, slot].to(dtype)
-            slot_job = job.slot(groups, slot)
-            for rows in row_tiles:
-                query = queries[rows].to(dtype) / job.temperature
-                logits, own = slot_job.logits(query, passage, rows, groups, slot)
-                if slot < num_positives:
-                    targets[_target_rows(rows, groups, job.first_row), slot] = own
-                so_far = slots[rows, slot]
-                so_far.copy_(torch.logaddexp(so_far, logits.logsumexp(1)))
-    negatives = slots[:, num_positives:].logsumexp(1, keepdim=True)
-    return torch.logaddexp(slots[:, :num_positives], negatives), targets
-
-
-def _pull_back(
-    queries: Tensor, passages: Tensor, job: _Job, totals: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients to queries and passages of `(grad * (totals - targets)).sum()`."""
-    dtype = totals.dtype
-    grad_queries = torch.zeros_like(queries, dtype=dtype)
-    grad_passages = torch.empty_like(passages)
-    pivots, scales = _slot_weights(totals, grad, passages.shape[1])
-    row_tiles, group_tiles = _tiles(queries, passages, dtype)
-    for groups in group_tiles:
-        for slot in range(passages.shape[1]):
-            passage = passages[groups, slot].to(dtype)
-            grad_passage = torch.zeros_like(passage, memory_format=torch.contiguous_format)
-            slot_job = job.slot(groups, slot)
-            for rows in row_tiles:
-                query = queries[rows].to(dtype) / job.temperature
-                logits, own = slot_job.logits(query, passage, rows, groups, slot)
-                weights = logits.sub_(pivots[rows, slot, None]).exp_()
-                weights.mul_(scales[rows, slot, None])
-                if slot < job.num_positives:
-                    own.sub_(grad[_target_rows(rows, groups, job.first_row), slot])
-                grad_queries[rows].addmm_(weights, passage)
-                grad_passage.addmm_(weights.T, query)
-            grad_passages[groups, slot] = grad_passage
-    return grad_queries.div_(job.temperature).to(queries.dtype), grad_passages
-
-
-def _best_positives(
-    queries: Tensor, passages: Tensor, num_positives: int, first_row: int
-) -> Tensor:
-    """Highest score of a query with one of its own positives [B], without graph."""
-    dtype = compute_dtype((queries, passages))
-    own = passages[first_row : first_row + len(queries), :num_positives].detach().to(dtype)
-    # [B, P, D] . [B, D] -> [B, P]
-    scores = (own @ queries.detach().to(dtype)[:, :, None]).squeeze(2)
-    return scores.amax(1)
-
-
-def _slot_weights(totals: Tensor, grad: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    """Numbers u, v [B, P + N] such that d loss / d logit of a slot is `exp(logit - u) * v`.
-
-    A positive slot has its own denominator. A negative stands in all P of them:
-    `sum_j grad_j exp(logit - total_j) = exp(logit - u) * sum_j grad_j exp(u - total_j)` with u the
-    smallest total, which no negative exceeds, so nothing overflows.
-    """
-    num_negatives = num_slots - totals.shape[1]
-    lowest = totals.amin(1, keepdim=True)
-    shared = (grad * (lowest - totals).exp()).sum(1, keepdim=True)
-    pivots = torch.cat([totals, lowest.expand(-1, num_negatives)], dim=1)
-    return pivots, torch.cat([grad, shared.expand(-1, num_negatives)], dim=1)
-
-
-def _target_rows(rows: slice, groups: slice, first_row: int) -> slice:
-    """Which of the B rows have their own group in a tile."""
-    start = max(rows.start, groups.start - first_row)
-    return slice(start, max(start, min(rows.stop, groups.stop - first_row)))
-
-
-def _tiles(
-    queries: Tensor, passages: Tensor, dtype: torch.dtype
-) -> tuple[list[slice], list[slice]]:
-    """Cuts of the B queries and of the G groups under which no tile exceeds TILE_BYTES."""
-    entries = max(1, TILE_BYTES // dtype.itemsize)
-    longest = max(1, entries // max(1, queries.shape[1]))
-    num_rows = min(math.isqrt(entries), longest, max(1, len(queries)))
-    num_groups = min(max(1, entries // num_rows), longest)
-    return list(_cuts(len(queries), num_rows)), list(_cuts(len(passages), num_groups))
-
-
-def _cuts(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(total, start + size))
 
 
 def _check(queries: Tensor, passages: Tensor, num_positives: int, first_row: int) -> None:
@@ -317,6 +188,53 @@ def _check_absent(absent: Tensor, passages: Tensor) -> None:
     fits = absent.dtype == torch.bool and absent.shape == passages.shape[:2]
     got, expected = [absent.dtype, shape(absent)], f"bool {shape(passages)[:2]}"
     require(fits, "info_nce: absent", got, expected, "Give one flag per passage.")
+
+
+def _check_choices(
+    directions: Sequence[str],
+    in_batch: object,
+    hardness: float,
+    margin_of: str,
+    hardness_of: str,
+) -> None:
+    known = get_args(Direction)
+    advice = "Name each once, query_to_doc among them."
+    holds = "query_to_doc" in directions and len(set(directions)) == len(directions)
+    holds = holds and not set(directions) - set(known)
+    expected = f"some of {', '.join(known)}"
+    require(holds, "info_nce: directions", list(directions), expected, advice)
+    holds = in_batch in (True, False, "positives")
+    advice = "Choose one."
+    require(holds, "info_nce: in_batch", in_batch, "True, False or positives", advice)
+    alone = in_batch is not False or len(directions) == 1
+    advice = "The other directions compare records of a batch."
+    expected = "query_to_doc alone where in_batch is False"
+    require(alone, "info_nce: directions", list(directions), expected, advice)
+    holds = 0 <= hardness < math.inf
+    require(holds, "info_nce: hardness", hardness, "at least 0", "Give 0 for none.")
+    for name, value, choices in (
+        ("margin_of", margin_of, ("own", "best")),
+        ("hardness_of", hardness_of, get_args(HardnessOf)),
+    ):
+        expected = f"one of {', '.join(choices)}"
+        require(value in choices, f"info_nce: {name}", value, expected, "Choose one.")
+
+
+def _read_queries(
+    queries: Tensor, passages: Tensor, all_queries: Tensor | None, directions: Sequence[str]
+) -> Tensor | None:
+    """All G queries where `queries` are a share of them and another direction reads them."""
+    if all_queries is None:
+        holds = len(directions) == 1 or len(queries) == len(passages)
+        got, expected = shape(queries), f"all {len(passages)} queries, or all_queries beside them"
+        advice = "Other directions than query_to_doc compare with the queries of all records."
+        require(holds, "info_nce: queries", got, expected, advice)
+        return None
+    expected = str([len(passages), queries.shape[1]])
+    holds = shape(all_queries) == [len(passages), queries.shape[1]]
+    advice = "Give the queries of all records, own ones among them."
+    require(holds, "info_nce: all_queries", shape(all_queries), expected, advice)
+    return all_queries
 
 
 def _read_mask(

@@ -4,15 +4,31 @@ Adding a term is one line in its table here, and its `TermSettings` under the sa
 task's file of `trainer.recipe`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from trainer.objectives.arguments import require
-from trainer.objectives.contrastive import info_nce, paired_info_nce
-from trainer.objectives.ranking import cosent_loss, pearson_loss, pro_loss, rank_kl_loss
+from trainer.objectives.blocks import Direction, HardnessOf
+from trainer.objectives.contrastive import InBatch, info_nce, paired_info_nce
+from trainer.objectives.prefixes import Prefix
+from trainer.objectives.ranking import (
+    angle_loss,
+    cosent_loss,
+    pearson_loss,
+    pro_loss,
+    rank_kl_loss,
+)
+from trainer.objectives.regularisers import spread_out
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""From scores and a teacher's [b, C], positive first, to a scalar []: see `distillation`."""
+
+Share = Literal["rows", "taught", "batch"]
+"""A mean over this rank's rows, over those that a teacher scored, or the whole batch's value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +43,10 @@ class Term:
     """Fields of the task's inputs that are its positional arguments."""
     options: tuple[str, ...] = ()
     """Fields that are its keyword arguments."""
+    share: Share = "rows"
+    """What part of the batch a call of it covers."""
+    sums_prefixes: bool = False
+    """Whether the function takes leading parts of vectors as `prefixes` and sums over them."""
 
     def arguments(self, inputs: object) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments of the function, out of a task's inputs."""
@@ -36,10 +56,12 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalInputs:
-    """What terms of retrieval may read."""
+    """What terms of retrieval may read; the arguments of `info_nce` are described there."""
 
     queries: Tensor
     """Rows first_row .. first_row + B of the G queries [B, D]."""
+    all_queries: Tensor | None
+    """All G queries [G, D]; None where no term reads them."""
     passages: Tensor
     """Passages of all G queries [G, P + N, D], the P positive slots first."""
     num_positives: int
@@ -47,13 +69,29 @@ class RetrievalInputs:
     temperature: float
     """Divides cosine similarity."""
     mask: Tensor | None
-    """Known positives left out of denominators: int64 pairs [M, 2] of (row, flat column)."""
+    """Known pairs: int64 [M, 2] of (row, flat column); rows are global beside `all_queries`."""
     absent: Tensor | None
     """Passages that do not exist [G, P + N], bool."""
     margin: float | None
-    """Candidates above a query's best positive by more than this are left out; None: none."""
+    """Candidates above a positive by more than this are left out; None: none."""
+    margin_of: Literal["own", "best"]
+    """The positive that the margin is measured from."""
     first_row: int
     """Global row of the first query."""
+    directions: Sequence[Direction]
+    """What is compared."""
+    in_batch: InBatch
+    """Whose passages are candidates."""
+    hardness: float
+    """Added to a negative's logit per unit of its cosine."""
+    hardness_of: HardnessOf
+    """Which negatives that is for."""
+    teacher: Tensor | None
+    """A teacher's scores of own passages [B, P + N], NaN where a row has none; None: none has."""
+    distance: Distance | None
+    """From scores and a teacher's [b, C] to their distance; None where nothing is distilled."""
+    prefixes: Sequence[Prefix]
+    """Leading parts of the vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +122,93 @@ def cosent_at_temperature(pred: Tensor, gold: Tensor, *, temperature: float) -> 
     return cosent_loss(pred, gold, scale=1 / temperature)
 
 
+def hard_negatives_nce(queries: Tensor, passages: Tensor, **options: Any) -> Tensor:
+    """InfoNCE whose only candidates are the query's own positive and hard negatives.
+
+    Reference: the hard loss of F2LLM, Zhang et al. 2025, arXiv:2510.02294.
+    """
+    return info_nce(queries, passages, in_batch=False, **options)
+
+
+def spread_queries_and_positives(
+    all_queries: Tensor, passages: Tensor, *, num_positives: int
+) -> Tensor:
+    """The spread of queries [G, D] plus that of positives, the mean over the P slots."""
+    slots = [spread_out(passages[:, slot]) for slot in range(num_positives)]
+    return spread_out(all_queries) + torch.stack(slots).mean()
+
+
+def distilled(
+    queries: Tensor,
+    passages: Tensor,
+    teacher: Tensor | None,
+    *,
+    num_positives: int,
+    first_row: int,
+    distance: Distance,
+) -> Tensor:
+    """Distance of the own candidates' scores from a teacher's, the mean over the P slots.
+
+    A slot's candidates are its positive and all N hard negatives. Rows without a teacher's scores
+    are left out; a connected 0 where none has them.
+    """
+    own = passages[first_row : first_row + len(queries)]
+    with torch.autocast(queries.device.type, enabled=False):
+        # [B, P + N, D] . [B, D] -> [B, P + N]
+        scores = (own @ queries[:, :, None]).squeeze(2)
+    if teacher is None:
+        return 0.0 * scores.sum()
+    rows = ~teacher.isnan().any(1)
+    scores, teacher = scores[rows], teacher[rows]
+    slots = [
+        distance(
+            *(torch.cat([t[:, slot, None], t[:, num_positives:]], 1) for t in (scores, teacher))
+        )
+        for slot in range(num_positives)
+    ]
+    return torch.stack(slots).mean()
+
+
+def angle_at_temperature(
+    first: Tensor, second: Tensor, gold: Tensor, *, temperature: float
+) -> Tensor:
+    """AnglE with its scale as a temperature, like the other terms."""
+    return angle_loss(first, second, gold, scale=1 / temperature)
+
+
+_OPTIONS = (
+    "num_positives", "temperature", "mask", "absent", "margin", "margin_of", "first_row",
+    "hardness", "hardness_of", "all_queries", "prefixes",
+)  # fmt: skip
+
 RETRIEVAL_TERMS = table(
     Term(
         name="infonce",
         function=info_nce,
         reads=("queries", "passages"),
-        options=("num_positives", "temperature", "mask", "absent", "margin", "first_row"),
+        options=(*_OPTIONS, "directions", "in_batch"),
+        sums_prefixes=True,
+    ),
+    Term(
+        name="hard_negatives",
+        function=hard_negatives_nce,
+        reads=("queries", "passages"),
+        options=_OPTIONS,
+        sums_prefixes=True,
+    ),
+    Term(
+        name="spread_out",
+        function=spread_queries_and_positives,
+        reads=("all_queries", "passages"),
+        options=("num_positives",),
+        share="batch",
+    ),
+    Term(
+        name="distillation",
+        function=distilled,
+        reads=("queries", "passages", "teacher"),
+        options=("num_positives", "first_row", "distance"),
+        share="taught",
     ),
 )
 """Terms of `RetrievalInputs`."""
@@ -107,6 +226,12 @@ SIMILARITY_TERMS = table(
         name="cosent",
         function=cosent_at_temperature,
         reads=("cosines", "gold"),
+        options=("temperature",),
+    ),
+    Term(
+        name="angle",
+        function=angle_at_temperature,
+        reads=("first", "second", "gold"),
         options=("temperature",),
     ),
     Term(

@@ -10,10 +10,14 @@ from trainer.recipe.kind import (
     Side,
     TaskKind,
     TermSettings,
+    Words,
     defaults,
     term_table,
     weight_numbers,
 )
+
+Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+"""What a similarity compares, as sentence-transformers names it."""
 
 TERMS = term_table(
     TermSettings(
@@ -21,6 +25,27 @@ TERMS = term_table(
         label="InfoNCE",
         weight=1.0,
         meaning="Weight of the multi-positive InfoNCE over the global batch.",
+    ),
+    TermSettings(
+        name="hard_negatives",
+        label="InfoNCE of own hard negatives",
+        weight=0.0,
+        meaning="Weight of InfoNCE whose candidates are the query's own positive and hard "
+        "negatives alone.",
+    ),
+    TermSettings(
+        name="spread_out",
+        label="Spread-out",
+        weight=0.0,
+        meaning="Weight of the spread-out regulariser.",
+        has_own_key=True,
+    ),
+    TermSettings(
+        name="distillation",
+        label="Distillation",
+        weight=0.0,
+        meaning="Weight of the distance to a teacher's scores.",
+        has_own_key=True,
     ),
 )
 """Terms of the retrieval loss."""
@@ -31,11 +56,32 @@ def _weights() -> dict[str, NumberOf]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarginMask:
-    """Known positives, and candidates that score too well to be negatives, hard ones included."""
+class MaskRecipe:
+    """Known positives, and candidates that look like positives, hard negatives included."""
 
-    margin: float = bounded(low=-2, high=2, required=True)
-    """Cosine by which a candidate must exceed the query's best positive to be left out."""
+    margin: float | None = bounded(None, low=-2, high=2)
+    """Cosine by which a candidate must exceed that of a positive to be left out, in all directions;
+    null: none is, for its cosine."""
+    of: Literal["best", "own"] = "best"
+    """The positive that the margin is measured from: the query's `best`, or the slot's `own`."""
+    guide: bool = False
+    """Leave out a query's hard negatives that a teacher scores above its best positive; the rows
+    carry the scores (GISTEmbed, arXiv:2402.16829, with scores in place of a guide model)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationRecipe:
+    """Bring scores of a query's own candidates near a teacher's, which the rows carry."""
+
+    loss: Literal["kl", "margin_mse", "mse_softmax"] = "kl"
+    """Divergence of the softmax, squared error of the margins to the positive, or of the softmax.
+    """
+    weight: float = bounded(1.0, above=0)
+    """Weight of the term."""
+    temperature: float = bounded(0.05, above=0)
+    """Divides cosines."""
+    teacher_temperature: float = bounded(1.0, above=0)
+    """Divides the teacher's scores: 1 for logits of a reranker, as `temperature` for cosines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +96,44 @@ class IrRecipe:
     """Hard negatives N per query."""
     temperature: float = bounded(0.02, above=0)
     """Divides cosine similarity."""
-    mask: Literal["known", "none"] | MarginMask = "known"
-    """`known` removes candidates that are known positives of the query from its denominator;
-    `{margin: m}` also those that score more than m above its best positive."""
+    directions: tuple[Direction, ...] = ("query_to_doc",)
+    """What stands in the denominator beside the query's passages: `query_to_query` other queries,
+    `doc_to_query` queries against the positive, `doc_to_doc` passages against the positive."""
+    in_batch: bool | Literal["positives"] = True
+    """Whose passages are candidates: those of all queries; `positives` of all queries without hard
+    negatives; false: the query's own alone."""
+    mask: Literal["known", "none"] | MaskRecipe = "known"
+    """`known` removes candidates that are known positives of the query from its denominator; a
+    section, such as `{margin: 0.1}`, also those that look like positives."""
+    hardness: float = bounded(0.0, low=0)
+    """alpha: a negative's logit gains alpha times its cosine, a constant for the gradient (Lan et
+    al. 2025, arXiv:2503.04812)."""
+    hardness_of: Literal["all", "in_batch", "hard"] = "all"
+    """Negatives that `hardness` is for: all, those of other queries, or a query's own hard ones."""
+    spread_out: float = bounded(0.0, low=0)
+    """Weight of the mean squared cosine of different queries, plus that of positives
+    (EmbeddingGemma, arXiv:2509.20354)."""
+    distillation: DistillationRecipe | None = None
+    """Learn a teacher's scores; null: those that rows carry are not read."""
     weights: Annotated[Mapping[str, float], NumbersByName(_weights, low=0)] = field(
         default_factory=lambda: defaults(_weights())
     )
     """Weights of the terms; 0 leaves a term out."""
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether rows must carry a teacher's scores."""
+        guided = isinstance(self.mask, MaskRecipe) and self.mask.guide
+        return guided or self.distillation is not None
+
+
+def _all_weights(settings: IrRecipe) -> Mapping[str, float]:
+    taught = settings.distillation
+    return {
+        **settings.weights,
+        "spread_out": settings.spread_out,
+        "distillation": 0.0 if taught is None else taught.weight,
+    }
 
 
 def _texts_of_row(settings: IrRecipe) -> Mapping[Side, int]:
@@ -64,11 +141,40 @@ def _texts_of_row(settings: IrRecipe) -> Mapping[Side, int]:
 
 
 def _check(settings: IrRecipe, fail: Fail) -> None:
-    """A query without hard negatives needs those of another query."""
+    """Every query has a candidate besides its positive, and every key is of use."""
+    _check_candidates(settings, fail)
+    mask, directions = settings.mask, settings.directions
+    if isinstance(mask, MaskRecipe) and mask.margin is None:
+        if not mask.guide:
+            raise fail("tasks.ir.mask", Words("{}"), "margin or guide", "Add one of them.")
+        if mask.of != "best":
+            expected = "left out where margin is null"
+            raise fail("tasks.ir.mask.of", mask.of, expected, "Add margin, or remove it.")
+    if "query_to_doc" not in directions or len(set(directions)) < len(directions):
+        expected = "query_to_doc and others, each once"
+        raise fail("tasks.ir.directions", directions, expected, "Correct the list.")
+    if settings.hardness_of != "all" and settings.hardness == 0:
+        expected = "all where tasks.ir.hardness is 0"
+        raise fail("tasks.ir.hardness_of", settings.hardness_of, expected, "Set hardness.")
+
+
+def _check_candidates(settings: IrRecipe, fail: Fail) -> None:
+    """A query without hard negatives needs the passages of another one."""
+    key, in_batch = "tasks.ir.in_batch", settings.in_batch
     if settings.global_batch_size == 1 and settings.negatives == 0:
         raise fail(
             "tasks.ir.global_batch_size", 1, "at least 2 where negatives is 0", "Raise either."
         )
+    if in_batch is False and settings.negatives == 0:
+        expected = "true where tasks.ir.negatives is 0"
+        raise fail(key, in_batch, expected, "Raise negatives: there are no other candidates.")
+    if in_batch is False and len(settings.directions) > 1:
+        expected = "true where tasks.ir.directions has more than query_to_doc"
+        raise fail(key, in_batch, expected, "The others compare records of a batch.")
+    if settings.weights["hard_negatives"] and settings.negatives == 0:
+        expected = "0 where tasks.ir.negatives is 0"
+        found = settings.weights["hard_negatives"]
+        raise fail("tasks.ir.weights.hard_negatives", found, expected, "Raise negatives.")
 
 
 KIND = TaskKind(
@@ -82,5 +188,6 @@ KIND = TaskKind(
     texts_of_row=_texts_of_row,
     prompts={"query": "query", "document": "passage"},
     hub_task="information-retrieval",
+    weights_of=_all_weights,
     check=_check,
 )

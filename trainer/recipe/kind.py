@@ -43,6 +43,8 @@ class TermSettings:
     """Default temperature; None for a term without a temperature of its own."""
     layer: Layer = "last"
     """The layer it reads."""
+    has_own_key: bool = False
+    """Whether its weight stands elsewhere in the task's section than under `weights`."""
 
 
 Terms = dict[str, TermSettings]
@@ -56,7 +58,11 @@ def term_table(*terms: TermSettings) -> Terms:
 
 def weight_numbers(terms: Terms) -> dict[str, NumberOf]:
     """The weights that a recipe may give."""
-    return {name: NumberOf(term.weight, term.meaning) for name, term in terms.items()}
+    return {
+        name: NumberOf(term.weight, term.meaning)
+        for name, term in terms.items()
+        if not term.has_own_key
+    }
 
 
 def temperature_numbers(terms: Terms) -> dict[str, NumberOf]:
@@ -89,7 +95,7 @@ class TaskSettings(Protocol):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Weight of every term."""
+        """Weight of every term that has none of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +127,8 @@ class TaskKind:
     benchmark_prompts: Mapping[str, str] = field(default_factory=dict)
     """Names under which mteb looks for a prompt, where none of `prompts` is one; each with the
     prompt that it stands for."""
+    weights_of: Callable[[Any], Mapping[str, float]] = lambda settings: settings.weights
+    """From settings to the weight of every term, those with a key of their own included."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
 
@@ -135,6 +143,5 @@ class TaskKind:
 
 def reads_middle(kind: TaskKind, settings: TaskSettings) -> bool:
     """Whether a term that has a weight reads the middle layer."""
-    return any(
-        settings.weights[name] > 0 for name, term in kind.terms.items() if term.layer == "middle"
-    )
+    weights = kind.weights_of(settings)
+    return any(weights[name] > 0 for name, term in kind.terms.items() if term.layer == "middle")

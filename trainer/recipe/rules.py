@@ -3,12 +3,13 @@
 Each rule is a function that raises on the first breach; `check_rules` runs them all.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.kind import Fail, Side, Words
-from trainer.recipe.schema import EvalSetRecipe, Recipe, SourceRecipe
+from trainer.recipe.schema import EvalSetRecipe, MatryoshkaRecipe, Recipe, SourceRecipe
 from trainer.recipe.tasks import TASKS
 
 
@@ -114,7 +115,7 @@ def _check_tasks(recipe: Recipe, fail: Fail) -> None:
             expected = f"a section with global_batch_size, as source {source.name} is of this task"
             raise fail(key, Words("(missing)"), expected, f"Add {key}, or remove the source.")
     for task, settings in recipe.tasks.items():
-        if not any(settings.weights.values()):
+        if not any(TASKS[task].weights_of(settings).values()):
             raise fail(f"tasks.{task}.weights", Words("all 0"), "one above 0", "Raise one.")
         TASKS[task].check(settings, fail)
 
@@ -173,6 +174,8 @@ def _check_model(recipe: Recipe, fail: Fail) -> None:
             "a commit beside it, so that the code cannot change unseen",
             "Set model.revision to the commit that you have read.",
         )
+    if model.matryoshka is not None:
+        _check_matryoshka(model.matryoshka, fail)
     if model.lora is not None and not model.lora.targets:
         expected = "at least one module name, or all-linear"
         raise fail("model.lora.targets", (), expected, "Name the modules that get an adapter.")
@@ -180,6 +183,18 @@ def _check_model(recipe: Recipe, fail: Fail) -> None:
     if model.lora is None and export != "merged":
         expected = "merged where all parameters are trained"
         raise fail("checkpoint.export", export, expected, "Remove it, or add model.lora.")
+
+
+def _check_matryoshka(matryoshka: MatryoshkaRecipe, fail: Fail) -> None:
+    """Parts that get shorter, each with a weight."""
+    dims, weights = matryoshka.dims, matryoshka.weights
+    falling = all(first > second for first, second in itertools.pairwise(dims))
+    if not dims or dims[-1] < 1 or not falling:
+        expected = "sizes of at least 1, each below the one before"
+        raise fail("model.matryoshka.dims", dims, expected, "Sort them, the whole vector first.")
+    if weights is not None and (len(weights) != len(dims) or min(weights, default=0) <= 0):
+        expected = f"{len(dims)} numbers above 0, one for each of dims"
+        raise fail("model.matryoshka.weights", weights, expected, "Correct them.")
 
 
 def _check_numbers(recipe: Recipe, fail: Fail) -> None:

@@ -41,6 +41,16 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MatryoshkaRecipe:
+    """Every term of every task on leading parts of the vector (arXiv:2205.13147)."""
+
+    dims: tuple[int, ...]
+    """Sizes of the parts, descending; the first should be that of the whole vector."""
+    weights: tuple[float, ...] | None = None
+    """Weight of each part's loss; null: 1 for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """The backbone and how it becomes an embedder."""
 
@@ -59,6 +69,8 @@ class ModelRecipe:
     """Recompute layer activations in the backward pass."""
     dropout: float | None = bounded(None, low=0, high=0.99)
     """Overrides every dropout probability of the backbone's config; null keeps the config's."""
+    matryoshka: MatryoshkaRecipe | None = None
+    """Vectors that can be cut; null: only the whole vector is trained."""
     lora: LoraRecipe | None = None
     """Adapters; null trains all parameters."""
     trust_remote_code: bool = False

@@ -44,6 +44,13 @@ TERMS = term_table(
         meaning="Weight of CoSENT, the usual STS loss; for comparisons.",
     ),
     TermSettings(
+        name="angle",
+        label="AnglE",
+        weight=0.0,
+        temperature=0.05,
+        meaning="Weight of AnglE, CoSENT on an angle in complex space.",
+    ),
+    TermSettings(
         name="infonce",
         label="InfoNCE",
         weight=1.0,

@@ -93,12 +93,16 @@ class _Builder:
         sections = [member for member in members if dataclasses.is_dataclass(member)]
         if sections and isinstance(value, dict):
             return self.convert(value, sections[0], path)
-        if value in words:
+        if value in words or (bool in members and isinstance(value, bool)):
             return value
+        if bool in members:
+            words = ["true", "false", *words]
         if sections:
             example = ", ".join(f"{field.name}: ..." for field in dataclasses.fields(sections[0]))
             expected = f"{' or '.join(words)}, or {{{example}}}"
             raise self._error(path, value, expected, "Use one of them.")
+        if bool in members:
+            raise self._error(path, value, f"one of {', '.join(words)}", "Use one of them.")
         raise self._error(path, value, f"a list, or {' or '.join(words)}", "Write [a, b].")
 
     def _by_table(self, value: Any, table: Any, path: KeyPath) -> Any:

@@ -111,8 +111,9 @@ def _main_settings(trained_by: TrainedBy) -> Iterator[tuple[str, object]]:
     yield "steps", f"{trained_by.step:,}"
     for name in dict.fromkeys(source.task for source in recipe.data.sources):
         settings = recipe.tasks[name]
-        terms = TASKS[name].terms
-        used = [terms[key].label for key, weight in settings.weights.items() if weight > 0]
+        kind = TASKS[name]
+        weights = kind.weights_of(settings)
+        used = [kind.terms[key].label for key, weight in weights.items() if weight > 0]
         yield (
             f"a step of {TASKS[name].label}",
             f"{settings.global_batch_size:,} rows; loss: {', '.join(used)}",

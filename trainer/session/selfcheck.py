@@ -29,7 +29,7 @@ from trainer.distributed.rows import gather_rows
 from trainer.engine.chunks import ChunkPlan, plan_chunks
 from trainer.engine.grad_cache import ValueAndGrad
 from trainer.engine.losses.step_loss import step_loss, whole_loss
-from trainer.engine.losses.task_loss import Vectors
+from trainer.engine.losses.task_loss import Vectors, prefixes_of
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
 from trainer.preflight.checks import RunData
 from trainer.recipe.kind import reads_middle
@@ -128,7 +128,8 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
     seconds = {"data": waited, "loss": 0.0, "reduce": 0.0}
     key = step_key(session.recipe.seed, batch.plan.step)
     settings = session.recipe.tasks[batch.plan.task]
-    loss = _Watched(step_loss(batch, settings, plan, ranks))
+    prefixes = prefixes_of(session.recipe.model.matryoshka)
+    loss = _Watched(step_loss(batch, settings, plan, ranks, prefixes))
     started = time.perf_counter()
     with _measured_collectives(seconds), built.grad_cache.held():
         # what `held` gathers at once is not gathered again below
@@ -187,7 +188,9 @@ def reference(session: Session, batch: Batch, *, at: Vectors) -> tuple[Vectors, 
     chunks = make_chunks(batch.texts, plan.ranks[0], key=key, device=ranks.device)
     rows = torch.from_numpy(plan.rows(0)).to(ranks.device)
     points = tuple(vectors[rows].requires_grad_() for vectors in at)
-    loss = whole_loss(batch, recipe.tasks[batch.plan.task], plan, ranks.device)(points)
+    prefixes = prefixes_of(recipe.model.matryoshka)
+    settings = recipe.tasks[batch.plan.task]
+    loss = whole_loss(batch, settings, plan, ranks.device, prefixes)(points)
     pulled = torch.autograd.grad(loss, points, allow_unused=True, materialize_grads=True)
     with session.built.replica.gathered() as model:
         model.train()

@@ -5,6 +5,7 @@ passages per query.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,9 +13,17 @@ from torch import Tensor
 
 from trainer.data.batch import IrBatch
 from trainer.distributed.group import Ranks
-from trainer.engine.losses.task_loss import Vectors, own_slice, weighted_sum
-from trainer.objectives.terms import RETRIEVAL_TERMS, RetrievalInputs, Term, weighted_terms
-from trainer.recipe.ir import TERMS, IrRecipe, MarginMask
+from trainer.engine.losses.task_loss import (
+    Prefixes,
+    Vectors,
+    over_prefixes,
+    own_slice,
+    weighted_sum,
+)
+from trainer.objectives.distillation import DISTANCES
+from trainer.objectives.prefixes import WHOLE
+from trainer.objectives.terms import RETRIEVAL_TERMS, RetrievalInputs, Share, Term, weighted_terms
+from trainer.recipe.ir import KIND, IrRecipe, MaskRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,44 +31,82 @@ class RetrievalLoss:
     """The terms of one batch on one rank."""
 
     settings: IrRecipe
-    """Weights, slots and temperature."""
+    """Weights, slots, temperature, and what is compared."""
     terms: list[Term]
     """Those that have a weight."""
-    share: float
-    """Of the global batch's queries, B / G."""
+    shares: dict[Share, float]
+    """Part of the batch's value that a term's value on this rank is."""
     query: Tensor
-    """Own queries as rows of the tables [B], int64."""
+    """All queries as rows of the tables [G], int64."""
+    own: slice
+    """Those of this rank."""
     passages: Tensor
     """All passages as rows of the tables [G, P + N], int64; 0 where absent."""
     absent: Tensor
     """Passages that do not exist [G, P + N], bool."""
     masked: Tensor
-    """Known positives as (own query, flat passage) [M, 2], int64."""
-    first_row: int
-    """Global row of the first own query."""
+    """Known pairs as (query, flat passage) [M, 2], int64; queries are counted as terms do."""
+    teacher: Tensor | None
+    """A teacher's scores of own passages [B, P + N], NaN where a row has none."""
 
-    def __call__(self, tables: Vectors) -> dict[str, Tensor]:
+    def __call__(self, tables: Vectors, prefixes: Prefixes) -> dict[str, Tensor]:
         """This rank's share of each term; see `TaskLoss`."""
         values = {}
         for term in self.terms:
-            inputs = self._inputs(tables[TERMS[term.name].layer == "middle"])
-            reads, options = term.arguments(inputs)
-            values[term.name] = self.share * term.function(*reads, **options)
-        return {"loss": weighted_sum(values, self.settings.weights), **values}  # type: ignore[dict-item]
+            table_UH = tables[KIND.terms[term.name].layer == "middle"]
+            share = self.shares[term.share]
+            if term.sums_prefixes:
+                values[term.name] = share * self._value(term, table_UH, prefixes)
+            else:
+                summed = over_prefixes(partial(self._named_value, term), (table_UH,), prefixes)
+                values[term.name] = share * summed[term.name]
+        weights = KIND.weights_of(self.settings)
+        return {"loss": weighted_sum(values, weights), **values}  # type: ignore[dict-item]
 
-    def _inputs(self, table_UH: Tensor) -> RetrievalInputs:
+    def _named_value(self, term: Term, tables: Vectors) -> dict[str, Tensor]:
+        """A term on one leading part of the vectors."""
+        return {term.name: self._value(term, tables[0], (WHOLE,))}
+
+    def _value(self, term: Term, table_UH: Tensor, prefixes: Prefixes) -> Tensor:
+        """A term on this rank, unweighted."""
+        reads, options = term.arguments(self._inputs(table_UH, prefixes))
+        return term.function(*reads, **options)
+
+    def _inputs(self, table_UH: Tensor, prefixes: Prefixes) -> RetrievalInputs:
         """What terms read, from the vectors of one layer."""
-        mask = self.settings.mask
+        settings, mask = self.settings, self.settings.mask
+        taught = settings.distillation
+        limits = mask if isinstance(mask, MaskRecipe) else MaskRecipe()
         return RetrievalInputs(
-            queries=table_UH[self.query],
+            queries=table_UH[self.query[self.own]],
+            all_queries=table_UH[self.query] if reads_all_queries(settings) else None,
             passages=table_UH[self.passages],
-            num_positives=self.settings.positives,
-            temperature=self.settings.temperature,
+            num_positives=settings.positives,
+            temperature=settings.temperature,
             mask=self.masked,
             absent=self.absent,
-            margin=mask.margin if isinstance(mask, MarginMask) else None,
-            first_row=self.first_row,
+            margin=limits.margin,
+            margin_of=limits.of,
+            first_row=self.own.start,
+            directions=settings.directions,
+            in_batch=settings.in_batch,
+            hardness=settings.hardness,
+            hardness_of=settings.hardness_of,
+            teacher=self.teacher,
+            distance=None
+            if taught is None
+            else partial(
+                DISTANCES[taught.loss],
+                temperature=taught.temperature,
+                teacher_temperature=taught.teacher_temperature,
+            ),
+            prefixes=prefixes,
         )
+
+
+def reads_all_queries(settings: IrRecipe) -> bool:
+    """Whether a term compares with the queries of other ranks."""
+    return len(settings.directions) > 1 or settings.spread_out > 0
 
 
 def retrieval_loss(batch: IrBatch, settings: IrRecipe, ranks: Ranks) -> RetrievalLoss:
@@ -70,27 +117,64 @@ def retrieval_loss(batch: IrBatch, settings: IrRecipe, ranks: Ranks) -> Retrieva
     own = own_slice(len(batch.query), ranks)
     columns = np.any(batch.passages >= 0, axis=0, keepdims=False)
     index = batch.passages[:, columns]
+    teacher = None if batch.teacher is None else batch.teacher[:, columns]
+    pairs = _kept_columns(batch.masked, columns)
+    if isinstance(settings.mask, MaskRecipe) and settings.mask.guide and teacher is not None:
+        pairs = np.concatenate([pairs, _better_negatives(teacher, settings.positives)])
     return RetrievalLoss(
         settings=settings,
-        terms=weighted_terms(RETRIEVAL_TERMS, settings.weights),
-        share=(own.stop - own.start) / len(batch.query),
-        query=torch.from_numpy(batch.query[own]).to(ranks.device),
+        terms=weighted_terms(RETRIEVAL_TERMS, KIND.weights_of(settings)),
+        shares=_shares(len(batch.query), own, teacher, ranks),
+        query=torch.from_numpy(batch.query).to(ranks.device),
+        own=own,
         passages=torch.from_numpy(np.maximum(index, 0)).to(ranks.device),
         absent=torch.from_numpy(index < 0),
-        masked=torch.from_numpy(_masked_of(batch, columns, own)),
-        first_row=own.start,
+        masked=torch.from_numpy(_pairs_of(pairs, own, index.shape[1], settings)),
+        teacher=None if teacher is None else torch.from_numpy(teacher[own]).to(ranks.device),
     )
 
 
-def _masked_of(batch: IrBatch, columns: np.ndarray, own: slice) -> np.ndarray:
-    """Masked pairs as (own query row, flat passage among the kept columns) [M, 2], int64."""
-    width = batch.passages.shape[1]
-    rows, flat = batch.masked[:, 0], batch.masked[:, 1]
-    mine = (rows >= own.start) & (rows < own.stop) & columns[flat % width]
+def _shares(
+    num_queries: int, own: slice, teacher: np.ndarray | None, ranks: Ranks
+) -> dict[Share, float]:
+    """What part of the batch's value is found on this rank."""
+    taught = np.zeros(num_queries, bool)
+    if teacher is not None:
+        taught = ~np.isnan(teacher).any(axis=1)
+    return {
+        "rows": (own.stop - own.start) / num_queries,
+        "taught": float(taught[own].sum() / max(1, taught.sum())),
+        "batch": 1 / ranks.world_size,
+    }
+
+
+def _kept_columns(masked: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Pairs (query, flat passage) [M, 2] with passages counted among the kept columns, int64."""
+    width, num_kept = len(columns), int(columns.sum())
     kept_of = np.cumsum(columns) - 1
-    num_kept = int(columns.sum())
-    known = np.stack(
-        [rows[mine] - own.start, flat[mine] // width * num_kept + kept_of[flat[mine] % width]],
-        axis=1,
-    )
-    return known.astype(np.int64)
+    row, flat = masked[columns[masked[:, 1] % width]].T
+    pairs = np.stack([row, flat // width * num_kept + kept_of[flat % width]], axis=1)
+    return pairs.astype(np.int64)
+
+
+def _better_negatives(teacher: np.ndarray, num_positives: int) -> np.ndarray:
+    """Own hard negatives that a teacher scores above all own positives, as pairs [M, 2], int64.
+
+    Args:
+        teacher: scores [G, P + N]; NaN is above nothing.
+        num_positives: P.
+    """
+    best = teacher[:, :num_positives].max(axis=1, keepdims=True)
+    better = teacher > best
+    better[:, :num_positives] = False
+    row, column = np.nonzero(better)
+    return np.stack([row, row * teacher.shape[1] + column], axis=1).astype(np.int64)
+
+
+def _pairs_of(pairs: np.ndarray, own: slice, num_slots: int, settings: IrRecipe) -> np.ndarray:
+    """The pairs that this rank's terms read, with rows counted as they count them."""
+    row, group = pairs[:, 0], pairs[:, 1] // num_slots
+    mine = (row >= own.start) & (row < own.stop)
+    if reads_all_queries(settings):
+        return pairs[mine | ((group >= own.start) & (group < own.stop))]
+    return pairs[mine] - np.array([own.start, 0])

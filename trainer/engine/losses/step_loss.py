@@ -19,7 +19,8 @@ from trainer.distributed.group import Ranks
 from trainer.distributed.rows import gather_rows, reduce_rows
 from trainer.engine.chunks import ChunkPlan
 from trainer.engine.losses.table import task_loss
-from trainer.engine.losses.task_loss import TaskLoss, Vectors
+from trainer.engine.losses.task_loss import Prefixes, TaskLoss, Vectors
+from trainer.objectives.prefixes import WHOLE
 from trainer.recipe.kind import TaskSettings
 
 
@@ -33,6 +34,8 @@ class StepLoss:
     """Which rank embedded which text."""
     ranks: Ranks
     """This process."""
+    prefixes: Prefixes = (WHOLE,)
+    """Leading parts of the vectors that the loss reads."""
 
     def __call__(self, vectors: Vectors) -> tuple[Vectors, dict[str, Tensor]]:
         """Differentiate the loss at the vectors of all ranks.
@@ -53,7 +56,7 @@ class StepLoss:
             gather_rows(v, counts=self.plan.counts)[place].requires_grad_() for v in vectors
         )
         with torch.enable_grad():
-            terms = self.loss(tables)
+            terms = self.loss(tables, self.prefixes)
             found = torch.autograd.grad(
                 terms["loss"], tables, allow_unused=True, materialize_grads=True
             )
@@ -76,7 +79,13 @@ class StepLoss:
         return dict(zip(terms, values.unbind(), strict=True))
 
 
-def step_loss(batch: Batch, settings: TaskSettings, plan: ChunkPlan, ranks: Ranks) -> StepLoss:
+def step_loss(
+    batch: Batch,
+    settings: TaskSettings,
+    plan: ChunkPlan,
+    ranks: Ranks,
+    prefixes: Prefixes = (WHOLE,),
+) -> StepLoss:
     """The loss of a batch.
 
     Args:
@@ -84,12 +93,18 @@ def step_loss(batch: Batch, settings: TaskSettings, plan: ChunkPlan, ranks: Rank
         settings: of its task.
         plan: which rank embedded which text.
         ranks: this process.
+        prefixes: leading parts of the vectors that the loss reads.
     """
-    return StepLoss(loss=task_loss(batch, settings, ranks), plan=plan, ranks=ranks)
+    loss = task_loss(batch, settings, ranks)
+    return StepLoss(loss=loss, plan=plan, ranks=ranks, prefixes=prefixes)
 
 
 def whole_loss(
-    batch: Batch, settings: TaskSettings, plan: ChunkPlan, device: torch.device
+    batch: Batch,
+    settings: TaskSettings,
+    plan: ChunkPlan,
+    device: torch.device,
+    prefixes: Prefixes = (WHOLE,),
 ) -> Callable[[Vectors], Tensor]:
     """The loss of a batch on one process alone, for autograd: no cache, no collective.
 
@@ -98,7 +113,8 @@ def whole_loss(
         settings: of its task.
         plan: of one rank, in whose order the vectors come.
         device: of the vectors.
+        prefixes: leading parts of the vectors that the loss reads.
     """
     loss = task_loss(batch, settings, Ranks(rank=0, world_size=1, device=device))
     place = torch.argsort(torch.from_numpy(plan.order)).to(device)
-    return lambda vectors: loss(tuple(v[place] for v in vectors))["loss"]
+    return lambda vectors: loss(tuple(v[place] for v in vectors), prefixes)["loss"]

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from trainer.data.batch import StsBatch
 from trainer.distributed.group import Ranks
-from trainer.engine.losses.task_loss import Vectors, own_slice, weighted_sum
+from trainer.engine.losses.task_loss import (
+    Prefixes,
+    Vectors,
+    over_prefixes,
+    own_slice,
+    weighted_sum,
+)
 from trainer.objectives.terms import SIMILARITY_TERMS, SimilarityInputs, Term, weighted_terms
 from trainer.recipe.sts import TERMS, StsRecipe
 
@@ -35,8 +41,12 @@ class SimilarityLoss:
     gold: Tensor
     """Gold scores, 0..1 [n], float32."""
 
-    def __call__(self, tables: Vectors) -> dict[str, Tensor]:
+    def __call__(self, tables: Vectors, prefixes: Prefixes) -> dict[str, Tensor]:
         """This rank's share of each term; see `TaskLoss`."""
+        return over_prefixes(self._at, tables, prefixes)
+
+    def _at(self, tables: Vectors) -> dict[str, Tensor]:
+        """The terms on one leading part of the vectors."""
         cosines = (tables[0][self.first] * tables[0][self.second]).sum(dim=1)
         values: dict[str, Tensor] = {}
         for term in self.terms:

@@ -3,18 +3,24 @@
 Letters: U texts of the step, H vector size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from trainer.distributed.group import Ranks
+from trainer.objectives.prefixes import WHOLE, Prefix, cut
+from trainer.recipe.schema import MatryoshkaRecipe
 
 Vectors = tuple[Tensor, ...]
 """(last [n, H],) or (last [n, H], middle [n, H]) of n texts, float32."""
 
-TaskLoss = Callable[[Vectors], dict[str, Tensor]]
-"""From tables [U, H] of each layer to this rank's share of each term; `loss` is their total."""
+Prefixes = Sequence[Prefix]
+"""Leading parts of the vectors whose losses are summed with their weights."""
+
+TaskLoss = Callable[[Vectors, Prefixes], dict[str, Tensor]]
+"""From tables [U, H] of each layer and the parts of them that count to this rank's share of each
+term, summed over the parts; `loss` is their total."""
 
 MakeLoss = Callable[[Any, Any, Ranks], TaskLoss]
 """From a batch of the task, its settings and this process to its loss."""
@@ -30,3 +36,29 @@ def own_slice(total: int, ranks: Ranks) -> slice:
 def weighted_sum(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor | float:
     """Sum of the terms times their weights, in their order."""
     return sum(weights[name] * value for name, value in values.items())
+
+
+def prefixes_of(matryoshka: MatryoshkaRecipe | None) -> Prefixes:
+    """The leading parts of the vectors that a recipe trains."""
+    if matryoshka is None:
+        return (WHOLE,)
+    weights = matryoshka.weights or (1.0,) * len(matryoshka.dims)
+    return tuple(map(Prefix, matryoshka.dims, weights))
+
+
+def over_prefixes(
+    at: Callable[[Vectors], dict[str, Tensor]], tables: Vectors, prefixes: Prefixes
+) -> dict[str, Tensor]:
+    """What a loss finds on each leading part of the tables, summed with the parts' weights.
+
+    Args:
+        at: from tables to terms.
+        tables: [U, H] of each layer.
+        prefixes: at least one.
+    """
+    total: dict[str, Tensor] = {}
+    for prefix in prefixes:
+        for name, value in at(tuple(cut(table, prefix) for table in tables)).items():
+            part = value if prefix.weight == 1 else prefix.weight * value
+            total[name] = total[name] + part if name in total else part
+    return total

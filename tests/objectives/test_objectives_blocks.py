@@ -1,0 +1,219 @@
+"""Every direction, mask, weighting and prefix of InfoNCE equals a float64 loop, in any mixture."""
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tests.objectives.test_objectives_contrastive import embeddings, grads
+from trainer.errors import ObjectiveError
+from trainer.objectives import tiles
+from trainer.objectives.contrastive import info_nce
+from trainer.objectives.prefixes import Prefix
+
+DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+
+
+@dataclass(frozen=True)
+class Naive:
+    """The loss as its docstring says it, one candidate at a time."""
+
+    queries: Tensor
+    passages: Tensor
+    num_positives: int
+    temperature: float
+    known: frozenset[tuple[int, int, int]] = frozenset()
+    absent: Tensor | None = None
+    margin: float | None = None
+    margin_of: str = "best"
+    directions: tuple[str, ...] = ("query_to_doc",)
+    in_batch: bool | str = True
+    hardness: float = 0.0
+    hardness_of: str = "all"
+    prefixes: tuple[Prefix, ...] = field(default=(Prefix(None),))
+
+    def losses(self) -> Tensor:
+        """Cross-entropies [G, P] summed over prefixes."""
+        total = torch.zeros(len(self.queries), self.num_positives, dtype=torch.float64)
+        for prefix in self.prefixes:
+            queries, passages = self.queries, self.passages
+            if prefix.size is not None and prefix.size < queries.shape[1]:
+                queries = normalize(queries[:, : prefix.size], dim=-1)
+                passages = normalize(passages[..., : prefix.size], dim=-1)
+            rows = [
+                [self.one(queries, passages, i, j) for j in range(self.num_positives)]
+                for i in range(len(queries))
+            ]
+            total = total + prefix.weight * torch.stack([torch.stack(row) for row in rows])
+        return total
+
+    def one(self, queries: Tensor, passages: Tensor, i: int, j: int) -> Tensor:
+        """The cross-entropy of slot j of query i."""
+        target = queries[i] @ passages[i, j]
+        exponents = [target / self.temperature]
+        ceiling = None
+        if self.margin is not None:
+            best = [queries[i] @ passages[i, s] for s in range(self.num_positives)]
+            positive = target if self.margin_of == "own" else max(best)
+            ceiling = float(positive.detach()) + self.margin
+        for score, alpha in self.candidates(queries, passages, i, j):
+            if ceiling is None or float(score.detach()) <= ceiling:
+                exponents.append(score / self.temperature + alpha * score.detach())
+        if "doc_to_query" in self.directions:
+            # the pair itself, whatever is left out
+            exponents.append(target / self.temperature)
+        return torch.stack(exponents).logsumexp(0) - target / self.temperature
+
+    def candidates(self, queries: Tensor, passages: Tensor, i: int, j: int) -> Any:
+        """(score, hardness) of everything that is compared with the target."""
+        num_groups, num_slots = passages.shape[:2]
+        slots = [j, *range(self.num_positives, num_slots)]
+        if self.in_batch == "positives":
+            slots = [j]
+        for k, s in itertools.product(range(num_groups), slots):
+            is_absent = self.absent is not None and bool(self.absent[k, s])
+            if is_absent or (i, k, s) in self.known or (k, s) == (i, j):
+                continue
+            if self.in_batch is not False or k == i:
+                harder = self.hardness_of in ("all", "hard" if k == i else "in_batch")
+                yield queries[i] @ passages[k, s], self.hardness * harder
+            if "doc_to_doc" in self.directions and k != i:
+                yield passages[i, j] @ passages[k, s], 0.0
+        for k in set(range(num_groups)) - {i}:
+            alike = any((i, k, s) in self.known for s in range(self.num_positives))
+            if "query_to_query" in self.directions and not alike:
+                yield queries[i] @ queries[k], 0.0
+            if "doc_to_query" in self.directions and (k, i, j) not in self.known:
+                yield passages[i, j] @ queries[k], 0.0
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> dict[str, Any]:
+    """Shapes and options of one loss."""
+    num_groups, num_positives = draw(st.integers(1, 5)), draw(st.integers(1, 3))
+    num_negatives = draw(st.integers(0, 3))
+    directions = ("query_to_doc", *draw(st.sets(st.sampled_from(DIRECTIONS[1:]))))
+    in_batch = draw(st.sampled_from([True, True, "positives", False]))
+    return {
+        "shape": (num_groups, num_positives, num_negatives),
+        "seed": draw(st.integers(0, 2**16)),
+        "known": draw(st.sampled_from([0.0, 0.2])),
+        "absent": draw(st.sampled_from([0.0, 0.3])),
+        "options": {
+            "margin": draw(st.sampled_from([None, 0.0, 0.1, -0.2])),
+            "margin_of": draw(st.sampled_from(["own", "best"])),
+            "directions": directions[:1] if in_batch is False else directions,
+            "in_batch": in_batch,
+            "hardness": draw(st.sampled_from([0.0, 5.0])),
+            "hardness_of": draw(st.sampled_from(["all", "in_batch", "hard"])),
+            "prefixes": draw(
+                st.sampled_from(
+                    [(Prefix(None),), (Prefix(6), Prefix(4, 0.5)), (Prefix(3, 2.0), Prefix(2))]
+                )
+            ),
+        },
+    }
+
+
+def inputs_of(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, passages, known pairs and absent flags of a call."""
+    num_groups, num_positives, num_negatives = call["shape"]
+    num_slots, seed = num_positives + num_negatives, call["seed"]
+    queries = embeddings(num_groups, 6, seed=seed)
+    passages = embeddings(num_groups, num_slots, 6, seed=seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.rand(num_groups, num_groups, num_slots, generator=generator) < call["known"]
+    absent = torch.rand(num_groups, num_slots, generator=generator) < call["absent"]
+    absent[:, :num_positives] = False
+    return queries, passages, known, absent
+
+
+@given(call=calls(), tile_bytes=st.sampled_from([1, 150, 2**20]), cut=st.integers(0, 5))
+@settings(max_examples=250)
+def test_any_mixture_equals_the_loop(call: dict[str, Any], tile_bytes: int, cut: int) -> None:
+    queries, passages, known, absent = inputs_of(call)
+    num_groups, num_positives, _ = call["shape"]
+    options = {"num_positives": num_positives, "temperature": 0.1, "absent": absent}
+    options |= call["options"]
+    naive = Naive(
+        queries, passages, known=frozenset(map(tuple, known.nonzero().tolist())), **options
+    )
+    want = naive.losses().mean()
+    whole = tiles.TILE_BYTES
+    tiles.TILE_BYTES = tile_bytes
+    try:
+        got = info_nce(queries, passages, mask=known, **options)
+        found = [got, *grads(got, queries, passages)]
+        # shares of two ranks: the mask counts all queries, as each rank reads them
+        total, stop = torch.zeros((), dtype=torch.float64), min(cut, num_groups)
+        flat = known.flatten(1).nonzero()
+        for rows in (slice(0, stop), slice(stop, num_groups)):
+            part = info_nce(
+                queries[rows], passages, mask=flat, all_queries=queries,
+                first_row=rows.start, **options,
+            )  # fmt: skip
+            total = total + part * (rows.stop - rows.start) / num_groups
+        found_in_shares = [total, *grads(total, queries, passages)]
+    finally:
+        tiles.TILE_BYTES = whole
+    expected = [want, *grads(want, queries, passages)]
+    for ours in (found, found_in_shares):
+        for left, right in zip(ours, expected, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("margin_of", ["own", "best"])
+def test_all_together_in_float32_and_gradcheck(margin_of: str) -> None:
+    queries, passages = embeddings(4, 6), embeddings(4, 4, 6, seed=1)
+    options: dict[str, Any] = {
+        "num_positives": 2, "temperature": 0.3, "margin": 0.1, "margin_of": margin_of,
+        "directions": DIRECTIONS, "hardness": 0.0, "prefixes": (Prefix(6), Prefix(3, 0.5)),
+    }  # fmt: skip
+    assert torch.autograd.gradcheck(lambda q, p: info_nce(q, p, **options), (queries, passages))
+    exact = info_nce(queries, passages, **options)
+    short = info_nce(queries.float(), passages.float(), **options)
+    torch.testing.assert_close(short.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_hardness_moves_the_weights_and_not_the_slope() -> None:
+    # one query, one negative: loss = log(1 + exp((n - p) / t + a n)), its slope in n without a
+    query = embeddings(1, 6)
+    passages = embeddings(1, 2, 6, seed=1)
+    loss = info_nce(query, passages, num_positives=1, temperature=0.5, hardness=3.0)
+    positive, negative = (query @ passages[0].T).detach()[0]
+    exponent = (negative - positive) / 0.5 + 3 * negative
+    torch.testing.assert_close(loss.detach(), exponent.exp().log1p())
+    want = exponent.sigmoid() / 0.5 * query.detach()[0]
+    torch.testing.assert_close(grads(loss, passages)[0][0, 1], want)
+
+
+BAD_CALLS = [
+    ({"directions": ()}, "directions = .*expected some of query_to_doc"),
+    ({"directions": ("doc_to_doc",)}, "query_to_doc among them"),
+    ({"directions": ("query_to_doc", "query_to_doc")}, "Name each once"),
+    ({"directions": ("query_to_doc", "doc_to_word")}, "doc_to_word"),
+    ({"in_batch": "negatives"}, "in_batch = negatives; expected True, False or positives"),
+    ({"in_batch": False, "directions": DIRECTIONS}, "query_to_doc alone where in_batch is False"),
+    ({"hardness": -1.0}, "hardness = -1.0; expected at least 0"),
+    ({"hardness": float("nan")}, "hardness = nan"),
+    ({"margin_of": "worst"}, "margin_of = worst; expected one of own, best"),
+    ({"hardness_of": "none"}, "hardness_of = none; expected one of all, in_batch, hard"),
+    ({"directions": DIRECTIONS, "queries": torch.zeros(2, 3)}, "all 4 queries, or all_queries"),
+    ({"all_queries": torch.zeros(3, 3)}, r"all_queries = \[3, 3\]; expected \[4, 3\]"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_CALLS)
+def test_choices_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+    call: dict[str, Any] = {
+        "queries": torch.zeros(4, 3), "passages": torch.zeros(4, 2, 3), "num_positives": 1,
+        "temperature": 0.1,
+    }  # fmt: skip
+    with pytest.raises(ObjectiveError, match=message):
+        info_nce(**(call | change))

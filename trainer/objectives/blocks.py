@@ -1,0 +1,215 @@
+"""The blocks of InfoNCE: which vectors meet which, and what is left out between them.
+
+A block is one set of left vectors against one candidate of every query. `trainer.objectives.tiles`
+sums them; no similarity
+is computed here.
+
+Letters: G queries of the global batch, B of them in this call, P positive slots, N negatives per
+query, D embedding size, M pairs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trainer.objectives.arguments import compute_dtype
+from trainer.objectives.prefixes import WHOLE, Prefix, inverse_norms
+
+Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"]
+"""What stands on the left and on the right of a similarity, as sentence-transformers names it."""
+HardnessOf = Literal["all", "in_batch", "hard"]
+"""Which negatives are made harder: all, those of other queries, or a query's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the tiles need besides the embeddings."""
+
+    num_positives: int
+    temperature: float
+    first_row: int = 0
+    directions: tuple[Direction, ...] = ("query_to_doc",)
+    with_negatives: bool = True
+    """Whether hard negatives are candidates."""
+    dense: Tensor | None = None
+    """Candidates of `query_to_doc` alone that are left out [B, G, P + N], bool."""
+    pairs: Tensor | None = None
+    """Known (query of all G, group, slot) [M, 3], int64; what they mean to a block: `Block`."""
+    absent: Tensor | None = None
+    """[G, P + N], bool."""
+    margin: float | None = None
+    """Candidates whose cosine is above a positive's by more than this are left out."""
+    margin_of: Literal["own", "best"] = "best"
+    """The slot's own positive, or the best of the query's."""
+    hardness: float = 0.0
+    """Added to the logit of a negative per unit of its cosine; a constant for the gradient."""
+    hardness_of: HardnessOf = "all"
+    prefixes: tuple[Prefix, ...] = (WHOLE,)
+    """Dimensions that are summed with their weights."""
+
+
+class Side:
+    """Vectors on one side of a block: a column of a table, its prefix, and where gradients go."""
+
+    def __init__(self, values: Tensor, scale: Tensor | None, grad: Tensor | None) -> None:
+        self.values = values  # [n, d], any strides
+        self.scale = scale  # 1 / norm of each prefix [n]; None: as given
+        self.grad = grad  # like values, in the dtype of the computation; None: forward only
+
+    def tile(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """Some rows, normalised where only a prefix is read."""
+        values = self.values[rows].to(dtype)
+        return values if self.scale is None else values * self.scale[rows, None]
+
+    def add(self, rows: slice, weights: Tensor, other: Tensor, tile: Tensor) -> None:
+        """Add `weights @ other`, pulled back through the normalisation, to the gradient."""
+        assert self.grad is not None
+        if self.scale is None:
+            self.grad[rows].addmm_(weights, other)
+            return
+        gradient = weights @ other
+        along = (gradient * tile).sum(1, keepdim=True)
+        self.grad[rows].addcmul_(gradient.sub_(tile * along), self.scale[rows, None])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Left vectors [B] against one candidate of each group [G]."""
+
+    kind: Direction
+    left: Side
+    right: Side
+    slot: int | None
+    """The positive slot in whose denominator it stands; None: in all P."""
+    column: int | None = None
+    """Column of passages on the right; None: queries."""
+    pairs: Tensor | None = None
+    """(left, right) left out [M, 2], int64."""
+
+    def is_target(self, job: Job) -> bool:
+        """Whether its diagonal holds the targets."""
+        return self.kind == "query_to_doc" and (self.column or 0) < job.num_positives
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All vectors under one prefix."""
+
+    queries: Side
+    """Own queries [B]."""
+    others: Side
+    """Queries of all groups [G]."""
+    passages: tuple[Side, ...]
+    """Each column [G]."""
+    own: tuple[Side, ...]
+    """Each positive column of the own groups [B]."""
+
+
+def tables_of(
+    queries: Tensor,
+    others: Tensor | None,
+    passages: Tensor,
+    job: Job,
+    prefix: Prefix,
+    grads: list[Tensor | None] | None,
+) -> Tables:
+    """The vectors of one prefix as sides, with their gradients where they are wanted."""
+    dtype = compute_dtype((queries, passages))
+    of_queries, of_others, of_passages = grads or (None, None, None)
+
+    def side(values: Tensor, scale: Tensor | None, grad: Tensor | None, index: Any) -> Side:
+        cut = slice(0, prefix.size)
+        return Side(
+            values[index][..., cut],
+            None if scale is None else scale[index],
+            None if grad is None else grad[index][..., cut],
+        )
+
+    everything = slice(None)
+    norms = [inverse_norms(table, prefix, dtype) for table in (queries, passages)]
+    own_queries = side(queries, norms[0], of_queries, everything)
+    all_queries = own_queries
+    if others is not None:
+        scale = inverse_norms(others, prefix, dtype)
+        all_queries = side(others, scale, of_others, everything)
+    mine = slice(job.first_row, job.first_row + len(queries))
+    return Tables(
+        queries=own_queries,
+        others=all_queries,
+        passages=tuple(
+            side(passages, norms[1], of_passages, (everything, column))
+            for column in range(passages.shape[1])
+        ),
+        own=tuple(
+            side(passages, norms[1], of_passages, (mine, slot)) for slot in range(job.num_positives)
+        ),
+    )
+
+
+def blocks(job: Job, tables: Tables) -> Iterator[Block]:
+    """The blocks of a loss.
+
+    A known pair (query, group, slot) says that this passage answers that query. It is left out of
+    `query_to_doc` and `doc_to_doc` of the query, of `doc_to_query` of the passage, and, where the
+    passage fills a positive slot, `query_to_query` leaves out its group's query.
+    """
+    first, last = job.first_row, job.first_row + len(tables.queries.values)
+    for column in range(len(tables.passages) if job.with_negatives else job.num_positives):
+        is_positive = column < job.num_positives
+        pairs = None if job.pairs is None else _known_to(job.pairs, column, first, last)
+        for slot in (column,) if is_positive else _shared_slots(job):
+            yield Block(
+                kind="query_to_doc", left=tables.queries, right=tables.passages[column],
+                slot=slot, column=column, pairs=pairs,
+            )  # fmt: skip
+        if "doc_to_doc" in job.directions:
+            for slot in (column,) if is_positive else range(job.num_positives):
+                yield Block(
+                    kind="doc_to_doc", left=tables.own[slot], right=tables.passages[column],
+                    slot=slot, column=column, pairs=pairs,
+                )  # fmt: skip
+    if "query_to_query" in job.directions:
+        pairs = None if job.pairs is None else _asking_alike(job, first, last)
+        for shared in _shared_slots(job):
+            yield Block(
+                kind="query_to_query", left=tables.queries, right=tables.others,
+                slot=shared, pairs=pairs,
+            )  # fmt: skip
+    if "doc_to_query" in job.directions:
+        for slot in range(job.num_positives):
+            pairs = None if job.pairs is None else _known_from(job.pairs, slot, first, last)
+            yield Block(
+                kind="doc_to_query", left=tables.own[slot], right=tables.others,
+                slot=slot, pairs=pairs,
+            )  # fmt: skip
+
+
+def _shared_slots(job: Job) -> tuple[int | None, ...]:
+    """Once for all denominators, unless what is left out differs between them."""
+    differ = job.margin is not None and job.margin_of == "own"
+    return tuple(range(job.num_positives)) if differ else (None,)
+
+
+def _known_to(pairs: Tensor, column: int, first: int, last: int) -> Tensor:
+    """(own row, group) of known passages in a column [M, 2]."""
+    query, group, slot = pairs.unbind(1)
+    here = (slot == column) & (query >= first) & (query < last)
+    return torch.stack([query[here] - first, group[here]], dim=1)
+
+
+def _known_from(pairs: Tensor, slot: int, first: int, last: int) -> Tensor:
+    """(own row, query) of queries that an own positive answers [M, 2]."""
+    query, group, column = pairs.unbind(1)
+    here = (column == slot) & (group >= first) & (group < last)
+    return torch.stack([group[here] - first, query[here]], dim=1)
+
+
+def _asking_alike(job: Job, first: int, last: int) -> Tensor:
+    """(own row, query) of queries with a positive that answers the own one [M, 2]."""
+    assert job.pairs is not None
+    query, group, column = job.pairs.unbind(1)
+    here = (column < job.num_positives) & (query >= first) & (query < last)
+    return torch.stack([query[here] - first, group[here]], dim=1)

@@ -1,0 +1,121 @@
+"""Losses that bring scores of candidates near a teacher's; it must not gather, weigh or sum them.
+
+All take scores of one query's candidates in a row, the positive in column 0, and the teacher's of
+the same candidates, constant to the gradient. They compute in float32 (float64 if an input is
+float64) and return a scalar []; 0, connected to the scores, where there are no rows. Letters: B
+queries, C candidates of each.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from trainer.objectives.arguments import compute_dtype, require, require_temperature, shape
+
+
+def kl_loss(
+    scores: Tensor, teacher: Tensor, *, temperature: float, teacher_temperature: float | None = None
+) -> Tensor:
+    """Divergence of the scores' softmax from the teacher's, times the squared temperature.
+
+    `tau^2 KL(softmax(teacher / tau_t) || softmax(scores / tau))`, mean over the rows. The factor
+    keeps gradients of one size whatever the temperature.
+
+    Args:
+        scores: of the model [B, C].
+        teacher: of the teacher [B, C], on any scale.
+        temperature: tau, divides the scores; no unit, greater than 0.
+        teacher_temperature: tau_t, divides the teacher's; None: as `temperature`.
+
+    Returns:
+        Mean over the B queries, scalar [], in nats times tau^2, at least 0.
+
+    Raises:
+        ObjectiveError: if the shapes differ, or a temperature is not above 0.
+
+    Collective: no.
+    Reference: Hinton et al. 2015, arXiv:1503.02531, section 2; as sentence-transformers'
+        DistillKLDivLoss has it.
+    """
+    scores, teacher = _scaled(scores, teacher, temperature, teacher_temperature, "kl_loss")
+    log_target, log_found = teacher.log_softmax(1), scores.log_softmax(1)
+    divergence = (log_target.exp() * (log_target - log_found)).sum()
+    return temperature**2 * divergence / max(1, len(scores))
+
+
+def margin_mse_loss(
+    scores: Tensor, teacher: Tensor, *, temperature: float, teacher_temperature: float | None = None
+) -> Tensor:
+    """Squared error of how far the positive is above each other candidate.
+
+    `((s_0 - s_c) / tau - (t_0 - t_c) / tau_t)^2`, mean over rows and the C - 1 others.
+
+    Args:
+        scores: of the model [B, C], the positive's in column 0.
+        teacher: of the teacher [B, C].
+        temperature: tau, divides the scores; no unit, greater than 0.
+        teacher_temperature: tau_t, divides the teacher's; None: as `temperature`.
+
+    Returns:
+        Mean over the B (C - 1) margins, scalar [], at least 0.
+
+    Raises:
+        ObjectiveError: if the shapes differ, or a temperature is not above 0.
+
+    Collective: no.
+    Reference: Hofstätter et al. 2020, arXiv:2010.02666, eq. 3. Its scores have no temperature: that
+        is temperature 1, and sentence-transformers' MarginMSELoss.
+    """
+    scores, teacher = _scaled(scores, teacher, temperature, teacher_temperature, "margin_mse_loss")
+    difference = (scores[:, :1] - scores[:, 1:]) - (teacher[:, :1] - teacher[:, 1:])
+    return difference.square().sum() / max(1, difference.numel())
+
+
+def mse_softmax_loss(
+    scores: Tensor, teacher: Tensor, *, temperature: float, teacher_temperature: float | None = None
+) -> Tensor:
+    """Squared error of the scores' softmax against the teacher's.
+
+    `(softmax(s / tau)_c - softmax(t / tau_t)_c)^2`, mean over rows and candidates: bounded, so that
+    a teacher that is sure and wrong cannot outweigh the others.
+
+    Args:
+        scores: of the model [B, C].
+        teacher: of the teacher [B, C], on any scale.
+        temperature: tau, divides the scores; no unit, greater than 0.
+        teacher_temperature: tau_t, divides the teacher's; None: as `temperature`.
+
+    Returns:
+        Mean over the B C candidates, scalar [], 0 to 1.
+
+    Raises:
+        ObjectiveError: if the shapes differ, or a temperature is not above 0.
+
+    Collective: no.
+    """
+    scores, teacher = _scaled(scores, teacher, temperature, teacher_temperature, "mse_softmax_loss")
+    difference = scores.softmax(1) - teacher.softmax(1)
+    return difference.square().sum() / max(1, difference.numel())
+
+
+def _scaled(
+    scores: Tensor, teacher: Tensor, temperature: float, other: float | None, function: str
+) -> tuple[Tensor, Tensor]:
+    """Both over their temperature, in the dtype of the computation, the teacher's constant."""
+    advice = "Give the teacher's score of every candidate."
+    got = [shape(scores), shape(teacher)]
+    holds = scores.ndim == 2 and scores.shape == teacher.shape
+    require(holds, f"{function}: scores, teacher", got, "[B, C] and [B, C]", advice)
+    require_temperature(temperature, function)
+    other = temperature if other is None else other
+    require_temperature(other, function)
+    dtype = compute_dtype((scores, teacher))
+    return scores.to(dtype) / temperature, teacher.detach().to(dtype) / other
+
+
+DISTANCES: dict[str, Callable[..., Tensor]] = {
+    "kl": kl_loss,
+    "margin_mse": margin_mse_loss,
+    "mse_softmax": mse_softmax_loss,
+}
+"""By the name that a recipe gives them."""
