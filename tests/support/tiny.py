@@ -94,7 +94,7 @@ def composed_recipe(path: Path, **changes: Any) -> Recipe:
     """All that a loss can be made of at once: directions, masks, weightings, teacher, prefixes."""
     sections: dict[str, Any] = {
         "model": ModelRecipe(
-            path=str(path), matryoshka=MatryoshkaRecipe(dims=(32, 16, 8), weights=(1.0, 0.5, 2.0))
+            path=str(path), matryoshka=MatryoshkaRecipe(dims=(32, 16, 8), weights=(0.5, 0.25, 0.25))
         ),
         "tasks": {
             "ir": IrRecipe(
@@ -109,7 +109,7 @@ def composed_recipe(path: Path, **changes: Any) -> Recipe:
                 distillation=DistillationRecipe(weight=2.0, temperature=0.1),
                 weights={"infonce": 1.0, "hard_negatives": 0.5},
             ),
-            "sts": StsRecipe(global_batch_size=8, weights=similarity_weights(angle=1.0)),
+            "sts": StsRecipe(global_batch_size=8, weights=similarity_weights(angle=0.2)),
         },
     }
     return make_recipe(path, **(sections | changes))
