@@ -123,6 +123,14 @@ def examine(
     }
 
 
+def evaluate(
+    path: str, sets: Sequence[EvalSetRecipe], *, skip_bad_rows: bool = False
+) -> dict[str, dict[str, float]]:
+    """Metrics of each set by the whole vector; arguments and errors are those of `examine`."""
+    reports = examine(path, sets, dims=(), skip_bad_rows=skip_bad_rows)
+    return {name: report.metrics for name, report in reports.items()}
+
+
 def check_mteb() -> None:
     """Refuse `--mteb` where its package is missing.
 
