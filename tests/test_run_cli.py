@@ -280,6 +280,20 @@ def test_dry_run_counts_local_rows(project: Path) -> None:
     assert re.search(r"pairs +sts +8 +8 +32 +4\.00 +0", ended.out)
 
 
+def test_dry_run_counts_with_the_numbers_of_each_source(project: Path) -> None:
+    own = "{name: docs, task: ir, path: docs.jsonl, global_batch_size: 2, negatives: 3}"
+    second = "    - {name: more, task: ir, path: docs.jsonl}\ntasks:"
+    edit("tasks:", second)(project)
+    arguments = ("--dry-run", f"data.sources.docs={own}", "train={epochs: 3}")
+    ended = run(project, "--recipe", "small.yaml", *arguments)
+    assert ended.code == 0, ended
+    # a query and a positive, and the three negatives of docs alone
+    assert re.search(r"ir \(docs\) +2 +2 +5,120 +1", ended.out)
+    assert re.search(r"ir \(more\) +4 +4 +4,096 +1", ended.out)
+    # three epochs of docs are 12 turns of 2 rows
+    assert re.search(r"docs +ir +8 +12 +24 +3\.00 +0", ended.out)
+
+
 def test_dry_run_looks_at_the_data_where_the_model_is_not(project: Path) -> None:
     ended = run(project, "--recipe", "small.yaml", "--dry-run", "model.path=./absent")
     assert ended.code == 2
