@@ -267,11 +267,31 @@ def test_dry_run_of_a_7b_recipe_needs_its_config_only(tmp_path: Path, name: str)
 
 
 def test_dry_run_counts_local_rows(project: Path) -> None:
+    with (project / "docs.jsonl").open("a") as file:
+        for number in range(8, 10):
+            row = {"query": f"q {number}", "positives": ["p"], "positive_scores": [number]}
+            file.write(json.dumps(row) + "\n")
     ended = run(project, "--recipe", "small.yaml", "--dry-run", "train={epochs: 3}")
     assert ended.code == 0, ended
-    # 8 rows in batches of 4, three epochs of both sources: 6 turns each
-    assert "Steps: 12" in ended.out
-    assert re.search(r"pairs +sts +8 +6 +24 +3\.00 +0", ended.out)
+    assert "source docs: records, 10 rows in 1 file(s), a teacher's scores in 2" in ended.out
+    assert "  a teacher's scores in 2 of 10 rows of docs" in ended.out
+    # 8 and 10 rows in batches of 4, three epochs of both sources: 8 turns each
+    assert "Steps: 16" in ended.out
+    assert re.search(r"pairs +sts +8 +8 +32 +4\.00 +0", ended.out)
+
+
+def test_dry_run_counts_with_the_numbers_of_each_source(project: Path) -> None:
+    own = "{name: docs, task: ir, path: docs.jsonl, global_batch_size: 2, negatives: 3}"
+    second = "    - {name: more, task: ir, path: docs.jsonl}\ntasks:"
+    edit("tasks:", second)(project)
+    arguments = ("--dry-run", f"data.sources.docs={own}", "train={epochs: 3}")
+    ended = run(project, "--recipe", "small.yaml", *arguments)
+    assert ended.code == 0, ended
+    # a query and a positive, and the three negatives of docs alone
+    assert re.search(r"ir \(docs\) +2 +2 +5,120 +1", ended.out)
+    assert re.search(r"ir \(more\) +4 +4 +4,096 +1", ended.out)
+    # three epochs of docs are 12 turns of 2 rows
+    assert re.search(r"docs +ir +8 +12 +24 +3\.00 +0", ended.out)
 
 
 def test_dry_run_looks_at_the_data_where_the_model_is_not(project: Path) -> None:

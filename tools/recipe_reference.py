@@ -137,9 +137,12 @@ def _words(hint: Any) -> str:
         return ", ".join(f"`{name}`" for name in arguments[1].names())
     if origin in (Union, types.UnionType):
         members = [_words(member) for member in arguments if member is not type(None)]
-        return " or ".join([*members, *["null"] * (type(None) in arguments)])
+        words = " or ".join([*members, *["null"] * (type(None) in arguments)])
+        return words.replace("true or false or", "true, false or")
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin is tuple and get_origin(arguments[0]) is Literal:
+        return f"list of {_words(arguments[0])}"
     if origin is tuple:
         item = "section" if section_in(hint) else _words(arguments[0])
         return (

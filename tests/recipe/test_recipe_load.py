@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import RecipeError
-from trainer.recipe.ir import MaskRecipe
+from trainer.recipe.ir import DistillationRecipe, MaskRecipe
 from trainer.recipe.load import dump_recipe, load_recipe
-from trainer.recipe.schema import LoraRecipe, Recipe
+from trainer.recipe.schema import LoraRecipe, MatryoshkaRecipe, Recipe
+from trainer.recipe.tasks import TASKS
 
 TEXT = """\
 name: small
@@ -172,7 +173,35 @@ def test_round_trip_of_any_value(
         ("data.sources.docs.score_range=[0, 5]", ["rows of task ir have no score"]),
         ("engine.gather=interleaved", ["one of auto, ", "It is called chunk now."]),
         ("tasks.sts.pro_temperature=1", ["It is called tasks.sts.temperatures.pro now."]),
-        ("tasks.sts.weights.angle=1", ["tasks.sts.weights has pearson, rank_kl"]),
+        ("tasks.sts.weights.arc=1", ["tasks.sts.weights has pearson, rank_kl"]),
+        ("tasks.ir.weights.spread_out=1", ["tasks.ir.weights has infonce, hard_negatives"]),
+        ("tasks.ir.mask={}", ["tasks.ir.mask = {}", "margin or guide"]),
+        ("tasks.ir.mask={of: own, guide: true}", ["tasks.ir.mask.of = 'own'", "margin is null"]),
+        (
+            "tasks.ir.mask={margin: 0.1, of: mine}",
+            ["tasks.ir.mask.of = 'mine'", "one of best, own"],
+        ),
+        ("tasks.ir.directions=[]", ["tasks.ir.directions = ", "query_to_doc and others"]),
+        ("tasks.ir.directions=[query_to_query]", ["query_to_doc and others, each once"]),
+        (
+            "tasks.ir.directions=[query_to_doc, docs]",
+            ["directions.1 = 'docs'", "one of query_to_doc"],
+        ),
+        ("tasks.ir.directions=query_to_doc", ["tasks.ir.directions = 'query_to_doc'", "a list"]),
+        ("tasks.ir.in_batch=some", ["in_batch = 'some'", "one of true, false, positives"]),
+        ("tasks.ir.in_batch=3", ["in_batch = 3", "one of true, false, positives"]),
+        ("tasks.ir.hardness=-1", ["tasks.ir.hardness = -1", "at least 0"]),
+        ("tasks.ir.hardness_of=hard", ["hardness_of = 'hard'", "tasks.ir.hardness is 0"]),
+        ("tasks.ir.distillation.loss=mse", ["distillation.loss = 'mse'", "one of kl, margin_mse"]),
+        ("tasks.ir.distillation.weight=0", ["distillation.weight = 0", "above 0"]),
+        ("model.matryoshka.dims=[]", ["model.matryoshka.dims = ", "each below the one before"]),
+        ("model.matryoshka.dims=[64, 128]", ["dims = ", "each below the one before"]),
+        ("model.matryoshka.dims=[64, 64]", ["dims = ", "each below the one before"]),
+        ("model.matryoshka.dims=[64, 0]", ["dims = ", "sizes of at least 1"]),
+        ("model.matryoshka.dims=64", ["model.matryoshka.dims = 64", "a list"]),
+        ("model.matryoshka={weights: [1]}", ["model.matryoshka.dims = (missing)"]),
+        ("model.matryoshka={dims: [64, 32], weights: [1]}", ["weights = ", "2 numbers above 0"]),
+        ("model.matryoshka={dims: [64], weights: [0]}", ["weights = ", "1 numbers above 0"]),
         ("data.sources.pairs.score_range=[5, 0]", ["[lowest, highest]"]),
         ("data.prompt_template='{text} {title}'", ["{text} once"]),
         ("data.prompt_template='{text'", ["{text} once"]),
@@ -291,4 +320,52 @@ def test_mask_is_a_word_or_a_margin(recipe_file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(recipe_file, ["tasks.ir.mask={margin: 0.1}"])
     assert recipe.tasks["ir"].mask == MaskRecipe(margin=0.1)
     assert load_recipe(write(tmp_path, dump_recipe(recipe)), []) == recipe
-    assert "expected known or none, or {margin: ...}" in refused(recipe_file, "tasks.ir.mask=all")
+    assert "expected known or none, or {margin: ..., of: ..., guide: ...}" in refused(
+        recipe_file, "tasks.ir.mask=all"
+    )
+
+
+def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        recipe_file,
+        [
+            "tasks.ir.mask={margin: 0.1, of: own, guide: true}",
+            "tasks.ir.directions=[query_to_doc, doc_to_doc]",
+            "tasks.ir.in_batch=positives",
+            "tasks.ir.distillation={}",
+            "tasks.ir.spread_out=0.5",
+            "model.matryoshka.dims=[64, 32]",
+        ],
+    )
+    ir = recipe.tasks["ir"]
+    assert ir.mask == MaskRecipe(margin=0.1, of="own", guide=True)
+    assert (ir.directions, ir.in_batch) == (("query_to_doc", "doc_to_doc"), "positives")
+    assert ir.distillation == DistillationRecipe()
+    weights = TASKS["ir"].weights_of(ir)
+    assert (weights["spread_out"], weights["distillation"]) == (0.5, 1.0)
+    assert recipe.model.matryoshka == MatryoshkaRecipe(dims=(64, 32))
+    assert load_recipe(write(tmp_path, dump_recipe(recipe)), []) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (
+            ["tasks.ir.in_batch=false", "tasks.ir.negatives=0"],
+            ["in_batch = false", "negatives is 0"],
+        ),
+        (
+            ["tasks.ir.in_batch=false", "tasks.ir.directions=[query_to_doc, doc_to_doc]"],
+            ["in_batch = false", "directions has more than query_to_doc"],
+        ),
+        (
+            ["tasks.ir.weights.hard_negatives=1", "tasks.ir.negatives=0"],
+            ["weights.hard_negatives = 1", "negatives is 0"],
+        ),
+    ],
+)
+def test_parts_that_contradict_each_other_are_refused(
+    recipe_file: Path, overrides: list[str], parts: list[str]
+) -> None:
+    message = refused(recipe_file, *overrides)
+    assert all(part in message for part in parts), message

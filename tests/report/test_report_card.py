@@ -74,6 +74,7 @@ def write_run(workspace: Path, *overrides: str) -> Recipe:
         "environment": {"ranks": 2, "device": "cpu", "torch": "2.13.0", "codiemb-trainer": "0.1"},
         "num_steps": 20,
         "exposure": [exposure | {"epochs": 2.0, "never": 0, "once": 0, "twice": 40, "more": 0}],
+        "scored_rows": {"ir": 30},
     }
     (run / "run.json").write_text(json.dumps(facts))
     return recipe
@@ -297,9 +298,18 @@ def test_the_card_tells_data_prompts_settings_and_how_to_repeat(workspace: Path)
     assert re.search(r"^\| `document`, `sts`.* \| nothing \|$", card, re.MULTILINE)
     row = "| ir | retrieval | `ir.jsonl`, not on the hub | 40 | 10 | 80 | 2.00 |"
     assert row in card
+    assert "Rows seen count repeats. A teacher scored passages of ir (30 of 40 rows)." in card
     assert "| a step of retrieval | 8 rows; loss: InfoNCE |" in card
     assert "deepspeed --num_accelerators 2 trainer/run.py --recipe recipe.yaml" in card
     assert "| torch | 2.13.0 |" in card
+
+
+def test_the_card_tells_the_settings_of_each_source(workspace: Path) -> None:
+    own = "{name: own, task: ir, path: ir.jsonl, global_batch_size: 4, negatives: 3}"
+    recipe = write_run(workspace, f"data.sources.1={own}", "data.pattern={ir: 1}")
+    card = card_of(workspace, export(workspace, recipe))
+    assert "| a step of retrieval (ir) | 8 rows; loss: InfoNCE |" in card
+    assert "| a step of retrieval (own) | 4 rows, negatives 3; loss: InfoNCE |" in card
 
 
 def test_the_recipe_in_the_card_trains_and_hides_this_machine(workspace: Path) -> None:

@@ -1,7 +1,11 @@
 """Measure the tiled InfoNCE: memory and time of a large batch, equality with the plain form.
 
-    python tools/bench/loss.py            # 16,384 queries of 1,024: two minutes on two CPU cores
+    python tools/bench/loss.py            # 16,384 queries of 1,024: half an hour on two CPU cores
     python tools/bench/loss.py --json     # the last line is one JSON object
+    python tools/bench/loss.py --parts tiled    # without the composed loss: two minutes
+
+The composed loss has all four directions, a margin of the own positive, hardness and three
+Matryoshka prefixes at once; it is set beside its parts, each alone.
 
 Memory is what forward and backward need above the inputs and their gradients: on a CPU the growth
 of the process's resident high-water mark, on a GPU that of torch's allocator.
@@ -11,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +24,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trainer.objectives.contrastive import info_nce
+from trainer.objectives.prefixes import Prefix
 
 MIB = 2**20
 TEMPERATURE = 0.02
+PARTS = ("tiled", "composed")
+COMPOSED_NEGATIVES = 4
+DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,8 @@ class Measurement:
     """To queries and passages."""
     seconds: float
     """Wall clock."""
+    cpu_seconds: float
+    """Of all threads of the process: what others do on the machine is not in it."""
     peak_mib: float
     """Above inputs and gradients."""
 
@@ -61,6 +71,24 @@ def tiled(queries: Tensor, passages: Tensor, num_positives: int, masked: Tensor)
     return info_nce(
         queries, passages, num_positives=num_positives, temperature=TEMPERATURE, mask=masked
     )
+
+
+def composed(queries: Tensor, passages: Tensor, num_positives: int, masked: Tensor) -> Tensor:
+    """All that stands in a denominator at once, on the whole vector, its half and its quarter."""
+    prefixes = [Prefix(queries.shape[1] // part) for part in (1, 2, 4)]
+    return composed_of(DIRECTIONS, prefixes)(queries, passages, num_positives, masked)
+
+
+def composed_of(directions: Sequence[str], prefixes: Sequence[Prefix]) -> Loss:
+    """The composed loss with some of its directions and prefixes."""
+
+    def loss(queries: Tensor, passages: Tensor, num_positives: int, masked: Tensor) -> Tensor:
+        return info_nce(
+            queries, passages, num_positives=num_positives, temperature=TEMPERATURE, mask=masked,
+            margin=0.1, margin_of="own", hardness=5.0, directions=directions, prefixes=prefixes,
+        )  # fmt: skip
+
+    return loss
 
 
 def plain(queries: Tensor, passages: Tensor, num_positives: int, masked: Tensor) -> Tensor:
@@ -99,13 +127,15 @@ def measure(loss: Loss, shape: Shape, device: torch.device) -> Measurement:
     queries, passages, masked = make_inputs(shape, device)
     grad_bytes = sum(t.numel() * t.element_size() for t in (queries, passages))
     before = _reset_peak(device)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     value = loss(queries, passages, shape.num_positives, masked)
     grads = torch.autograd.grad(value, (queries, passages))
     result = value.item()
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     peak = (_peak_bytes(device) - before - grad_bytes) / MIB
-    return Measurement(loss=result, grads=grads, seconds=seconds, peak_mib=peak)
+    return Measurement(
+        loss=result, grads=grads, seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=peak
+    )
 
 
 def _reset_peak(device: torch.device) -> int:
@@ -151,6 +181,33 @@ def compare(shape: Shape, device: torch.device) -> dict[str, float]:
     }
 
 
+def compare_parts(shape: Shape, device: torch.device) -> dict[str, float]:
+    """Time of the composed loss, and the sum of what each block of each prefix needs alone.
+
+    A block beside `query_to_doc` is what a loss of both needs above `query_to_doc` alone.
+    """
+    first, *others = DIRECTIONS
+    alone = 0.0
+    for part in (1, 2, 4):
+        prefix = [Prefix(shape.size // part)]
+        base = _least_seconds(composed_of([first], prefix), shape, device)
+        both = [_least_seconds(composed_of([first, x], prefix), shape, device) for x in others]
+        alone += base + sum(seconds - base for seconds in both)
+    seconds = _least_seconds(composed, shape, device)
+    return {
+        "composed_queries_timed": shape.num_queries,
+        "composed_seconds": seconds,
+        "blocks_alone_seconds": alone,
+        "composed_over_blocks": seconds / alone,
+    }
+
+
+def _least_seconds(loss: Loss, shape: Shape, device: torch.device) -> float:
+    """Of three runs; on a CPU those of the process alone."""
+    runs = [measure(loss, shape, device) for _ in range(3)]
+    return min(run.cpu_seconds if device.type == "cpu" else run.seconds for run in runs)
+
+
 def main() -> None:
     """Measure, print a table, and with --json one object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -158,25 +215,30 @@ def main() -> None:
     parser.add_argument("--plain-queries", type=int, default=2_048, help="G of the comparison")
     parser.add_argument("--size", type=int, default=1_024, help="D")
     parser.add_argument("--positives", type=int, default=1, help="P")
-    parser.add_argument("--negatives", type=int, default=2, help="N")
+    parser.add_argument("--negatives", type=int, default=2, help="N of the plain and tiled forms")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args()
     device = torch.device(args.device)
-    small, large = (
-        Shape(
-            num_queries=num_queries,
-            size=args.size,
-            num_positives=args.positives,
-            num_negatives=args.negatives,
-        )
-        for num_queries in (args.plain_queries, args.queries)
-    )
-    report = compare(small, device)
-    big = measure(tiled, large, device)
-    report |= {"queries": args.queries, "seconds": big.seconds, "loss": big.loss}
-    report["peak_above_inputs_mib"] = big.peak_mib
-    show(report, args.size)
+
+    def sized(num_queries: int, num_positives: int, num_negatives: int) -> Shape:
+        return Shape(
+            num_queries=num_queries, size=args.size, num_positives=num_positives,
+            num_negatives=num_negatives,
+        )  # fmt: skip
+
+    report: dict[str, float] = {"queries": args.queries}
+    if "tiled" in args.parts:
+        report |= compare(sized(args.plain_queries, args.positives, args.negatives), device)
+        big = measure(tiled, sized(args.queries, args.positives, args.negatives), device)
+        report |= {"seconds": big.seconds, "loss": big.loss, "peak_above_inputs_mib": big.peak_mib}
+        show(report, args.size)
+    if "composed" in args.parts:
+        report |= compare_parts(sized(args.plain_queries, 1, COMPOSED_NEGATIVES), device)
+        big = measure(composed, sized(args.queries, 1, COMPOSED_NEGATIVES), device)
+        report |= {"composed_peak_bytes": big.peak_mib * MIB, "composed_large_seconds": big.seconds}
+        show_composed(report, args.size)
     if args.json:
         sys.stdout.write(json.dumps(report) + "\n")
 
@@ -195,6 +257,19 @@ def show(report: dict[str, float], size: int) -> None:
         print(row.format(name, report[queries], size, *numbers))
     print(f"loss: largest difference {report['loss_difference']:.1e} nats")
     print(f"gradients: largest difference {report['gradient_difference']:.1e} of the largest entry")
+
+
+def show_composed(report: dict[str, float], size: int) -> None:
+    """The composed loss beside its parts."""
+    print(
+        f"composed: {report['composed_seconds']:.2f} s at {report['composed_queries_timed']} "
+        f"queries of {size}, {report['composed_over_blocks']:.2f} times the sum of its blocks one "
+        f"by one ({report['blocks_alone_seconds']:.2f} s)"
+    )
+    print(
+        f"composed: {report['composed_peak_bytes'] / MIB:.1f} MiB above inputs and gradients, "
+        f"{report['composed_large_seconds']:.1f} s at {report['queries']} queries"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Letters: G queries of the global batch, B of them in this call, P positive slots
 query, D embedding size, M pairs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,36 @@ HardnessOf = Literal["all", "in_batch", "hard"]
 """Which negatives are made harder: all, those of other queries, or a query's own."""
 
 
+InBatch = bool | Literal["positives"]
+"""Whose passages are candidates: those of all queries, of all but for hard negatives, or one's own.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What is compared, and how it counts: further keywords of `info_nce`."""
+
+    directions: Sequence[Direction] = ("query_to_doc",)
+    """`query_to_doc` is always among them."""
+    in_batch: InBatch = True
+    """False: the only candidates are the query's own positive and hard negatives; `positives`: hard
+    negatives are no candidates of any query."""
+    margin_of: Literal["own", "best"] = "best"
+    """The positive that a margin is measured from: the slot's own, or the query's best."""
+    hardness: float = 0.0
+    """alpha, at least 0: a negative of `query_to_doc` has the logit
+    `score / temperature + alpha * score`, the second part a constant for the gradient."""
+    hardness_of: HardnessOf = "all"
+    """Which negatives that is: all, those of other queries, or a query's own hard negatives."""
+    prefixes: Sequence[Prefix] = (WHOLE,)
+    """Leading dimensions whose losses are summed with their weights."""
+
+    def factor(self, temperature: float, *, is_own: bool) -> float:
+        """Logit per unit of score of a negative of `query_to_doc`."""
+        harder = self.hardness_of in ("all", "hard" if is_own else "in_batch")
+        return 1 / temperature + (self.hardness if harder else 0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What the tiles need besides the embeddings."""
@@ -31,24 +61,16 @@ class Job:
     num_positives: int
     temperature: float
     first_row: int = 0
-    directions: tuple[Direction, ...] = ("query_to_doc",)
-    with_negatives: bool = True
-    """Whether hard negatives are candidates."""
     dense: Tensor | None = None
-    """Candidates of `query_to_doc` alone that are left out [B, G, P + N], bool."""
+    """Known pairs where `query_to_doc` alone is compared [B, G, P + N], bool."""
     pairs: Tensor | None = None
-    """Known (query of all G, group, slot) [M, 3], int64; what they mean to a block: `Block`."""
+    """Known (query of all G, group, slot) [M, 3], int64."""
     absent: Tensor | None = None
     """[G, P + N], bool."""
     margin: float | None = None
-    """Candidates whose cosine is above a positive's by more than this are left out."""
-    margin_of: Literal["own", "best"] = "best"
-    """The slot's own positive, or the best of the query's."""
-    hardness: float = 0.0
-    """Added to the logit of a negative per unit of its cosine; a constant for the gradient."""
-    hardness_of: HardnessOf = "all"
-    prefixes: tuple[Prefix, ...] = (WHOLE,)
-    """Dimensions that are summed with their weights."""
+    """Candidates whose score is above a positive's by more than this are left out."""
+    compared: Compared = Compared()
+    """The rest."""
 
 
 class Side:
@@ -150,14 +172,10 @@ def tables_of(
 
 
 def blocks(job: Job, tables: Tables) -> Iterator[Block]:
-    """The blocks of a loss.
-
-    A known pair (query, group, slot) says that this passage answers that query. It is left out of
-    `query_to_doc` and `doc_to_doc` of the query, of `doc_to_query` of the passage, and, where the
-    passage fills a positive slot, `query_to_query` leaves out its group's query.
-    """
+    """The blocks of a loss, with the known pairs that each leaves out."""
+    directions, with_negatives = job.compared.directions, job.compared.in_batch is True
     first, last = job.first_row, job.first_row + len(tables.queries.values)
-    for column in range(len(tables.passages) if job.with_negatives else job.num_positives):
+    for column in range(len(tables.passages) if with_negatives else job.num_positives):
         is_positive = column < job.num_positives
         pairs = None if job.pairs is None else _known_to(job.pairs, column, first, last)
         for slot in (column,) if is_positive else _shared_slots(job):
@@ -165,20 +183,20 @@ def blocks(job: Job, tables: Tables) -> Iterator[Block]:
                 kind="query_to_doc", left=tables.queries, right=tables.passages[column],
                 slot=slot, column=column, pairs=pairs,
             )  # fmt: skip
-        if "doc_to_doc" in job.directions:
+        if "doc_to_doc" in directions:
             for slot in (column,) if is_positive else range(job.num_positives):
                 yield Block(
                     kind="doc_to_doc", left=tables.own[slot], right=tables.passages[column],
                     slot=slot, column=column, pairs=pairs,
                 )  # fmt: skip
-    if "query_to_query" in job.directions:
+    if "query_to_query" in directions:
         pairs = None if job.pairs is None else _asking_alike(job, first, last)
         for shared in _shared_slots(job):
             yield Block(
                 kind="query_to_query", left=tables.queries, right=tables.others,
                 slot=shared, pairs=pairs,
             )  # fmt: skip
-    if "doc_to_query" in job.directions:
+    if "doc_to_query" in directions:
         for slot in range(job.num_positives):
             pairs = None if job.pairs is None else _known_from(job.pairs, slot, first, last)
             yield Block(
@@ -189,7 +207,7 @@ def blocks(job: Job, tables: Tables) -> Iterator[Block]:
 
 def _shared_slots(job: Job) -> tuple[int | None, ...]:
     """Once for all denominators, unless what is left out differs between them."""
-    differ = job.margin is not None and job.margin_of == "own"
+    differ = job.margin is not None and job.compared.margin_of == "own"
     return tuple(range(job.num_positives)) if differ else (None,)
 
 

@@ -3,24 +3,40 @@
 Which similarities stand in a denominator, which are left out and which count for more is said here;
 `trainer.objectives.tiles` sums them. Letters: G queries of the global batch, B of them in this
 call, P positive slots, N negatives per query, D embedding size, n pairs.
+
+The target of slot j of query i is its positive d_ij. Candidates, all in one denominator, are by
+direction:
+
+- `query_to_doc`: q_i with the slot-j positives of all queries and all hard negatives;
+- `query_to_query`: q_i with the queries of the other records;
+- `doc_to_query`: d_ij with the queries of all records, its own among them: the pair then counts
+  twice, as in the formula of GTE and in sentence-transformers;
+- `doc_to_doc`: d_ij with the slot-j positives and the hard negatives of the other records.
+
+Known pairs say that a passage answers a query and is no negative of it. They are left out of
+`query_to_doc` and `doc_to_doc` of the query and of `doc_to_query` of the passage; `query_to_query`
+leaves out queries one of whose positive slots is known to the query. A query's own positive slots
+stay in.
+
+References: van den Oord et al. 2018, arXiv:1807.03748, eq. 4, with cosine in place of a bilinear
+score; the slots are those of CoDiEmb, arXiv:2508.11442; directions: Li et al. 2023 (GTE),
+arXiv:2308.03281, eq. 2; margin of the own positive: Zhang et al. 2025 (Qwen3 Embedding),
+arXiv:2506.05176, eq. 1; hardness: Lan et al. 2025, arXiv:2503.04812, eq. 5, and of hard negatives
+alone Schechter Vera et al. 2025 (EmbeddingGemma), arXiv:2509.20354.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from trainer.objectives.arguments import require, require_temperature, shape
-from trainer.objectives.blocks import Direction, HardnessOf, Job
+from trainer.objectives.blocks import Compared, Direction, HardnessOf, Job
 from trainer.objectives.own_candidates import own_candidates
-from trainer.objectives.prefixes import WHOLE, Prefix
 from trainer.objectives.tiles import TiledInfoNCE
-
-InBatch = bool | Literal["positives"]
-"""Whose passages are candidates: those of all queries, of all but for hard negatives, or one's own.
-"""
 
 
 def info_nce(
@@ -33,55 +49,29 @@ def info_nce(
     absent: Tensor | None = None,
     margin: float | None = None,
     first_row: int = 0,
-    directions: Sequence[Direction] = ("query_to_doc",),
-    in_batch: InBatch = True,
-    hardness: float = 0.0,
-    margin_of: Literal["own", "best"] = "best",
-    hardness_of: HardnessOf = "all",
     all_queries: Tensor | None = None,
-    prefixes: Sequence[Prefix] = (WHOLE,),
+    **options: Any,
 ) -> Tensor:
-    """Multi-positive InfoNCE: one cross-entropy per query and positive slot.
+    """Multi-positive InfoNCE: one cross-entropy per query and positive slot, as this module says.
 
-    The target of slot j of query i is its positive d_ij. Candidates, all in one denominator:
-
-    - `query_to_doc`: q_i with the slot-j positives of all queries and all hard negatives;
-    - `query_to_query`: q_i with the queries of the other records;
-    - `doc_to_query`: d_ij with the queries of all records, its own among them: the pair then counts
-      twice, as in the formula of GTE and in sentence-transformers;
-    - `doc_to_doc`: d_ij with the slot-j positives and the hard negatives of the other records.
-
-    Computed in float32, or in float64 if an input is float64, whatever autocast says.
-    Gradients to all inputs are exact and recomputed tile by tile; there is no second derivative.
+    Computed in float32, or in float64 if an input is float64, whatever autocast says. Gradients are
+    exact and recomputed tile by tile; there is no second derivative. Embeddings are taken as given:
+    for cosine similarity the caller gives them unit norm.
 
     Args:
-        queries: rows first_row .. first_row + B of the G queries [B, D]. Embeddings are taken as
-            given: for cosine similarity the caller gives them unit norm.
+        queries: rows first_row .. first_row + B of the G queries [B, D].
         passages: passages of all G queries [G, P + N, D], the P positive slots first; any strides.
         num_positives: P, at least 1.
         temperature: divides the dot product; no unit, greater than 0.
-        mask: known pairs: bool [B, G, P + N] or [B, G * (P + N)], True where a passage answers a
-            query and is no negative of it; or int64 [M, 2] of (row within these B, flat column of
-            G * (P + N)), best kept on the CPU. Rows count all G queries where `all_queries` is
-            given. Left out of `query_to_doc` and `doc_to_doc` of the query and of `doc_to_query` of
-            the passage; `query_to_query` leaves out queries one of whose positive slots is known
-            to the query. A query's own positive slots stay in.
+        mask: known pairs: bool [B, G, P + N] or [B, G * (P + N)], or int64 [M, 2] of (row, flat
+            column), best on the CPU. Rows are these B, or all G where `all_queries` is given.
         absent: passages that do not exist, bool [G, P + N], left out for every query.
-        margin: leave out candidates of any direction whose score is more than this above that of
-            the positive, as likely false negatives; a constant for the gradient. None: none.
+        margin: candidates whose score is above the positive's by more than this are left out, as
+            likely false negatives; a constant for the gradient. None: none.
         first_row: global row of the first query.
-        directions: what is compared; `query_to_doc` is always among them.
-        in_batch: False: the only candidates are the query's own positive and hard negatives;
-            `positives`: hard negatives are no candidates of any query.
-        hardness: alpha; a negative of `query_to_doc` has the logit
-            `score / temperature + alpha * score`, the second part a constant for the gradient.
-        margin_of: the positive that a margin is measured from: the slot's `own`, or the query's
-            `best`.
-        hardness_of: which negatives that is: `all`, those of other queries (`in_batch`), or a
-            query's own `hard` negatives.
-        all_queries: all G queries [G, D], where `queries` are a share of them and other directions
-            read them.
-        prefixes: leading dimensions whose losses are summed with their weights.
+        all_queries: all G queries [G, D], where `queries` are a share and a direction reads all.
+        **options: `directions`, `in_batch`, `margin_of`, `hardness`, `hardness_of` and `prefixes`,
+            as `Compared` has them.
 
     Returns:
         Mean over the B queries and P slots, scalar [], in nats; a connected 0 if B = 0. The loss
@@ -91,41 +81,18 @@ def info_nce(
         ObjectiveError: if an argument does not fit the others.
 
     Collective: no.
-    Reference: van den Oord et al. 2018, arXiv:1807.03748, eq. 4, with cosine in place of a bilinear
-        score; the slots are those of CoDiEmb, arXiv:2508.11442; directions: Li et al. 2023 (GTE),
-        arXiv:2308.03281, eq. 2; margin of the own positive: Zhang et al. 2025 (Qwen3 Embedding),
-        arXiv:2506.05176, eq. 1; hardness: Lan et al. 2025, arXiv:2503.04812, eq. 5, of hard
-        negatives: Schechter Vera et al. 2025 (EmbeddingGemma), arXiv:2509.20354.
     """
     _check(queries, passages, num_positives, first_row)
     require_temperature(temperature, "info_nce")
-    _check_choices(directions, in_batch, hardness, margin_of, hardness_of)
-    others = _read_queries(queries, passages, all_queries, directions)
-    num_rows, num_groups, num_slots = len(queries), *passages.shape[:2]
-    num_rows = num_rows if others is None else num_groups
-    dense, pairs = _read_mask(mask, num_rows, num_groups, num_slots)
-    if dense is not None and (len(directions) > 1 or others is not None):
-        pairs, dense = dense.nonzero(), None
-    if pairs is not None and others is None:
-        pairs = pairs + pairs.new_tensor([first_row, 0, 0])
-    if absent is not None:
-        _check_absent(absent, passages)
+    compared = Compared(**options)
+    _check_compared(compared)
+    others = _read_queries(queries, passages, all_queries, compared.directions)
     job = Job(
-        num_positives=num_positives,
-        temperature=temperature,
-        first_row=first_row,
-        directions=tuple(directions),
-        with_negatives=in_batch != "positives",
-        dense=dense,
-        pairs=pairs,
-        absent=absent,
-        margin=margin,
-        margin_of=margin_of,
-        hardness=hardness,
-        hardness_of=hardness_of,
-        prefixes=tuple(prefixes),
-    )
-    if in_batch is False:
+        num_positives=num_positives, temperature=temperature, first_row=first_row, absent=absent,
+        margin=margin, compared=compared,
+    )  # fmt: skip
+    job = _with_mask(job, mask, len(queries) if others is None else None, passages)
+    if compared.in_batch is False:
         losses = own_candidates(queries, passages, job)
     else:
         losses = TiledInfoNCE.apply(queries, others, passages, job)
@@ -190,13 +157,8 @@ def _check_absent(absent: Tensor, passages: Tensor) -> None:
     require(fits, "info_nce: absent", got, expected, "Give one flag per passage.")
 
 
-def _check_choices(
-    directions: Sequence[str],
-    in_batch: object,
-    hardness: float,
-    margin_of: str,
-    hardness_of: str,
-) -> None:
+def _check_compared(compared: Compared) -> None:
+    directions, in_batch, hardness = compared.directions, compared.in_batch, compared.hardness
     known = get_args(Direction)
     advice = "Name each once, query_to_doc among them."
     holds = "query_to_doc" in directions and len(set(directions)) == len(directions)
@@ -213,8 +175,8 @@ def _check_choices(
     holds = 0 <= hardness < math.inf
     require(holds, "info_nce: hardness", hardness, "at least 0", "Give 0 for none.")
     for name, value, choices in (
-        ("margin_of", margin_of, ("own", "best")),
-        ("hardness_of", hardness_of, get_args(HardnessOf)),
+        ("margin_of", compared.margin_of, ("own", "best")),
+        ("hardness_of", compared.hardness_of, get_args(HardnessOf)),
     ):
         expected = f"one of {', '.join(choices)}"
         require(value in choices, f"info_nce: {name}", value, expected, "Choose one.")
@@ -235,6 +197,27 @@ def _read_queries(
     advice = "Give the queries of all records, own ones among them."
     require(holds, "info_nce: all_queries", shape(all_queries), expected, advice)
     return all_queries
+
+
+def _with_mask(job: Job, mask: Tensor | None, num_own: int | None, passages: Tensor) -> Job:
+    """The job with its known pairs, and with what is absent checked.
+
+    Args:
+        job: what else is given.
+        mask: as `info_nce` takes it.
+        num_own: B where rows of the mask count these; None where they count all queries.
+        passages: [G, P + N, D].
+    """
+    if job.absent is not None:
+        _check_absent(job.absent, passages)
+    num_groups, num_slots = passages.shape[:2]
+    num_rows = num_groups if num_own is None else num_own
+    dense, pairs = _read_mask(mask, num_rows, num_groups, num_slots)
+    if dense is not None and (len(job.compared.directions) > 1 or num_own is None):
+        pairs, dense = dense.nonzero(), None
+    if pairs is not None and num_own is not None:
+        pairs = pairs + pairs.new_tensor([job.first_row, 0, 0])
+    return replace(job, dense=dense, pairs=pairs)
 
 
 def _read_mask(

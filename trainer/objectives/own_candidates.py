@@ -26,7 +26,7 @@ def own_candidates(queries: Tensor, passages: Tensor, job: Job) -> Tensor:
     left_out = _left_out(job, own)
     losses = []
     with torch.autocast(queries.device.type, enabled=False):
-        for prefix in job.prefixes:
+        for prefix in job.compared.prefixes:
             query, passage = (cut(table.to(dtype), prefix) for table in (queries, own))
             # [B, P + N, D] . [B, D] -> [B, P + N]
             scores = (passage @ query[:, :, None]).squeeze(2)
@@ -40,13 +40,12 @@ def _losses(scores: Tensor, left_out: Tensor, job: Job) -> Tensor:
         [job.num_positives, scores.shape[1] - job.num_positives], dim=1
     )
     targets = positives / job.temperature
-    logits = negatives / job.temperature
-    if job.hardness_of != "in_batch":
-        logits = logits + job.hardness * negatives.detach()
+    harder = job.compared.factor(job.temperature, is_own=True) - 1 / job.temperature
+    logits = negatives / job.temperature + harder * negatives.detach()
     # [B, P, N]: what is left out may differ between slots
     out = left_out[:, None, job.num_positives :].expand(-1, job.num_positives, -1)
     if job.margin is not None:
-        best = positives if job.margin_of == "own" else positives.amax(1, keepdim=True)
+        best = positives if job.compared.margin_of == "own" else positives.amax(1, keepdim=True)
         out = out | (negatives[:, None] > best.detach()[:, :, None] + job.margin)
     logits = logits[:, None].expand_as(out).masked_fill(out, -math.inf)
     totals = torch.cat([targets[:, :, None], logits], dim=2).logsumexp(2)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from trainer.objectives.arguments import require
-from trainer.objectives.blocks import Direction, HardnessOf
-from trainer.objectives.contrastive import InBatch, info_nce, paired_info_nce
+from trainer.objectives.blocks import Direction, HardnessOf, InBatch
+from trainer.objectives.contrastive import info_nce, paired_info_nce
 from trainer.objectives.prefixes import Prefix
 from trainer.objectives.ranking import (
     angle_loss,

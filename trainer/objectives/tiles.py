@@ -39,7 +39,7 @@ class TiledInfoNCE(torch.autograd.Function):
         losses = queries.new_zeros((len(queries), job.num_positives), dtype=dtype)
         totals = []
         with torch.autocast(queries.device.type, enabled=False):
-            for prefix in job.prefixes:
+            for prefix in job.compared.prefixes:
                 tables = tables_of(queries, others, passages, job, prefix, None)
                 total, target = _Scan(job, tables, dtype, queries.shape[1]).run()
                 losses.add_(total - target, alpha=prefix.weight)
@@ -62,7 +62,7 @@ class TiledInfoNCE(torch.autograd.Function):
             for given in inputs
         ]
         with torch.autocast(queries.device.type, enabled=False):
-            for prefix, total in zip(ctx.job.prefixes, totals, strict=True):
+            for prefix, total in zip(ctx.job.compared.prefixes, totals, strict=True):
                 tables = tables_of(queries, others, passages, ctx.job, prefix, grads)
                 scan = _Scan(ctx.job, tables, dtype, queries.shape[1])
                 scan.pull_back(total, grad * prefix.weight)
@@ -141,7 +141,7 @@ class _Scan:
     ) -> tuple[Tensor, Tensor]:
         """One tile of logits [b, t], -inf where left out, and a view of its diagonal."""
         job = self.job
-        plain, factor = 1 / job.temperature, self._factor(block)
+        plain, factor = 1 / job.temperature, self._factor(block, is_own=False)
         logits = (left * factor) @ right.T
         # row i of the tile is query first_row + rows.start + i; its own group is on this diagonal
         own = logits.diagonal(job.first_row + rows.start - groups.start)
@@ -151,7 +151,7 @@ class _Scan:
             limit = ceiling[rows, 0 if block.slot is None else block.slot, None] * factor
             logits.masked_fill_(logits > limit, -math.inf)
         if block.kind == "query_to_doc" and not block.is_target(job):
-            own.mul_(self._own_factor() / factor)
+            own.mul_(self._factor(block, is_own=True) / factor)
         if job.dense is not None and block.column is not None:
             logits.masked_fill_(job.dense[rows, groups, block.column].to(self.device), -math.inf)
         if job.absent is not None and block.column is not None:
@@ -167,15 +167,11 @@ class _Scan:
             own.fill_(-math.inf)
         return logits, own
 
-    def _factor(self, block: Block) -> float:
-        """Logit per unit of cosine off the diagonal."""
-        harder = block.kind == "query_to_doc" and self.job.hardness_of != "hard"
-        return 1 / self.job.temperature + (self.job.hardness if harder else 0.0)
-
-    def _own_factor(self) -> float:
-        """Logit per unit of cosine for a query's own hard negatives."""
-        harder = self.job.hardness_of != "in_batch"
-        return 1 / self.job.temperature + (self.job.hardness if harder else 0.0)
+    def _factor(self, block: Block, *, is_own: bool) -> float:
+        """Logit per unit of cosine, on the diagonal or off it."""
+        if block.kind != "query_to_doc":
+            return 1 / self.job.temperature
+        return self.job.compared.factor(self.job.temperature, is_own=is_own)
 
     def _ceilings(self) -> Tensor | None:
         """Highest cosine of a candidate that stays, per slot [B, P]; None without a margin."""
@@ -186,7 +182,7 @@ class _Scan:
         scores = torch.stack(
             [(queries * own.tile(rows, self.dtype)).sum(1) for own in self.tables.own], dim=1
         )
-        if self.job.margin_of == "best":
+        if self.job.compared.margin_of == "best":
             scores = scores.amax(1, keepdim=True).expand(-1, self.job.num_positives)
         return scores + self.job.margin
 

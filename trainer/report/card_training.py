@@ -7,12 +7,13 @@ from typing import Any
 import yaml
 
 from trainer.recipe.load import dump_recipe
+from trainer.recipe.per_source import overrides_of, step_kinds
 from trainer.recipe.schema import Recipe, SourceRecipe
 from trainer.recipe.secrets import without_secrets
 from trainer.recipe.tasks import TASKS, metric_label
 from trainer.report.card_facts import CardFacts, TrainedBy, finite_metrics
 from trainer.report.markdown import block, code, plain, table
-from trainer.report.read import main_by_size
+from trainer.report.read import main_by_size, teacher_counts
 from trainer.run_folder.layout import CHECKPOINTS
 
 PLACES = ("output_dir", "root", "path", "deepspeed")
@@ -56,6 +57,9 @@ def _data(trained_by: TrainedBy) -> list[str]:
             f" The numbers are of all {trained_by.planned:,} planned steps; the model was trained "
             f"for {trained_by.step:,}."
         )
+    scored = ", ".join(f"{plain(name)} ({rows})" for name, rows in teacher_counts(trained_by.run))
+    if scored:
+        note += f" A teacher scored passages of {scored}."
     return ["## Training data", table(head, rows, num_names=3), note]
 
 
@@ -129,14 +133,17 @@ def _settings(trained_by: TrainedBy) -> list[str]:
 def _main_settings(trained_by: TrainedBy) -> Iterator[tuple[str, object]]:
     recipe, train = trained_by.recipe, trained_by.recipe.train
     yield "steps", f"{trained_by.step:,}"
-    for name in dict.fromkeys(source.task for source in recipe.data.sources):
-        settings = recipe.tasks[name]
-        kind = TASKS[name]
-        weights = kind.weights_of(settings)
-        used = [kind.terms[key].label for key, weight in weights.items() if weight > 0]
+    for kind in step_kinds(recipe):
+        task, settings = TASKS[kind.task], kind.settings
+        weights = task.weights_of(settings)
+        used = [task.terms[key].label for key, weight in weights.items() if weight > 0]
+        others = {key: value for key, value in overrides_of(kind.sources[0]).items()
+                  if key != "global_batch_size"}  # fmt: skip
         yield (
-            f"a step of {TASKS[name].label}",
-            f"{settings.global_batch_size:,} rows; loss: {', '.join(used)}",
+            f"a step of {task.label}{kind.name.removeprefix(kind.task)}",
+            f"{settings.global_batch_size:,} rows"
+            f"{''.join(f', {key} {value}' for key, value in others.items())}; "
+            f"loss: {', '.join(used)}",
         )
     yield (
         "longest texts",
