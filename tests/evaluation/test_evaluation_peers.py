@@ -21,7 +21,7 @@ from tests.support import corpus
 from trainer.data.ir import IrEvalSet
 from trainer.data.sts import StsEvalSet
 from trainer.data.tasks import open_eval_set
-from trainer.evaluation.evaluate import evaluate_set
+from trainer.evaluation.evaluate import evaluate_set, examine_set
 from trainer.evaluation.exported import ExportedEmbedder, Limits
 from trainer.evaluation.metrics import pearson, ranking_metrics, spearman
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
@@ -139,3 +139,35 @@ def test_sentence_transformers_evaluators_agree(
     for name, other in (("ndcg", "ndcg@10"), ("mrr", "mrr@10"), ("recall", "recall@100")):
         value = next(ours[key] for key in ours if key.startswith(name))
         assert value == pytest.approx(theirs[f"cosine_{other}"], abs=1e-6)
+
+
+def test_sentence_transformers_evaluators_agree_on_prefixes(tmp_path: Path) -> None:
+    model = SentenceTransformer(minilm(), device="cpu")
+    pairs, folder = made_sets(tmp_path)
+    sts = open_eval_set(EvalSetRecipe(name="pairs", task="sts", path=str(pairs)), NO_SOURCES)
+    ir = open_eval_set(EvalSetRecipe(name="docs", task="ir", path=str(folder)), NO_SOURCES)
+    assert isinstance(sts, StsEvalSet)
+    assert isinstance(ir, IrEvalSet)
+    of_pairs = examine_set(sts, ExportedEmbedder(model, "sts", Limits()), (64,)).dims[64]
+    theirs = EmbeddingSimilarityEvaluator(
+        list(sts.text1), list(sts.text2), list(sts.score), main_similarity="cosine", truncate_dim=64
+    )(model)
+    # as above
+    for name, value in of_pairs.items():
+        assert value == pytest.approx(theirs[f"{name}_cosine"], abs=1e-6)
+    binary = {query: dict.fromkeys(gains, 1) for query, gains in ir.qrels.items()}
+    of_docs = examine_set(
+        replace(ir, qrels=binary), ExportedEmbedder(model, "ir", Limits()), (64,)
+    ).dims[64]
+    theirs = InformationRetrievalEvaluator(
+        dict(zip(ir.query_ids, ir.queries, strict=True)),
+        dict(zip(ir.corpus_ids, ir.corpus, strict=True)),
+        {query: set(gains) for query, gains in binary.items()},
+        mrr_at_k=[10],
+        ndcg_at_k=[10],
+        precision_recall_at_k=[100],
+        truncate_dim=64,
+        show_progress_bar=False,
+    )(model)
+    for name, value in of_docs.items():
+        assert value == pytest.approx(theirs[f"cosine_{name.replace('_at_', '@')}"], abs=1e-6)
