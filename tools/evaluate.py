@@ -5,6 +5,9 @@ with the text lengths of its recipe. A set is a BEIR folder or a file of scored 
 PATH or PATH:task. `--mteb TASK ...` scores tasks of the MTEB leaderboards through their own
 package, which downloads their data. With `--json` the last line is `{set: {metric: value}}`,
 null where a value is not defined.
+
+A Matryoshka model is scored by its prefixes too, those that `--dims` names or else those that its
+recipe or config.json names; in JSON they are the key `dims` of a set, `{size: {metric: value}}`.
 """
 
 import argparse
@@ -14,16 +17,31 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.cli import ending_with_code
 from trainer.data.sources import task_of_path
 from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError, RecipeError
-from trainer.evaluation.exported import ExportedEmbedder, find_model, load_model
+from trainer.evaluation.exported import (
+    ExportedEmbedder,
+    check_dims,
+    find_model,
+    load_model,
+    trained_dims,
+)
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 from trainer.recipe.tasks import task_names
+
+if TYPE_CHECKING:
+    from trainer.evaluation.examine import SetReport
+
+Results = Mapping[str, Mapping[str, float]]
+"""Metrics by set or task."""
+Dims = Mapping[str, Mapping[int, Mapping[str, float]]]
+"""Metrics by set and size of the prefix, the whole vector first."""
 
 
 def read_set(text: str, split: str) -> EvalSetRecipe:
@@ -70,30 +88,47 @@ def read_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
     return sets
 
 
-def evaluate(
-    path: str, sets: Sequence[EvalSetRecipe], *, skip_bad_rows: bool = False
-) -> dict[str, dict[str, float]]:
-    """Metrics of each set.
+def examine(
+    path: str,
+    sets: Sequence[EvalSetRecipe],
+    *,
+    dims: Sequence[int] | None = None,
+    skip_bad_rows: bool = False,
+) -> dict[str, "SetReport"]:
+    """Metrics of each set, by the whole vector and by its prefixes.
 
     Args:
         path: of the model.
         sets: what to score it on.
+        dims: sizes of the prefixes; None: those that the model was trained on.
         skip_bad_rows: leave malformed rows out instead of refusing their set.
 
     Raises:
-        RecipeError: if there is no model.
+        RecipeError: if there is no model, or a prefix is longer than its vectors.
         DataError: if a set is wrong.
     """
     model_path, limits = find_model(path)
     data = DataRecipe(sources=(), on_bad_row="skip" if skip_bad_rows else "error")
     opened = [open_eval_set(held_out, data) for held_out in sets]
     model = load_model(model_path)
-    from trainer.evaluation.evaluate import evaluate_set
+    if dims is None:
+        dims = trained_dims(path, model)
+    else:
+        check_dims(dims, model, path)
+    from trainer.evaluation.evaluate import examine_set
 
     return {
-        held_out.name: evaluate_set(texts, ExportedEmbedder(model, held_out.task, limits))
+        held_out.name: examine_set(texts, ExportedEmbedder(model, held_out.task, limits), dims)
         for held_out, texts in zip(sets, opened, strict=True)
     }
+
+
+def evaluate(
+    path: str, sets: Sequence[EvalSetRecipe], *, skip_bad_rows: bool = False
+) -> dict[str, dict[str, float]]:
+    """Metrics of each set by the whole vector; arguments and errors are those of `examine`."""
+    reports = examine(path, sets, dims=(), skip_bad_rows=skip_bad_rows)
+    return {name: report.metrics for name, report in reports.items()}
 
 
 def check_mteb() -> None:
@@ -144,7 +179,7 @@ def evaluate_mteb(path: str, names: Sequence[str]) -> dict[str, dict[str, float]
     return {one.task_name: {"main_score": float(one.get_score())} for one in result.task_results}
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
+def table(results: Results) -> str:
     """Sets, metrics and values in columns."""
     width = max(len(name) for name in results)
     lines = [f"{'set':{width}}  {'metric':14}   value"]
@@ -153,7 +188,19 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def without_nan(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+def dims_table(dims: Dims) -> str:
+    """Sets and metrics, a column for each size of a prefix, the whole vector first."""
+    sizes = sorted({size for by_size in dims.values() for size in by_size}, reverse=True)
+    width = max(len(name) for name in dims)
+    lines = [f"{'set':{width}}  {'dimensions':14}" + "".join(f"  {size:>6}" for size in sizes)]
+    for name, by_size in dims.items():
+        for metric in next(iter(by_size.values())):
+            values = (f"  {by_size[size][metric]:6.4f}" for size in by_size)
+            lines.append(f"{name:{width}}  {metric:14}" + "".join(values))
+    return "\n".join(lines)
+
+
+def without_nan(results: Results) -> dict[str, dict[str, float | None]]:
     """The same with None for what is not defined, which JSON has no number for."""
     return {
         name: {key: value if math.isfinite(value) else None for key, value in metrics.items()}
@@ -161,18 +208,48 @@ def without_nan(results: dict[str, dict[str, float]]) -> dict[str, dict[str, flo
     }
 
 
-def evaluate_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+def as_json(results: Results, dims: Dims) -> str:
+    """One object: the metrics of each set, with those of its prefixes where there are some."""
+    content: dict[str, dict[str, object]] = {
+        name: dict(metrics) for name, metrics in without_nan(results).items()
+    }
+    for name, by_size in dims.items():
+        content[name]["dims"] = without_nan({str(size): by_size[size] for size in by_size})
+    return json.dumps(content)
+
+
+def evaluate_all(arguments: argparse.Namespace) -> tuple[Results, Dims]:
     """Sets first, then the tasks that need the network.
 
+    Returns:
+        Metrics of everything, and those of prefixes for the sets that have some.
+
     Raises:
-        RecipeError: if a model, package or task is missing.
+        RecipeError: if a model, package or task is missing, or a prefix is too long.
         DataError: if a set is wrong.
     """
     sets = read_sets(arguments.sets, arguments.split)
-    results = evaluate(arguments.model, sets, skip_bad_rows=arguments.skip_bad_rows) if sets else {}
+    skip = arguments.skip_bad_rows
+    reports = (
+        examine(arguments.model, sets, dims=arguments.dims, skip_bad_rows=skip) if sets else {}
+    )
+    results = {name: report.metrics for name, report in reports.items()}
     if arguments.mteb:
         results |= evaluate_mteb(arguments.model, arguments.mteb)
-    return results
+    return results, {name: report.dims for name, report in reports.items() if report.dims}
+
+
+def _dims(text: str) -> list[int]:
+    """Sizes of prefixes from the command line."""
+    try:
+        sizes = [int(one) for one in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text}; expected whole numbers from 1 on such as 256,128. Correct it."
+        )
+    return sizes
 
 
 def main() -> int:
@@ -183,6 +260,9 @@ def main() -> int:
     )
     parser.add_argument("--sets", default=[], nargs="+", metavar="PATH[:task]")
     parser.add_argument("--mteb", default=[], nargs="+", metavar="TASK", help="such as SciFact")
+    parser.add_argument(
+        "--dims", type=_dims, metavar="N,N", help="prefixes to score; default: the trained ones"
+    )
     parser.add_argument("--split", default="dev", help="which qrels of a BEIR folder")
     parser.add_argument("--skip-bad-rows", action="store_true", help="as data.on_bad_row=skip")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
@@ -195,10 +275,12 @@ def main() -> int:
         logging.getLogger(library).setLevel(logging.ERROR)
     # Read when torch is loaded: idle threads sleep, which saves most of the time on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    results = evaluate_all(arguments)
+    results, dims = evaluate_all(arguments)
     print(table(results))
+    if dims:
+        print(f"\n{dims_table(dims)}")
     if arguments.json:
-        print(json.dumps(without_nan(results)))
+        print(as_json(results, dims))
     return 0
 
 

@@ -108,6 +108,26 @@ def test_an_evaluation_where_the_run_goes_on_stays(tmp_path: Path) -> None:
     assert steps_of(tmp_path / "eval.jsonl") == []
 
 
+def test_scores_of_prefixes_have_a_key_of_their_own(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    whole = {"pairs": {"spearman": 0.5}}
+    dims = {"pairs": {32: {"spearman": 0.5}, 8: {"spearman": float("nan")}}}
+    with FileRecorder(tmp_path, start=0, stop=6, wandb_project=None, name="run") as recorder:
+        recorder.evaluation(0, whole, {})
+        recorder.evaluation(4, whole, {}, dims)
+    # goes on from there: shown again
+    FileRecorder(tmp_path, start=4, stop=6, wandb_project=None, name="run").close()
+    without, line = map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines())
+    assert without.keys() == {"step", "sets", "geometry"}
+    assert line["sets"] == whole
+    assert line["dims"] == {"pairs": {"32": {"spearman": 0.5}, "8": {"spearman": None}}}
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    names = {f"eval/pairs/{part}spearman" for part in ("", "dim_32/", "dim_8/")}
+    assert names <= set(board.Tags()["scalars"])
+    assert [one.step for one in board.Scalars("eval/pairs/dim_32/spearman")] == [4]
+
+
 def test_spoiled_lines_and_later_steps_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "eval.jsonl"
     good = [b'{"step": 0}', b'{"step": 1, "more": [2]}']

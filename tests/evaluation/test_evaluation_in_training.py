@@ -24,6 +24,8 @@ SETS = (
     "eval.sets=[{{name: pairs, task: sts, path: sts.jsonl}}, {{name: docs, task: ir, path: beir}}]"
 )
 
+PREFIXES = "model.matryoshka={{dims: [32, 8], weights: [1, 0.5]}}"
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,7 +47,7 @@ def examined(rank: int, world_size: int, folder: Path) -> tuple[dict[str, Any], 
     open_eval_set(docs, DataRecipe(sources=()))
     once = opened.count("dev.tsv")
     opened.clear()
-    reports = run_of(folder, f"examined by {world_size}", SETS).held_out.evaluate()
+    reports = run_of(folder, f"examined by {world_size}", SETS, PREFIXES).held_out.evaluate()
     return reports, opened.count("dev.tsv") / once
 
 
@@ -58,6 +60,9 @@ def test_two_ranks_agree_with_one_and_open_each_set_once(workspace: Path) -> Non
     for name, report in alone.items():
         # float32 vectors from chunks of other shapes
         assert first[name].metrics == pytest.approx(report.metrics, abs=1e-5)
+        assert list(first[name].dims) == list(report.dims) == [32, 8]
+        assert first[name].dims[32] == first[name].metrics
+        assert first[name].dims[8] == pytest.approx(report.dims[8], abs=1e-5)
         assert first[name].geometry.numbers == pytest.approx(report.geometry.numbers, rel=1e-4)
         counts = first[name].geometry.histograms
         assert {kind: sum(bins) for kind, bins in counts.items()} == {
@@ -73,6 +78,7 @@ def trained(rank: int, world_size: int, folder: Path) -> int:
         folder,
         "watched",
         SETS,
+        PREFIXES,
         *("eval.every_steps=1", "eval.best_metric=pairs.spearman", "eval.patience=2"),
         *("checkpoint.every_steps=2", "checkpoint.keep=1"),
         *("train.max_steps=12", "train.learning_rate=3e-2", "train.warmup_ratio=0"),
@@ -110,5 +116,14 @@ def test_the_best_checkpoint_is_kept_and_exported(workspace: Path) -> None:
     assert facts["environment"]["ranks"] == 2
     assert {one["source"] for one in facts["exposure"]} == {"sts", "ir"}
     page = (run / "report.html").read_text()
-    for title in ("Geometry", "Data", "Environment"):
+    for line in lines:
+        assert {name: list(by_size) for name, by_size in line["dims"].items()} == {
+            "pairs": ["32", "8"],
+            "docs": ["32", "8"],
+        }
+        assert all(line["dims"][name]["32"] == line["sets"][name] for name in line["sets"])
+    folders = (run / "model", checkpoints / f"step-{done}" / "embedder")
+    for config in (json.loads((one / "config.json").read_text()) for one in folders):
+        assert config["matryoshka_dimensions"] == [32, 8]
+    for title in ("Geometry", "Data", "Environment", "Shorter vectors"):
         assert f"<h2>{title}</h2>" in page

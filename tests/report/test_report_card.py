@@ -206,6 +206,73 @@ def test_the_hub_reads_the_card(workspace: Path, hub: stand_in.Hub) -> None:
     }
 
 
+MATRYOSHKA = "model.matryoshka={dims: [32, 16, 8]}"
+
+
+def score_prefixes(workspace: Path) -> None:
+    """Give every evaluation of the run scores of prefixes."""
+    path = workspace / "run" / "eval.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        whole = line["sets"]["docs"]["ndcg_at_10"]
+        line["dims"] = {
+            "docs": {str(size): {"ndcg_at_10": whole * size / 32, "mrr_at_10": 0.5}
+                     for size in (32, 16, 8)}
+        }  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_card_shows_how_to_cut_vectors_and_what_they_score(
+    workspace: Path, hub: stand_in.Hub, adapter: bool
+) -> None:
+    recipe = write_run(workspace, MATRYOSHKA, *(("model.lora={rank: 2}",) if adapter else ()))
+    model = export(workspace, recipe, adapter=adapter)
+    score_prefixes(workspace)
+    card = card_of(workspace, model)
+    assert "| size of a vector | 32 |\n| it can be cut to | 16, 8 |" in card
+    assert "trained as vectors too: 16, 8. Cut it there" in card
+    assert "| held-out set | metric | 32 dimensions | 16 dimensions | 8 dimensions |" in card
+    assert "| docs | nDCG@10 | 0.7000 | 0.3500 | 0.1750 |" in card
+    bodies = [json.loads(one) for one in re.findall(r"-d '(.*)'$", card, re.MULTILINE)]
+    asked = [one for one in bodies if "dimensions" in one]
+    assert [one["dimensions"] for one in asked] == ([] if adapter else [16])
+    ModelCard.load(model / "README.md").validate()
+    assert hub.requests == ["POST /api/validate-yaml"]
+    index = metadata_load(model / "README.md")["model-index"]
+    name, results = model_index_to_eval_results(index)
+    assert eval_results_to_model_index(name, results) == index
+    found = {(one.dataset_type, one.dataset_name): one.metric_value for one in results}
+    assert found == {
+        ("pairs", "pairs"): 0.3,
+        ("docs", "docs"): 0.7,
+        ("docs_dim_16", "docs, 16 dimensions"): 0.35,
+        ("docs_dim_8", "docs, 8 dimensions"): 0.175,
+    }
+
+
+def test_the_cards_python_gives_prefixes_of_norm_1(workspace: Path) -> None:
+    recipe = write_run(workspace, MATRYOSHKA)
+    model = export(workspace, recipe)
+    card_of(workspace, model)
+    left = run_python(model / "README.md")
+    assert left.keys() == {"sentence-transformers", "transformers", "Shorter vectors"}
+    for name in ("query_vectors", "document_vectors", "sts_vectors"):
+        whole = np.asarray(left["sentence-transformers"][name])[:, :16]
+        wanted = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+        # the same forward, cut and divided in another order of operations
+        assert np.abs(np.asarray(left["Shorter vectors"][name]) - wanted).max() < 1e-6
+
+
+def test_a_merge_has_no_scores_of_prefixes(workspace: Path) -> None:
+    model = export(workspace, write_run(workspace, MATRYOSHKA))
+    score_prefixes(workspace)
+    (model / "merge.json").write_text(json.dumps(MERGE | {"base": {"path": "/home/me/base"}}))
+    card = card_of(workspace, model)
+    assert "| it can be cut to | 16, 8 |" in card
+    assert "16 dimensions" not in card
+
+
 def test_scores_are_those_of_the_exported_step(workspace: Path) -> None:
     model = export(workspace, write_run(workspace))
     card = card_of(workspace, model, step=10)

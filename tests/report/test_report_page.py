@@ -127,6 +127,63 @@ def test_every_chart_is_whole_svg_inside_its_frame(run_folder: Path) -> None:
                 assert 0 <= float(y) <= HEIGHT
 
 
+def with_dims(run_folder: Path, dims: dict[str, dict[str, dict[str, float | None]]]) -> None:
+    """Give the last evaluation scores of prefixes, and the first ones of half that size."""
+    lines = read_lines(run_folder / "eval.jsonl", ())
+    lines[-1]["dims"] = dims
+    lines[0]["dims"] = {
+        name: {size: {m: v and v / 2 for m, v in metrics.items()} for size, metrics in one.items()}
+        for name, one in dims.items()
+    }
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run_folder / "eval.jsonl").write_text(text)
+
+
+def test_scores_by_dimension_are_drawn_and_listed(run_folder: Path) -> None:
+    before = write_report(run_folder).read_text()
+    assert "Shorter vectors" not in before
+    docs = {"1024": 0.8, "256": 0.76, "64": None}
+    with_dims(run_folder, {
+        "docs": {size: {"ndcg_at_10": value, "mrr_at_10": 0.1} for size, value in docs.items()},
+        "pairs": {"1024": {"spearman": 0.5}, "64": {"spearman": 0.6}},
+    })  # fmt: skip
+    page = write_report(run_folder).read_text()
+    cells = [
+        ("docs", "nDCG@10", "0.8000", "0.7600", "-"),
+        ("", "share", "100.0%", "95.0%", "-"),
+        ("pairs", "Spearman", "0.5000", "-", "0.6000"),
+        ("", "share", "100.0%", "-", "120.0%"),
+    ]
+    for one, other, *values in cells:
+        names = f'<td class="left">{one}</td><td class="left">{other}</td>'
+        assert f"<tr>{names}{''.join(f'<td>{value}</td>' for value in values)}</tr>" in page
+    drawn = re.findall(r"<figure><figcaption>(\w+), [^<]* by dimensions</figcaption>(.*?)</figure>",
+                       page)  # fmt: skip
+    assert [name for name, _ in drawn] == ["docs", "pairs"]
+    for _, chart in drawn:
+        assert chart.count('class="line"') == 2 + 2  # before and after, and in the legend
+        svg = ElementTree.fromstring(chart[: chart.index("</svg>") + 6])
+        for circle in svg.iter("circle"):
+            assert 0 <= float(circle.attrib["cx"]) <= WIDTH
+            assert 0 <= float(circle.attrib["cy"]) <= HEIGHT
+    assert ">1,024</text>" in drawn[0][1]
+    several = write_comparison([run_folder, run_folder], run_folder / "c.html").read_text()
+    assert several.count("by dimensions</figcaption>") == 2
+
+
+def test_equal_ratios_of_dimensions_have_equal_distances() -> None:
+    axis = Axis(smooth=False, halves_x=True)
+    series = Series(name="s", x=[16, 32, 64, 65], y=[1.0, 2.0, 3.0, 4.0])
+    chart = ElementTree.fromstring(line_chart("t", axis, [series]))
+    places = [float(circle.attrib["cx"]) for circle in chart.iter("circle")]
+    # to a tenth of a unit, as places are written
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.11)
+    labels = [text.text for text in chart.iter("text")]
+    # of two that would lie over each other, the larger
+    assert "65" in labels
+    assert "64" not in labels
+
+
 def test_a_run_that_goes_on_has_a_page(run_folder: Path) -> None:
     path = run_folder / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 100, "ta')

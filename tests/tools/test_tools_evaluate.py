@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,33 @@ def test_damaged_models_are_told(tmp_path: Path) -> None:
 def test_json_has_null_for_what_is_not_defined() -> None:
     results = {"pairs": {"spearman": float("nan"), "pearson": 0.5}}
     assert evaluate.without_nan(results) == {"pairs": {"spearman": None, "pearson": 0.5}}
+
+
+def test_json_and_table_carry_prefixes() -> None:
+    results = {"pairs": {"spearman": 0.5}, "SciFact": {"main_score": 0.25}}
+    dims = {"pairs": {384: {"spearman": 0.5}, 64: {"spearman": float("nan")}}}
+    assert json.loads(evaluate.as_json(results, {})) == results
+    assert json.loads(evaluate.as_json(results, dims)) == {
+        "pairs": {"spearman": 0.5, "dims": {"384": {"spearman": 0.5}, "64": {"spearman": None}}},
+        "SciFact": {"main_score": 0.25},
+    }
+    head, row = evaluate.dims_table(dims).splitlines()
+    assert head == "set    dimensions         384      64"
+    assert row == "pairs  spearman        0.5000     nan"
+
+
+@pytest.mark.parametrize("text", ["0", "64,-1", "", "64,", "a", "1.5"])
+def test_prefixes_that_are_no_sizes_are_told(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate.py", "--model", "a", "--sets", "b", f"--dims={text}"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.endswith(f"--dims: {text}; expected whole numbers from 1 on such as 256,128. "
+                         "Correct it.")  # fmt: skip
 
 
 def test_a_run_folder_is_scored_with_its_own_text_lengths(tmp_path: Path) -> None:
@@ -116,3 +144,10 @@ def test_a_real_embedder_is_scored_on_both_tasks(held_out: Path) -> None:
     # three pairs in the right order; rounding of a rank correlation
     assert results["pairs"]["spearman"] == pytest.approx(1.0, abs=1e-9)
     assert "facts  ndcg_at_10      1.0000" in evaluate.table(results)
+    # a model that says nothing of prefixes is scored by those that were asked for
+    assert evaluate.examine(model, sets[:1])["facts"].dims == {}
+    asked = evaluate.examine(model, sets[:1], dims=(64, 128))["facts"]
+    assert list(asked.dims) == [384, 128, 64]
+    assert asked.dims[384] == asked.metrics == results["facts"]
+    with pytest.raises(RecipeError, match=r"--dims: 385 = more than .*; expected at most 384\."):
+        evaluate.examine(model, sets[:1], dims=(8, 385))

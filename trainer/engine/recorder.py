@@ -24,6 +24,10 @@ EvalResults = Mapping[str, Mapping[str, float]]
 """Metrics by set."""
 EvalGeometry = Mapping[str, Mapping[str, Any]]
 """Numbers and histograms of each set's vectors."""
+EvalDims = Mapping[str, Mapping[int, Mapping[str, float]]]
+"""Metrics by set and by size of the prefix."""
+NO_DIMS: EvalDims = {}
+"""Of a model whose whole vectors alone are scored."""
 
 
 def step_line(report: StepReport) -> dict[str, Any]:
@@ -141,7 +145,13 @@ class Recorder:
     def step(self, report: StepReport) -> None:
         """Record a step."""
 
-    def evaluation(self, steps_done: int, results: EvalResults, geometry: EvalGeometry) -> None:
+    def evaluation(
+        self,
+        steps_done: int,
+        results: EvalResults,
+        geometry: EvalGeometry,
+        dims: EvalDims = NO_DIMS,
+    ) -> None:
         """Record an evaluation made after `steps_done` steps."""
 
     def close(self) -> None:
@@ -175,7 +185,7 @@ class FileRecorder(Recorder):
         """Show TensorBoard the evaluation of `start` again, which its purge hides with the rest."""
         for line in map(json.loads, file.read_bytes().splitlines()):
             if line["step"] == start:
-                self._to_board(_flat(line.get("sets", {})), start)
+                self._to_board(_flat(line), start)
 
     def close(self) -> None:
         """Close files and trackers."""
@@ -201,11 +211,22 @@ class FileRecorder(Recorder):
             self._bar.set_postfix({**self._last_loss, "tok/s": f"{report.tokens_per_sec:,.0f}"})
             self._bar.update()
 
-    def evaluation(self, steps_done: int, results: EvalResults, geometry: EvalGeometry) -> None:
+    def evaluation(
+        self,
+        steps_done: int,
+        results: EvalResults,
+        geometry: EvalGeometry,
+        dims: EvalDims = NO_DIMS,
+    ) -> None:
         """Record an evaluation made after `steps_done` steps."""
-        sets = {s: {m: _finite(v) for m, v in metrics.items()} for s, metrics in results.items()}
-        self._evals.add({"step": steps_done, "sets": sets, "geometry": geometry})
-        self._send(_flat(results), steps_done)
+        line = {"step": steps_done, "sets": _finite_values(results), "geometry": geometry}
+        if dims:
+            line["dims"] = {
+                name: _finite_values({str(dim): metrics for dim, metrics in by_dim.items()})
+                for name, by_dim in dims.items()
+            }
+        self._evals.add(line)
+        self._send(_flat(line), steps_done)
 
     def _send(self, numbers: dict[str, float], step: int) -> None:
         """To TensorBoard and, when asked, Weights & Biases."""
@@ -233,12 +254,27 @@ class FileRecorder(Recorder):
             )
 
 
-def _flat(results: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    """Numbers of an evaluation by one name each; what is not defined is NaN."""
+def _finite_values(results: EvalResults) -> dict[str, dict[str, float | None]]:
+    """Metrics by set or size, None for what JSON has no number for."""
     return {
-        f"eval/{s}/{m}": math.nan if v is None else v
-        for s, metrics in results.items()
-        for m, v in metrics.items()
+        name: {metric: _finite(value) for metric, value in metrics.items()}
+        for name, metrics in results.items()
+    }
+
+
+def _flat(line: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of an evaluation by one name each; what is not defined is NaN.
+
+    Args:
+        line: as `eval.jsonl` has it; `dims` is there where prefixes were scored.
+    """
+    places = dict(line.get("sets", {}))
+    for name, by_dim in line.get("dims", {}).items():
+        places |= {f"{name}/dim_{dim}": metrics for dim, metrics in by_dim.items()}
+    return {
+        f"eval/{place}/{metric}": math.nan if value is None else value
+        for place, metrics in places.items()
+        for metric, value in metrics.items()
     }
 
 

@@ -1,7 +1,7 @@
 """Score a held-out set of any task with a function that embeds texts; it must not know models."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.data.evalsets import EvalSet
@@ -12,7 +12,7 @@ from trainer.recipe import ir, sts
 
 logger = logging.getLogger(__name__)
 
-EXAMINERS: dict[str, Callable[[Any, Embed], SetReport]] = {
+EXAMINERS: dict[str, Callable[[Any, FiniteEmbed], SetReport]] = {
     ir.KIND.name: examine_ranking,
     sts.KIND.name: examine_pairs,
 }
@@ -34,18 +34,22 @@ def evaluate_set(held_out: EvalSet, embed: Embed) -> dict[str, float]:
     return examine_set(held_out, embed).metrics
 
 
-def examine_set(held_out: EvalSet, embed: Embed) -> SetReport:
-    """Metrics of a set and the geometry of its vectors, which are embedded once.
+def examine_set(held_out: EvalSet, embed: Embed, dims: Sequence[int] = ()) -> SetReport:
+    """Metrics of a set, of its prefixes too, and the geometry of its vectors.
+
+    Each text is embedded once, whatever is scored.
 
     Texts whose vectors are not finite count as similar to nothing (cosine 0), with a warning.
 
     Args:
         held_out: of any task.
         embed: called with the same texts in the same order on all ranks.
+        dims: sizes of the normalised prefixes that are scored besides the whole vector, such as
+            those of `model.matryoshka`; those that are not below it are left out.
 
     Collective: if `embed` is.
     """
-    finite = FiniteEmbed(embed)
+    finite = FiniteEmbed(embed, dims)
     report = EXAMINERS[held_out.task](held_out, finite)
     if finite.num_bad:
         logger.warning(

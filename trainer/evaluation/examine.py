@@ -3,8 +3,8 @@
 It must not know tasks, models or ranks. Letters: Q queries, D embedding size, n texts or pairs.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -31,14 +31,21 @@ class SetReport:
     """Those of the task, the main one first."""
     geometry: Geometry
     """Where its vectors lie."""
+    dims: Mapping[int, dict[str, float]] = field(default_factory=dict)
+    """Metrics of normalised prefixes by their size, descending, the whole vector first; empty where
+    no prefix was asked for, or the task has no such scores."""
 
 
 class FiniteEmbed:
-    """Embeds, with zeros in place of vectors that are not finite."""
+    """Embeds, with zeros in place of vectors that are not finite, and knows which prefixes count.
 
-    def __init__(self, embed: Embed) -> None:
+    An examiner that scores no prefixes takes it for a plain `Embed`.
+    """
+
+    def __init__(self, embed: Embed, dims: Sequence[int] = ()) -> None:
         """Nothing was embedded yet."""
         self._embed = embed
+        self._dims = dims
         self.num_texts = 0
         """Embedded so far."""
         self.num_bad = 0
@@ -57,6 +64,16 @@ class FiniteEmbed:
             self.num_bad += len(places)
             vectors = vectors.masked_fill(bad[:, None], 0.0)
         return vectors
+
+    def sizes(self, vectors: Tensor) -> list[int]:
+        """D of some vectors [n, D], and the prefixes below it that are to be scored, descending."""
+        whole = vectors.shape[1]
+        return [whole, *sorted({dim for dim in self._dims if dim < whole}, reverse=True)]
+
+
+def prefixes_only(metrics: Mapping[int, dict[str, float]]) -> Mapping[int, dict[str, float]]:
+    """Metrics by size, or none where the whole vector stands alone."""
+    return metrics if len(metrics) > 1 else {}
 
 
 def spread(count: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import RecipeError
+from trainer.export.dims import dims_of
 from trainer.recipe.kind import Side
 from trainer.recipe.load import load_recipe
 from trainer.recipe.model_path import resolve_model_path
@@ -79,6 +80,43 @@ def find_model(path: str) -> tuple[str, Limits]:
         f"{folder}: modules.json = missing; expected a sentence-transformers folder, or the "
         "output folder of a finished run. Give another --model."
     )
+
+
+def trained_dims(path: str, model: "SentenceTransformer") -> tuple[int, ...]:
+    """Sizes of the prefixes that a model was trained on, as far as it says so.
+
+    Args:
+        path: as `find_model` takes it; a run says so in its recipe.
+        model: loaded from there; any other model says so in config.json.
+    """
+    recipe = RunFolder(Path(path).expanduser()).recipe
+    if recipe.is_file():
+        matryoshka = load_recipe(recipe).model.matryoshka
+        return () if matryoshka is None else matryoshka.dims
+    from transformers import PretrainedConfig
+
+    # the first module, which need not be a transformer
+    config = getattr(next(iter(model), None), "config", None)
+    return dims_of(config.to_dict()) if isinstance(config, PretrainedConfig) else ()
+
+
+def check_dims(dims: Sequence[int], model: "SentenceTransformer", path: str) -> None:
+    """Refuse prefixes that are longer than the vectors.
+
+    Args:
+        dims: asked for with `--dims`.
+        model: what embeds.
+        path: of the model.
+
+    Raises:
+        RecipeError: naming the largest of them.
+    """
+    size = model.get_embedding_dimension()
+    if size is not None and max(dims, default=0) > size:
+        raise RecipeError(
+            f"--dims: {max(dims)} = more than the vectors of {path} have; expected at most {size}. "
+            "Leave it out."
+        )
 
 
 def load_model(path: str) -> "SentenceTransformer":

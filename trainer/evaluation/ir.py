@@ -1,9 +1,9 @@
 """Examine a model on judged queries: exact search of the whole corpus, embedded in blocks.
 
-Letters: D embedding size, n documents or pairs.
+Letters: Q queries, D embedding size, n documents or pairs, k documents kept for a query.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from trainer.data.ir import IrEvalSet
-from trainer.evaluation.examine import Embed, SetReport, crossed, spread
+from trainer.evaluation.examine import Embed, FiniteEmbed, SetReport, crossed, prefixes_only, spread
 from trainer.evaluation.geometry import describe_geometry
 from trainer.evaluation.metrics import RECALL_CUT, ranking_metrics
-from trainer.evaluation.search import top_k_streamed
+from trainer.evaluation.search import TopK
+from trainer.objectives.prefixes import Prefix, cut
 
 BLOCK_TEXTS = 8_192
 """Documents embedded at a time; bounds memory whatever the corpus."""
@@ -22,25 +23,53 @@ HARDEST = 10
 """Unjudged or irrelevant documents of each query, the best ranked ones, drawn as negatives."""
 
 
-def examine_ranking(held_out: IrEvalSet, embed: Embed) -> SetReport:
+def examine_ranking(held_out: IrEvalSet, embed: FiniteEmbed) -> SetReport:
     """Metrics of the ranking of the corpus for each query, and the geometry of the vectors."""
     queries = embed(held_out.queries, side="query")
-    k = min(RECALL_CUT, len(held_out.corpus_ids))
     chosen = _chosen_rows(held_out)
     kept = KeptRows(chosen)
-    scores, rows = top_k_streamed(queries, kept.watching(_corpus_blocks(held_out, embed)), k)
-    top_ids = {
-        query: [held_out.corpus_ids[row] for row in best]
-        for query, best in zip(held_out.query_ids, rows.tolist(), strict=True)
+    found = _search(queries, kept.watching(_corpus_blocks(held_out, embed)), embed.sizes(queries),
+                    min(RECALL_CUT, len(held_out.corpus_ids)))  # fmt: skip
+    metrics = {
+        size: ranking_metrics(_top_ids(held_out, rows), held_out.qrels)
+        for size, (_, rows) in found.items()
     }
+    whole = queries.shape[1]
+    scores, rows = found[whole]
     documents = kept.vectors()
     geometry = describe_geometry(
         documents[: chosen.num_spread],
         positive=_positive_cosines(queries, documents, chosen),
-        negative=_hardest(held_out, top_ids, scores),
+        negative=_hardest(held_out, _top_ids(held_out, rows), scores),
         random=crossed(queries, documents[: chosen.num_spread]),
     )
-    return SetReport(ranking_metrics(top_ids, held_out.qrels), geometry)
+    return SetReport(metrics[whole], geometry, prefixes_only(metrics))
+
+
+def _search(
+    queries: Tensor, blocks: Iterable[Tensor], sizes: Sequence[int], k: int
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Scores and rows of the best documents by each prefix; the corpus passes by once.
+
+    Args:
+        queries: unit vectors [Q, D].
+        blocks: unit vectors of consecutive documents [n, D].
+        sizes: of the prefixes, at most D each.
+        k: documents kept for each query and prefix.
+    """
+    searches = {size: TopK(cut(queries, Prefix(size)), k) for size in sizes}
+    for block in blocks:
+        for size, search in searches.items():
+            search.add(cut(block, Prefix(size)))
+    return {size: search.best() for size, search in searches.items()}
+
+
+def _top_ids(held_out: IrEvalSet, rows: Tensor) -> dict[str, list[str]]:
+    """Ids of the documents in rows [Q, k], by query, best first."""
+    return {
+        query: [held_out.corpus_ids[row] for row in best]
+        for query, best in zip(held_out.query_ids, rows.tolist(), strict=True)
+    }
 
 
 @dataclass(frozen=True)

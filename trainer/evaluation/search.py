@@ -37,10 +37,32 @@ def top_k_streamed(
     Raises:
         DataError: if a block has another embedding size than the queries.
     """
-    queries = queries.detach().float()
-    keys = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
-    first_row = 0
+    search = TopK(queries, k)
     for block in corpus_blocks:
+        search.add(block)
+    return search.best()
+
+
+class TopK:
+    """The k rows with the largest dot product among the rows that were added so far.
+
+    Memory does not grow with the rows. Equal scores are ordered as in `top_k_streamed`.
+    """
+
+    def __init__(self, queries: Tensor, k: int) -> None:
+        """Queries [Q, D], and how many rows are kept for each, at least 1."""
+        self._queries = queries.detach().float()
+        self._k = k
+        self._keys = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
+        self._num_rows = 0
+
+    def add(self, block: Tensor | np.ndarray) -> None:
+        """Compare the next rows of the corpus [n, D].
+
+        Raises:
+            DataError: if they have another embedding size than the queries.
+        """
+        queries = self._queries
         documents = torch.as_tensor(block).detach().to(queries.device, torch.float32)
         if documents.ndim != 2 or documents.shape[1] != queries.shape[1]:
             got, expected = list(documents.shape), f"[n, {queries.shape[1]}]"
@@ -49,10 +71,15 @@ def top_k_streamed(
                 "Embed queries and documents with the same model."
             )
         num_queries = max(1, SCORE_BYTES // (4 * max(1, len(documents))))
-        pieces = zip(queries.split(num_queries), keys.split(num_queries), strict=True)
-        keys = torch.cat([_keep_best(*piece, documents, first_row, k) for piece in pieces])
-        first_row += len(documents)
-    return _decode(keys)
+        pieces = zip(queries.split(num_queries), self._keys.split(num_queries), strict=True)
+        self._keys = torch.cat(
+            [_keep_best(*piece, documents, self._num_rows, self._k) for piece in pieces]
+        )
+        self._num_rows += len(documents)
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Scores, float32, and row numbers, int64, both [Q, min(k, rows)], best first."""
+        return _decode(self._keys)
 
 
 def _keep_best(queries: Tensor, keys: Tensor, documents: Tensor, first_row: int, k: int) -> Tensor:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken
 
-from trainer.checkpoint.json_files import write_json
+from trainer.checkpoint.json_files import read_object, write_json
 from trainer.data.prompts import prompt_prefix
-from trainer.export.complete import complete_folder
+from trainer.export.complete import CONFIG, complete_folder
+from trainer.export.dims import with_dims
 from trainer.recipe.kind import Side
 from trainer.recipe.schema import Pooling, Recipe, SourceRecipe
 from trainer.recipe.tasks import TASKS
@@ -81,7 +82,7 @@ def write_embedder_files(
 
     Args:
         folder: exists.
-        recipe: pooling, prompts and limits.
+        recipe: pooling, prompts, limits and prefixes.
         config: of the backbone; its size becomes the vector size. It stays as it is.
         tokenizer: the one that the trainer used; it stays as it is.
         base: folder of the model that was trained, for its own settings and its licence; None
@@ -93,6 +94,7 @@ def write_embedder_files(
     if architecture is not None:
         written.architectures = [architecture]
     written.save_pretrained(folder)
+    _allow_dims(folder / CONFIG, recipe)
     saved = padding_copy(tokenizer, num_rows=int(text_config.vocab_size))
     saved.model_max_length = max_tokens(recipe)
     saved.save_pretrained(folder)
@@ -118,6 +120,15 @@ def write_embedder_files(
         write_json(folder / name, content)
     (folder / "2_Normalize").mkdir(exist_ok=True)
     complete_folder(folder, base=base)
+
+
+def _allow_dims(path: Path, recipe: Recipe) -> None:
+    """Name the trained prefixes in config.json, and none that the base promises."""
+    matryoshka = recipe.model.matryoshka
+    old = read_object(path)
+    new = with_dims(old, () if matryoshka is None else matryoshka.dims)
+    if new != old:
+        write_json(path, new)
 
 
 def padding_copy(

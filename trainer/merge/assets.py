@@ -19,6 +19,7 @@ from trainer.checkpoint.json_files import module_path, read_modules, read_object
 from trainer.checkpoint.safetensors_file import PLAIN
 from trainer.errors import CheckpointError
 from trainer.export.complete import complete_folder, weights_format
+from trainer.export.dims import with_common_dims
 from trainer.export.rope import canonical, read_rope
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class Assets:
     """Folder of modules.json and what it names."""
     base: Path | None = None
     """Folder of the base, for its own settings and its licence."""
+    configs: tuple[Mapping[str, Any], ...] = ()
+    """What config.json of each checkpoint holds, of those that have one."""
 
 
 def find_assets(checkpoints: Sequence[Sequence[Path]], base: Sequence[Path]) -> Assets:
@@ -68,6 +71,7 @@ def find_assets(checkpoints: Sequence[Sequence[Path]], base: Sequence[Path]) -> 
         tokenizer=_first_with(folders, ("tokenizer.json", "tokenizer_config.json")),
         sentence=_first_with(folders, ("modules.json",)),
         base=next(iter(base), None),
+        configs=tuple(config for group in checkpoints if (config := _config(group))),
     )
     _check_pooling([group for group in checkpoints if group])
     if assets.sentence is not None:
@@ -198,6 +202,7 @@ def copy_assets(assets: Assets, target: Path, dtype: torch.dtype) -> None:
     """
     if assets.config is not None:
         config = read_object(assets.config / "config.json")
+        config = with_common_dims(config, assets.configs)
         config["dtype"] = config["torch_dtype"] = str(dtype).removeprefix("torch.")
         write_json(target / "config.json", config)
         for code in assets.config.glob("*.py"):

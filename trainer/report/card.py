@@ -185,6 +185,7 @@ def _summary(facts: CardFacts) -> str:
     exported, run = facts.exported, facts.trained_by
     labels = {
         "size of a vector": exported.dimensions,
+        "it can be cut to": ", ".join(f"{size:,}" for size in facts.shorter),
         "longest text": exported.max_tokens and f"{exported.max_tokens:,} tokens",
         "pooling": exported.pooling,
         "attention": run.recipe.model.attention if run else None,

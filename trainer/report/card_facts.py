@@ -52,6 +52,16 @@ class CardFacts:
     """Content of `merge.json`, if checkpoints were merged."""
 
     @property
+    def shorter(self) -> tuple[int, ...]:
+        """Sizes below the whole vector's that were trained, descending."""
+        dims, run = self.exported.dims, self.trained_by
+        # an adapter's folder has no config to say so
+        if not dims and run is not None and run.recipe.model.matryoshka is not None:
+            dims = run.recipe.model.matryoshka.dims
+        whole = self.exported.dimensions or 0
+        return tuple(dim for dim in dims if dim < whole)
+
+    @property
     def tasks(self) -> list[str]:
         """Tasks that the model was trained for; all with prompts where no run is known."""
         if self.trained_by is None:

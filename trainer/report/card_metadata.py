@@ -7,6 +7,7 @@ import yaml
 
 from trainer.recipe.tasks import TASKS, metric_label
 from trainer.report.card_facts import CardFacts, TrainedBy, finite_metrics
+from trainer.report.read import main_by_size
 
 TAGS = ("sentence-transformers", "sentence-similarity", "feature-extraction", "dense")
 """What sentence-transformers gives its own cards, so that the same searches find them."""
@@ -59,19 +60,30 @@ def _model_index(name: str, trained_by: TrainedBy) -> list[dict[str, Any]]:
     results = [
         {
             "task": {"type": TASKS[held_out.task].hub_task, "name": TASKS[held_out.task].label},
-            # the hub joins results of one task and type, so that each set has a type of its own
-            "dataset": {"type": held_out.name, "name": held_out.name},
+            "dataset": dataset,
             "metrics": metrics,
         }
         for held_out in trained_by.recipe.eval.sets
-        if (metrics := _metrics(trained_by, held_out.name))
+        for dataset, metrics in _scored(trained_by, held_out.name)
+        if metrics
     ]
     return [{"name": name, "results": results}] if results else []
 
 
-def _metrics(trained_by: TrainedBy, name: str) -> list[dict[str, Any]]:
-    """Scores of one set."""
-    return [
-        {"type": metric, "value": round(value, DIGITS), "name": metric_label(metric)}
-        for metric, value in finite_metrics(trained_by.after, name)
-    ]
+def _scored(
+    trained_by: TrainedBy, name: str
+) -> Iterator[tuple[dict[str, str], list[dict[str, Any]]]]:
+    """A set with its scores, then with the main one of each prefix below the whole vector.
+
+    The hub joins results of one task and type, so that each has a type of its own.
+    """
+    metrics = [_entry(*one) for one in finite_metrics(trained_by.after, name)]
+    yield {"type": name, "name": name}, metrics
+    main, values = main_by_size(trained_by.after, name)
+    for size in list(values)[1:]:
+        dataset = {"type": f"{name}_dim_{size}", "name": f"{name}, {size} dimensions"}
+        yield dataset, [_entry(main, values[size])]
+
+
+def _entry(metric: str, value: float) -> dict[str, Any]:
+    return {"type": metric, "value": round(value, DIGITS), "name": metric_label(metric)}

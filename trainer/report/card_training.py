@@ -13,7 +13,7 @@ from trainer.recipe.secrets import without_secrets
 from trainer.recipe.tasks import TASKS, metric_label
 from trainer.report.card_facts import CardFacts, TrainedBy, finite_metrics
 from trainer.report.markdown import block, code, plain, table
-from trainer.report.read import teacher_counts
+from trainer.report.read import main_by_size, teacher_counts
 from trainer.run_folder.layout import CHECKPOINTS
 
 PLACES = ("output_dir", "root", "path", "deepspeed")
@@ -96,7 +96,26 @@ def _scores(trained_by: TrainedBy, *, is_merge: bool) -> list[str]:
     if after is None or not rows:
         return []
     head = ("held-out set", "metric", "before", f"after {after['step']:,} steps", "change")
-    return ["## Evaluation", table(head, rows, num_names=2)]
+    return ["## Evaluation", table(head, rows, num_names=2), *_scores_by_size(trained_by)]
+
+
+def _scores_by_size(trained_by: TrainedBy) -> list[str]:
+    """Main metric of each set by the size of the prefix; none where prefixes were not scored."""
+    found = {
+        held_out.name: main_by_size(trained_by.after, held_out.name)
+        for held_out in trained_by.recipe.eval.sets
+    }
+    sizes = sorted({size for _, values in found.values() for size in values}, reverse=True)
+    if len(sizes) < 2:
+        return []
+    rows = [
+        (plain(name), metric_label(metric),
+         *(f"{values[size]:.4f}" if size in values else "-" for size in sizes))
+        for name, (metric, values) in found.items()
+        if values
+    ]  # fmt: skip
+    head = ("held-out set", "metric", *(f"{size:,} dimensions" for size in sizes))
+    return ["Vectors that are cut and scaled to norm 1 again:", table(head, rows, num_names=2)]
 
 
 def _change(before: float | None, after: float) -> tuple[str, str, str]:

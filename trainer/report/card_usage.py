@@ -42,7 +42,8 @@ def usage(facts: CardFacts) -> list[str]:
             "become one vector. Load it with transformers, and pool as in training.",
         ]
     parts = ["## Usage", *_sentence_transformers(facts), *_transformers(facts)]
-    return [*parts, *_servers(facts), *_prompts(exported), *_parity(exported)]
+    parts += [*_servers(facts), *_shorter(facts)]
+    return [*parts, *_prompts(exported), *_parity(exported)]
 
 
 def _examples(facts: CardFacts) -> Iterator[list[Example]]:
@@ -83,21 +84,58 @@ def _literal(value: object) -> str:
 
 def _sentence_transformers(facts: CardFacts) -> list[str]:
     exported = facts.exported
+    lines = _with_sentence_transformers(facts, "", "")
+    packages = "sentence-transformers peft" if exported.is_adapter else "sentence-transformers"
+    install = block(f"pip install {packages}", "bash")
+    return ["### sentence-transformers", install, block("\n".join(lines), "python")]
+
+
+def _with_sentence_transformers(facts: CardFacts, loading: str, encoding: str) -> list[str]:
+    """Lines that embed with sentence-transformers.
+
+    Args:
+        facts: of the card.
+        loading: further arguments of the model, each behind a comma.
+        encoding: further arguments of `encode`, likewise.
+    """
+    exported = facts.exported
     trust = ", trust_remote_code=True" if exported.runs_code else ""
     lines = [
         "from sentence_transformers import SentenceTransformer",
         "",
-        f"model = SentenceTransformer({_literal(exported.place)}{trust})",
+        f"model = SentenceTransformer({_literal(exported.place)}{loading}{trust})",
         "",
         *_texts(),
     ]
     for examples in _examples(facts):
-        lines += _encoding(examples, 'model.encode({texts}, prompt_name="{name}")')
+        lines += _encoding(examples, f'model.encode({{texts}}, prompt_name="{{name}}"{encoding})')
         first, last = (_variable(one[0]) for one in (examples[0], examples[-1]))
         lines.append(f"print(model.similarity({first}, {last}))")
-    packages = "sentence-transformers peft" if exported.is_adapter else "sentence-transformers"
-    install = block(f"pip install {packages}", "bash")
-    return ["### sentence-transformers", install, block("\n".join(lines), "python")]
+    return lines
+
+
+def _shorter(facts: CardFacts) -> list[str]:
+    """How to ask for vectors that are cut; none where the whole vector alone was trained."""
+    if not facts.shorter:
+        return []
+    size, sizes = facts.shorter[0], ", ".join(f"{one:,}" for one in facts.shorter)
+    lines = _with_sentence_transformers(
+        facts, f", truncate_dim={size}", ", normalize_embeddings=True"
+    )
+    parts = [
+        "### Shorter vectors",
+        f"The first numbers of a vector were trained as vectors too: {sizes}. Cut it there and "
+        "scale it to norm 1 again.",
+        block("\n".join(lines), "python"),
+    ]
+    if facts.exported.dims and _is_served(facts.exported):
+        asked = _asked(facts) | {"dimensions": size}
+        parts += [
+            f"vLLM and SGLang take the trained sizes as `dimensions`. Text Embeddings Inference "
+            f"takes `dimensions` of any size; use these: {sizes}.",
+            block(_curl("8000/v1/embeddings", asked), "bash"),
+        ]
+    return parts
 
 
 def _transformers(facts: CardFacts) -> list[str]:
@@ -166,15 +204,13 @@ def _servers(facts: CardFacts) -> list[str]:
             "pooling and prompts. Train with `checkpoint.export: merged` or `both`, or call "
             "`model.merge_and_unload()`.",
         ]
-    if not exported.include_prompt and any(exported.prompts.values()):
+    if not _is_served(exported):
         return [
             "### vLLM and Text Embeddings Inference",
             "These servers pool the tokens of a prompt too, and this model was trained without "
             "them. Use sentence-transformers or transformers.",
         ]
     place, name = shlex.quote(exported.place), _first_prompt(facts)
-    prompt = exported.prompts.get(name, "")
-    asked = {"model": exported.place, "input": [prompt + text for text in QUESTIONS]}
     trust = " --trust-remote-code" if exported.runs_code else ""
     serve = f"vllm serve {place} --runner pooling{trust} --port 8000"
     named: dict[str, object] = {"inputs": QUESTIONS, "truncate": True}
@@ -182,12 +218,25 @@ def _servers(facts: CardFacts) -> list[str]:
     router = f"text-embeddings-router --model-id {place} --port 8080"
     return [
         "### vLLM",
-        block(f"{serve}\n{_curl('8000/v1/embeddings', asked)}", "bash"),
+        block(f"{serve}\n{_curl('8000/v1/embeddings', _asked(facts))}", "bash"),
         "The prompt is part of each text.",
         "### Text Embeddings Inference",
         block(f"{router}\n{_curl('8080/embed', named)}", "bash"),
         "The server puts the prompt before each text. With its OpenAI route, do that yourself.",
     ]
+
+
+def _is_served(exported: ExportedFolder) -> bool:
+    """Whether servers read pooling and prompts of this folder as it was trained."""
+    pools_prompts = exported.include_prompt or not any(exported.prompts.values())
+    return not exported.is_adapter and pools_prompts
+
+
+def _asked(facts: CardFacts) -> dict[str, object]:
+    """The body of a request to a route as OpenAI has it."""
+    exported = facts.exported
+    prompt = exported.prompts.get(_first_prompt(facts), "")
+    return {"model": exported.place, "input": [prompt + text for text in QUESTIONS]}
 
 
 def _first_prompt(facts: CardFacts) -> str:

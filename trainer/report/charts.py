@@ -16,6 +16,8 @@ MAX_POINTS = 400
 SMOOTHING_SHARE = 25
 """The smooth line is a mean over this fraction of the points: n / 25."""
 NUM_TICKS = 5
+LABEL_WIDTH = 44
+"""SVG units that a number such as 1,024 needs."""
 ROUNDING = 1e-9
 """Values that differ by less than this share of their size count as equal: means of equal numbers
 differ in their last digits."""
@@ -50,6 +52,9 @@ class Axis:
     """Whether single values scatter, so that their running mean is drawn over them."""
     x_name: str = "step"
     """Written below the other axis."""
+    halves_x: bool = False
+    """Equal ratios of x at equal distances, and each x that occurs under its own label; all must be
+    above 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +138,7 @@ def line_chart(title: str, axis: Axis, series: Sequence[Series]) -> str:
         An `<svg>` element that scales to the width of its place, and a legend for several series.
     """
     drawn = [_drawn(one, axis) for one in series]
-    ticks_x = nice_ticks(min(min(s.x) for s in drawn), max(max(s.x) for s in drawn))
+    ticks_x = _ticks_x(drawn, axis)
     low, high = min(min(s.y) for s in drawn), max(max(s.y) for s in drawn)
     ticks_y = [*range(math.floor(low), math.ceil(high) + 1)] if axis.logarithmic else None
     # All values in one power of ten: finer ticks, which then are no powers of ten.
@@ -142,7 +147,9 @@ def line_chart(title: str, axis: Axis, series: Sequence[Series]) -> str:
     at_y = Scale(low=ticks_y[0], high=ticks_y[-1], start=HEIGHT - BOTTOM, stop=TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        *grid(labelled(ticks_x, at_x), labelled(ticks_y, at_y, logarithmic=axis.logarithmic)),
+        *grid(
+            _labels_x(ticks_x, at_x, axis), labelled(ticks_y, at_y, logarithmic=axis.logarithmic)
+        ),
         label(WIDTH - RIGHT, HEIGHT - 4, axis.x_name, "end"),
         label(4, HEIGHT - 4, axis.unit, "start") if axis.unit else "",
     ]
@@ -160,7 +167,25 @@ def _drawn(series: Series, axis: Axis) -> Series:
     """Few enough points, on the axis' own scale."""
     thin = thinned(series)
     y = [math.log10(value) for value in thin.y] if axis.logarithmic else thin.y
-    return Series(name=thin.name, x=thin.x, y=y)
+    x = [math.log2(value) for value in thin.x] if axis.halves_x else thin.x
+    return Series(name=thin.name, x=x, y=y)
+
+
+def _ticks_x(drawn: Sequence[Series], axis: Axis) -> list[float]:
+    """Where the axis of x is labelled, on its own scale, ascending."""
+    every = {x for one in drawn for x in one.x}
+    return sorted(every) if axis.halves_x else nice_ticks(min(every), max(every))
+
+
+def _labels_x(ticks: Sequence[float], scale: Scale, axis: Axis) -> dict[float, str]:
+    """Place and label of each tick of x; of ticks that are too close the larger is labelled."""
+    if not axis.halves_x:
+        return labelled(ticks, scale)
+    labels: dict[float, str] = {}
+    for tick in reversed(ticks):
+        if not labels or min(labels) - scale(tick) >= LABEL_WIDTH:
+            labels[scale(tick)] = f"{round(2.0**tick):,}"
+    return labels
 
 
 def labelled(

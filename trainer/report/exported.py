@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError
+from trainer.export.dims import dims_of
 
 POOLING = {
     "pooling_mode_lasttoken": "last",
@@ -43,6 +44,8 @@ class ExportedFolder:
     """By name."""
     runs_code: bool
     """Whether loading it runs code that comes with it."""
+    dims: tuple[int, ...]
+    """Sizes of the prefixes that config.json allows, descending; an adapter's folder names none."""
     has_parity: bool
     """Whether it holds texts with the vectors that a client should give."""
 
@@ -66,6 +69,7 @@ def read_exported(folder: Path, place: str) -> ExportedFolder:
     sentence = _read(folder / "sentence_bert_config.json") or {}
     prompts = (_read(folder / "config_sentence_transformers.json") or {}).get("prompts")
     modules = _read(folder / "modules.json") or []
+    config = _read(folder / "config.json") or {}
     return ExportedFolder(
         place=place,
         is_adapter=(folder / ADAPTER).is_file(),
@@ -75,7 +79,8 @@ def read_exported(folder: Path, place: str) -> ExportedFolder:
         is_normalized=any(str(one.get("type")).endswith("Normalize") for one in modules),
         max_tokens=sentence.get("max_seq_length"),
         prompts=prompts or {},
-        runs_code="auto_map" in (_read(folder / "config.json") or {}),
+        runs_code="auto_map" in config,
+        dims=tuple(sorted(dims_of(config), reverse=True)),
         has_parity=(folder / PARITY).is_file(),
     )
 

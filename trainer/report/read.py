@@ -1,6 +1,7 @@
 """What an output folder says of its run, read for the page; it must not draw or import torch."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,3 +143,17 @@ def main_metrics(evaluation: Line) -> Iterable[tuple[str, str, float | None]]:
     for name, metrics in evaluation["sets"].items():
         metric = next(iter(metrics))
         yield name, metric, metrics[metric]
+
+
+def main_by_size(evaluation: Line | None, name: str) -> tuple[str, dict[int, float]]:
+    """First metric of a set, and its finite values by the size of the prefix, descending.
+
+    Args:
+        evaluation: one that may have scored no prefixes.
+        name: of the set, which it may lack.
+    """
+    by_size = ((evaluation or {}).get("dims") or {}).get(name) or {}
+    metric = next((str(metric) for metrics in by_size.values() for metric in metrics), "")
+    values = {int(size): metrics.get(metric) for size, metrics in by_size.items()}
+    finite = {size: v for size, v in values.items() if v is not None and math.isfinite(v)}
+    return metric, dict(sorted(finite.items(), reverse=True))

@@ -15,6 +15,7 @@ import yaml
 
 from trainer.errors import DataError
 from trainer.recipe.document import UNSPELT, plain_values
+from trainer.report.dims import dims_figures, dims_section
 from trainer.report.held_out import (
     comparison_table,
     evaluation_figures,
@@ -95,6 +96,7 @@ def render_run(run: Run) -> str:
         f"<h1>{escape(run.name)}</h1>",
         summary(run),
         evaluation_section(run),
+        dims_section(run),
         geometry_section(run),
         training_section([run]),
         exposure_section(run),
@@ -114,7 +116,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
         f"<h1>{title}</h1>",
         *sums,
         comparison_table(runs),
-        charts(evaluation_figures(runs)),
+        charts([*evaluation_figures(runs), *dims_figures(runs)]),
         training_section(runs),
         difference_section(runs),
     ]

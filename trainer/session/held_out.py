@@ -34,11 +34,13 @@ class HeldOut:
         return EarlyStopping(session.recipe.eval, session.folder.root, session.ranks)
 
     def evaluate(self) -> dict[str, SetReport]:
-        """Metrics and geometry of every evaluation set."""
+        """Metrics, those of each trained prefix too, and geometry of every evaluation set."""
         session = self.session
+        matryoshka = session.recipe.model.matryoshka
+        dims = () if matryoshka is None else matryoshka.dims
         with session.built.grad_cache.held():
             return {
-                held_out.name: examine_set(records, SetEmbedder(session, held_out))
+                held_out.name: examine_set(records, SetEmbedder(session, held_out), dims)
                 for held_out, records in zip(
                     session.recipe.eval.sets, session.data.eval_sets, strict=True
                 )
@@ -49,7 +51,8 @@ class HeldOut:
         reports = self.evaluate()
         results = {name: report.metrics for name, report in reports.items()}
         geometry = {name: report.geometry.recorded for name, report in reports.items()}
-        recorder.evaluation(done, results, geometry)
+        dims = {name: report.dims for name, report in reports.items() if report.dims}
+        recorder.evaluation(done, results, geometry, dims)
         decision = self.early_stopping.update(done, results)
         if decision.is_best and done:
             self.artifacts.keep_best(done)
