@@ -1,4 +1,4 @@
-"""Rows with a teacher's scores: cosines of a ready model, written beside positives and negatives."""
+"""Rows with a teacher's scores: a ready model's cosines, beside positives and negatives."""
 
 import json
 from collections.abc import Iterable, Mapping

