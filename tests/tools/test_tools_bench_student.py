@@ -35,10 +35,8 @@ def test_variants_differ_in_nothing_but_what_they_are_named_for(tmp_path: Path) 
 
 def test_results_are_kept_until_the_arguments_change(tmp_path: Path) -> None:
     setup = student.Setup(demo=tmp_path / "demo", folder=tmp_path / "work")
-    file = setup.result("plain", 1)
-    file.parent.mkdir(parents=True)
-    kept = {"made_from": student.made_from(setup, "plain", 1), "scores": scores(0.3, 0.2)}
-    file.write_text(json.dumps(kept))
+    made_from = student.made_from(setup, "plain", 1)
+    setup.kept.make("plain-1", made_from, lambda: scores(0.3, 0.2))
     assert student.collect(setup, [1, 2]) == {"plain": {1: scores(0.3, 0.2)}}
     longer = student.Setup(demo=setup.demo, folder=setup.folder, overrides=("train.max_steps=9",))
     assert student.collect(longer, [1, 2]) == {}

@@ -18,7 +18,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from statistics import fmean, stdev
 # started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bench.kept import Kept
 from bench.teacher import write_scored
 from trainer.cli import ending_with_code
 from trainer.data.tasks import open_eval_set
@@ -70,9 +70,10 @@ class Setup:
     overrides: tuple[str, ...] = ()
     """Further changes of every variant."""
 
-    def result(self, variant: str, seed: int) -> Path:
-        """File of a kept result."""
-        return self.folder / "results" / f"{variant}-{seed}.json"
+    @property
+    def kept(self) -> Kept:
+        """Results that are there."""
+        return Kept(self.folder / "results")
 
     def arguments(self, variant: str, seed: int) -> list[str]:
         """What a variant says besides the recipe."""
@@ -140,32 +141,23 @@ def score(run: Path) -> Scores:
     return found
 
 
-def known(setup: Setup, variant: str, seed: int) -> Scores | None:
-    """A kept result that was made with the same recipe and arguments."""
-    file = setup.result(variant, seed)
-    if not file.is_file():
-        return None
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    return kept["scores"] if kept["made_from"] == made_from(setup, variant, seed) else None
-
-
 def made_from(setup: Setup, variant: str, seed: int) -> list[str]:
     """What a result depends on besides the program."""
     return [RECIPE.read_text(encoding="utf-8"), *setup.arguments(variant, seed)]
 
 
+def known(setup: Setup, variant: str, seed: int) -> Scores | None:
+    """A kept result that was made with the same recipe and arguments."""
+    return setup.kept.get(f"{variant}-{seed}", made_from(setup, variant, seed))
+
+
 def run_piece(setup: Setup, variant: str, seed: int) -> None:
     """Train, score and keep the result."""
-    begun = time.monotonic()
-    scores = score(train(variant, seed, setup))
-    file = setup.result(variant, seed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    kept = {
-        "made_from": made_from(setup, variant, seed),
-        "seconds": round(time.monotonic() - begun),
-        "scores": scores,
-    }
-    file.write_text(json.dumps(kept), encoding="utf-8")
+    setup.kept.make(
+        f"{variant}-{seed}",
+        made_from(setup, variant, seed),
+        lambda: score(train(variant, seed, setup)),
+    )
 
 
 def collect(setup: Setup, seeds: Sequence[int]) -> dict[str, dict[int, Scores]]:
