@@ -67,7 +67,8 @@ ROWS: dict[str, list[Any]] = {
         {"sentence1": "a", "sentence2": "b", "score": 4},
     ],
     "flag-embedding": [
-        {"query": "a", "pos": ["p"], "neg": ["n"], "pos_scores": [1.0], "prompt": "Find: "},
+        {"query": "a", "pos": ["p"], "neg": ["n"], "pos_scores": [1.0],
+         "neg_scores": [0.5], "prompt": "Find: "},
     ],
     "tevatron": [
         {"query_id": "1", "query": "a", "positive_passages": [{"docid": "2", "title": "t",

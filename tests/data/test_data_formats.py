@@ -69,7 +69,7 @@ IR_FORMATS = {
             "query": IR[0].query,
             "pos": ["Title me", "you"],
             "neg": ["him", "her"],
-            "pos_scores": [1, 2],
+            "pos_scores": None,
         },
         {"query": IR[1].query, "pos": ["this"], "neg": [], "prompt": "find"},
     ],
@@ -378,7 +378,7 @@ def test_a_large_file_is_indexed_once_and_kept(tmp_path, monkeypatch):
     assert records_of(path, "ir") == IR
     cached = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
     names = {"ranges", "sha256", "rows", "parts", "queries", "scores"}
-    names |= {"num_duplicates", "num_skipped", "num_dropped"}
+    names |= {"num_duplicates", "num_skipped", "num_dropped", "num_scored"}
     assert {file.stem for file in cached} == names
     assert records_of(path, "ir") == IR
     assert cached == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}

@@ -74,6 +74,7 @@ def write_run(workspace: Path, *overrides: str) -> Recipe:
         "environment": {"ranks": 2, "device": "cpu", "torch": "2.13.0", "codiemb-trainer": "0.1"},
         "num_steps": 20,
         "exposure": [exposure | {"epochs": 2.0, "never": 0, "once": 0, "twice": 40, "more": 0}],
+        "scored_rows": {"ir": 30},
     }
     (run / "run.json").write_text(json.dumps(facts))
     return recipe
@@ -230,6 +231,7 @@ def test_the_card_tells_data_prompts_settings_and_how_to_repeat(workspace: Path)
     assert re.search(r"^\| `document`, `sts`.* \| nothing \|$", card, re.MULTILINE)
     row = "| ir | retrieval | `ir.jsonl`, not on the hub | 40 | 10 | 80 | 2.00 |"
     assert row in card
+    assert "Rows seen count repeats. A teacher scored passages of ir (30 of 40 rows)." in card
     assert "| a step of retrieval | 8 rows; loss: InfoNCE |" in card
     assert "deepspeed --num_accelerators 2 trainer/run.py --recipe recipe.yaml" in card
     assert "| torch | 2.13.0 |" in card

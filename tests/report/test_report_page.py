@@ -92,8 +92,17 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_page_tells_where_a_teacher_scored_passages(run_folder: Path) -> None:
+    (run_folder / "run.json").write_text(json.dumps(FACTS | {"scored_rows": {"pairs": 1200}}))
+    page = write_report(run_folder).read_text()
+    assert (
+        "rows seen count repeats. A teacher scored passages of pairs (1,200 of 1,600 rows)." in page
+    )
+
+
 def test_page_tells_the_run_and_loads_nothing(run_folder: Path) -> None:
     page = write_report(run_folder).read_text()
+    assert "A teacher scored" not in page
     assert "100 steps (75 retrieval, 25 similarity)" in page
     assert "0.1 million tokens in 50.0 s of training: 2,000 tokens/s" in page
     row = '<td class="left">docs</td><td class="left">nDCG@10</td><td>0.1000</td><td>0.3500</td>'

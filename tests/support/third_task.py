@@ -70,6 +70,7 @@ class Duplicate:
     left: str
     right: str
     raw_score: ClassVar[None] = None
+    has_teacher: ClassVar[bool] = False
 
     def asked(self) -> str:
         return self.left

@@ -74,6 +74,11 @@ class IrBatch:
 
     A candidate of the same tokens as a known positive of the query; never its own positive slots.
     """
+    teacher: np.ndarray | None = None
+    """A teacher's score of the text in each slot [G, P + N], float32; None: of no record.
+
+    NaN in all slots of a record that has no scores, and in absent slots.
+    """
 
     @property
     def num_masked(self) -> int:

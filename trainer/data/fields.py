@@ -15,6 +15,9 @@ DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+", re.ASCII)
 SHOWN_CHARS = 60
 """Characters of a wrong value that a message repeats."""
 
+Named = tuple[str, Any]
+"""A raw value with the name by which messages call it."""
+
 
 class RowError(Exception):
     """One field of one row is wrong; the reader adds file and line."""
@@ -44,6 +47,11 @@ def shown(value: object) -> str:
     except (TypeError, ValueError, RecursionError):
         text = ascii(type(value).__name__)
     return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 3] + "..."
+
+
+def named_items(field: str, values: Iterable[Any]) -> list[Named]:
+    """The items of a list as `field[0]`, `field[1]`, ..."""
+    return [(f"{field}[{number}]", value) for number, value in enumerate(values)]
 
 
 def check_text(field: str, value: object) -> str:
@@ -120,13 +128,20 @@ class Row:
             raise RowError(field, "[]", "at least one text")
         return tuple(check_text(f"{field}[{i}]", value) for i, value in enumerate(values))
 
-    def negatives(self, field: str) -> tuple[str, ...]:
-        """A list of negatives that may be empty or absent.
+    def listed(self, field: str) -> list[Named]:
+        """The items of a list that may be empty or absent.
 
         Raises:
-            RowError: if it is no list or an item is no text.
+            RowError: if it is no list.
         """
-        return self.kept(field, self.items(field)) if self.has(field) else ()
+        return named_items(field, self.items(field)) if self.has(field) else []
+
+    def one_or_listed(self, field: str) -> list[Named]:
+        """A value under a name of its own, or the items of a list; null is none."""
+        value = self.values.get(field)
+        if value is None:
+            return []
+        return named_items(field, value) if isinstance(value, list) else [(field, value)]
 
     def one_negative(self, field: str) -> tuple[str, ...]:
         """A negative under a name of its own, or a list of them; null is none.
@@ -134,12 +149,7 @@ class Row:
         Raises:
             RowError: if it is no text, or an item is none.
         """
-        if not self.has(field):
-            return ()
-        value = self.values[field]
-        if isinstance(value, list):
-            return self.kept(field, value)
-        return self.kept(field, [value], lambda _, text: check_text(field, text))
+        return tuple(self.keep(self.one_or_listed(field)).values())
 
     def kept(
         self, field: str, values: Iterable[Any], read: Callable[[str, Any], str] | None = None
@@ -154,13 +164,23 @@ class Row:
         Raises:
             RowError: if an item is no text, or blank and not to be left out.
         """
-        texts = []
-        for number, value in enumerate(values):
+        return tuple(self.keep(named_items(field, values), read).values())
+
+    def keep(
+        self, negatives: Iterable[Named], read: Callable[[str, Any], str] | None = None
+    ) -> dict[int, str]:
+        """As `kept`, by their number among those that are written.
+
+        Raises:
+            RowError: as `kept`.
+        """
+        texts = {}
+        for number, (name, value) in enumerate(negatives):
             try:
-                texts.append((read or check_text)(f"{field}[{number}]", value))
+                texts[number] = (read or check_text)(name, value)
             except BlankTextError as fault:
                 self.drop(fault)
-        return tuple(texts)
+        return texts
 
     def drop(self, fault: RowError) -> None:
         """Leave out one negative.

@@ -3,10 +3,11 @@
 Letters: G queries, P positives and N negatives per query.
 """
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,17 @@ from trainer.errors import DataError
 from trainer.recipe.ir import KIND, IrRecipe
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
+Item = TypeVar("Item")
+
+
+class Passage(NamedTuple):
+    """What fills a slot."""
+
+    text: str
+    """Without instruction."""
+    score: float | None
+    """A teacher's; None where the record has none."""
+
 
 def collate(
     plan: StepPlan, records: Sequence[IrRecord], table: TextTable, settings: IrRecipe, seed: int
@@ -30,11 +42,12 @@ def collate(
         for record, row in zip(records, plan.rows.tolist(), strict=True)
     ]
     query = table.add_queries([record.query for record in records])
-    slots = [text for row in drawn for text in row]
+    slots = [slot for row in drawn for slot in row]
     flat = np.full(len(slots), ABSENT, np.int64)
-    present = np.array([text is not None for text in slots])
-    flat[present] = table.add_passages([text for text in slots if text is not None])
+    present = np.array([slot is not None for slot in slots])
+    flat[present] = table.add_passages([slot.text for slot in slots if slot is not None])
     passages = flat.reshape(len(records), -1)
+    has_teacher = any(record.has_teacher for record in records)
     masked: Iterable[tuple[int, int]] = ()
     if settings.mask != "none":
         found = table.find_passages(text for record in records for text in record.positives)
@@ -46,10 +59,17 @@ def collate(
         query=query,
         passages=passages,
         masked=np.array(list(masked), np.int64).reshape(-1, 2),
+        teacher=_scores(slots).reshape(passages.shape) if has_teacher else None,
     )
 
 
-def draw_passages(record: IrRecord, ir: IrRecipe, key: str) -> list[str | None]:
+def _scores(slots: Sequence[Passage | None]) -> np.ndarray:
+    """A teacher's score of each slot, NaN where there is none, float32."""
+    scores = (None if slot is None else slot.score for slot in slots)
+    return np.array([math.nan if score is None else score for score in scores], np.float32)
+
+
+def draw_passages(record: IrRecord, ir: IrRecipe, key: str) -> list[Passage | None]:
     """P positives and N negatives of a record; all negatives are None if it has none.
 
     Args:
@@ -58,16 +78,23 @@ def draw_passages(record: IrRecord, ir: IrRecipe, key: str) -> list[str | None]:
         key: seeds the choice.
     """
     choice = random.Random(key)
-    negatives: list[str | None] = [None] * ir.negatives
+    negatives: list[Passage | None] = [None] * ir.negatives
     if record.negatives:
-        negatives = [*_draw(record.negatives, ir.negatives, choice)]
-    return [*_draw(record.positives, ir.positives, choice), *negatives]
+        scored = _passages(record.negatives, record.negative_scores)
+        negatives = [*_draw(scored, ir.negatives, choice)]
+    scored = _passages(record.positives, record.positive_scores)
+    return [*_draw(scored, ir.positives, choice), *negatives]
 
 
-def _draw(texts: Sequence[str], count: int, choice: random.Random) -> list[str]:
+def _passages(texts: Sequence[str], scores: Sequence[float] | None) -> list[Passage]:
+    """Texts with their scores, where a teacher gave some."""
+    return [*map(Passage, texts, [None] * len(texts) if scores is None else scores)]
+
+
+def _draw(items: Sequence[Item], count: int, choice: random.Random) -> list[Item]:
     """A choice without repeats where there are enough; else all, and the rest drawn again."""
-    repeats, rest = divmod(count, len(texts))
-    return [*texts] * repeats + choice.sample(texts, rest)
+    repeats, rest = divmod(count, len(items))
+    return [*items] * repeats + choice.sample(items, rest)
 
 
 def known_positives(

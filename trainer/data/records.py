@@ -14,6 +14,10 @@ class RawRecord(Protocol):
     def raw_score(self) -> float | None:
         """Its score on the file's own scale; None for tasks without one."""
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher scored its passages."""
+
     def asked(self) -> str:
         """What it asks, as one text: equal for two records that ask the same."""
 
@@ -34,11 +38,20 @@ class IrRecord:
     """At least one."""
     negatives: tuple[str, ...] = ()
     """Hard negatives; may be empty."""
+    positive_scores: tuple[float, ...] | None = None
+    """A teacher's score of each positive, on any scale; None: no teacher scored the passages."""
+    negative_scores: tuple[float, ...] | None = None
+    """The same of each negative; None exactly where `positive_scores` is."""
 
     @property
     def raw_score(self) -> None:
         """See `RawRecord.raw_score`; there is none."""
         return None
+
+    @property
+    def has_teacher(self) -> bool:
+        """See `RawRecord.has_teacher`."""
+        return self.positive_scores is not None
 
     def asked(self) -> str:
         """Its query."""

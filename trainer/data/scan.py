@@ -45,6 +45,8 @@ class Scan:
     """Records whose query and positives, or whose pair, an earlier one has too."""
     num_dropped: int
     """Blank negatives left out of rows that are used."""
+    num_scored: int
+    """Records whose passages a teacher scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,7 @@ def scan_table(reader: RowReader, *, identity: str) -> Scan:
             logger.info("%s: checking %d rows, once for all runs", table.name, len(table))
         return _scanned(reader)
 
-    key = f"scan2|{table.sha256}|{identity}|{reader.skip}"
+    key = f"scan3|{table.sha256}|{identity}|{reader.skip}"
     arrays = cached_arrays(key, build) if cached else build()
     return Scan(
         rows=arrays["rows"],
@@ -125,13 +127,14 @@ def scan_table(reader: RowReader, *, identity: str) -> Scan:
         num_skipped=int(arrays["num_skipped"]),
         num_duplicates=int(arrays["num_duplicates"]),
         num_dropped=int(arrays["num_dropped"]),
+        num_scored=int(arrays["num_scored"]),
     )
 
 
 def _scanned(reader: RowReader) -> Arrays:
     rows, parts, keys = array("q"), array("q"), array("Q")
     queries, scores = array("Q"), array("d")
-    num_used = num_dropped = 0
+    num_used = num_dropped = num_scored = 0
     for row, read in parsed_rows(reader.table, reader.read, skip=reader.skip):
         num_used += 1
         for fault in read.dropped:
@@ -143,6 +146,7 @@ def _scanned(reader: RowReader) -> Arrays:
             parts.append(part)
             keys.append(record_key(record))
             queries.append(query_key(record))
+            num_scored += record.has_teacher
             if record.raw_score is not None:
                 scores.append(record.raw_score)
     distinct = np.sort(np.array(keys, np.uint64))
@@ -154,6 +158,7 @@ def _scanned(reader: RowReader) -> Arrays:
         "num_skipped": np.array(len(reader.table) - num_used),
         "num_duplicates": np.array(np.sum(distinct[1:] == distinct[:-1])),
         "num_dropped": np.array(num_dropped),
+        "num_scored": np.array(num_scored),
     }
 
 

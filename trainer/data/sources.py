@@ -59,6 +59,14 @@ class Source(Protocol):
     def queries(self) -> np.ndarray:
         """Keys of what its records ask: queries, or pairs in either order [n], uint64."""
 
+    @property
+    def num_scored(self) -> int:
+        """Records whose passages a teacher scored."""
+
+    @property
+    def teacher_columns(self) -> str:
+        """Where its format has a teacher's scores; empty: nowhere."""
+
     def __len__(self) -> int: ...
 
     def record(self, row: int) -> Any:
@@ -88,6 +96,8 @@ class TableSource:
     """Scores that become 0 and 1."""
     describe: str
     """One line for a person."""
+    num_scored: int
+    """Records whose passages a teacher scored."""
     marks: tuple[Mark, ...]
     """What its files were like when they were checked."""
 
@@ -105,6 +115,11 @@ class TableSource:
     def fingerprint(self) -> str:
         """Digest of the files' contents."""
         return _digest(self.reader.table, self.documents)
+
+    @property
+    def teacher_columns(self) -> str:
+        """See `Source.teacher_columns`."""
+        return self.reader.adapter.teacher_columns
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,6 +155,10 @@ class BeirSource:
     """What corpus and queries were like when they were checked; the rest is not read again."""
     task: Task = ir.KIND.name
     """Always retrieval."""
+    num_scored: int = 0
+    """No teacher scored its documents."""
+    teacher_columns: str = ""
+    """The layout has no place for scores."""
 
     @property
     def name(self) -> str:
@@ -273,6 +292,7 @@ def _table_source(
         queries=scan.queries,
         score_range=scale,
         describe=_describe(adapter, table, scan, scale),
+        num_scored=scan.num_scored,
         marks=(*marks_of(table), *(marks_of(documents.table) if documents else ())),
     )
 
@@ -312,6 +332,8 @@ def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, fl
     parts = [f"{adapter.name}, {rows} in {len(table.files)} file(s)"]
     if TASKS[adapter.task].has_scores:
         parts.append(f"scores {scale[0]:g}..{scale[1]:g}")
+    if scan.num_scored:
+        parts.append(f"a teacher's scores in {scan.num_scored}")
     if scan.num_duplicates:
         parts.append(f"{scan.num_duplicates} repeat the texts of an earlier row")
     if scan.num_skipped:

@@ -7,7 +7,7 @@ counted only when the training starts.
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from transformers import PretrainedConfig
 
 from trainer.cli import Arguments, is_first_rank, launched_ranks
 from trainer.data.plan import make_plan
+from trainer.data.sources import Source
+from trainer.data.teacher import scored_rows
 from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
 from trainer.memory.choices import Machine, choices, fastest, smallest_changes
 from trainer.memory.estimate import MemoryPlan, device_memory, plan_memory, usable
@@ -54,7 +56,7 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     check_packages(recipe)
     check_output_dir(recipe.output_dir, resume=arguments.resume or recipe.resume == "auto")
     # data comes first: it may be looked at where the model is not
-    sizes = {source.name: len(source) for source in open_data(without_hub(recipe)).sources}
+    sources = open_data(without_hub(recipe)).sources
     check_model(recipe)
     path = resolve_model_path(recipe.model.path)
     config = load_config(recipe.model, path)
@@ -70,7 +72,7 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     sections = (
         model,
         _batch_section(recipe, resolved),
-        _step_section(recipe, sizes),
+        _step_section(recipe, sources),
         *memory,
         _deepspeed_section(recipe, resolved),
     )
@@ -163,12 +165,13 @@ def _batch_section(recipe: Recipe, resolved: Resolved) -> str:
     return f"Batches, in chunks of at most {budget:,} padded tokens\n{table(rows)}"
 
 
-def _step_section(recipe: Recipe, sizes: Mapping[str, int]) -> str:
-    """How long the run is, and how often each source is seen."""
+def _step_section(recipe: Recipe, sources: Sequence[Source]) -> str:
+    """How long the run is, how often each source is seen, and where a teacher scored passages."""
+    sizes = {source.name: len(source) for source in sources}
     # under `alternate` the turns do not depend on the sizes, so any size stands for an unknown one
     batches = global_batch_sizes(recipe)
     guessed = {source.name: batches[source.task] for source in recipe.data.sources}
-    plan = make_plan(recipe, guessed | dict(sizes))
+    plan = make_plan(recipe, guessed | sizes)
     unknown = [name for name in guessed if name not in sizes]
     if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
         names = ", ".join(unknown)
@@ -190,7 +193,11 @@ def _step_section(recipe: Recipe, sizes: Mapping[str, int]) -> str:
         )
     warmup = warmup_steps(recipe, num_steps)
     title = f"Steps: {num_steps:,}, of which {warmup:,} warm up; schedule {recipe.data.schedule}"
-    return f"{title}\n{table(rows)}"
+    scored = [
+        f"\n  a teacher's scores in {count:,} of {sizes[name]:,} rows of {name}"
+        for name, count in scored_rows(sources).items()
+    ]
+    return f"{title}\n{table(rows)}{''.join(scored)}"
 
 
 def _memory_sections(

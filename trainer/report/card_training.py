@@ -12,6 +12,7 @@ from trainer.recipe.secrets import without_secrets
 from trainer.recipe.tasks import TASKS, metric_label
 from trainer.report.card_facts import CardFacts, TrainedBy, finite_metrics
 from trainer.report.markdown import block, code, plain, table
+from trainer.report.read import teacher_counts
 from trainer.run_folder.layout import CHECKPOINTS
 
 PLACES = ("output_dir", "root", "path", "deepspeed")
@@ -55,6 +56,9 @@ def _data(trained_by: TrainedBy) -> list[str]:
             f" The numbers are of all {trained_by.planned:,} planned steps; the model was trained "
             f"for {trained_by.step:,}."
         )
+    scored = ", ".join(f"{plain(name)} ({rows})" for name, rows in teacher_counts(trained_by.run))
+    if scored:
+        note += f" A teacher scored passages of {scored}."
     return ["## Training data", table(head, rows, num_names=3), note]
 
 

@@ -130,6 +130,13 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
+def teacher_counts(run: Run) -> list[tuple[str, str]]:
+    """Each source whose passages a teacher scored, and in how many of its rows."""
+    num_rows = {one["source"]: one["num_rows"] for one in run.facts.get("exposure") or ()}
+    scored = run.facts.get("scored_rows") or {}
+    return [(name, f"{count:,} of {num_rows[name]:,} rows") for name, count in scored.items()]
+
+
 def main_metrics(evaluation: Line) -> Iterable[tuple[str, str, float | None]]:
     """Set, first metric and its value, None if not defined, of each set of an evaluation."""
     for name, metrics in evaluation["sets"].items():

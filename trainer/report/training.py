@@ -1,12 +1,13 @@
 """The page's sections on training: sums, exposure, and curves over the steps; it must not read."""
 
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any
 
 from trainer.recipe.tasks import TASKS
 from trainer.report.charts import Axis, Series
 from trainer.report.html import charts, figure, table
-from trainer.report.read import Line, Run
+from trainer.report.read import Line, Run, teacher_counts
 
 
 def summary(run: Run) -> str:
@@ -56,10 +57,11 @@ def exposure_section(run: Run) -> str:
         for one in exposure
     ]
     head = ("source", "task", "rows", "steps", "taken", "rows seen", "epochs", "never seen")
-    return (
-        f"<h2>Data</h2>{table(head, rows, num_names=2)}"
-        f'<p class="note">Of {run.facts["num_steps"]:,} steps in all; rows seen count repeats.</p>'
-    )
+    note = f"Of {run.facts['num_steps']:,} steps in all; rows seen count repeats."
+    scored = ", ".join(f"{escape(name)} ({rows})" for name, rows in teacher_counts(run))
+    if scored:
+        note += f" A teacher scored passages of {scored}."
+    return f'<h2>Data</h2>{table(head, rows, num_names=2)}<p class="note">{note}</p>'
 
 
 def training_section(runs: Sequence[Run]) -> str:

@@ -27,6 +27,8 @@ class RunFacts:
     """Steps of the whole run."""
     exposure: Sequence[Exposure]
     """How often each source is seen in these steps."""
+    scored_rows: Mapping[str, int]
+    """Rows with a teacher's scores of each source that has any."""
     libraries: Mapping[str, str]
     """Releases that shape the numbers."""
 
@@ -44,6 +46,7 @@ def write_run_facts(folder: Path, facts: RunFacts) -> None:
         },
         "num_steps": facts.num_steps,
         "exposure": [asdict(one) for one in facts.exposure],
+        "scored_rows": dict(facts.scored_rows),
     }
     target = RunFolder(folder).facts
     partial = target.with_name(f".{target.name}")

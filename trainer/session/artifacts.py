@@ -13,6 +13,7 @@ from trainer import __version__
 from trainer.checkpoint.run_checkpoints import RunCheckpoints
 from trainer.checkpoint.save import SaveError
 from trainer.checkpoint.storage import probe_storage
+from trainer.data.teacher import scored_rows
 from trainer.export.adapter import AdapterBase
 from trainer.export.base import folder_of_base
 from trainer.export.embedder_files import write_embedder_files
@@ -59,6 +60,7 @@ class Artifacts:
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             num_steps=session.num_steps,
             exposure=session.plan.exposure(session.num_steps),
+            scored_rows=scored_rows(session.data.sources),
             libraries={name: version(name) for name in LIBRARIES},
         )
 

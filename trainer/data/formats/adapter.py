@@ -21,6 +21,11 @@ class ScoredPair(NamedTuple):
         """See `RawRecord.raw_score`."""
         return self.score
 
+    @property
+    def has_teacher(self) -> bool:
+        """See `RawRecord.has_teacher`; its score is the gold one."""
+        return False
+
     def asked(self) -> str:
         """Its texts in any order."""
         return "\0".join(sorted((self.text1, self.text2)))
@@ -94,3 +99,5 @@ class Adapter:
         nothing_ignored
     )
     """What the first rows ask for that will not happen, a sentence each."""
+    teacher_columns: str = ""
+    """Where its rows carry a teacher's scores, for messages; empty: they carry none."""

@@ -7,6 +7,7 @@ stand. MS MARCO's triples have no header at all.
 from trainer.data.fields import Row, RowError
 from trainer.data.formats.adapter import Adapter, ScoredPair
 from trainer.data.formats.labels import SCORES, check_positive, pair_score
+from trainer.data.formats.teacher_scores import COLUMNS, make_record, margins_or_scores
 from trainer.data.records import IrRecord
 
 NO_TEXTS = (*SCORES, "return_loss", "dataset_name", "prompt_name")
@@ -14,18 +15,17 @@ NO_TEXTS = (*SCORES, "return_loss", "dataset_name", "prompt_name")
 
 
 def parse_ir(row: Row) -> IrRecord:
-    """Query, positive, then any number of negatives.
+    """Query, positive, then any number of negatives, with a teacher's margins or scores.
 
     Raises:
-        RowError: if there are fewer than two texts, or one of them is no text.
+        RowError: if there are fewer than two texts, one of them is no text, or there are not as
+            many scores as texts.
     """
     query, positive, *negatives = _texts(row)
     check_positive(row, num_negatives=len(negatives))
-    return IrRecord(
-        query=row.text(query),
-        positives=(row.text(positive),),
-        negatives=tuple(text for name in negatives for text in row.one_negative(name)),
-    )
+    written = [negative for name in negatives for negative in row.one_or_listed(name)]
+    scores = margins_or_scores(row, num_positives=1, num_negatives=len(written))
+    return make_record(row.text(query), [row.text(positive)], row.keep(written), scores)
 
 
 def parse_sts(row: Row) -> ScoredPair:
@@ -46,7 +46,14 @@ def _texts(row: Row) -> list[str]:
 
 
 ADAPTERS = (
-    Adapter(name="by-order", task="ir", columns=frozenset(), parse=parse_ir, is_found=False),
+    Adapter(
+        name="by-order",
+        task="ir",
+        columns=frozenset(),
+        parse=parse_ir,
+        is_found=False,
+        teacher_columns=", ".join(COLUMNS),
+    ),
     Adapter(name="by-order", task="sts", columns=frozenset(), parse=parse_sts, is_found=False),
     Adapter(
         name="msmarco-triples",

@@ -1,29 +1,36 @@
 """Rows of FlagEmbedding: `query, pos, neg`, with scores, a prompt and a type that may be there."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 from trainer.data.fields import Row
 from trainer.data.formats.adapter import Adapter
+from trainer.data.formats.teacher_scores import make_record, score_lists
 from trainer.data.records import IrRecord
 from trainer.recipe.schema import EvalSetRecipe, SourceRecipe
 
 SAME_PROMPT = ("symmetric_sts", "symmetric_clustering")
 """Types whose passages get the query's prompt there."""
 ONE_NEGATIVE = "only_1neg"
+SCORES = ("pos_scores", "neg_scores")
+"""Lists of a teacher's scores."""
 
 
 def parse_ir(row: Row) -> IrRecord:
-    """`{"query": str, "pos": [str], "neg": [str]}`; teacher scores are not used.
+    """`{"query": str, "pos": [str], "neg": [str], "pos_scores": [number], "neg_scores": [number]}`.
 
     Of a row of type `only_1neg` the first negative is taken, as more are not meant to be used.
 
     Raises:
-        RowError: if a field is missing or wrong, or there is no positive.
+        RowError: if a field is missing or wrong, there is no positive, or there are not as many
+            scores as texts.
     """
-    negatives = row.negatives("neg")
+    query, positives, written = row.text("query"), row.texts("pos"), row.listed("neg")
+    scores = score_lists(row, SCORES, (len(positives), len(written)))
+    negatives = row.keep(written)
     if row.values.get("type") == ONE_NEGATIVE:
-        negatives = negatives[:1]
-    return IrRecord(query=row.text("query"), positives=row.texts("pos"), negatives=negatives)
+        negatives = dict(islice(negatives.items(), 1))
+    return make_record(query, positives, negatives, scores)
 
 
 def prompt(row: Row) -> str:
@@ -51,5 +58,6 @@ ADAPTERS = (
         parse=parse_ir,
         instruction=prompt,
         ignored=ignored,
+        teacher_columns=" and ".join(SCORES),
     ),
 )

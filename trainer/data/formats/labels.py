@@ -28,7 +28,7 @@ def pair_score(row: Row) -> float:
 def check_positive(row: Row, *, num_negatives: int) -> None:
     """Refuse a pair that its label calls dissimilar: as a positive it would teach the opposite.
 
-    A label beside negatives is a teacher's score or margin, and is not used.
+    A label beside negatives is a teacher's score or margin.
 
     Raises:
         RowError: if the row has a label, no negatives, and the label is not 1.

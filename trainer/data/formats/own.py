@@ -1,24 +1,32 @@
-"""This project's own records: `query, positives[, negatives]` and `text1, text2, score`."""
+"""This project's own records: `query, positives[, negatives]` and `text1, text2, score`.
+
+A teacher's scores stand in `positive_scores` and `negative_scores`.
+"""
 
 from trainer.data.fields import Row, RowError, shown
 from trainer.data.formats.adapter import Adapter, ScoredPair
 from trainer.data.formats.labels import pair_score
+from trainer.data.formats.teacher_scores import make_record, score_lists
 from trainer.data.records import IrRecord
 from trainer.recipe.schema import Task
+
+SCORES = ("positive_scores", "negative_scores")
+"""Lists of a teacher's scores."""
 
 
 def parse_ir(row: Row) -> IrRecord:
     """`{"query": str, "positives": [str, ...], "negatives": [str, ...]}`.
 
+    Each list of texts may have a list of scores beside it.
+
     Raises:
-        RowError: if a field is missing or wrong, or there is no positive.
+        RowError: if a field is missing or wrong, there is no positive, or there are not as many
+            scores as texts.
     """
     _check_task(row, "ir")
-    return IrRecord(
-        query=row.text("query"),
-        positives=row.texts("positives"),
-        negatives=row.negatives("negatives"),
-    )
+    query, positives, negatives = row.text("query"), row.texts("positives"), row.listed("negatives")
+    scores = score_lists(row, SCORES, (len(positives), len(negatives)))
+    return make_record(query, positives, row.keep(negatives), scores)
 
 
 def parse_sts(row: Row) -> ScoredPair:
@@ -40,6 +48,12 @@ def _check_task(row: Row, task: Task) -> None:
 
 
 ADAPTERS = (
-    Adapter(name="records", task="ir", columns=frozenset({"query", "positives"}), parse=parse_ir),
+    Adapter(
+        name="records",
+        task="ir",
+        columns=frozenset({"query", "positives"}),
+        parse=parse_ir,
+        teacher_columns=" and ".join(SCORES),
+    ),
     Adapter(name="records", task="sts", columns=frozenset({"text1", "text2"}), parse=parse_sts),
 )

@@ -1,10 +1,19 @@
 """Rows as sentence-transformers takes and mines them: triplets and scored pairs, by column name."""
 
 import re
+from collections.abc import Mapping, Sequence
 
-from trainer.data.fields import Row, RowError, check_text, shown
+from trainer.data.fields import Row, RowError, check_text, named_items, shown
 from trainer.data.formats.adapter import Adapter, ScoredPair
 from trainer.data.formats.labels import check_positive, pair_score
+from trainer.data.formats.teacher_scores import (
+    COLUMNS,
+    TeacherScores,
+    is_given,
+    make_record,
+    margins_or_scores,
+    score_list,
+)
 from trainer.data.records import IrRecord
 
 QUERIES = ("anchor", "query", "question")
@@ -25,20 +34,24 @@ def parse_ir(row: Row) -> IrRecord:
 
     The first column may be `query` or `question`, the second `answer`, `document` or `passage`;
     each negative is a text or a list of texts. With a list of `labels` the second is a list too,
-    whose texts are positives where the label is 1 and negatives where it is 0.
+    whose texts are positives where the label is 1 and negatives where it is 0. A teacher's margins
+    or scores are read as `margins_or_scores` says; beside `labels`, `scores` has one for each text.
 
     Raises:
-        RowError: if a field is missing or wrong, or a pair is labelled as none.
+        RowError: if a field is missing or wrong, a pair is labelled as none, or there are not as
+            many scores as texts.
     """
     query, second = row.text(row.first(QUERIES)), row.first(POSITIVES)
     if isinstance(row.values.get("labels"), list) and isinstance(row.values.get(second), list):
         return _labelled(row, query, second)
     names = [name for name in row.values if NEGATIVE.fullmatch(name)]
-    negatives = tuple(text for name in names for text in row.one_negative(name))
+    written = [negative for name in names for negative in row.one_or_listed(name)]
+    negatives = row.keep(written)
     check_positive(row, num_negatives=len(names))
     has_list = isinstance(row.values.get(second), list)
     positives = row.texts(second) if has_list else (row.text(second),)
-    return IrRecord(query=query, positives=positives, negatives=negatives)
+    scores = margins_or_scores(row, num_positives=len(positives), num_negatives=len(written))
+    return make_record(query, positives, negatives, scores)
 
 
 def parse_sts(row: Row) -> ScoredPair:
@@ -56,15 +69,25 @@ def _labelled(row: Row, query: str, field: str) -> IrRecord:
     texts, labels = row.items(field), row.items("labels")
     if len(texts) != len(labels):
         raise RowError("labels", f"{len(labels)} of {len(texts)} texts", "one for each text")
-    by_label: dict[int, list[str]] = {0: [], 1: []}
-    for number, (text, label) in enumerate(zip(texts, labels, strict=True)):
+    by_label: dict[int, list[int]] = {0: [], 1: []}
+    for number, label in enumerate(labels):
         if isinstance(label, bool) or label not in (0, 1):
             raise RowError(f"labels[{number}]", shown(label), "0 or 1")
-        by_label[int(label)].append(text)
+        by_label[int(label)].append(number)
     if not by_label[1]:
         raise RowError("labels", shown(labels), "a 1, as at least one text answers the query")
-    positives = [check_text(f"{field}[{i}]", text) for i, text in enumerate(by_label[1])]
-    return IrRecord(query=query, positives=tuple(positives), negatives=row.kept(field, by_label[0]))
+    named = named_items(field, texts)
+    positives = [check_text(*named[number]) for number in by_label[1]]
+    negatives = row.keep(named[number] for number in by_label[0])
+    found = score_list(row, "scores", len(texts)) if is_given(row, "scores") else None
+    scores = None if found is None else _by_label(found, by_label)
+    return make_record(query, positives, negatives, scores)
+
+
+def _by_label(scores: Sequence[float], numbers: Mapping[int, Sequence[int]]) -> TeacherScores:
+    """The scores of the texts of each label."""
+    positives, negatives = (tuple(scores[number] for number in numbers[label]) for label in (1, 0))
+    return TeacherScores(positives, negatives)
 
 
 ADAPTERS = (
@@ -74,6 +97,7 @@ ADAPTERS = (
             task="ir",
             columns=frozenset({query, positive}),
             parse=parse_ir,
+            teacher_columns=", ".join(COLUMNS),
         )
         for query in QUERIES
         for positive in POSITIVES
