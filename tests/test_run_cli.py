@@ -187,6 +187,8 @@ def test_mistake_in_a_file(project: Path, change: Change, parts: list[str]) -> N
         ("data.sources.nobody.path=x", ["override data.sources.nobody.path=x", "pairs, docs"]),
         ("train.max_steps", ["override train.max_steps", "key.path=value"]),
         ("tasks.ir.global_batch_size=9", ["at most", "8", "source docs"]),
+        ("data.sources.docs.global_batch_size=9", ["docs.global_batch_size = 9", "at most 8"]),
+        ("data.sources.pairs.negatives=1", ["data.sources.0.negatives = 1", "null, as steps of"]),
         ("engine.attention_kernel=flash_attention_2", ["flash_attn", "pip install"]),
     ],
 )
@@ -285,6 +287,20 @@ def test_dry_run_counts_local_rows(project: Path) -> None:
     # 8 rows in batches of 4, three epochs of both sources: 6 turns each
     assert "Steps: 12" in ended.out
     assert re.search(r"pairs +sts +8 +6 +24 +3\.00 +0", ended.out)
+
+
+def test_dry_run_counts_with_the_numbers_of_each_source(project: Path) -> None:
+    own = "{name: docs, task: ir, path: docs.jsonl, global_batch_size: 2, negatives: 3}"
+    second = "    - {name: more, task: ir, path: docs.jsonl}\ntasks:"
+    edit("tasks:", second)(project)
+    arguments = ("--dry-run", f"data.sources.docs={own}", "train={epochs: 3}")
+    ended = run(project, "--recipe", "small.yaml", *arguments)
+    assert ended.code == 0, ended
+    # a query and a positive, and the three negatives of docs alone
+    assert re.search(r"ir \(docs\) +2 +2 +5,120 +1", ended.out)
+    assert re.search(r"ir \(more\) +4 +4 +4,096 +1", ended.out)
+    # three epochs of docs are 12 turns of 2 rows
+    assert re.search(r"docs +ir +8 +12 +24 +3\.00 +0", ended.out)
 
 
 def test_dry_run_looks_at_the_data_where_the_model_is_not(project: Path) -> None:

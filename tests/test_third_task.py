@@ -21,7 +21,8 @@ def write_recipe(folder: Path) -> None:
     corpus.write_lines(folder / "duplicates.jsonl", DUPLICATES)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     one = {"name": "twice", "task": "duplicates", "path": "duplicates.jsonl"}
-    recipe["data"]["sources"].append(one)
+    recipe["data"]["sources"][0] |= {"global_batch_size": 4, "negatives": 2}
+    recipe["data"]["sources"].append(one | {"global_batch_size": 6})
     recipe["eval"]["sets"].append(one)
     recipe["tasks"]["duplicates"] = {"global_batch_size": 4}
     recipe["tasks"]["ir"]["weights"] = {"margin": 0.5}
@@ -77,6 +78,18 @@ def test_a_third_task_trains_beside_the_others(runs: dict[str, RunFolder]) -> No
     assert all(step["loss"] == pytest.approx(step["distance"]) for step in own)
     for step in (step for step in steps if step["task"] == "ir"):
         assert step["loss"] == pytest.approx(step["infonce"] + 0.5 * step["margin"], rel=1e-6)
+
+
+@pytest.mark.dist
+def test_sources_have_batches_of_their_own(runs: dict[str, RunFolder]) -> None:
+    exposure = json.loads(runs["whole"].facts.read_text())["exposure"]
+    rows = {one["source"]: one["rows_seen"] / one["steps"] for one in exposure}
+    assert rows == {"ir": 4, "sts": 8, "twice": 6}
+    recipe = yaml.safe_load(runs["whole"].recipe.read_text())
+    assert recipe["tasks"]["ir"]["global_batch_size"] == 8
+    # a query, two positives and two negatives of four rows, of at most 12 and 16 tokens
+    tokens = [step["tokens"] for step in lines(runs["whole"].metrics) if step["task"] == "ir"]
+    assert all(number <= 4 * (12 + 4 * 16) for number in tokens)
 
 
 @pytest.mark.dist

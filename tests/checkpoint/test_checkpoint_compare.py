@@ -121,3 +121,23 @@ def test_a_key_of_another_release_is_no_change() -> None:
     plain["train"]["new_key"] = 1
     del plain["data"]["pool_instruction"]
     assert compare(plain) == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("global_batch_size", 4), ("negatives", 0)])
+def test_a_source_that_now_overrides_its_task_is_another_run(key: str, value: int) -> None:
+    now = changed(RECIPE, f"data.sources.0.{key}", value)
+    line = re.escape(f"data.sources.0.{key} = {value} (was None)")
+    with pytest.raises(CheckpointError, match=line):
+        compare(now)
+    # a release before this key overrode nothing
+    earlier = dataclasses.asdict(RECIPE)
+    for source in earlier["data"]["sources"]:
+        del source[key]
+    saved = Manifest(
+        step=3, world_size=2, recipe=earlier, sources=SOURCES, versions=VERSIONS, files={}
+    )
+    arguments = {"sources": SOURCES, "versions": VERSIONS, "world_size": 2}
+    with pytest.raises(CheckpointError, match=line):
+        compare_runs("step-3", saved, recipe=now, **arguments)  # type: ignore[arg-type]
+    same = dataclasses.asdict(RECIPE)
+    assert compare_runs("step-3", saved, recipe=same, **arguments) == []  # type: ignore[arg-type]

@@ -221,3 +221,28 @@ def test_a_row_draws_anew_when_it_comes_again(tmp_path, tokenizer):
     recipe = ir_recipe(tmp_path, rows)
     drawn = {decoded(first_batch(recipe, tokenizer, step), tokenizer)[-1] for step in range(6)}
     assert len(drawn) > 3
+
+
+def test_a_source_has_slots_and_rows_of_its_own(tmp_path, tokenizer):
+    rows = [{"query": f"q {i}", "positives": ["p"], "negatives": ["n", "m"]} for i in range(6)]
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    own = {"global_batch_size": 2, "negatives": 5}
+    sources = [
+        SourceRecipe(name="usual", task="ir", path=path),
+        SourceRecipe(name="own", task="ir", path=path, **own),
+    ]
+    recipe = data_recipe(sources, ir={"global_batch_size": 4, "negatives": 1})
+    shapes = {}
+    for step in range(2):
+        batch = first_batch(recipe, tokenizer, step)
+        shapes[batch.plan.source] = batch.passages.shape
+        assert len(batch.plan.rows) == len(batch.query)
+    assert shapes == {"usual": (4, 2), "own": (2, 6)}
+    # what is overridden is what a task would say
+    alone = data_recipe(sources[1:], ir=own)
+    plain = data_recipe([dataclasses.replace(sources[1], global_batch_size=None, negatives=None)],
+                        ir=own)  # fmt: skip
+    for step in range(4):
+        one, other = (first_batch(recipe, tokenizer, step) for recipe in (alone, plain))
+        assert np.array_equal(one.plan.rows, other.plan.rows)
+        assert np.array_equal(one.passages, other.passages)

@@ -1,5 +1,6 @@
 """The data plan: permutations, turns and their promises, for any recipe."""
 
+import hashlib
 import sys
 import tracemalloc
 from decimal import Decimal
@@ -23,15 +24,22 @@ NUM_STEPS = 120
 
 @st.composite
 def recipes(draw: st.DrawFn) -> tuple[Recipe, dict[str, int]]:
-    """A recipe with one to five sources of random sizes and weights, and their sizes."""
+    """A recipe with one to five sources of random sizes, weights and batches, and their sizes."""
     tasks = draw(st.lists(st.sampled_from(["ir", "sts"]), min_size=1, max_size=5))
     batch = {"ir": draw(st.integers(1, 16)), "sts": draw(st.integers(2, 16))}
     weights = st.floats(0.01, 100, allow_nan=False)
     sources = [
-        SourceRecipe(name=f"s{i}", task=task, path="unused", weight=draw(weights))
+        SourceRecipe(
+            name=f"s{i}",
+            task=task,
+            path="unused",
+            weight=draw(weights),
+            global_batch_size=draw(st.none() | st.integers(2, 16)),
+        )
         for i, task in enumerate(tasks)
     ]
-    sizes = {source.name: draw(st.integers(batch[source.task], 300)) for source in sources}
+    least = {source.name: source.global_batch_size or batch[source.task] for source in sources}
+    sizes = {name: draw(st.integers(number, 300)) for name, number in least.items()}
     data = {
         "schedule": draw(st.sampled_from(["alternate", "proportional", "temperature"])),
         "pattern": {"ir": draw(st.integers(1, 5)), "sts": draw(st.integers(1, 5))},
@@ -52,7 +60,7 @@ def shares_of(recipe: Recipe, sizes: dict[str, int]) -> dict[str, float]:
     raw = {}
     for source in recipe.data.sources:
         settings = recipe.tasks[source.task]
-        batches = sizes[source.name] / settings.global_batch_size
+        batches = sizes[source.name] / (source.global_batch_size or settings.global_batch_size)
         power = {"proportional": 1, "temperature": 1 / recipe.data.temperature, "alternate": 0}
         raw[source.name] = source.weight * batches ** power[recipe.data.schedule]
     if recipe.data.schedule == "alternate":
@@ -324,3 +332,31 @@ def test_a_source_without_settings_of_its_task_is_refused():
     changed = {field: getattr(recipe, field) for field in recipe.__dataclass_fields__}
     with pytest.raises(RecipeError, match=r"tasks.ir = null; expected settings"):
         make_plan(Recipe(**(changed | {"tasks": {}})), {"a": 5})
+
+
+def test_a_source_with_a_batch_of_its_own_is_named_where_it_is_too_small():
+    source = SourceRecipe(name="tiny", task="ir", path="unused", global_batch_size=4)
+    pattern = r"data\.sources\.tiny\.global_batch_size = 4; expected at most 3, .* Lower it, or add"
+    with pytest.raises(RecipeError, match=pattern):
+        make_plan(data_recipe([source], ir={"global_batch_size": 2}), {"tiny": 3})
+    with pytest.raises(
+        RecipeError, match=r"Lower it, set data\.sources\.tiny\.global_batch_size, "
+    ):
+        plan_of_one(global_batch_size=4)
+
+
+def test_plans_are_those_of_earlier_releases():
+    sources = [
+        SourceRecipe(name="a", task="ir", path="unused", weight=2.5),
+        SourceRecipe(name="b", task="ir", path="unused"),
+        SourceRecipe(name="c", task="sts", path="unused", weight=0.75),
+    ]
+    digest = hashlib.sha256()
+    for schedule in ("alternate", "proportional", "temperature"):
+        data = {"schedule": schedule, "pattern": {"ir": 3, "sts": 2}}
+        recipe = data_recipe(sources, data=data, ir={"global_batch_size": 6}, seed=11)
+        plan = make_plan(recipe, {"a": 100, "b": 37, "c": 51})
+        for step in (*range(200), 10**9):
+            found = plan.at(step)
+            digest.update(f"{found.source} {found.epoch} {found.rows.tolist()}\n".encode())
+    assert digest.hexdigest() == "3289f26d212c3b9150dc26e991866c8699e0233472ffa68b7dcc9f4c98716cc4"

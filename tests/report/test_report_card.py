@@ -237,6 +237,14 @@ def test_the_card_tells_data_prompts_settings_and_how_to_repeat(workspace: Path)
     assert "| torch | 2.13.0 |" in card
 
 
+def test_the_card_tells_the_settings_of_each_source(workspace: Path) -> None:
+    own = "{name: own, task: ir, path: ir.jsonl, global_batch_size: 4, negatives: 3}"
+    recipe = write_run(workspace, f"data.sources.1={own}", "data.pattern={ir: 1}")
+    card = card_of(workspace, export(workspace, recipe))
+    assert "| a step of retrieval (ir) | 8 rows; loss: InfoNCE |" in card
+    assert "| a step of retrieval (own) | 4 rows, negatives 3; loss: InfoNCE |" in card
+
+
 def test_the_recipe_in_the_card_trains_and_hides_this_machine(workspace: Path) -> None:
     recipe = write_run(workspace)
     card = card_of(workspace, export(workspace, recipe))

@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.checkpoint.manifest import Manifest
 from trainer.errors import CheckpointError
+from trainer.recipe.per_source import OVERRIDES
 
 HARMLESS = re.compile(
     r"name|output_dir|resume|(log|eval|checkpoint|export|engine)(\..*)?"
@@ -53,7 +54,7 @@ def compare_runs(
     Raises:
         CheckpointError: naming every harmful change, old and new.
     """
-    changes = differences("", saved.recipe, recipe)
+    changes = differences("", _with_overrides(saved.recipe), recipe)
     free_length = _constant_rate(saved.recipe) and _constant_rate(recipe)
     harmless = [one for one in changes if _is_harmless(one[0], free_length=free_length)]
     harmful = [
@@ -75,6 +76,12 @@ def compare_runs(
     if saved.world_size != world_size:
         lines.append(_described("number of ranks", saved.world_size, world_size))
     return lines
+
+
+def _with_overrides(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The recipe, whose sources override nothing where its release had no such key."""
+    sources = [dict.fromkeys(OVERRIDES) | source for source in recipe["data"]["sources"]]
+    return {**recipe, "data": {**recipe["data"], "sources": sources}}
 
 
 def _is_harmless(key: str, *, free_length: bool) -> bool:

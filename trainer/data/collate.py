@@ -9,6 +9,7 @@ from trainer.data.sources import Source
 from trainer.data.tasks import TASK_DATA
 from trainer.data.text_table import TextTable
 from trainer.data.tokens import TextEncoder
+from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 
 
@@ -19,13 +20,13 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
         plan: which rows.
         source: the plan's source.
         encoder: made from the recipe's tokenizer.
-        recipe: the run; its seed, limits, instructions and settings of the task are used.
+        recipe: the run; its seed, limits, instructions and settings of the source are used.
 
     Raises:
         DataError: if a row changed on disk, or a text has no tokens.
     """
     records = [source.record(row) for row in plan.rows.tolist()]
-    settings = next(item for item in recipe.data.sources if item.name == plan.source)
-    table = TextTable(encoder, recipe.data, settings)
+    instructions = next(item for item in recipe.data.sources if item.name == plan.source)
+    table = TextTable(encoder, recipe.data, instructions)
     task = TASK_DATA[plan.task]
-    return task.collate(plan, records, table, recipe.tasks[plan.task], recipe.seed)
+    return task.collate(plan, records, table, settings_of(recipe, plan.source), recipe.seed)

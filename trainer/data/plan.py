@@ -17,7 +17,7 @@ from trainer.data.batch import StepPlan
 from trainer.data.permutation import keys_of, permute
 from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
 from trainer.errors import RecipeError
-from trainer.recipe.kind import TaskSettings
+from trainer.recipe.per_source import key_of, settings_of
 from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
 
@@ -152,7 +152,7 @@ class DataPlan:
 def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
     """The plan of a recipe.
 
-    Shares of the steps, for a source of n rows and weight w whose task has batches of b:
+    Shares of the steps, for a source of n rows and weight w whose steps have b rows:
     `alternate` gives each task its count of `data.pattern` and each of its sources w;
     `proportional` gives each source w n / b; `temperature` gives it w (n / b)^(1 / T).
 
@@ -164,7 +164,7 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
         RecipeError: if a batch has more rows than its source, a task with sources has no settings
             or no turn in the pattern, or the pattern names an unknown task.
     """
-    sources = [_planned(source, recipe.tasks, sizes[source.name]) for source in recipe.data.sources]
+    sources = [_planned(source, recipe, sizes[source.name]) for source in recipe.data.sources]
     shares = _source_shares(recipe.data, sources)
     by_task: dict[str, dict[str, Fraction]] = {}
     for source in sources:
@@ -177,25 +177,23 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
     )
 
 
-def _planned(
-    source: SourceRecipe, tasks: Mapping[str, TaskSettings], num_rows: int
-) -> PlannedSource:
-    task = tasks.get(source.task)
-    if task is None:
+def _planned(source: SourceRecipe, recipe: Recipe, num_rows: int) -> PlannedSource:
+    if source.task not in recipe.tasks:
         raise RecipeError(
             f"recipe: tasks.{source.task} = null; expected settings, as source {source.name} has "
             f"this task. Set tasks.{source.task}.global_batch_size."
         )
-    if task.global_batch_size > num_rows:
+    batch_size = settings_of(recipe, source.name).global_batch_size
+    if batch_size > num_rows:
+        key = key_of(source, "global_batch_size")
+        own = f"data.sources.{source.name}.global_batch_size"
+        advice = "Lower it" if key == own else f"Lower it, set {own}"
         raise RecipeError(
-            f"recipe: tasks.{source.task}.global_batch_size = {task.global_batch_size}; expected "
-            f"at most {num_rows}, the rows of source {source.name}. Lower it or add rows."
+            f"recipe: {key} = {batch_size}; expected at most {num_rows}, the rows of source "
+            f"{source.name}. {advice}, or add rows."
         )
     return PlannedSource(
-        name=source.name,
-        task=source.task,
-        num_rows=num_rows,
-        batch_size=task.global_batch_size,
+        name=source.name, task=source.task, num_rows=num_rows, batch_size=batch_size
     )
 
 

@@ -20,7 +20,8 @@ from trainer.engine.build import Built
 from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import make_chunks
 from trainer.errors import StepError
-from trainer.recipe.resolve import active_tasks, row_texts, uses_middle_layer
+from trainer.recipe.per_source import step_kinds
+from trainer.recipe.resolve import row_texts, uses_middle_layer
 from trainer.recipe.schema import Recipe
 
 CHEAP_ON_CPU_FLOP = 1e11
@@ -60,10 +61,10 @@ def largest_chunk(recipe: Recipe, *, world_size: int, max_positions: int) -> Lar
     """
     budget = recipe.engine.max_tokens_per_chunk
     steps = []
-    for task, settings in active_tasks(recipe).items():
-        texts = row_texts(recipe, task)
+    for kind in step_kinds(recipe):
+        texts = row_texts(recipe, kind)
         texts_per_row = sum(number for number, _ in texts)
-        steps.append((settings.global_batch_size * texts_per_row, max(t for _, t in texts)))
+        steps.append((kind.settings.global_batch_size * texts_per_row, max(t for _, t in texts)))
     num_texts, longest = max(steps, key=lambda step: step[0] * step[1])
     share, tokens = math.ceil(num_texts / world_size), min(longest, max_positions)
     rows = min(max(1, budget // tokens), share)

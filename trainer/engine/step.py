@@ -16,6 +16,7 @@ from trainer.engine.materialise import lengths_of, make_chunks, step_key
 from trainer.engine.out_of_memory import explaining_memory
 from trainer.errors import StepError
 from trainer.recipe.kind import reads_middle
+from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
 
@@ -83,7 +84,7 @@ class Stepper:
         Collective: yes.
         """
         started = time.perf_counter()
-        step, settings = batch.plan.step, self.recipe.tasks[batch.plan.task]
+        step, settings = batch.plan.step, settings_of(self.recipe, batch.plan.source)
         self.ranks.enter(f"in step {step} ({batch.plan.task}, source {batch.plan.source})")
         plan = plan_chunks(
             lengths_of(batch.texts),

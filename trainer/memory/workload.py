@@ -10,8 +10,9 @@ from typing import Any
 
 from trainer.memory.loss_temporaries import temporary_bytes
 from trainer.memory.shapes import ModelShape
-from trainer.recipe.resolve import active_tasks, global_batch_sizes, longest_text, row_texts
-from trainer.recipe.schema import Recipe, Task
+from trainer.recipe.per_source import step_kinds
+from trainer.recipe.resolve import longest_text, row_texts
+from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -83,20 +84,22 @@ class Job:
         return (self.width + (4 if self.width < 4 else 0)) * self.shape.embedding_parameters
 
 
-def step_tokens(recipe: Recipe) -> dict[Task, int]:
-    """Tokens of one step of each task over all ranks if every text has its greatest length."""
+def step_tokens(recipe: Recipe) -> dict[str, int]:
+    """Tokens of a step of each kind over all ranks if every text has its greatest length."""
     return {
-        task: size * sum(number * tokens for number, tokens in row_texts(recipe, task))
-        for task, size in global_batch_sizes(recipe).items()
+        kind.name: kind.settings.global_batch_size
+        * sum(number * tokens for number, tokens in row_texts(recipe, kind))
+        for kind in step_kinds(recipe)
     }
 
 
 def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
     """Float32 embeddings of all ranks with their gradients, and what the loss holds besides."""
     sizes = [0]
-    for task, settings in active_tasks(recipe).items():
-        layers = len({"last", *(term.layer for term in TASKS[task].terms.values())})
-        texts = settings.global_batch_size * sum(number for number, _ in row_texts(recipe, task))
+    for kind in step_kinds(recipe):
+        layers = len({"last", *(term.layer for term in TASKS[kind.task].terms.values())})
+        texts_per_row = sum(number for number, _ in row_texts(recipe, kind))
+        texts = kind.settings.global_batch_size * texts_per_row
         vectors = VECTOR_COPIES * 4 * layers * texts * shape.hidden_size
-        sizes.append(vectors + temporary_bytes(task, settings))
+        sizes.append(vectors + temporary_bytes(kind.task, kind.settings))
     return max(sizes)

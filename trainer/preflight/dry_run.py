@@ -34,7 +34,8 @@ from trainer.preflight.checks import (
     without_hub,
 )
 from trainer.recipe.model_path import resolve_model_path
-from trainer.recipe.resolve import Resolved, global_batch_sizes, resolve, warmup_steps
+from trainer.recipe.per_source import settings_of, step_kinds
+from trainer.recipe.resolve import Resolved, resolve, warmup_steps
 from trainer.recipe.schema import Recipe
 
 
@@ -155,13 +156,13 @@ def _tokenizer(recipe: Recipe, path: str, num_ids: int | None) -> str:
 def _batch_section(recipe: Recipe, resolved: Resolved) -> str:
     """Rows and tokens of a step, and the chunks they are cut into."""
     budget = recipe.engine.max_tokens_per_chunk
-    sizes = global_batch_sizes(recipe)
     rows = [("task", "rows a step", "rows a rank", "tokens a rank, at most", "chunks, at most")]
-    for task, tokens in step_tokens(recipe).items():
-        share = math.ceil(tokens / resolved.world_size)
-        per_rank = str(resolved.rows_per_rank[task])
+    tokens = step_tokens(recipe)
+    for kind in step_kinds(recipe):
+        share = math.ceil(tokens[kind.name] / resolved.world_size)
+        size, per_rank = kind.settings.global_batch_size, resolved.rows_per_rank[kind.name]
         chunks = str(math.ceil(share / budget))
-        rows.append((task, str(sizes[task]), per_rank, f"{share:,}", chunks))
+        rows.append((kind.name, str(size), str(per_rank), f"{share:,}", chunks))
     return f"Batches, in chunks of at most {budget:,} padded tokens\n{table(rows)}"
 
 
@@ -169,13 +170,13 @@ def _step_section(recipe: Recipe, sources: Sequence[Source]) -> str:
     """How long the run is, how often each source is seen, and where a teacher scored passages."""
     sizes = {source.name: len(source) for source in sources}
     # under `alternate` the turns do not depend on the sizes, so any size stands for an unknown one
-    batches = global_batch_sizes(recipe)
-    guessed = {source.name: batches[source.task] for source in recipe.data.sources}
+    names = [source.name for source in recipe.data.sources]
+    guessed = {name: settings_of(recipe, name).global_batch_size for name in names}
     plan = make_plan(recipe, guessed | sizes)
     unknown = [name for name in guessed if name not in sizes]
     if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
-        names = ", ".join(unknown)
-        return f"Steps\n  known when the rows of {names} are counted, at the start of the training"
+        listed = ", ".join(unknown)
+        return f"Steps\n  known when the rows of {listed} are counted, at the start of the training"
     num_steps = recipe.train.max_steps or plan.num_steps(recipe.train.epochs or 0)
     rows = [("source", "task", "rows", "steps", "rows seen", "epochs", "never seen")]
     for seen in plan.exposure(num_steps):

@@ -10,8 +10,9 @@ from typing import Any
 
 from trainer.errors import RecipeError
 from trainer.recipe.deepspeed_file import read_deepspeed_file
-from trainer.recipe.kind import Side, TaskSettings, reads_middle
-from trainer.recipe.schema import Recipe, Task
+from trainer.recipe.kind import Side, reads_middle
+from trainer.recipe.per_source import StepKind, key_of, step_kinds
+from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
 
 
@@ -21,8 +22,8 @@ class Resolved:
 
     world_size: int
     """Ranks over all hosts."""
-    rows_per_rank: Mapping[Task, int]
-    """Queries or pairs of one step that fall to each rank."""
+    rows_per_rank: Mapping[str, int]
+    """Queries or pairs of one step that fall to each rank, by kind of step."""
     deepspeed: Mapping[str, Any]
     """The dict for `deepspeed.initialize`."""
 
@@ -40,53 +41,39 @@ def resolve(recipe: Recipe, *, world_size: int) -> Resolved:
     """
     return Resolved(
         world_size=world_size,
-        rows_per_rank={
-            task: _rows_per_rank(task, size, world_size)
-            for task, size in global_batch_sizes(recipe).items()
-        },
+        rows_per_rank={kind.name: _rows_per_rank(kind, world_size) for kind in step_kinds(recipe)},
         deepspeed=deepspeed_config(recipe, world_size=world_size),
     )
 
 
-def active_tasks(recipe: Recipe) -> dict[str, TaskSettings]:
-    """Settings of each task that has a source, in the order of the table of tasks."""
-    with_source = {source.task for source in recipe.data.sources}
-    return {
-        task: recipe.tasks[task] for task in TASKS if task in with_source and task in recipe.tasks
-    }
-
-
-def global_batch_sizes(recipe: Recipe) -> dict[Task, int]:
-    """Rows of one step over all ranks, for each task that has a source."""
-    return {task: one.global_batch_size for task, one in active_tasks(recipe).items()}
-
-
-def row_texts(recipe: Recipe, task: Task) -> list[tuple[int, int]]:
-    """What a row of an active task holds at most: (number of texts, tokens of each) by side."""
+def row_texts(recipe: Recipe, kind: StepKind) -> list[tuple[int, int]]:
+    """What a row of a kind of step holds at most: (number of texts, tokens of each) by side."""
     data = recipe.data
     limits: dict[Side, int] = {"query": data.query_max_tokens, "passage": data.passage_max_tokens}
-    sides = TASKS[task].texts_of_row(recipe.tasks[task])
+    sides = TASKS[kind.task].texts_of_row(kind.settings)
     return [(number, limits[side]) for side, number in sides.items() if number]
 
 
 def longest_text(recipe: Recipe) -> int:
-    """Tokens of the longest text that any active task may have."""
-    return max(tokens for task in active_tasks(recipe) for _, tokens in row_texts(recipe, task))
+    """Tokens of the longest text that any step may have."""
+    return max(tokens for kind in step_kinds(recipe) for _, tokens in row_texts(recipe, kind))
 
 
 def uses_middle_layer(recipe: Recipe) -> bool:
-    """Whether the loss of any active task reads the middle hidden layer."""
-    return any(reads_middle(TASKS[task], one) for task, one in active_tasks(recipe).items())
+    """Whether the loss of any step reads the middle hidden layer."""
+    return any(reads_middle(TASKS[kind.task], kind.settings) for kind in step_kinds(recipe))
 
 
-def _rows_per_rank(task: Task, size: int, world_size: int) -> int:
+def _rows_per_rank(kind: StepKind, world_size: int) -> int:
     """A rank's share of a global batch, which must be whole."""
+    size = kind.settings.global_batch_size
     if size % world_size:
         below = size // world_size * world_size
         nearest = [str(number) for number in (below, below + world_size) if number > 0]
+        key = key_of(kind.sources[0], "global_batch_size")
         raise RecipeError(
-            f"recipe: tasks.{task}.global_batch_size = {size}; expected a multiple of the number "
-            f"of ranks = {world_size}. Use {' or '.join(nearest)}, or another number of ranks."
+            f"recipe: {key} = {size}; expected a multiple of the number of ranks = {world_size}. "
+            f"Use {' or '.join(nearest)}, or another number of ranks."
         )
     return size // world_size
 

@@ -3,11 +3,13 @@
 Each rule is a function that raises on the first breach; `check_rules` runs them all.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.kind import Fail, Side, Words
+from trainer.recipe.per_source import OVERRIDES, overrides_of, settings_of
 from trainer.recipe.schema import EvalSetRecipe, Recipe, SourceRecipe
 from trainer.recipe.tasks import TASKS
 
@@ -27,8 +29,9 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
         shown = got if isinstance(got, Words) else shorten(got)
         return RecipeError(f"{where}: {key} = {shown}; expected {expected}. {advice}")
 
-    for rule in (_check_names, _check_best, _check_sources, _check_tasks, _check_pattern):
+    for rule in (_check_names, _check_best, _check_sources, _check_overrides, _check_tasks):
         rule(recipe, fail)
+    _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
         rule(recipe, fail)
     _check_export(recipe, fail)
@@ -106,6 +109,20 @@ def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail:
             raise fail(where, item.score_range, "[lowest, highest]", "Swap or widen them.")
 
 
+def _check_overrides(recipe: Recipe, fail: Fail) -> None:
+    """A source overrides what its task has, within the bounds there."""
+    for index, source in enumerate(recipe.data.sources):
+        fields = {field.name: field for field in dataclasses.fields(TASKS[source.task].settings)}
+        for name, value in overrides_of(source).items():
+            key = f"data.sources.{index}.{name}"
+            if name not in fields:
+                expected = f"null, as steps of task {source.task} have no {name}"
+                raise fail(key, value, expected, "Remove it.")
+            low = fields[name].metadata.get("low")
+            if low is not None and value < low:
+                raise fail(key, value, f"at least {low} for task {source.task}", "Raise it.")
+
+
 def _check_tasks(recipe: Recipe, fail: Fail) -> None:
     """A task with a source has its batch and a loss that can be above zero."""
     for source in recipe.data.sources:
@@ -116,7 +133,24 @@ def _check_tasks(recipe: Recipe, fail: Fail) -> None:
     for task, settings in recipe.tasks.items():
         if not any(settings.weights.values()):
             raise fail(f"tasks.{task}.weights", Words("all 0"), "one above 0", "Raise one.")
-        TASKS[task].check(settings, fail)
+        if all(source.task != task for source in recipe.data.sources):
+            TASKS[task].check(settings, fail)
+    for index, source in enumerate(recipe.data.sources):
+        settings = settings_of(recipe, source.name)
+        TASKS[source.task].check(settings, _fail_of_source(source, index, fail))
+
+
+def _fail_of_source(source: SourceRecipe, index: int, fail: Fail) -> Fail:
+    """As `fail`, but what is wrong because of a source is named as a key of the source."""
+    if not overrides_of(source):
+        return fail
+
+    def fail_of_source(key: str, got: object, expected: str, advice: str) -> RecipeError:
+        name = key.rpartition(".")[-1]
+        where = f"data.sources.{index}.{name}" if name in OVERRIDES else key
+        return fail(where, got, expected, advice)
+
+    return fail_of_source
 
 
 def _check_pattern(recipe: Recipe, fail: Fail) -> None:

@@ -89,6 +89,11 @@ class SourceRecipe:
     """Put before passages."""
     weight: float = bounded(1.0, above=0)
     """Share of the task's steps under `alternate`; factor on the share otherwise."""
+    global_batch_size: int | None = bounded(None, low=1)
+    """Rows of a step of this source, in place of its task's `global_batch_size`; null: as there."""
+    negatives: int | None = bounded(None, low=0)
+    """Hard negatives per query in a step of this source, in place of `tasks.ir.negatives`; null: as
+    there. Only for `ir`."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from trainer.recipe.load import dump_recipe
+from trainer.recipe.per_source import overrides_of, step_kinds
 from trainer.recipe.schema import Recipe, SourceRecipe
 from trainer.recipe.secrets import without_secrets
 from trainer.recipe.tasks import TASKS, metric_label
@@ -113,13 +114,16 @@ def _settings(trained_by: TrainedBy) -> list[str]:
 def _main_settings(trained_by: TrainedBy) -> Iterator[tuple[str, object]]:
     recipe, train = trained_by.recipe, trained_by.recipe.train
     yield "steps", f"{trained_by.step:,}"
-    for name in dict.fromkeys(source.task for source in recipe.data.sources):
-        settings = recipe.tasks[name]
-        terms = TASKS[name].terms
-        used = [terms[key].label for key, weight in settings.weights.items() if weight > 0]
+    for kind in step_kinds(recipe):
+        task, settings = TASKS[kind.task], kind.settings
+        used = [task.terms[key].label for key, weight in settings.weights.items() if weight > 0]
+        others = {key: value for key, value in overrides_of(kind.sources[0]).items()
+                  if key != "global_batch_size"}  # fmt: skip
         yield (
-            f"a step of {TASKS[name].label}",
-            f"{settings.global_batch_size:,} rows; loss: {', '.join(used)}",
+            f"a step of {task.label}{kind.name.removeprefix(kind.task)}",
+            f"{settings.global_batch_size:,} rows"
+            f"{''.join(f', {key} {value}' for key, value in others.items())}; "
+            f"loss: {', '.join(used)}",
         )
     yield (
         "longest texts",

@@ -33,6 +33,7 @@ from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
 from trainer.preflight.checks import RunData
 from trainer.recipe.kind import reads_middle
+from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
 from trainer.session.open import Session, open_session
@@ -102,7 +103,14 @@ def small(recipe: Recipe, world_size: int) -> Recipe:
         name: dataclasses.replace(one, global_batch_size=min(one.global_batch_size, rows))  # type: ignore[type-var]
         for name, one in recipe.tasks.items()
     }
-    return dataclasses.replace(recipe, tasks=tasks)
+    sources = tuple(
+        source
+        if source.global_batch_size is None
+        else dataclasses.replace(source, global_batch_size=min(source.global_batch_size, rows))
+        for source in recipe.data.sources
+    )
+    data = dataclasses.replace(recipe.data, sources=sources)
+    return dataclasses.replace(recipe, tasks=tasks, data=data)
 
 
 def _timed(session: Session) -> Iterator[tuple[Batch, float]]:
@@ -127,7 +135,7 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
     plan = plan_chunks(lengths, num_ranks=ranks.world_size, max_tokens=budget)
     seconds = {"data": waited, "loss": 0.0, "reduce": 0.0}
     key = step_key(session.recipe.seed, batch.plan.step)
-    settings = session.recipe.tasks[batch.plan.task]
+    settings = settings_of(session.recipe, batch.plan.source)
     loss = _Watched(step_loss(batch, settings, plan, ranks))
     started = time.perf_counter()
     with _measured_collectives(seconds), built.grad_cache.held():
@@ -187,7 +195,8 @@ def reference(session: Session, batch: Batch, *, at: Vectors) -> tuple[Vectors, 
     chunks = make_chunks(batch.texts, plan.ranks[0], key=key, device=ranks.device)
     rows = torch.from_numpy(plan.rows(0)).to(ranks.device)
     points = tuple(vectors[rows].requires_grad_() for vectors in at)
-    loss = whole_loss(batch, recipe.tasks[batch.plan.task], plan, ranks.device)(points)
+    settings = settings_of(recipe, batch.plan.source)
+    loss = whole_loss(batch, settings, plan, ranks.device)(points)
     pulled = torch.autograd.grad(loss, points, allow_unused=True, materialize_grads=True)
     with session.built.replica.gathered() as model:
         model.train()

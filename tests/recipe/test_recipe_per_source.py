@@ -1,0 +1,136 @@
+"""A source's own settings: what it overrides, what is refused, and who counts with them."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.recipe.test_recipe_load import TEXT, refused, write
+from trainer.engine.out_of_memory import largest_chunk
+from trainer.errors import RecipeError
+from trainer.memory.workload import step_tokens
+from trainer.recipe.ir import IrRecipe
+from trainer.recipe.load import dump_recipe, load_recipe
+from trainer.recipe.per_source import OVERRIDES, key_of, settings_of, step_kinds
+from trainer.recipe.resolve import longest_text, resolve
+from trainer.recipe.schema import Recipe, SourceRecipe
+from trainer.session.selfcheck import small
+
+TINY = "data.sources.2={name: tiny, task: ir, path: tiny.jsonl, global_batch_size: 4, negatives: 7}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path, TEXT.replace("tasks:", "    - {name: tiny, task: ir, path: t}\ntasks:"))
+
+
+def with_tiny(file: Path, *overrides: str) -> Recipe:
+    return load_recipe(file, [TINY, *overrides])
+
+
+def test_a_source_overrides_its_task(file: Path) -> None:
+    recipe = with_tiny(file, "tasks.ir.temperature=0.5")
+    assert settings_of(recipe, "docs") == recipe.tasks["ir"]
+    assert settings_of(recipe, "pairs") == recipe.tasks["sts"]
+    own = settings_of(recipe, "tiny")
+    assert isinstance(own, IrRecipe)
+    assert (own.global_batch_size, own.negatives, own.temperature) == (4, 7, 0.5)
+    assert recipe.tasks["ir"].global_batch_size == 8
+    tiny = recipe.data.sources[2]
+    assert key_of(tiny, "negatives") == "data.sources.tiny.negatives"
+    assert key_of(tiny, "temperature") == "tasks.ir.temperature"
+
+
+def test_every_override_is_a_key_of_sources_and_null_by_default(file: Path) -> None:
+    source = SourceRecipe(name="a", task="ir")
+    assert [getattr(source, name) for name in OVERRIDES] == [None] * len(OVERRIDES)
+
+
+def test_the_resolved_recipe_reads_back(file: Path) -> None:
+    recipe = with_tiny(file)
+    file.write_text(dump_recipe(recipe))
+    assert load_recipe(file) == recipe
+
+
+def test_kinds_of_steps_are_those_of_the_tasks_where_nothing_is_overridden(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert [(kind.name, kind.settings) for kind in step_kinds(recipe)] == [*recipe.tasks.items()]
+    alike = load_recipe(file, ["data.sources.tiny.global_batch_size=8"])
+    assert [kind.name for kind in step_kinds(alike)] == ["ir", "sts"]
+    kinds = {kind.name: kind for kind in step_kinds(with_tiny(file))}
+    assert list(kinds) == ["ir (docs)", "ir (tiny)", "sts"]
+    assert kinds["ir (tiny)"].settings.global_batch_size == 4
+
+
+def test_ranks_memory_and_probe_count_with_each_source(file: Path) -> None:
+    recipe = with_tiny(file, "data.query_max_tokens=10", "data.passage_max_tokens=20")
+    resolved = resolve(recipe, world_size=2)
+    assert dict(resolved.rows_per_rank) == {"ir (docs)": 4, "ir (tiny)": 2, "sts": 4}
+    tokens = {"ir (docs)": 8 * (10 + 2 * 20), "ir (tiny)": 4 * (10 + 8 * 20), "sts": 8 * 2 * 10}
+    assert step_tokens(recipe) == tokens
+    assert longest_text(recipe) == 20
+    chunk = largest_chunk(recipe, world_size=1, max_positions=999)
+    # the step of the most texts is the tiny source's: 4 queries of 9 texts
+    assert chunk.num_texts == 36
+    short = ("data.query_max_tokens=10", "data.passage_max_tokens=20")
+    larger = with_tiny(file, *short, "tasks.ir.global_batch_size=64")
+    assert largest_chunk(larger, world_size=1, max_positions=999).num_texts == 64 * 3
+
+
+def test_the_selfcheck_makes_its_batches_small(file: Path) -> None:
+    recipe = small(load_recipe(file, ["data.sources.tiny.global_batch_size=64"]), 2)
+    sizes = {source.name: settings_of(recipe, source.name).global_batch_size
+             for source in recipe.data.sources}  # fmt: skip
+    assert sizes == {"pairs": 8, "docs": 8, "tiny": 16}
+
+
+def test_a_batch_that_the_ranks_do_not_divide_names_its_key(file: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"data\.sources\.tiny\.global_batch_size = 4; expected a"
+    ):
+        resolve(with_tiny(file), world_size=8)
+    with pytest.raises(RecipeError, match=r"recipe: tasks\.ir\.global_batch_size = 8; expected a"):
+        resolve(with_tiny(file, "data.sources.tiny.global_batch_size=16"), world_size=16)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (
+            ["data.sources.pairs.negatives=1"],
+            "data.sources.0.negatives = 1; expected null, as steps of task sts have no negatives.",
+        ),
+        (
+            ["data.sources.pairs.global_batch_size=1"],
+            "data.sources.0.global_batch_size = 1; expected at least 2 for task sts. Raise it.",
+        ),
+        (["data.sources.tiny.global_batch_size=0"], "expected an integer of at least 1"),
+        (["data.sources.tiny.negatives=-1"], "expected an integer of at least 0"),
+        (["data.sources.tiny.negatives=1.5"], "expected an integer"),
+        (
+            ["data.sources.tiny={name: b, task: ir, path: t, global_batch_size: 1, negatives: 0}"],
+            "data.sources.2.global_batch_size = 1; expected at least 2 where negatives is 0",
+        ),
+        (
+            ["data.sources.tiny.global_batch_size=1", "tasks.ir.negatives=0"],
+            "data.sources.2.global_batch_size = 1; expected at least 2 where negatives is 0",
+        ),
+        (
+            ["tasks.ir.global_batch_size=1", "data.sources.tiny.negatives=0"],
+            "data.sources.2.global_batch_size = 1; expected at least 2 where negatives is 0",
+        ),
+        (
+            ["tasks.ir={global_batch_size: 1, negatives: 0}", "data.sources.tiny.negatives=3"],
+            "tasks.ir.global_batch_size = 1; expected at least 2 where negatives is 0",
+        ),
+    ],
+)
+def test_what_a_source_cannot_override_is_refused(
+    file: Path, overrides: list[str], part: str
+) -> None:
+    assert part in refused(file, *overrides)
+
+
+def test_a_task_whose_sources_all_override_it_need_not_hold_by_itself(file: Path) -> None:
+    own = [f"data.sources.{name}.negatives=1" for name in ("docs", "tiny")]
+    recipe = load_recipe(file, ["tasks.ir={global_batch_size: 1, negatives: 0}", *own])
+    assert settings_of(recipe, "docs").global_batch_size == 1

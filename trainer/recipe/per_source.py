@@ -1,0 +1,85 @@
+"""Settings of the steps of one source: those of its task, and what the source overrides.
+
+Whatever decides about a step of a source asks here, so that no room reads a task's settings alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from trainer.recipe.kind import TaskSettings
+from trainer.recipe.schema import Recipe, SourceRecipe, Task
+from trainer.recipe.tasks import TASKS
+
+OVERRIDES = ("global_batch_size", "negatives")
+"""Keys of a source that take the place of its task's key of the same name; null: the task's."""
+
+
+def settings_of(recipe: Recipe, source: str) -> TaskSettings:
+    """Settings of the steps of a source.
+
+    Args:
+        recipe: has settings for the task of the source.
+        source: its name.
+    """
+    found = next(one for one in recipe.data.sources if one.name == source)
+    settings: Any = recipe.tasks[found.task]
+    return cast(TaskSettings, dataclasses.replace(settings, **overrides_of(found)))
+
+
+def overrides_of(source: SourceRecipe) -> Mapping[str, Any]:
+    """What a source overrides, by key."""
+    values = {name: getattr(source, name) for name in OVERRIDES}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def key_of(source: SourceRecipe, name: str) -> str:
+    """Dotted key that a setting of a source comes from, for messages."""
+    if name in overrides_of(source):
+        return f"data.sources.{source.name}.{name}"
+    return f"tasks.{source.task}.{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepKind:
+    """Steps of one task that have the same settings."""
+
+    name: str
+    """The task, with the sources where another kind of step of the task is there."""
+    task: Task
+    """Their task."""
+    sources: tuple[SourceRecipe, ...]
+    """Their sources, at least one, in the recipe's order."""
+    settings: TaskSettings
+    """Their settings."""
+
+
+def step_kinds(recipe: Recipe) -> tuple[StepKind, ...]:
+    """Every kind of step of a run, in the order of the table of tasks."""
+    active = [task for task in TASKS if task in recipe.tasks]
+    return tuple(kind for task in active for kind in _kinds_of_task(recipe, task))
+
+
+def _kinds_of_task(recipe: Recipe, task: Task) -> list[StepKind]:
+    """Sources of a task, grouped by their settings."""
+    # settings hold mappings, so they have no hash to group by
+    groups: list[tuple[TaskSettings, list[SourceRecipe]]] = []
+    for source in recipe.data.sources:
+        if source.task != task:
+            continue
+        settings = settings_of(recipe, source.name)
+        found = next((sources for known, sources in groups if known == settings), None)
+        if found is None:
+            groups.append((settings, [source]))
+        else:
+            found.append(source)
+    return [
+        StepKind(
+            name=task if len(groups) == 1 else f"{task} ({', '.join(one.name for one in sources)})",
+            task=task,
+            sources=tuple(sources),
+            settings=settings,
+        )
+        for settings, sources in groups
+    ]
