@@ -230,24 +230,28 @@ def evaluate_all(arguments: argparse.Namespace) -> tuple[Results, Dims]:
     """
     sets = read_sets(arguments.sets, arguments.split)
     skip = arguments.skip_bad_rows
-    reports = (
-        examine(arguments.model, sets, dims=arguments.dims, skip_bad_rows=skip) if sets else {}
-    )
+    dims = None if arguments.dims is None else read_dims(arguments.dims)
+    reports = examine(arguments.model, sets, dims=dims, skip_bad_rows=skip) if sets else {}
     results = {name: report.metrics for name, report in reports.items()}
     if arguments.mteb:
         results |= evaluate_mteb(arguments.model, arguments.mteb)
     return results, {name: report.dims for name, report in reports.items() if report.dims}
 
 
-def _dims(text: str) -> list[int]:
-    """Sizes of prefixes from the command line."""
+def read_dims(text: str) -> list[int]:
+    """Sizes of prefixes from the command line.
+
+    Raises:
+        RecipeError: if one is no size.
+    """
     try:
         sizes = [int(one) for one in text.split(",")]
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text}; expected whole numbers from 1 on such as 256,128. Correct it."
+        raise RecipeError(
+            f"--dims: {text or 'nothing'} = no sizes; expected whole numbers from 1 on with commas "
+            "between them, such as 256,128. Correct it."
         )
     return sizes
 
@@ -261,7 +265,7 @@ def main() -> int:
     parser.add_argument("--sets", default=[], nargs="+", metavar="PATH[:task]")
     parser.add_argument("--mteb", default=[], nargs="+", metavar="TASK", help="such as SciFact")
     parser.add_argument(
-        "--dims", type=_dims, metavar="N,N", help="prefixes to score; default: the trained ones"
+        "--dims", metavar="N,N", help="prefixes to score; default: those that were trained"
     )
     parser.add_argument("--split", default="dev", help="which qrels of a BEIR folder")
     parser.add_argument("--skip-bad-rows", action="store_true", help="as data.on_bad_row=skip")

@@ -171,6 +171,12 @@ def test_scores_by_dimension_are_drawn_and_listed(run_folder: Path) -> None:
     assert several.count("by dimensions</figcaption>") == 2
 
 
+def test_prefixes_of_an_undefined_score_are_left_out(run_folder: Path) -> None:
+    with_dims(run_folder, {"docs": {"64": {"ndcg_at_10": None}, "8": {"ndcg_at_10": 0.5}}, "x": {}})
+    for page in (write_report(run_folder), write_comparison([run_folder], run_folder / "c")):
+        assert "by dimensions</figcaption>" not in page.read_text()
+
+
 def test_equal_ratios_of_dimensions_have_equal_distances() -> None:
     axis = Axis(smooth=False, halves_x=True)
     series = Series(name="s", x=[16, 32, 64, 65], y=[1.0, 2.0, 3.0, 4.0])

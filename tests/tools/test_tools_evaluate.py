@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,17 +73,11 @@ def test_json_and_table_carry_prefixes() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "64,-1", "", "64,", "a", "1.5"])
-def test_prefixes_that_are_no_sizes_are_told(
-    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["evaluate.py", "--model", "a", "--sets", "b", f"--dims={text}"]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
-        evaluate.main()
-    assert ended.value.code == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.endswith(f"--dims: {text}; expected whole numbers from 1 on such as 256,128. "
-                         "Correct it.")  # fmt: skip
+def test_prefixes_that_are_no_sizes_are_told(text: str) -> None:
+    said = rf"^--dims: {text or 'nothing'} = no sizes; expected whole numbers .* Correct it\.$"
+    with pytest.raises(RecipeError, match=said):
+        evaluate.read_dims(text)
+    assert evaluate.read_dims("256, 128") == [256, 128]
 
 
 def test_a_run_folder_is_scored_with_its_own_text_lengths(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def dims_section(run: Run) -> str:
     sizes = sorted({size for name in names for size in main_by_size(last, name)[1]}, reverse=True)
     rows = [row for name in names for row in _rows(last, name, sizes)]
     ends = {f"step {line['step']:,}": line for line in (first, last)}
-    head = ("set", f"step {last['step']:,}", *(f"{size:,}" for size in sizes))
+    head = ("set", f"metric at step {last['step']:,}", *(f"{size:,}" for size in sizes))
     return (
         f"<h2>Shorter vectors</h2>{table(head, rows, num_names=2)}"
         f'<p class="note">{NOTE}</p>{charts(_figure(name, ends) for name in names)}'
@@ -59,7 +59,7 @@ def _shown(value: float | None, form: str) -> str:
 def _figure(name: str, lines: Mapping[str, Line]) -> str:
     """Main metric of a set over the size, a curve for each evaluation by its name."""
     found = {title: main_by_size(line, name) for title, line in lines.items()}
-    metric = next(metric for metric, values in found.values() if metric)
+    metric = next((metric for metric, _ in found.values() if metric), "")
     series = [
         Series(name=title, x=sorted(values), y=[values[size] for size in sorted(values)])
         for title, (_, values) in found.items()

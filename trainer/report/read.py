@@ -148,6 +148,8 @@ def main_metrics(evaluation: Line) -> Iterable[tuple[str, str, float | None]]:
 def main_by_size(evaluation: Line | None, name: str) -> tuple[str, dict[int, float]]:
     """First metric of a set, and its finite values by the size of the prefix, descending.
 
+    The whole vector's is the first; without it there is none.
+
     Args:
         evaluation: one that may have scored no prefixes.
         name: of the set, which it may lack.
@@ -156,4 +158,6 @@ def main_by_size(evaluation: Line | None, name: str) -> tuple[str, dict[int, flo
     metric = next((str(metric) for metrics in by_size.values() for metric in metrics), "")
     values = {int(size): metrics.get(metric) for size, metrics in by_size.items()}
     finite = {size: v for size, v in values.items() if v is not None and math.isfinite(v)}
+    if max(values, default=0) not in finite:
+        return metric, {}
     return metric, dict(sorted(finite.items(), reverse=True))
