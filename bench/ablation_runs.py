@@ -4,6 +4,7 @@ The trainer's variants go through `trainer/run.py` in a process of their own, as
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,8 @@ class Setup:
     """Changes of the recipes, `key.path=value`."""
     left_out: Genre | None = None
     """Genre of STS-B that is not trained on."""
+    recipes: Path = RECIPES
+    """Where the recipe of each variant is."""
 
     @property
     def held_out(self) -> tuple[HeldOut, ...]:
@@ -85,7 +88,7 @@ def score_model(model: "SentenceTransformer", setup: Setup) -> Scores:
 
 
 def train_ours(variant: str, seed: int, setup: Setup) -> Path:
-    """Train a recipe of `recipes/ablations/`; returns the exported model.
+    """Train a recipe of the setup; returns the exported model.
 
     Raises:
         TrainerError: if the run fails.
@@ -95,7 +98,7 @@ def train_ours(variant: str, seed: int, setup: Setup) -> Path:
     run.parent.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, str(ROOT / "trainer" / "run.py")),
-        *("--recipe", str(RECIPES / f"{variant}.yaml")),
+        *("--recipe", str(setup.recipes / f"{variant}.yaml")),
         *setup.overrides,
         f"data.root={setup.data}",
         f"output_dir={run}",
@@ -103,10 +106,18 @@ def train_ours(variant: str, seed: int, setup: Setup) -> Path:
     ]
     log = run.with_suffix(".log")
     with log.open("w") as stream:
-        code = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+        _, status, usage = os.wait4(process.pid, 0)
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    peak_file(run).write_text(f"{usage.ru_maxrss / 1024:.0f}", encoding="ascii")
     if code != 0:
         raise TrainerError(f"ablation: {variant} = code {code}; expected 0. See {log}.")
     return run / "model"
+
+
+def peak_file(run: Path) -> Path:
+    """Holds the largest memory of a run's process, MiB."""
+    return run.with_suffix(".peak")
 
 
 def train_peer(seed: int, setup: Setup) -> Path:

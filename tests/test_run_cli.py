@@ -140,6 +140,10 @@ def scored(score: object) -> str:
     return json.dumps({"text1": "a", "text2": "b", "score": score})
 
 
+def taught(scores: list[float]) -> str:
+    return json.dumps({"query": "q", "positives": ["p"], "positive_scores": scores})
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -156,6 +160,8 @@ def scored(score: object) -> str:
         (spoil("docs.jsonl", "{not json"), ["docs.jsonl:2", "JSON"]),
         (spoil("docs.jsonl", '{"query": "q"}'), ["docs.jsonl:2", "positives"]),
         (spoil("docs.jsonl", '{"query": "q", "positives": []}'), ["docs.jsonl:2", "positives"]),
+        (spoil("docs.jsonl", taught([1, 2])), ["docs.jsonl:2: positive_scores", "length 2", "1"]),
+        (spoil("docs.jsonl", taught([float("nan")])), ["docs.jsonl:2: positive_scores[0] = nan"]),
         (spoil("pairs.jsonl", '{"text1": "a", "score": 1}'), ["pairs.jsonl:2", "text2"]),
         (spoil("pairs.jsonl", scored("high")), ["pairs.jsonl:2", "score"]),
         (spoil("pairs.jsonl", scored(None)), ["pairs.jsonl:2", "score"]),
@@ -181,6 +187,8 @@ def test_mistake_in_a_file(project: Path, change: Change, parts: list[str]) -> N
         ("data.sources.nobody.path=x", ["override data.sources.nobody.path=x", "pairs, docs"]),
         ("train.max_steps", ["override train.max_steps", "key.path=value"]),
         ("tasks.ir.global_batch_size=9", ["at most", "8", "source docs"]),
+        ("data.sources.docs.global_batch_size=9", ["docs.global_batch_size = 9", "at most 8"]),
+        ("data.sources.pairs.negatives=1", ["data.sources.0.negatives = 1", "null, as steps of"]),
         ("engine.attention_kernel=flash_attention_2", ["flash_attn", "pip install"]),
     ],
 )
@@ -267,17 +275,18 @@ def test_dry_run_of_a_7b_recipe_needs_its_config_only(tmp_path: Path, name: str)
 
 
 def test_dry_run_counts_local_rows(project: Path) -> None:
-    with (project / "docs.jsonl").open("a") as file:
-        for number in range(8, 10):
-            row = {"query": f"q {number}", "positives": ["p"], "positive_scores": [number]}
-            file.write(json.dumps(row) + "\n")
+    scores = ([1.5], [2], *[None] * 6)
+    asked = [
+        {"query": f"q {n}", "positives": ["p"], "positive_scores": scores[n]} for n in range(8)
+    ]
+    write_jsonl(project / "docs.jsonl", asked)
     ended = run(project, "--recipe", "small.yaml", "--dry-run", "train={epochs: 3}")
     assert ended.code == 0, ended
-    assert "source docs: records, 10 rows in 1 file(s), a teacher's scores in 2" in ended.out
-    assert "  a teacher's scores in 2 of 10 rows of docs" in ended.out
-    # 8 and 10 rows in batches of 4, three epochs of both sources: 8 turns each
-    assert "Steps: 16" in ended.out
-    assert re.search(r"pairs +sts +8 +8 +32 +4\.00 +0", ended.out)
+    assert "source docs: records, 8 rows in 1 file(s), a teacher's scores in 2" in ended.out
+    assert "  a teacher's scores in 2 of 8 rows of docs" in ended.out
+    # 8 rows in batches of 4, three epochs of both sources: 6 turns each
+    assert "Steps: 12" in ended.out
+    assert re.search(r"pairs +sts +8 +6 +24 +3\.00 +0", ended.out)
 
 
 def test_dry_run_counts_with_the_numbers_of_each_source(project: Path) -> None:

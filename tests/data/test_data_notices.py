@@ -38,6 +38,10 @@ def test_in_batch_negatives_that_a_name_forbids_are_logged_once(
     write_jsonl(path if path.suffix else path / "part.jsonl", [row, row])
     open_source(ir_source(path), ".")
     assert caplog.text.count("no_in_batch_neg, but the passages of other rows") == 1
+    assert "set data.sources.set.in_batch=false" in caplog.text
+    caplog.clear()
+    open_source(ir_source(path, in_batch=False), ".")
+    assert not caplog.text
 
 
 def test_plain_rows_and_names_are_not_remarked(

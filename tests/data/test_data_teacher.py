@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import tiny
 from tests.support.data_files import byte_tokenizer, data_recipe, ir_source, write_jsonl
 from trainer.data import scan
 from trainer.data.batch import IrBatch
@@ -22,10 +23,11 @@ from trainer.data.loader import batches
 from trainer.data.plan import make_plan
 from trainer.data.records import IrRecord
 from trainer.data.sources import open_source, open_sources
-from trainer.data.teacher import require_teacher, scored_rows
+from trainer.data.teacher import check_teachers, require_teacher, scored_rows
 from trainer.data.tokens import make_encoder
 from trainer.errors import DataError
-from trainer.recipe.ir import IrRecipe
+from trainer.recipe.ir import DistillationRecipe, IrRecipe, MaskRecipe
+from trainer.recipe.schema import DataRecipe
 
 OWN = {"query": "q", "positives": ["p", "r"], "negatives": ["n", "m"]}
 FLAG = {"query": "q", "pos": ["p", "r"], "neg": ["n", "m"]}
@@ -389,3 +391,29 @@ def test_scores_do_not_make_a_row_another(tmp_path: Path) -> None:
     source = open_source(ir_source(write_jsonl(tmp_path / "a.jsonl", rows)), ".")
     assert "1 repeat the texts of an earlier row" in source.describe
     assert json.loads(json.dumps(source.record(1).positive_scores)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"distillation": DistillationRecipe()}, "tasks.ir.distillation"),
+        ({"mask": MaskRecipe(guide=True)}, "tasks.ir.mask.guide"),
+    ],
+)
+def test_a_recipe_that_learns_from_a_teacher_needs_one_source_with_scores(
+    tmp_path: Path, settings: dict[str, Any], key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    scored = OWN | {"positive_scores": [1, 2], "negative_scores": [3, 4]}
+    named = [
+        replace(ir_source(write_jsonl(tmp_path / f"{name}.jsonl", [row])), name=name)
+        for name, row in (("without", OWN), ("with", scored))
+    ]
+    sources = [open_source(one, ".") for one in named]
+    ir = IrRecipe(global_batch_size=1, **settings)
+    recipe = tiny.make_recipe(tmp_path, data=DataRecipe(sources=tuple(named)), tasks={"ir": ir})
+    with pytest.raises(DataError, match=rf"data.sources.without: .* at least one for {key}"):
+        check_teachers(sources[:1], recipe)
+    check_teachers(sources, recipe)
+    assert f"data.sources.without: no row has a teacher's scores; {key}" in caplog.text
+    plain = tiny.make_recipe(tmp_path, data=recipe.data)
+    check_teachers(sources[:1], plain)

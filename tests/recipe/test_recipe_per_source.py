@@ -83,6 +83,17 @@ def test_the_selfcheck_makes_its_batches_small(file: Path) -> None:
     assert sizes == {"pairs": 8, "docs": 8, "tiny": 16}
 
 
+def test_a_source_without_candidates_of_others_compares_in_no_direction(file: Path) -> None:
+    all_four = "tasks.ir.directions=[query_to_doc, query_to_query, doc_to_query, doc_to_doc]"
+    recipe = load_recipe(file, [all_four, "data.sources.tiny.in_batch=false"])
+    docs, tiny = (settings_of(recipe, name) for name in ("docs", "tiny"))
+    assert isinstance(docs, IrRecipe)
+    assert isinstance(tiny, IrRecipe)
+    assert (docs.in_batch, len(docs.directions)) == (True, 4)
+    assert (tiny.in_batch, tiny.directions) == (False, ("query_to_doc",))
+    assert "no in_batch" in refused(file, "data.sources.pairs.in_batch=false")
+
+
 def test_a_batch_that_the_ranks_do_not_divide_names_its_key(file: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"data\.sources\.tiny\.global_batch_size = 4; expected a"

@@ -48,14 +48,14 @@ def _warn_of_instruction(table: Table, carried: str, recipe: AnySource, key: str
 
 def _named_in_path(recipe: AnySource, table: Table) -> Sequence[str]:
     """In-batch negatives, where the name of a file or its folder says that there should be none."""
-    if not TASKS[recipe.task].has_corpus or not any(
-        _without_in_batch(file.name) for file in table.files
-    ):
+    if not TASKS[recipe.task].has_corpus or getattr(recipe, "in_batch", None) is not None:
+        return ()
+    if not any(_without_in_batch(file.name) for file in table.files):
         return ()
     return (
         f"the name says {NO_IN_BATCH_NEGATIVES}, but the passages of other rows of a batch are "
-        "negatives here, also those of the same class: leave the source out, or mask false "
-        "negatives with tasks.ir.mask",
+        "negatives here, also those of the same class, unless tasks.ir.in_batch is false: set "
+        f"data.sources.{recipe.name}.in_batch=false, which needs hard negatives",
     )
 
 

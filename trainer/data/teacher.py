@@ -1,10 +1,15 @@
 """Which sources have a teacher's scores: asked before a loss that learns from them starts."""
 
+import logging
 from collections.abc import Sequence
 
 from trainer.data.formats import ADAPTERS
 from trainer.data.sources import Source
 from trainer.errors import DataError
+from trainer.recipe.schema import Recipe
+from trainer.recipe.tasks import TASKS
+
+logger = logging.getLogger(__name__)
 
 
 def require_teacher(source: Source, key: str) -> None:
@@ -30,6 +35,30 @@ def require_teacher(source: Source, key: str) -> None:
         f"data.sources.{source.name}: rows with a teacher's scores = 0 of {len(source)}; expected "
         f"at least one for {key}, {looked}. {advice}, or remove {key} or the source."
     )
+
+
+def check_teachers(sources: Sequence[Source], recipe: Recipe) -> None:
+    """Refuse a recipe that learns from a teacher where no row of the task has its scores.
+
+    A source without scores beside one that has them is told of: its rows train the other terms.
+
+    Raises:
+        DataError: naming the key and the first source.
+    """
+    for task, settings in recipe.tasks.items():
+        key = TASKS[task].teacher_key(settings)
+        if key is None:
+            continue
+        names = {one.name for one in recipe.data.sources if one.task == task}
+        asked = [source for source in sources if source.name in names]
+        without = [source for source in asked if not source.num_scored]
+        if without and len(without) == len(asked):
+            require_teacher(without[0], key)
+        for source in without:
+            logger.warning(
+                "data.sources.%s: no row has a teacher's scores; %s counts for other sources alone",
+                source.name, key,
+            )  # fmt: skip
 
 
 def scored_rows(sources: Sequence[Source]) -> dict[str, int]:

@@ -120,11 +120,12 @@ class IrRecipe:
     )
     """Weights of the terms; 0 leaves a term out."""
 
-    @property
-    def reads_teacher(self) -> bool:
-        """Whether rows must carry a teacher's scores."""
-        guided = isinstance(self.mask, MaskRecipe) and self.mask.guide
-        return guided or self.distillation is not None
+
+def _teacher_key(settings: IrRecipe) -> str | None:
+    if settings.distillation is not None:
+        return "tasks.ir.distillation"
+    guided = isinstance(settings.mask, MaskRecipe) and settings.mask.guide
+    return "tasks.ir.mask.guide" if guided else None
 
 
 def _all_weights(settings: IrRecipe) -> Mapping[str, float]:
@@ -189,5 +190,6 @@ KIND = TaskKind(
     prompts={"query": "query", "document": "passage"},
     hub_task="information-retrieval",
     weights_of=_all_weights,
+    teacher_key=_teacher_key,
     check=_check,
 )

@@ -129,6 +129,8 @@ class TaskKind:
     prompt that it stands for."""
     weights_of: Callable[[Any], Mapping[str, float]] = lambda settings: settings.weights
     """From settings to the weight of every term, those with a key of their own included."""
+    teacher_key: Callable[[Any], str | None] = lambda settings: None
+    """From settings to the key that needs a teacher's scores in the rows; None: none does."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
 

