@@ -1,4 +1,7 @@
-"""The command as users start it: by deepspeed, torchrun and python; resumed; exported; searched."""
+"""The command as users start it, by deepspeed and torchrun; resumed, interrupted, exported.
+
+What does not depend on a launcher is run by forked ranks. Plain python is in test_security.py.
+"""
 
 import json
 import os
@@ -96,15 +99,10 @@ def test_output_folder_has_every_part(finished: Path) -> None:
     assert list((finished / "tensorboard").iterdir())
 
 
-def test_same_losses_on_one_rank_by_python(finished: Path, workspace: Path) -> None:
-    result = run(
-        sys.executable,
-        "trainer/run.py",
-        "--recipe",
-        str(workspace / "recipe.yaml"),
-        f"output_dir={workspace}/alone",
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+def test_same_losses_on_one_rank(finished: Path, workspace: Path) -> None:
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={workspace}/alone")
+    ended = finish_forked(workspace, *recipe)
+    assert ended.code == 0, ended.out + ended.err
     alone, together = (lines(f / "metrics.jsonl") for f in (workspace / "alone", finished))
     # issue of float32 sums in another order, over 20 Adam steps
     for one, two in zip(alone, together, strict=True):

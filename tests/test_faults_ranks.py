@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.corpus import make_workspace
-from tests.support.forked import finish_forked
-from tests.support.launched import by_deepspeed, launched, num_steps
+from tests.support.forked import finish_forked, forked
+from tests.support.launched import Ended, Launched, by_deepspeed, launched, num_steps
 
 pytestmark = pytest.mark.dist
 
@@ -23,16 +23,32 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("dies", "speaks"), [(1, 0), (0, 1)])
 def test_killed_rank_ends_all_within_30_seconds_and_is_named(
-    workspace: Path, tmp_path: Path, dies: int, speaks: int
+    workspace: Path, tmp_path: Path
 ) -> None:
     recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={tmp_path}/run")
+    with forked(tmp_path, *recipe, *MORE_STEPS, ranks=2) as run:
+        ended, killed = killed_in(run, tmp_path, dies=1)
+    assert_named(ended, killed, dies=1, speaks=0)
+
+
+def test_launcher_lets_the_other_rank_name_the_first(workspace: Path, tmp_path: Path) -> None:
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={tmp_path}/run")
     with launched(tmp_path, by_deepspeed(), *recipe, *MORE_STEPS) as run:
-        run.until(lambda: num_steps(tmp_path / "run") > 3)
-        killed = run.rank(dies)
-        os.kill(killed, signal.SIGKILL)
-        ended = run.wait(within_sec=30)
+        ended, killed = killed_in(run, tmp_path, dies=0)
+    assert_named(ended, killed, dies=0, speaks=1)
+
+
+def killed_in(run: Launched, folder: Path, *, dies: int) -> tuple[Ended, int]:
+    """Kill a rank of a run that trains; how all of it ends within 30 seconds, and the process."""
+    run.until(lambda: num_steps(folder / "run") > 3)
+    killed = run.rank(dies)
+    os.kill(killed, signal.SIGKILL)
+    return run.wait(within_sec=30), killed
+
+
+def assert_named(ended: Ended, killed: int, *, dies: int, speaks: int) -> None:
+    """One message, by the rank that is left."""
     assert ended.code != 0
     told = re.findall(
         rf"rank (\d) \(host (.+), process {killed}\): state = ended without a word, while rank "

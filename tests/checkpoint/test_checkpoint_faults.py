@@ -141,13 +141,13 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
     for name, spoil in SPOILED.items():
         alone(partial(cut, after=3), folder / "whole", folder / name)
         alone(spoil, folder / name / "checkpoints")
-    run = run_of(folder, "flipped", *OFTEN)
+    session = run_of(folder, "flipped", *OFTEN).session
     for name in SPOILED:
-        other = run_of(folder, name, *OFTEN)
-        attempt(name, lambda other=other: other.prepare(resume=True))
-        other.session.built.engine.destroy()
+        run = elsewhere(session, folder / name)
+        attempt(name, partial(run.prepare, resume=True))
     alone(spoil_all, folder / "flipped" / "checkpoints")
-    attempt("none valid", lambda: run.prepare(resume=True))
+    run = elsewhere(session, folder / "flipped")
+    attempt("none valid", partial(run.prepare, resume=True))
     told.starts |= apart(rank, folder, alone)
     return told
 
@@ -157,15 +157,20 @@ def spoil_all(checkpoints: Path) -> None:
         halve(tag / "manifest.json")
 
 
-def apart(rank: int, folder: Path, alone: Callable[..., None]) -> dict[str, int]:
-    """Each rank has a disk of its own, as hosts may; the second one's newest checkpoint is bad."""
+def elsewhere(session: Any, output: Path) -> Any:
+    """The run of an opened session with another output folder."""
     from trainer.session.train import TrainingRun
 
+    recipe = dataclasses.replace(session.recipe, output_dir=str(output))
+    return TrainingRun.of(dataclasses.replace(session, recipe=recipe))
+
+
+def apart(rank: int, folder: Path, alone: Callable[..., None]) -> dict[str, int]:
+    """Each rank has a disk of its own, as hosts may; the second one's newest checkpoint is bad."""
+
     def opened() -> Any:
-        session = run_of(folder, "disk", *OFTEN).session
         # hosts must agree on the path, behind which each of them has another disk
-        recipe = dataclasses.replace(session.recipe, output_dir=f"{folder}/disk {rank}")
-        return TrainingRun.of(dataclasses.replace(session, recipe=recipe))
+        return elsewhere(run_of(folder, "disk", *OFTEN).session, folder / f"disk {rank}")
 
     run_session(opened(), resume=False)
     alone(flip, folder / "disk 1/checkpoints/step-3/zero_pp_rank_1_mp_rank_00_optim_states.pt")

@@ -122,7 +122,9 @@ checkpoint:
 
 def make_workspace(folder: Path) -> Path:
     """Model, tokenizer, data and `recipe.yaml` in one folder; returns the recipe's path."""
-    tiny.save_model(tiny.qwen3_config(eos_token_id=2, pad_token_id=0), folder / "model")
+    # two layers tell the first from the last; more only take longer
+    config = tiny.qwen3_config(eos_token_id=2, pad_token_id=0, num_hidden_layers=2)
+    tiny.save_model(config, folder / "model")
     save_tokenizer(folder / "model")
     save_corpus(folder)
     recipe = folder / "recipe.yaml"

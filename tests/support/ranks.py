@@ -27,7 +27,19 @@ from typing import Any
 
 import torch
 
-PRELOADED = ("torch", "transformers", "peft", "deepspeed", "trainer.session.train")
+PRELOADED = (
+    "torch",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "trainer.session.train",
+    # what an engine imports when it is made, torch's compiler among it: 3 seconds of a core
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "torch.utils.tensorboard",
+    "transformers.models.qwen3.modeling_qwen3",
+)
 """What ranks need, imported once for all of them; no import starts a thread."""
 STACK_DUMP_SEC = 1.0
 """How long hung ranks get to write their stacks before they are killed."""

@@ -151,10 +151,11 @@ def _whole_model(
     def trial(embedder: Embedder, num_texts: int) -> ChunkMemory:
         return measure_chunk(embedder, num_texts=num_texts, length=length, middle=middle)
 
-    shallow, deep = trial(few, MANY_TEXTS), trial(many, MANY_TEXTS)
-    one_layer = deep.graph - shallow.graph
-    whole = deep.graph + one_layer * max(0, num_layers - MANY_LAYERS)
-    rest = _line(lambda n: _beyond(trial(many, n)), length)
+    deep, further_layers = trial(many, MANY_TEXTS), max(0, num_layers - MANY_LAYERS)
+    whole = deep.graph
+    if further_layers:
+        whole += further_layers * (deep.graph - trial(few, MANY_TEXTS).graph)
+    rest = _line(lambda n: _beyond(deep if n == MANY_TEXTS else trial(many, n)), length)
     return LinearBytes(fixed=0, per_token=whole / (MANY_TEXTS * length)), rest
 
 
