@@ -27,6 +27,7 @@ from trainer.export.folder import ExportRequest, export_model
 from trainer.export.from_folder import CHUNK_TOKENS, PlainModel
 from trainer.export.parity_file import Parity, write_parity
 from trainer.export.parity_make import ParityModel, make_parity
+from trainer.export.sentence_files import with_benchmark_names
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import load_backbone, load_config
 from trainer.model.embedder import Embedder
@@ -136,7 +137,7 @@ def parity_of(
     """Ids and vectors of the model in memory."""
     model = recipe.model
     made_of = ParityModel(
-        prompts=prompts_of(recipe),
+        prompts=with_benchmark_names(prompts_of(recipe)),
         encoder=make_encoder(tokenizer, recipe.data, pooling=model.pooling),
         max_tokens=max_tokens(recipe),
         pooling=model.pooling,

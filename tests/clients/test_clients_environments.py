@@ -8,12 +8,17 @@ from clients.environments import ENVIRONMENTS, HERE, LLAMA_CPP, Environment, rel
 from clients.families import FAMILIES
 from clients.vocabularies import SAVE
 from tests.support.pages import PROJECT
+from tools.clients import BASES_IN
 from trainer.export.clients.run import loaders
 
 
 def pinned(environment: Environment) -> dict[str, str]:
     lines = environment.requirements.read_text(encoding="utf-8").split()
     return dict(line.split("==") for line in lines)
+
+
+def environment_named(name: str) -> Environment:
+    return next(one for one in ENVIRONMENTS if one.name == name)
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda one: one.name)
@@ -53,3 +58,7 @@ def test_the_release_of_a_package_is_told_without_extras() -> None:
 
 def test_every_family_has_a_vocabulary() -> None:
     assert {family.vocabulary for family in FAMILIES.values()} == set(SAVE)
+
+
+def test_tokenizers_of_bases_are_made_with_all_they_need() -> None:
+    assert {"sentencepiece", "protobuf"} <= pinned(environment_named(BASES_IN)).keys()

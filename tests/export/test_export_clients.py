@@ -412,3 +412,20 @@ def test_blanks_in_a_row_are_found(sound: dict[str, Path], tmp_path: Path) -> No
     assert finding.field == "clean_up_tokenization_spaces"
     in_file(TOKENS, clean_up_tokenization_spaces=True)(folder)
     assert not list(blanks(read_export(folder)))
+
+
+def test_old_weights_with_open_attention_must_be_exported_again(
+    sound: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(sound["open"], folder)
+    assert "export the model again" not in str(results(folder)["transformers-4"].reason)
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt"})
+    found = results(folder)
+    for client in ("transformers-4", "sentence-transformers-5", "sentence-transformers-3"):
+        assert found[client].outcome == "different"
+        assert str(found[client].reason).endswith(
+            "export the model again, with weights that it refuses."
+        )
+    assert found["transformers-5"].outcome == "equal"

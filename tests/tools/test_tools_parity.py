@@ -129,6 +129,16 @@ def test_a_client_that_raises_has_refused(folder: Path, call: Call) -> None:
     assert "none_such" in entry["reason"]
 
 
+def test_a_refusal_names_no_place_on_this_disk(folder: Path, call: Call) -> None:
+    (folder / "model.safetensors").unlink()
+    _, out, _ = call(folder, "--json", "--clients", "transformers-5")
+    (entry,) = json.loads(out)["clients"]
+    assert entry["outcome"] == "refused"
+    assert "model.safetensors" in entry["reason"]
+    assert "the folder" in entry["reason"]
+    assert str(folder) not in entry["reason"]
+
+
 def test_another_pooling_differs_in_vectors(folder: Path, call: Call) -> None:
     pooling = {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
     edit(folder / "1_Pooling" / "config.json", lambda content: content.update(pooling))

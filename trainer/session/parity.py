@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from trainer.errors import TrainerError
+from trainer.export.clients.folder import TOKENIZER
 from trainer.export.clients.table import read_clients
 from trainer.export.embedder_files import max_tokens, prompts_of
 from trainer.export.folder import ADAPTER_FOLDER
@@ -16,6 +17,9 @@ from trainer.export.sentence_files import with_benchmark_names
 from trainer.session.open import Session
 
 logger = logging.getLogger(__name__)
+
+END_TOKEN_PLACE = f"{TOKENIZER}: post_processor"
+"""Where an end token stands that a converter does not know."""
 
 
 def parity_of_session(session: Session) -> Parity | None:
@@ -51,6 +55,8 @@ def parity_of_session(session: Session) -> Parity | None:
 def warn_of_clients(model: Path) -> None:
     """Log each client that would embed otherwise than the trainer without an error of its own.
 
+    A converter that does not know the end token is told of, too: the recipe chooses that token.
+
     Args:
         model: an exported folder, perhaps with that of an adapter inside.
 
@@ -68,3 +74,5 @@ def warn_of_clients(model: Path) -> None:
             if result.outcome == "different":
                 logger.warning("%s: %s would embed otherwise without an error: %s",
                                folder, result.label, result.reason)  # fmt: skip
+            elif result.field == END_TOKEN_PLACE:
+                logger.warning("%s: %s would refuse it: %s", folder, result.label, result.reason)

@@ -1,6 +1,7 @@
 """transformers: `AutoModel` with `AutoTokenizer`, and pooling by the caller."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from trainer.export.clients.attention import CAUSAL, EITHER, OPEN, attention_by
 from trainer.export.clients.finding import Client, Finding
@@ -55,6 +56,8 @@ SINCE_5 = frozenset(
 
 FORMATS = ("pt", "tf", "flax", "mlx")
 """Formats of weight files that releases before 5 load."""
+AGAIN = "Nothing beside the weights stops it: export the model again, with weights that it refuses."
+"""What remains for whole weights with open attention whose format is one of these."""
 
 closed_in_4 = attention_by({"gemma3_text": OPEN}, others=None)
 """Before release 5 the config can open one family alone."""
@@ -74,7 +77,8 @@ def attention_of_4(folder: ExportFolder) -> Iterator[Finding]:
                     effect="refused",
                 )  # fmt: skip
                 return
-        yield finding
+        mendable = folder.trained.opened and folder.adapter is None
+        yield replace(finding, why=f"{finding.why} {AGAIN}") if mendable else finding
 
 
 def known_to_4(folder: ExportFolder) -> Iterator[Finding]:

@@ -173,6 +173,8 @@ def run_client(
         raise
     except Exception as error:  # noqa: BLE001 - whatever a client raises is its refusal
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        # a place on this disk is no reason, and a long one leaves no room for it
+        said = said.replace(str(folder.path.absolute()), "the folder")
         return ClientResult(
             client=client, version=release, how=how, outcome="refused",
             field=_place(_first(rules, folder)), reason=f"{said:.300}",
