@@ -8,7 +8,7 @@ from typing import Any
 from trainer.evaluation.exported import load_model
 from trainer.recipe.model_path import resolve_model_path
 
-MAX_TOKENS = 128
+MAX_TOKENS = 64
 """Longest text that the teacher reads."""
 
 
