@@ -79,7 +79,7 @@ def test_folder_that_cannot_be_made_is_told_before_training(
 def test_metrics_wait_in_memory_while_the_disk_is_full(workspace: Path, disk: Path) -> None:
     folder = disk / "run"
     recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={folder}", "eval.sets=[]")
-    more = ("train.max_steps=150", "checkpoint.every_steps=100000")
+    more = ("train.max_steps=80", "checkpoint.every_steps=100000")
     with forked(workspace, *recipe, *more) as command:
         command.until(lambda: num_steps(folder) > 3)
         filler = fill(disk)
@@ -89,7 +89,7 @@ def test_metrics_wait_in_memory_while_the_disk_is_full(workspace: Path, disk: Pa
     assert ended.code == 0, ended.err
     assert "Traceback" not in ended.err
     assert "written again, no line is missing" in ended.out
-    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == list(range(150))
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == list(range(80))
 
 
 @pytest.mark.dist

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import launched
 from tests.support.data_files import write_jsonl
+from tests.support.forked import finish_forked
+from tests.support.light import finish_light
 from trainer.cli import ending_with_code, shown
 from trainer.errors import RecipeError, StepError
 from trainer.preflight.checks import check_output_dir
@@ -46,22 +49,33 @@ class Ended:
     code: int
     out: str
     message: str
-    """stderr without Python's report of imports."""
+    """stderr, without Python's report of imports."""
     imported: frozenset[str]
     """Top-level names of all modules that were imported."""
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> Ended:
-    """Run the command in a folder; Python itself reports on stderr what was imported."""
-    command = [sys.executable, "-X", "importtime", str(RUN), *arguments]
+def variables_of(folder: Path) -> dict[str, str]:
+    """Environment of a command without a launcher, a network or a home with caches."""
     clean = {key: value for key, value in os.environ.items() if "RANK" not in key}
+    return clean | {"HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> Ended:
+    """Run the command in a folder, its early imports done."""
+    ended = finish_light(folder, arguments, variables_of(folder) | environment)
+    return Ended(ended.code, ended.out, ended.err.rstrip("\n"), ended.modules)
+
+
+def run_anew(folder: Path, *arguments: str) -> Ended:
+    """Run it by an interpreter, which itself reports on stderr what was imported."""
+    command = [sys.executable, "-X", "importtime", str(RUN), *arguments]
     done = subprocess.run(
         command,
         cwd=folder,
-        env=clean | {"HOME": str(folder), "HF_HUB_OFFLINE": "1"} | environment,
+        env=variables_of(folder),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     lines = done.stderr.splitlines()
@@ -84,7 +98,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def assert_refused(project: Path, *arguments: str, parts: list[str], **environment: str) -> None:
+def assert_refused(project: Path, *arguments: str, parts: list[str], **environment: str) -> Ended:
     """Code 2, one line on stderr with all parts, no heavy import, no file made or changed."""
     before = snapshot(project)
     ended = run(project, "--recipe", "small.yaml", *arguments, **environment)
@@ -95,6 +109,7 @@ def assert_refused(project: Path, *arguments: str, parts: list[str], **environme
         assert part in ended.message
     assert not ended.imported & set(HEAVY)
     assert snapshot(project) == before
+    return ended
 
 
 def snapshot(folder: Path) -> dict[Path, bytes | None]:
@@ -212,6 +227,17 @@ def test_ds_config_that_sets_what_the_recipe_owns(project: Path, key: str, value
     assert_refused(project, "engine.deepspeed=mine.json", parts=["mine.json", key, "Remove"])
 
 
+def test_mistake_is_told_before_heavy_imports(project: Path) -> None:
+    """By an interpreter of its own; all others here have their early imports from a server."""
+    ended = run_anew(project, "--recipe", "small.yaml", "train.max_steps=two")
+    assert ended.code == 2
+    assert len(ended.message.splitlines()) == 1, ended.message
+    assert "train.max_steps = 'two'" in ended.message
+    assert "numpy" in ended.imported
+    assert not ended.imported & set(HEAVY)
+    assert not (project / "out").exists()
+
+
 def test_batch_that_the_ranks_do_not_divide(project: Path) -> None:
     parts = ["tasks.ir.global_batch_size = 4", "= 3", "Use 3 or 6"]
     assert_refused(project, parts=parts, WORLD_SIZE="3", RANK="0", LOCAL_RANK="0")
@@ -227,7 +253,7 @@ def test_every_command_line_mistake_is_one(project: Path) -> None:
 
 
 def test_help_is_light(project: Path) -> None:
-    ended = run(project, "--help")
+    ended = run_anew(project, "--help")
     assert ended.code == 0
     assert "--recipe FILE" in ended.out
     assert "argparse" in ended.imported
@@ -242,7 +268,9 @@ def test_options_may_stand_between_overrides(project: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["qwen7b", "qwen7b_lora"])
-def test_dry_run_of_a_7b_recipe_needs_its_config_only(tmp_path: Path, name: str) -> None:
+def test_dry_run_of_a_7b_recipe_needs_its_config_only(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
     (tmp_path / "7b").mkdir()
     config = {
         "model_type": "qwen2",
@@ -257,7 +285,9 @@ def test_dry_run_of_a_7b_recipe_needs_its_config_only(tmp_path: Path, name: str)
     before = snapshot(tmp_path)
     recipe = str(ROOT / "recipes" / f"{name}.yaml")
     planned_for = ("--gpus", "8", "--hosts", "2", "--gpu-memory", "80GB")
-    ended = run(tmp_path, "--recipe", recipe, "--dry-run", "model.path=7b", *planned_for)
+    arguments = ("--recipe", recipe, "--dry-run", "model.path=7b", *planned_for)
+    output = tmp_path_factory.mktemp("output")
+    ended = finish_forked(output, *arguments, cwd=tmp_path, HOME=str(tmp_path))
     assert ended.code == 0, ended
     for part in (
         f"{name}, 16 ranks",
@@ -274,13 +304,18 @@ def test_dry_run_of_a_7b_recipe_needs_its_config_only(tmp_path: Path, name: str)
     assert snapshot(tmp_path).keys() - before.keys() <= {tmp_path / ".cache", tmp_path / ".triton"}
 
 
+def dry_run(project: Path, *arguments: str) -> launched.Ended:
+    """A dry run of the folder's recipe; it imports what a run does, which is done once for all."""
+    return finish_forked(project, "--recipe", "small.yaml", "--dry-run", *arguments, cwd=project)
+
+
 def test_dry_run_counts_local_rows(project: Path) -> None:
     scores = ([1.5], [2], *[None] * 6)
     asked = [
         {"query": f"q {n}", "positives": ["p"], "positive_scores": scores[n]} for n in range(8)
     ]
     write_jsonl(project / "docs.jsonl", asked)
-    ended = run(project, "--recipe", "small.yaml", "--dry-run", "train={epochs: 3}")
+    ended = run_anew(project, "--recipe", "small.yaml", "--dry-run", "train={epochs: 3}")
     assert ended.code == 0, ended
     assert "source docs: records, 8 rows in 1 file(s), a teacher's scores in 2" in ended.out
     assert "  a teacher's scores in 2 of 8 rows of docs" in ended.out
@@ -293,8 +328,7 @@ def test_dry_run_counts_with_the_numbers_of_each_source(project: Path) -> None:
     own = "{name: docs, task: ir, path: docs.jsonl, global_batch_size: 2, negatives: 3}"
     second = "    - {name: more, task: ir, path: docs.jsonl}\ntasks:"
     edit("tasks:", second)(project)
-    arguments = ("--dry-run", f"data.sources.docs={own}", "train={epochs: 3}")
-    ended = run(project, "--recipe", "small.yaml", *arguments)
+    ended = dry_run(project, "data.sources.docs=" + own, "train={epochs: 3}")
     assert ended.code == 0, ended
     # a query and a positive, and the three negatives of docs alone
     assert re.search(r"ir \(docs\) +2 +2 +5,120 +1", ended.out)
@@ -304,19 +338,19 @@ def test_dry_run_counts_with_the_numbers_of_each_source(project: Path) -> None:
 
 
 def test_dry_run_looks_at_the_data_where_the_model_is_not(project: Path) -> None:
-    ended = run(project, "--recipe", "small.yaml", "--dry-run", "model.path=./absent")
+    ended = dry_run(project, "model.path=./absent")
     assert ended.code == 2
     assert "source docs: records, 8 rows" in ended.out
-    assert "model.path = ./absent" in ended.message.splitlines()[-1]
+    assert "model.path = ./absent" in ended.err.splitlines()[-1]
 
 
 def test_dry_run_tells_the_same_mistakes(project: Path) -> None:
-    ended = run(project, "--recipe", "small.yaml", "--dry-run", "--gpus", "3")
+    ended = dry_run(project, "--gpus", "3")
     assert ended.code == 2
-    assert "tasks.ir.global_batch_size = 4" in ended.message
-    ended = run(project, "--recipe", "small.yaml", "--dry-run", "data.sources.docs.path=none.jsonl")
+    assert "tasks.ir.global_batch_size = 4" in ended.err
+    ended = dry_run(project, "data.sources.docs.path=none.jsonl")
     assert ended.code == 2
-    assert "none.jsonl" in ended.message
+    assert "none.jsonl" in ended.err
 
 
 def test_resuming_an_empty_folder_starts_fresh_and_says_so(
@@ -396,7 +430,7 @@ def test_launcher_ends_with_the_same_code_and_one_message(project: Path) -> None
         env=environment | {"PATH": f"{launcher.parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 2

@@ -23,7 +23,7 @@ SPECS = [pytest.param(spec, id=spec.name) for specs in SETS.values() for spec in
 
 @pytest.fixture(scope="session")
 def zero(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint_set(tmp_path_factory.getbasetemp() / "zero")
+    return make_checkpoint_set(tmp_path_factory)
 
 
 @pytest.fixture

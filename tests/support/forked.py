@@ -66,9 +66,14 @@ class ForkedRanks:
 
 @contextmanager
 def forked(
-    folder: Path, *arguments: str, script: str = "trainer/run.py", ranks: int = 1, **changes: str
+    folder: Path,
+    *arguments: str,
+    script: str = "trainer/run.py",
+    ranks: int = 1,
+    cwd: Path = ROOT,
+    **changes: str,
 ) -> Iterator[Launched]:
-    """Start a script on `ranks` ranks in the project's root; what is left is killed on leaving."""
+    """Start a script of this project on `ranks` ranks; what is left is killed on leaving."""
     out, err = folder / "out.txt", folder / "err.txt"
     for path in (out, err):
         path.write_bytes(b"")
@@ -83,7 +88,7 @@ def forked(
     for rank in range(ranks):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
         variables = environment(**shared, **own, **changes)
-        job = (script, arguments, variables, out, err)
+        job = (script, arguments, cwd, variables, out, err)
         processes.append(context.Process(target=_run, args=job))
         processes[-1].start()
     run = ForkedRanks(processes)
@@ -94,31 +99,41 @@ def forked(
 
 
 def finish_forked(
-    folder: Path, *arguments: str, script: str = "trainer/run.py", ranks: int = 1, **changes: str
+    folder: Path,
+    *arguments: str,
+    script: str = "trainer/run.py",
+    ranks: int = 1,
+    cwd: Path = ROOT,
+    **changes: str,
 ) -> Ended:
     """Run a script to its end."""
-    with forked(folder, *arguments, script=script, ranks=ranks, **changes) as run:
+    with forked(folder, *arguments, script=script, ranks=ranks, cwd=cwd, **changes) as run:
         return run.wait()
 
 
 def _run(
-    script: str, arguments: Sequence[str], variables: dict[str, str], out: Path, err: Path
+    script: str,
+    arguments: Sequence[str],
+    cwd: Path,
+    variables: dict[str, str],
+    out: Path,
+    err: Path,
 ) -> None:
     """Be the interpreter that runs a script."""
     os.setsid()
     os.environ.clear()
     os.environ |= variables
-    os.chdir(ROOT)
+    os.chdir(cwd)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         with path.open("ab") as file:
             os.dup2(file.fileno(), stream.fileno())
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
-    sys.argv = [script, *arguments]
+    sys.argv = [str(ROOT / script), *arguments]
     sys.path.insert(0, str((ROOT / script).parent))
     code: object = 1
     try:
-        runpy.run_path(script, run_name="__main__")
+        runpy.run_path(str(ROOT / script), run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code or 0

@@ -4,11 +4,13 @@ The truth is read from the live engine, so that readers of the files are tested 
 road to the same numbers.
 """
 
+import fcntl
+import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -178,12 +180,22 @@ SETS = {
 """What `make_checkpoint_set` writes, by number of ranks."""
 
 
-@lru_cache(maxsize=1)
-def make_checkpoint_set(folder: Path) -> Path:
-    """Write a base and all of `SETS` below `folder`, once per test session."""
-    write_base(folder / "base")
-    for world_size, specs in SETS.items():
-        run_ranks(
-            write_zero_checkpoints, world_size, folder / "base", folder, specs, timeout_sec=240
-        )
+def make_checkpoint_set(factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base and all of `SETS`; nobody may change what is in it.
+
+    It is made once, also where several processes run tests, which have a folder each below that of
+    all of them.
+    """
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, done = shared / "zero", shared / "zero.done"
+    with (shared / "zero.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            write_base(folder / "base")
+            for ranks, specs in SETS.items():
+                job = (folder / "base", folder, specs)
+                run_ranks(write_zero_checkpoints, ranks, *job, timeout_sec=240)
+            done.touch()
     return folder

@@ -1,5 +1,6 @@
 """Merges of real DeepSpeed checkpoints and adapters against the naive computation in float64."""
 
+import itertools
 import json
 import shutil
 from functools import lru_cache
@@ -24,7 +25,7 @@ SCALE = 7 / 3
 
 @pytest.fixture(scope="session")
 def zero(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint_set(tmp_path_factory.getbasetemp() / "zero")
+    return make_checkpoint_set(tmp_path_factory)
 
 
 def read_base(zero: Path) -> dict[str, Tensor]:
@@ -67,10 +68,28 @@ def check(zero: Path, names: list[str], merged: dict[str, Tensor], settings: Mer
         assert_merged(values, base[key].double(), tuned, settings)
 
 
+PRODUCT = list(
+    itertools.product(
+        ("delta", "uniform", "task_arithmetic", "ties"),
+        ("tensor", "row", "element"),
+        ("float32", "bfloat16"),
+    )
+)
+FEW = {
+    ("delta", "tensor", "bfloat16"),
+    ("delta", "row", "float32"),
+    ("uniform", "tensor", "float32"),
+    ("task_arithmetic", "tensor", "bfloat16"),
+    ("ties", "element", "float32"),
+}
+"""Every method, granularity and precision; test_merge_stream.py mixes them on plain tensors."""
+
+
 @pytest.mark.dist
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
-@pytest.mark.parametrize("method", ["delta", "uniform", "task_arithmetic", "ties"])
+@pytest.mark.parametrize(
+    ("method", "granularity", "dtype"),
+    [one if one in FEW else pytest.param(*one, marks=pytest.mark.slow) for one in PRODUCT],
+)
 def test_all_worlds_stages_and_precisions_merge_exactly(
     zero: Path, tmp_path: Path, method: Any, granularity: Any, dtype: str
 ) -> None:

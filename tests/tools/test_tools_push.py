@@ -7,12 +7,15 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support import hub as stand_in
 from tests.support.hub import PART_BYTES, Hub, Repo
+from tools import push as push_tool
+from trainer.cli import ending_with_code
 from trainer.errors import CheckpointError
 from trainer.export.upload import export_files
 
@@ -209,10 +212,13 @@ def test_a_card_that_the_hub_refuses_stops_the_upload(hub: Hub, folder: Path) ->
 
 
 @pytest.mark.parametrize("repo", ["a/b/c", "team/x y", "team/.x", "team/x--y", ""])
-def test_a_malformed_name_is_refused(folder: Path, repo: str) -> None:
-    done = push(folder, repo, "--dry-run", endpoint="http://127.0.0.1:9")
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"push: REPO = {repo}; expected OWNER/NAME (")
+def test_a_malformed_name_is_refused(
+    folder: Path, repo: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    arguments = [str(folder), repo, "--dry-run"]
+    assert ending_with_code(partial(push_tool.main, arguments)) == 2
+    assert capsys.readouterr().err.startswith(f"push: REPO = {repo}; expected OWNER/NAME (")
 
 
 def damaged(name: str, content: bytes | None) -> Callable[[Path], None]:

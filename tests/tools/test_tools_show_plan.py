@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.data_files import byte_tokenizer, write_jsonl
+from tests.support.forked import finish_forked
+from tests.support.launched import Ended
 from trainer.data.plan import make_plan
 from trainer.recipe.load import load_recipe
 
@@ -46,11 +48,17 @@ def show(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def show_forked(recipe: Path, *arguments: object) -> Ended:
+    """The same without the imports that take most of its time."""
+    given = ("--recipe", str(recipe), *map(str, arguments))
+    return finish_forked(recipe.parent, *given, script="tools/show_plan.py")
+
+
 def test_json_lines_are_the_steps_of_the_run(recipe):
-    shown = show("--recipe", recipe, "--start", 3, "--steps", 4, "--json")
-    assert shown.returncode == 0, shown.stderr
+    shown = show_forked(recipe, "--start", 3, "--steps", 4, "--json")
+    assert shown.code == 0, shown.err
     plan = make_plan(load_recipe(recipe), {"pairs": 8, "search": 50})
-    lines = [json.loads(line) for line in shown.stdout.splitlines()]
+    lines = [json.loads(line) for line in shown.out.splitlines()]
     for line, step in zip(lines, range(3, 7), strict=True):
         found = plan.at(step)
         assert line == {
@@ -60,13 +68,13 @@ def test_json_lines_are_the_steps_of_the_run(recipe):
             "epoch": found.epoch,
             "rows": found.rows.tolist(),
         }
-    assert len(show("--recipe", recipe, "--json").stdout.splitlines()) == 10
+    assert len(show_forked(recipe, "--json").out.splitlines()) == 10
 
 
 def test_the_table_counts_rows_and_tokens(recipe):
-    shown = show("--recipe", recipe, "--steps", 1)
-    assert shown.returncode == 0, shown.stderr
-    cells = [line.split() for line in shown.stdout.splitlines()]
+    shown = show_forked(recipe, "--steps", 1)
+    assert shown.code == 0, shown.err
+    cells = [line.split() for line in shown.out.splitlines()]
     # 5 steps of 4 rows each: 8 pairs are seen twice, 4 of them once more; 20 of 50 queries once.
     assert cells[2][:9] == ["sts", "pairs", "8", "5", "2.50", "0", "0", "4", "4"]
     assert cells[3][:9] == ["ir", "search", "50", "5", "0.40", "30", "20", "0", "0"]
@@ -78,10 +86,10 @@ def test_the_table_counts_rows_and_tokens(recipe):
 def test_without_a_tokenizer_the_rest_is_shown(recipe):
     (recipe.parent / "model" / "tokenizer.json").unlink()
     (recipe.parent / "model" / "tokenizer_config.json").unlink()
-    shown = show("--recipe", recipe)
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.splitlines()[2].split()[9] == "-"
-    assert "tokens are not estimated" in shown.stderr
+    shown = show_forked(recipe)
+    assert shown.code == 0, shown.err
+    assert shown.out.splitlines()[2].split()[9] == "-"
+    assert "tokens are not estimated" in shown.err
 
 
 def test_mistakes_end_with_code_two(recipe):

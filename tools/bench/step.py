@@ -94,13 +94,13 @@ FULL = Scale(
     growth_chunk=4096,
 )
 QUICK = Scale(
-    rounds=3,
+    rounds=2,
     num_pairs=96,
     peer_shape=DecoderShape(hidden_size=32, num_layers=2, inner_size=48),
     peer_batch=16,
     peer_max_tokens=32,
     chunk_tokens=128,
-    peer_rows=(4,),
+    peer_rows=(8,),
     peer_tokens=(64,),
     zero3_shape=DecoderShape(hidden_size=32, num_layers=2, inner_size=48),
     zero3_tokens=8,
