@@ -207,8 +207,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"query": "q", "answer": "p", "scores": [1, 2]},
         "scores = a list of length 2; expected a list of length 1, scores of positives first[.]",
     ),
-    "word as margin": (TRIPLET | {"label": "high"}, 'label = "high"; expected a number'),
-    "truth as margin": (TRIPLET | {"label": True}, "label = true; expected a number"),
     "nan as margin": (TRIPLET | {"label": NAN}, "label = nan; expected a finite number"),
     "large margin": (TRIPLET | {"label": 1e200}, r"label = 1e\+200; expected a finite number"),
     "word among scores": (TRIPLET | {"scores": [1, "a"]}, r'scores\[1\] = "a"; expected a number'),

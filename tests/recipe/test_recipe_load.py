@@ -367,7 +367,7 @@ def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) ->
         ),
         (
             ["tasks.ir.in_batch=false", "tasks.ir.hardness=5", "tasks.ir.hardness_of=in_batch"],
-            ["hardness_of = in_batch", "in_batch is false"],
+            ["tasks.ir.hardness_of = ", "in_batch is false"],
         ),
         (
             [
@@ -375,7 +375,7 @@ def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) ->
                 "tasks.ir.hardness=5",
                 "tasks.ir.hardness_of=hard",
             ],
-            ["hardness_of = hard", "positives_only"],
+            ["tasks.ir.hardness_of = ", "positives_only"],
         ),
         (
             [

@@ -50,8 +50,8 @@ class IrRecord:
 
     @property
     def has_teacher(self) -> bool:
-        """See `RawRecord.has_teacher`. A positive alone teaches nothing."""
-        return self.positive_scores is not None and bool(self.negative_scores)
+        """See `RawRecord.has_teacher`."""
+        return self.positive_scores is not None
 
     def asked(self) -> str:
         """Its query."""
