@@ -141,3 +141,38 @@ def test_a_source_that_now_overrides_its_task_is_another_run(key: str, value: in
         compare_runs("step-3", saved, recipe=now, **arguments)  # type: ignore[arg-type]
     same = dataclasses.asdict(RECIPE)
     assert compare_runs("step-3", saved, recipe=same, **arguments) == []  # type: ignore[arg-type]
+
+
+NEW_KEYS = {
+    "model.matryoshka": {"dims": [32, 16]},
+    "tasks.ir.hardness": 5.0,
+    "tasks.ir.spread_out": 1.0,
+    "tasks.ir.in_batch": False,
+    "tasks.ir.directions": ["query_to_doc", "doc_to_doc"],
+    "tasks.ir.distillation": {"loss": "kl"},
+    "tasks.ir.weights.hard_negatives": 1.0,
+    "tasks.sts.weights.angle": 1.0,
+    "data.sources.0.in_batch": False,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), NEW_KEYS.items(), ids=NEW_KEYS)
+def test_a_key_that_an_older_release_lacked_had_its_default(key: str, value: Any) -> None:
+    old = without(dataclasses.asdict(RECIPE), key)
+    saved = Manifest(
+        step=3, world_size=2, recipe=old, sources=SOURCES, versions=VERSIONS, files={}
+    )  # fmt: skip
+    same: dict[str, Any] = {"sources": SOURCES, "versions": VERSIONS, "world_size": 2}
+    assert compare_runs("step-3", saved, recipe=dataclasses.asdict(RECIPE), **same) == []
+    with pytest.raises(CheckpointError, match=re.escape(key)):
+        compare_runs("step-3", saved, recipe=changed(RECIPE, key, value), **same)
+
+
+def without(plain: dict[str, Any], key: str) -> dict[str, Any]:
+    """Plain values without one leaf."""
+    *path, leaf = key.split(".")
+    place: Any = plain
+    for part in path:
+        place = place[int(part) if part.isdecimal() else part]
+    del place[leaf]
+    return plain

@@ -23,7 +23,12 @@ from trainer.data.loader import batches
 from trainer.data.plan import make_plan
 from trainer.data.records import IrRecord
 from trainer.data.sources import open_source, open_sources
-from trainer.data.teacher import check_teachers, require_teacher, scored_rows
+from trainer.data.teacher import (
+    check_negatives,
+    check_teachers,
+    require_teacher,
+    scored_rows,
+)
 from trainer.data.tokens import make_encoder
 from trainer.errors import DataError
 from trainer.recipe.ir import DistillationRecipe, IrRecipe, MaskRecipe
@@ -202,8 +207,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"query": "q", "answer": "p", "scores": [1, 2]},
         "scores = a list of length 2; expected a list of length 1, scores of positives first[.]",
     ),
-    "word as margin": (TRIPLET | {"label": "high"}, 'label = "high"; expected a number'),
-    "truth as margin": (TRIPLET | {"label": True}, "label = true; expected a number"),
     "nan as margin": (TRIPLET | {"label": NAN}, "label = nan; expected a finite number"),
     "large margin": (TRIPLET | {"label": 1e200}, r"label = 1e\+200; expected a finite number"),
     "word among scores": (TRIPLET | {"scores": [1, "a"]}, r'scores\[1\] = "a"; expected a number'),
@@ -417,3 +420,38 @@ def test_a_recipe_that_learns_from_a_teacher_needs_one_source_with_scores(
     assert f"data.sources.without: no row has a teacher's scores; {key}" in caplog.text
     plain = tiny.make_recipe(tmp_path, data=recipe.data)
     check_teachers(sources[:1], plain)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"in_batch": False}, "tasks.ir.in_batch"),
+        ({"weights": {"infonce": 1.0, "hard_negatives": 1.0}}, "tasks.ir.weights.hard_negatives"),
+        ({"distillation": DistillationRecipe()}, "tasks.ir.distillation"),
+        ({}, None),
+    ],
+)
+def test_a_loss_of_hard_negatives_needs_rows_that_have_some(
+    tmp_path: Path, settings: dict[str, Any], key: str | None
+) -> None:
+    plain = {"query": "q", "positives": ["p"]}
+    one = ir_source(write_jsonl(tmp_path / "a.jsonl", [plain] * 3))
+    weights = {"weights": {"infonce": 1.0, "hard_negatives": 0.0}}
+    ir = IrRecipe(global_batch_size=1, **(weights | settings))
+    recipe = tiny.make_recipe(tmp_path, data=DataRecipe(sources=(one,)), tasks={"ir": ir})
+    sources = [open_source(one, ".")]
+    if key is None:
+        check_negatives(sources, recipe)
+        return
+    with pytest.raises(DataError, match=rf"hard negatives = 0 of 3 .* expected some for {key}\."):
+        check_negatives(sources, recipe)
+    with_some = ir_source(write_jsonl(tmp_path / "b.jsonl", [plain, OWN]))
+    check_negatives([open_source(with_some, ".")], recipe)
+
+
+@pytest.mark.parametrize("label", ["entailment", True, [1, 0]])
+def test_labels_are_no_scores(tmp_path: Path, label: object) -> None:
+    row = {"anchor": "q", "positive": "p", "negative": "n", "label": label}
+    source = open_source(ir_source(write_jsonl(tmp_path / "a.jsonl", [row])), ".")
+    assert source.num_scored == 0
+    assert source.record(0).positive_scores is None

@@ -16,7 +16,7 @@ from trainer.engine.chunks import plan_chunks
 from trainer.engine.losses.ir import retrieval_loss
 from trainer.engine.losses.step_loss import whole_loss
 from trainer.engine.materialise import lengths_of
-from trainer.objectives.distillation import kl_loss
+from trainer.objectives.distillation import kl_divergence
 from trainer.objectives.prefixes import Prefix
 from trainer.objectives.regularisers import spread_out
 from trainer.recipe import ir, sts
@@ -130,7 +130,7 @@ def composed_by_hand(one: IrBatch, settings: IrRecipe, table: torch.Tensor) -> t
         spread = spread_out(queries) + (spread_out(passages[:, 0]) + spread_out(passages[:, 1])) / 2
         scores, rows = torch.einsum("qd,qsd->qs", queries, passages), ~teacher.isnan().any(1)
         slots = [
-            kl_loss(scores[rows][:, [j, 2]], teacher[rows][:, [j, 2]], temperature=0.1,
+            kl_divergence(scores[rows][:, [j, 2]], teacher[rows][:, [j, 2]], temperature=0.1,
                     teacher_temperature=1.0)
             for j in range(2)
         ]  # fmt: skip

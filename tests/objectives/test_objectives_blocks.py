@@ -74,16 +74,17 @@ class Naive:
         """(score, hardness) of everything that is compared with the target."""
         num_groups, num_slots = passages.shape[:2]
         slots = [j, *range(self.num_positives, num_slots)]
-        if self.in_batch == "positives":
+        if self.in_batch == "positives_only":
             slots = [j]
         for k, s in itertools.product(range(num_groups), slots):
             is_absent = self.absent is not None and bool(self.absent[k, s])
             if is_absent or (i, k, s) in self.known or (k, s) == (i, j):
                 continue
-            if self.in_batch is not False or k == i:
+            lent = self.in_batch is True or (self.in_batch is not False and s == j)
+            if lent or k == i:
                 harder = self.hardness_of in ("all", "hard" if k == i else "in_batch")
                 yield queries[i] @ passages[k, s], self.hardness * harder
-            if "doc_to_doc" in self.directions and k != i:
+            if "doc_to_doc" in self.directions and k != i and lent:
                 yield passages[i, j] @ passages[k, s], 0.0
         for k in set(range(num_groups)) - {i}:
             alike = any((i, k, s) in self.known for s in range(self.num_positives))
@@ -99,7 +100,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
     num_groups, num_positives = draw(st.integers(1, 5)), draw(st.integers(1, 3))
     num_negatives = draw(st.integers(0, 3))
     directions = ("query_to_doc", *draw(st.sets(st.sampled_from(DIRECTIONS[1:]))))
-    in_batch = draw(st.sampled_from([True, True, "positives", False]))
+    in_batch = draw(st.sampled_from([True, True, "positives", "positives_only", False]))
     return {
         "shape": (num_groups, num_positives, num_negatives),
         "seed": draw(st.integers(0, 2**16)),
@@ -198,7 +199,8 @@ BAD_CALLS = [
     ({"directions": ("doc_to_doc",)}, "query_to_doc among them"),
     ({"directions": ("query_to_doc", "query_to_doc")}, "Name each once"),
     ({"directions": ("query_to_doc", "doc_to_word")}, "doc_to_word"),
-    ({"in_batch": "negatives"}, "in_batch = negatives; expected True, False or positives"),
+    ({"in_batch": "negatives"}, "in_batch = negatives; expected True, False, positives or pos"),
+    ({"in_batch": 1}, "in_batch = 1; expected True"),
     ({"in_batch": False, "directions": DIRECTIONS}, "query_to_doc alone where in_batch is False"),
     ({"hardness": -1.0}, "hardness = -1.0; expected at least 0"),
     ({"hardness": float("nan")}, "hardness = nan"),

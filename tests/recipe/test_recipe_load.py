@@ -188,8 +188,8 @@ def test_round_trip_of_any_value(
             ["directions.1 = 'docs'", "one of query_to_doc"],
         ),
         ("tasks.ir.directions=query_to_doc", ["tasks.ir.directions = 'query_to_doc'", "a list"]),
-        ("tasks.ir.in_batch=some", ["in_batch = 'some'", "one of true, false, positives"]),
-        ("tasks.ir.in_batch=3", ["in_batch = 3", "one of true, false, positives"]),
+        ("tasks.ir.in_batch=some", ["in_batch = 'some'", "true, false, positives"]),
+        ("tasks.ir.in_batch=3", ["in_batch = 3", "true, false, positives"]),
         ("tasks.ir.hardness=-1", ["tasks.ir.hardness = -1", "at least 0"]),
         ("tasks.ir.hardness_of=hard", ["hardness_of = 'hard'", "tasks.ir.hardness is 0"]),
         ("tasks.ir.distillation.loss=mse", ["distillation.loss = 'mse'", "one of kl, margin_mse"]),
@@ -352,15 +352,37 @@ def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) ->
     [
         (
             ["tasks.ir.in_batch=false", "tasks.ir.negatives=0"],
-            ["in_batch = false", "negatives is 0"],
+            ["negatives = 0", "tasks.ir.in_batch"],
         ),
+        (["tasks.ir.distillation={}", "tasks.ir.negatives=0"], ["negatives = 0", "distillation"]),
+        (["tasks.ir.mask={guide: true}", "tasks.ir.negatives=0"], ["negatives = 0", "mask.guide"]),
+        (["tasks.ir.in_batch=positives_only"], ["negatives = 1", "no other term reads"]),
         (
             ["tasks.ir.in_batch=false", "tasks.ir.directions=[query_to_doc, doc_to_doc]"],
             ["in_batch = false", "directions has more than query_to_doc"],
         ),
         (
             ["tasks.ir.weights.hard_negatives=1", "tasks.ir.negatives=0"],
-            ["weights.hard_negatives = 1", "negatives is 0"],
+            ["negatives = 0", "tasks.ir.weights.hard_negatives"],
+        ),
+        (
+            ["tasks.ir.in_batch=false", "tasks.ir.hardness=5", "tasks.ir.hardness_of=in_batch"],
+            ["tasks.ir.hardness_of = ", "in_batch is false"],
+        ),
+        (
+            [
+                "tasks.ir={global_batch_size: 8, in_batch: positives_only, negatives: 0}",
+                "tasks.ir.hardness=5",
+                "tasks.ir.hardness_of=hard",
+            ],
+            ["tasks.ir.hardness_of = ", "positives_only"],
+        ),
+        (
+            [
+                "tasks.ir.weights={infonce: 0, hard_negatives: 1}",
+                "tasks.ir.directions=[query_to_doc, doc_to_doc]",
+            ],
+            ["directions = ", "weights.infonce is 0"],
         ),
     ],
 )

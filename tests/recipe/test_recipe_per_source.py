@@ -127,7 +127,11 @@ def test_a_batch_that_the_ranks_do_not_divide_names_its_key(file: Path) -> None:
         ),
         (
             ["tasks.ir.global_batch_size=1", "data.sources.tiny.negatives=0"],
-            "data.sources.2.global_batch_size = 1; expected at least 2 where negatives is 0",
+            "batch_size = 1; expected at least 2 where negatives is 0 (in steps of source tiny)",
+        ),
+        (
+            ["tasks.ir.in_batch=false", "data.sources.tiny.negatives=0"],
+            "data.sources.2.negatives = 0; expected at least 1 where tasks.ir.in_batch needs",
         ),
         (
             ["tasks.ir={global_batch_size: 1, negatives: 0}", "data.sources.tiny.negatives=3"],

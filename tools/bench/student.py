@@ -46,8 +46,7 @@ COMMON = (
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "plain": (),
     "distilled": (
-        "tasks.ir.distillation={loss: kl, weight: 400, temperature: 0.05, "
-        "teacher_temperature: 0.05}",
+        "tasks.ir.distillation={loss: kl, weight: 1, temperature: 0.05, teacher_temperature: 0.05}",
     ),
     "matryoshka": (f"model.matryoshka.dims={list(DIMS)}",),
 }

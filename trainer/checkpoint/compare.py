@@ -10,7 +10,8 @@ from typing import Any
 
 from trainer.checkpoint.manifest import Manifest
 from trainer.errors import CheckpointError
-from trainer.recipe.per_source import OVERRIDES
+from trainer.recipe.completed import completed
+from trainer.recipe.schema import Recipe
 
 HARMLESS = re.compile(
     r"name|output_dir|resume|(log|eval|checkpoint|export|engine)(\..*)?"
@@ -54,7 +55,7 @@ def compare_runs(
     Raises:
         CheckpointError: naming every harmful change, old and new.
     """
-    changes = differences("", _with_overrides(saved.recipe), recipe)
+    changes = differences("", completed(Recipe, saved.recipe), recipe)
     free_length = _constant_rate(saved.recipe) and _constant_rate(recipe)
     harmless = [one for one in changes if _is_harmless(one[0], free_length=free_length)]
     harmful = [
@@ -78,12 +79,6 @@ def compare_runs(
     return lines
 
 
-def _with_overrides(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The recipe, whose sources override nothing where its release had no such key."""
-    sources = [dict.fromkeys(OVERRIDES) | source for source in recipe["data"]["sources"]]
-    return {**recipe, "data": {**recipe["data"], "sources": sources}}
-
-
 def _is_harmless(key: str, *, free_length: bool) -> bool:
     return HARMLESS.fullmatch(key) is not None or (free_length and key in LENGTH)
 
@@ -105,8 +100,8 @@ def _shown(value: object) -> str:
 def differences(key: str, old: object, new: object) -> list[Change]:
     """Leaves that differ between two trees of plain values.
 
-    A key that one of them does not have is one that another release of the project knows: no change
-    that anyone made.
+    A key that one of them does not have is one that this release does not know any more, or that it
+    gave no default: no change that anyone made.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping) and key not in WHOLE:
         return [

@@ -1,4 +1,4 @@
-"""Which sources have a teacher's scores: asked before a loss that learns from them starts."""
+"""Which sources have a teacher's scores and hard negatives: asked before a loss needs them."""
 
 import logging
 from collections.abc import Sequence
@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from trainer.data.formats import ADAPTERS
 from trainer.data.sources import Source
 from trainer.errors import DataError
+from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
+
+LOOKED_AT = 1000
+"""Rows of a source that are looked at for hard negatives."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,28 @@ def check_teachers(sources: Sequence[Source], recipe: Recipe) -> None:
                 "data.sources.%s: no row has a teacher's scores; %s counts for other sources alone",
                 source.name, key,
             )  # fmt: skip
+
+
+def check_negatives(sources: Sequence[Source], recipe: Recipe) -> None:
+    """Refuse a source without hard negatives where a term of its steps is nothing without them.
+
+    Rows are looked at until one has a negative; of a large source, some that lie far apart.
+
+    Raises:
+        DataError: naming the key and the source.
+    """
+    for source in sources:
+        task = next(one.task for one in recipe.data.sources if one.name == source.name)
+        key = TASKS[task].negatives_key(settings_of(recipe, source.name))
+        if key is None:
+            continue
+        rows = sorted({len(source) * i // LOOKED_AT for i in range(LOOKED_AT)})
+        if not any(getattr(source.record(row), "negatives", ()) for row in rows):
+            raise DataError(
+                f"data.sources.{source.name}: rows with hard negatives = 0 of {len(rows)} that "
+                f"were looked at; expected some for {key}. Mine negatives, or remove {key} or the "
+                "source."
+            )
 
 
 def scored_rows(sources: Sequence[Source]) -> dict[str, int]:

@@ -88,8 +88,10 @@ def _export_adapter(
 ) -> None:
     """A folder of the adapter alone."""
     _start_folder(folder, request, ranks)
-    # transformers takes a folder with a config for a whole model, and would look for weights in it
-    (folder / "config.json").unlink(missing_ok=True)
+    if ranks.is_first:
+        # transformers takes a folder with a config for a whole model, and looks for weights in it.
+        # Other ranks are ahead: one of them would remove it while it is still read here.
+        (folder / "config.json").unlink(missing_ok=True)
     assert request.base is not None
     shapes = write_adapter(backbone, folder, request.base, ranks)
     base = folder_of_base(request.base.place, request.base.revision)

@@ -32,11 +32,14 @@ TEMPORARIES: dict[str, Callable[[Any], int]] = {
 """From a task's settings to bytes."""
 
 
-def cuts_vectors(settings: TaskSettings) -> bool:
-    """Whether a term copies the leading part of every vector of a step, which InfoNCE does not."""
-    if isinstance(settings, ir.IrRecipe):
-        return settings.spread_out > 0 or settings.distillation is not None
-    return True
+def num_cuts(settings: TaskSettings) -> int:
+    """Terms that hold a copy of the leading part of every vector, which InfoNCE does not."""
+    if not isinstance(settings, ir.IrRecipe):
+        return 1
+    own_alone = settings.in_batch is False
+    weights = ir.KIND.weights_of(settings)
+    copying = ("hard_negatives", "spread_out", "distillation")
+    return own_alone + sum(weights[name] > 0 for name in copying)
 
 
 def temporary_bytes(task: str, settings: TaskSettings) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.memory.loss_temporaries import cuts_vectors, temporary_bytes
+from trainer.memory.loss_temporaries import num_cuts, temporary_bytes
 from trainer.memory.shapes import ModelShape
 from trainer.recipe.per_source import step_kinds
 from trainer.recipe.resolve import longest_text, row_texts
@@ -108,7 +108,7 @@ def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
         texts_per_row = sum(number for number, _ in row_texts(recipe, kind))
         texts = kind.settings.global_batch_size * texts_per_row
         vectors = VECTOR_COPIES * 4 * layers * texts * shape.hidden_size
-        cut = _cut_size(recipe, shape) if cuts_vectors(kind.settings) else 0
+        cut = _cut_size(recipe, shape) * num_cuts(kind.settings)
         # a copy and its gradient
         vectors += 2 * 4 * layers * texts * cut
         sizes.append(vectors + temporary_bytes(kind.task, kind.settings))

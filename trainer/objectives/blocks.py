@@ -24,9 +24,8 @@ HardnessOf = Literal["all", "in_batch", "hard"]
 """Which negatives are made harder: all, those of other queries, or a query's own."""
 
 
-InBatch = bool | Literal["positives"]
-"""Whose passages are candidates: those of all queries, of all but for hard negatives, or one's own.
-"""
+InBatch = bool | Literal["positives", "positives_only"]
+"""What other queries lend as candidates: all their passages, their positives, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,8 @@ class Compared:
     directions: Sequence[Direction] = ("query_to_doc",)
     """`query_to_doc` is always among them."""
     in_batch: InBatch = True
-    """False: the only candidates are the query's own positive and hard negatives; `positives`: hard
-    negatives are no candidates of any query."""
+    """What other queries lend: True: all their passages; `positives`: no hard negatives; False:
+    nothing. Own hard negatives are candidates, but under `positives_only`, where none are."""
     margin_of: Literal["own", "best"] = "best"
     """The positive that a margin is measured from: the slot's own, or the query's best."""
     hardness: float = 0.0
@@ -110,6 +109,8 @@ class Block:
     """Column of passages on the right; None: queries."""
     pairs: Tensor | None = None
     """(left, right) left out [M, 2], int64."""
+    only_own: bool = False
+    """Whether the diagonal alone counts."""
 
     def is_target(self, job: Job) -> bool:
         """Whether its diagonal holds the targets."""
@@ -173,17 +174,20 @@ def tables_of(
 
 def blocks(job: Job, tables: Tables) -> Iterator[Block]:
     """The blocks of a loss, with the known pairs that each leaves out."""
-    directions, with_negatives = job.compared.directions, job.compared.in_batch is True
+    directions, in_batch = job.compared.directions, job.compared.in_batch
     first, last = job.first_row, job.first_row + len(tables.queries.values)
-    for column in range(len(tables.passages) if with_negatives else job.num_positives):
+    for column in range(
+        job.num_positives if in_batch == "positives_only" else len(tables.passages)
+    ):
         is_positive = column < job.num_positives
         pairs = None if job.pairs is None else _known_to(job.pairs, column, first, last)
         for slot in (column,) if is_positive else _shared_slots(job):
             yield Block(
                 kind="query_to_doc", left=tables.queries, right=tables.passages[column],
                 slot=slot, column=column, pairs=pairs,
+                only_own=not is_positive and in_batch == "positives",
             )  # fmt: skip
-        if "doc_to_doc" in directions:
+        if "doc_to_doc" in directions and (is_positive or in_batch is True):
             for slot in (column,) if is_positive else range(job.num_positives):
                 yield Block(
                     kind="doc_to_doc", left=tables.own[slot], right=tables.passages[column],

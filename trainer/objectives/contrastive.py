@@ -165,9 +165,11 @@ def _check_compared(compared: Compared) -> None:
     holds = holds and not set(directions) - set(known)
     expected = f"some of {', '.join(known)}"
     require(holds, "info_nce: directions", list(directions), expected, advice)
-    holds = in_batch in (True, False, "positives")
+    holds = isinstance(in_batch, bool) or in_batch in ("positives", "positives_only")
     advice = "Choose one."
-    require(holds, "info_nce: in_batch", in_batch, "True, False or positives", advice)
+    require(
+        holds, "info_nce: in_batch", in_batch, "True, False, positives or positives_only", advice
+    )
     alone = in_batch is not False or len(directions) == 1
     advice = "The other directions compare records of a batch."
     expected = "query_to_doc alone where in_batch is False"

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.objectives.arguments import require
 from trainer.objectives.blocks import Direction, HardnessOf, InBatch
 from trainer.objectives.contrastive import info_nce, paired_info_nce
-from trainer.objectives.prefixes import Prefix
+from trainer.objectives.prefixes import Prefix, cut
 from trainer.objectives.ranking import (
     angle_loss,
     cosent_loss,
@@ -131,11 +131,15 @@ def hard_negatives_nce(queries: Tensor, passages: Tensor, **options: Any) -> Ten
 
 
 def spread_queries_and_positives(
-    all_queries: Tensor, passages: Tensor, *, num_positives: int
+    all_queries: Tensor, passages: Tensor, *, num_positives: int, prefixes: Sequence[Prefix]
 ) -> Tensor:
     """The spread of queries [G, D] plus that of positives, the mean over the P slots."""
-    slots = [spread_out(passages[:, slot]) for slot in range(num_positives)]
-    return spread_out(all_queries) + torch.stack(slots).mean()
+    total = torch.zeros((), device=passages.device)
+    for prefix in prefixes:
+        slots = [spread_out(cut(passages[:, slot], prefix)) for slot in range(num_positives)]
+        spread = spread_out(cut(all_queries, prefix)) + torch.stack(slots).mean()
+        total = total + prefix.weight * spread
+    return total
 
 
 def distilled(
@@ -146,6 +150,7 @@ def distilled(
     num_positives: int,
     first_row: int,
     distance: Distance,
+    prefixes: Sequence[Prefix],
 ) -> Tensor:
     """Distance of the own candidates' scores from a teacher's, the mean over the P slots.
 
@@ -153,19 +158,28 @@ def distilled(
     are left out; a connected 0 where none has them.
     """
     own = passages[first_row : first_row + len(queries)]
-    with torch.autocast(queries.device.type, enabled=False):
-        # [B, P + N, D] . [B, D] -> [B, P + N]
-        scores = (own @ queries[:, :, None]).squeeze(2)
+    total = 0.0 * queries.sum()
     if teacher is None:
-        return 0.0 * scores.sum()
+        return total
     rows = ~teacher.isnan().any(1)
-    scores, teacher = scores[rows], teacher[rows]
-    slots = [
-        distance(
-            *(torch.cat([t[:, slot, None], t[:, num_positives:]], 1) for t in (scores, teacher))
+    for prefix in prefixes:
+        with torch.autocast(queries.device.type, enabled=False):
+            # [B, P + N, d] . [B, d] -> [B, P + N]
+            scores = (cut(own, prefix) @ cut(queries, prefix)[:, :, None]).squeeze(2)
+        total = total + prefix.weight * _over_slots(
+            scores[rows], teacher[rows], num_positives, distance
         )
+    return total
+
+
+def _over_slots(scores: Tensor, teacher: Tensor, num_positives: int, distance: Distance) -> Tensor:
+    """Mean distance over positive slots, of scores and a teacher's [b, P + N]."""
+    negatives = scores[:, num_positives:], teacher[:, num_positives:]
+    slots = [
+        distance(*(torch.cat([t[:, slot, None], n], 1)
+                   for t, n in zip((scores, teacher), negatives, strict=True)))
         for slot in range(num_positives)
-    ]
+    ]  # fmt: skip
     return torch.stack(slots).mean()
 
 
@@ -200,15 +214,17 @@ RETRIEVAL_TERMS = table(
         name="spread_out",
         function=spread_queries_and_positives,
         reads=("all_queries", "passages"),
-        options=("num_positives",),
+        options=("num_positives", "prefixes"),
         share="batch",
+        sums_prefixes=True,
     ),
     Term(
         name="distillation",
         function=distilled,
         reads=("queries", "passages", "teacher"),
-        options=("num_positives", "first_row", "distance"),
+        options=("num_positives", "first_row", "distance", "prefixes"),
         share="taught",
+        sums_prefixes=True,
     ),
 )
 """Terms of `RetrievalInputs`."""

@@ -126,6 +126,8 @@ class _Scan:
                 right = block.right.tile(groups, self.dtype)
                 pairs = _pairs_of_groups(block.pairs, groups)
                 for rows in row_tiles:
+                    if block.only_own and not self._has_own(rows, groups):
+                        continue
                     left = block.left.tile(rows, self.dtype)
                     logits, own = self._logits(block, left, right, rows, groups, pairs)
                     yield block, groups, rows, logits, own, left, right
@@ -161,7 +163,11 @@ class _Scan:
             row = pairs[:, 0]
             here = pairs[(row >= rows.start) & (row < rows.stop)].to(self.device)
             logits[here[:, 0] - rows.start, here[:, 1] - groups.start] = -math.inf
-        if block.is_target(job) or block.kind == "doc_to_query":
+        if block.only_own:
+            kept = own.clone()
+            logits.fill_(-math.inf)
+            own.copy_(kept)
+        elif block.is_target(job) or block.kind == "doc_to_query":
             own.copy_(kept)
         elif block.kind != "query_to_doc":
             own.fill_(-math.inf)
@@ -185,6 +191,11 @@ class _Scan:
         if self.job.compared.margin_of == "best":
             scores = scores.amax(1, keepdim=True).expand(-1, self.job.num_positives)
         return scores + self.job.margin
+
+    def _has_own(self, rows: slice, groups: slice) -> bool:
+        """Whether a tile has a part of the diagonal."""
+        mine = self._target_rows(rows, groups)
+        return mine.start < mine.stop
 
     def _target_rows(self, rows: slice, groups: slice) -> slice:
         """Which of the B rows have their own group in a tile."""

@@ -21,7 +21,7 @@ from trainer.data.overlap import warn_of_overlaps
 from trainer.data.plan import make_plan
 from trainer.data.sources import Source, open_sources
 from trainer.data.tasks import open_eval_set
-from trainer.data.teacher import check_teachers
+from trainer.data.teacher import check_negatives, check_teachers
 from trainer.errors import RecipeError
 from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.resolve import resolve
@@ -79,6 +79,7 @@ def open_data(recipe: Recipe) -> RunData:
     """
     sources = open_sources(recipe.data)
     check_teachers(sources, recipe)
+    check_negatives(sources, recipe)
     eval_sets = tuple(open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets)
     names = [held_out.name for held_out in recipe.eval.sets]
     warn_of_overlaps(sources, dict(zip(names, eval_sets, strict=True)))

@@ -78,10 +78,17 @@ class DistillationRecipe:
     """
     weight: float = bounded(1.0, above=0)
     """Weight of the term."""
-    temperature: float = bounded(0.05, above=0)
-    """Divides cosines."""
+    temperature: float | None = bounded(None, above=0)
+    """Divides cosines; null: 0.05, and 1 for `margin_mse`."""
     teacher_temperature: float = bounded(1.0, above=0)
     """Divides the teacher's scores: 1 for logits of a reranker, as `temperature` for cosines."""
+
+    @property
+    def divisor(self) -> float:
+        """`temperature`, or what null stands for."""
+        if self.temperature is None:
+            return 1.0 if self.loss == "margin_mse" else 0.05
+        return self.temperature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +106,10 @@ class IrRecipe:
     directions: tuple[Direction, ...] = ("query_to_doc",)
     """What stands in the denominator beside the query's passages: `query_to_query` other queries,
     `doc_to_query` queries against the positive, `doc_to_doc` passages against the positive."""
-    in_batch: bool | Literal["positives"] = True
-    """Whose passages are candidates: those of all queries; `positives` of all queries without hard
-    negatives; false: the query's own alone."""
+    in_batch: bool | Literal["positives", "positives_only"] = True
+    """What other queries lend as candidates: all their passages; `positives`: no hard negatives;
+    false: nothing. The query's own hard negatives are candidates too, but under `positives_only`.
+    """
     mask: Literal["known", "none"] | MaskRecipe = "known"
     """`known` removes candidates that are known positives of the query from its denominator; a
     section, such as `{margin: 0.1}`, also those that look like positives."""
@@ -154,28 +162,57 @@ def _check(settings: IrRecipe, fail: Fail) -> None:
     if "query_to_doc" not in directions or len(set(directions)) < len(directions):
         expected = "query_to_doc and others, each once"
         raise fail("tasks.ir.directions", directions, expected, "Correct the list.")
-    if settings.hardness_of != "all" and settings.hardness == 0:
-        expected = "all where tasks.ir.hardness is 0"
-        raise fail("tasks.ir.hardness_of", settings.hardness_of, expected, "Set hardness.")
+    _check_hardness(settings, fail)
+    if settings.weights["infonce"] == 0 and len(directions) > 1:
+        expected = "query_to_doc alone where tasks.ir.weights.infonce is 0"
+        raise fail("tasks.ir.directions", directions, expected, "Raise the weight.")
+
+
+def _check_hardness(settings: IrRecipe, fail: Fail) -> None:
+    """Some candidate is among those that are made harder."""
+    key, of = "tasks.ir.hardness_of", settings.hardness_of
+    if of != "all" and settings.hardness == 0:
+        raise fail(key, of, "all where tasks.ir.hardness is 0", "Set hardness.")
+    if of == "in_batch" and settings.in_batch is False:
+        expected = "all or hard where in_batch is false"
+        raise fail(key, of, expected, "There are no candidates of other queries.")
+    own_negatives = settings.in_batch != "positives_only" or settings.weights["hard_negatives"] > 0
+    if of == "hard" and not own_negatives:
+        expected = "all or in_batch where in_batch is positives_only"
+        raise fail(key, of, expected, "Own hard negatives are no candidates.")
 
 
 def _check_candidates(settings: IrRecipe, fail: Fail) -> None:
-    """A query without hard negatives needs the passages of another one."""
+    """A query has candidates besides its positive, and hard negatives are read by some term."""
     key, in_batch = "tasks.ir.in_batch", settings.in_batch
     if settings.global_batch_size == 1 and settings.negatives == 0:
         raise fail(
             "tasks.ir.global_batch_size", 1, "at least 2 where negatives is 0", "Raise either."
         )
-    if in_batch is False and settings.negatives == 0:
-        expected = "true where tasks.ir.negatives is 0"
-        raise fail(key, in_batch, expected, "Raise negatives: there are no other candidates.")
     if in_batch is False and len(settings.directions) > 1:
         expected = "true where tasks.ir.directions has more than query_to_doc"
         raise fail(key, in_batch, expected, "The others compare records of a batch.")
-    if settings.weights["hard_negatives"] and settings.negatives == 0:
-        expected = "0 where tasks.ir.negatives is 0"
-        found = settings.weights["hard_negatives"]
-        raise fail("tasks.ir.weights.hard_negatives", found, expected, "Raise negatives.")
+    hard = settings.weights["hard_negatives"]
+    needing = needs_negatives(settings)
+    if needing is not None and settings.negatives == 0:
+        expected = f"at least 1 where {needing} needs hard negatives"
+        raise fail("tasks.ir.negatives", 0, expected, "Raise it.")
+    if in_batch == "positives_only" and settings.negatives and not (hard or _taught(settings)):
+        expected = "0 where in_batch is positives_only and no other term reads hard negatives"
+        raise fail("tasks.ir.negatives", settings.negatives, expected, "Lower it.")
+
+
+def needs_negatives(settings: IrRecipe) -> str | None:
+    """The key under which rows without hard negatives teach nothing; None: there is none."""
+    if settings.in_batch is False:
+        return "tasks.ir.in_batch"
+    if settings.weights["hard_negatives"]:
+        return "tasks.ir.weights.hard_negatives"
+    return _teacher_key(settings)
+
+
+def _taught(settings: IrRecipe) -> bool:
+    return settings.distillation is not None
 
 
 KIND = TaskKind(
@@ -191,5 +228,6 @@ KIND = TaskKind(
     hub_task="information-retrieval",
     weights_of=_all_weights,
     teacher_key=_teacher_key,
+    negatives_key=needs_negatives,
     check=_check,
 )

@@ -131,6 +131,8 @@ class TaskKind:
     """From settings to the weight of every term, those with a key of their own included."""
     teacher_key: Callable[[Any], str | None] = lambda settings: None
     """From settings to the key that needs a teacher's scores in the rows; None: none does."""
+    negatives_key: Callable[[Any], str | None] = lambda settings: None
+    """From settings to a key that needs hard negatives in the rows; None: none does."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
 

@@ -28,7 +28,7 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
     overrides = dict(overrides_of(found))
     if overrides.get("in_batch") is False:
         # its records are compared with no other, whatever the task compares
-        overrides["directions"] = ("query_to_doc",)
+        overrides |= {"directions": ("query_to_doc",), "spread_out": 0.0}
     return cast(TaskSettings, dataclasses.replace(settings, **overrides))
 
 

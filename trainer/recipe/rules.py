@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.kind import Fail, Side, Words
-from trainer.recipe.per_source import OVERRIDES, overrides_of, settings_of
+from trainer.recipe.per_source import overrides_of, settings_of
 from trainer.recipe.schema import EvalSetRecipe, MatryoshkaRecipe, Recipe, SourceRecipe
 from trainer.recipe.tasks import TASKS
 
@@ -143,13 +143,15 @@ def _check_tasks(recipe: Recipe, fail: Fail) -> None:
 
 def _fail_of_source(source: SourceRecipe, index: int, fail: Fail) -> Fail:
     """As `fail`, but what is wrong because of a source is named as a key of the source."""
-    if not overrides_of(source):
+    own = overrides_of(source)
+    if not own:
         return fail
 
     def fail_of_source(key: str, got: object, expected: str, advice: str) -> RecipeError:
         name = key.rpartition(".")[-1]
-        where = f"data.sources.{index}.{name}" if name in OVERRIDES else key
-        return fail(where, got, expected, advice)
+        if name in own:
+            return fail(f"data.sources.{index}.{name}", got, expected, advice)
+        return fail(key, got, f"{expected} (in steps of source {source.name})", advice)
 
     return fail_of_source
 

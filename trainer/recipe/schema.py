@@ -106,7 +106,7 @@ class SourceRecipe:
     negatives: int | None = bounded(None, low=0)
     """Hard negatives per query in a step of this source, in place of `tasks.ir.negatives`; null: as
     there. Only for `ir`."""
-    in_batch: bool | Literal["positives"] | None = None
+    in_batch: bool | Literal["positives", "positives_only"] | None = None
     """Candidates of a step of this source, in place of `tasks.ir.in_batch`; null: as there. False,
     for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either.
     Only for `ir`."""

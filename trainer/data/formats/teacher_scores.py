@@ -94,8 +94,8 @@ def margins_or_scores(row: Row, *, num_positives: int, num_negatives: int) -> Te
     """What sentence-transformers' MarginMSE and listwise losses take; None if the row has none.
 
     A number is the margin of one positive over one negative; beside other numbers of texts it says
-    something else, and is left alone. A list has the margin over each negative, or the score of
-    each passage, positives first.
+    something else, and is left alone, as are names of classes and lists of 1 and 0. A list has the
+    margin over each negative, or the score of each passage, positives first.
 
     Raises:
         RowError: if the list is of another length, or something in it is no finite number.
@@ -105,7 +105,14 @@ def margins_or_scores(row: Row, *, num_positives: int, num_negatives: int) -> Te
         return None
     values, is_triplet = row.values[field], (num_positives, num_negatives) == (1, 1)
     if not isinstance(values, list):
-        return _margins([_number(field, row.number(field))]) if is_triplet else None
+        return (
+            _margins([_number(field, row.number(field))])
+            if is_triplet and _may_be(values)
+            else None
+        )
+    if values == [1] * num_positives + [0] * num_negatives:
+        # which text is the positive, as losses of rerankers take it
+        return None
     numbers = _numbers(named_items(field, values))
     if len(numbers) == num_positives + num_negatives:
         return TeacherScores(numbers[:num_positives], numbers[num_positives:])
@@ -131,6 +138,13 @@ def passage_scores(positives: Sequence[Named], negatives: Sequence[Named]) -> Te
         _number(f"{name}.score", score) for (name, _), score in zip(passages, scores, strict=True)
     ]
     return TeacherScores(tuple(numbers[: len(positives)]), tuple(numbers[len(positives) :]))
+
+
+def _may_be(value: Any) -> bool:
+    """Whether a value is a number, or a text that begins like one; others are names of classes."""
+    if isinstance(value, str):
+        return value.strip()[:1] in {*"+-.0123456789"}
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _margins(margins: Sequence[float]) -> TeacherScores:

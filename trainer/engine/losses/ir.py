@@ -51,26 +51,24 @@ class RetrievalLoss:
 
     def __call__(self, tables: Vectors, prefixes: Prefixes) -> dict[str, Tensor]:
         """This rank's share of each term; see `TaskLoss`."""
+        # what terms of one layer read is gathered once for all of them
+        layers = {KIND.terms[term.name].layer for term in self.terms if term.sums_prefixes}
+        shared = {layer: self._inputs(tables[layer == "middle"], prefixes) for layer in layers}
         values = {}
         for term in self.terms:
-            table_UH = tables[KIND.terms[term.name].layer == "middle"]
-            share = self.shares[term.share]
+            layer, share = KIND.terms[term.name].layer, self.shares[term.share]
             if term.sums_prefixes:
-                values[term.name] = share * self._value(term, table_UH, prefixes)
+                values[term.name] = share * _value(term, shared[layer])
             else:
-                summed = over_prefixes(partial(self._named_value, term), (table_UH,), prefixes)
+                table = (tables[layer == "middle"],)
+                summed = over_prefixes(partial(self._cut_value, term), table, prefixes)
                 values[term.name] = share * summed[term.name]
         weights = KIND.weights_of(self.settings)
         return {"loss": weighted_sum(values, weights), **values}  # type: ignore[dict-item]
 
-    def _named_value(self, term: Term, tables: Vectors) -> dict[str, Tensor]:
-        """A term on one leading part of the vectors."""
-        return {term.name: self._value(term, tables[0], (WHOLE,))}
-
-    def _value(self, term: Term, table_UH: Tensor, prefixes: Prefixes) -> Tensor:
-        """A term on this rank, unweighted."""
-        reads, options = term.arguments(self._inputs(table_UH, prefixes))
-        return term.function(*reads, **options)
+    def _cut_value(self, term: Term, tables: Vectors) -> dict[str, Tensor]:
+        """A term that knows no prefixes on one leading part of the vectors."""
+        return {term.name: _value(term, self._inputs(tables[0], (WHOLE,)))}
 
     def _inputs(self, table_UH: Tensor, prefixes: Prefixes) -> RetrievalInputs:
         """What terms read, from the vectors of one layer."""
@@ -97,11 +95,17 @@ class RetrievalLoss:
             if taught is None
             else partial(
                 DISTANCES[taught.loss],
-                temperature=taught.temperature,
+                temperature=taught.divisor,
                 teacher_temperature=taught.teacher_temperature,
             ),
             prefixes=prefixes,
         )
+
+
+def _value(term: Term, inputs: RetrievalInputs) -> Tensor:
+    """A term on this rank, unweighted."""
+    reads, options = term.arguments(inputs)
+    return term.function(*reads, **options)
 
 
 def reads_all_queries(settings: IrRecipe) -> bool:
