@@ -84,3 +84,19 @@ def test_table_is_put_between_its_marks(tmp_path: Path) -> None:
 def test_page_on_serving_has_a_place_for_the_table() -> None:
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     assert text.count(BEGIN) == text.count(END) == 1
+
+
+def test_page_on_serving_holds_the_whole_matrix() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    table = text.partition(BEGIN)[2].partition(END)[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    shown = [
+        (row[0].removeprefix("| "), row[1], pooling, weights)
+        for row in rows[1:]
+        for pooling in row[2].split(", ")
+        for weights in row[3].split(", ")
+    ]
+    wanted = [(one.family, one.attention, one.pooling, one.weights) for one in FORMS]
+    assert sorted(shown) == sorted(wanted)
+    assert {len(row) for row in rows} == {4 + 8}
+    assert "different (" not in table
