@@ -42,7 +42,7 @@ TERMS = term_table(
 )
 
 
-def weights() -> dict[str, NumberOf]:
+def numbers() -> dict[str, NumberOf]:
     return weight_numbers(TERMS)
 
 
@@ -52,8 +52,8 @@ class DuplicatesRecipe:
 
     global_batch_size: int = bounded(low=1, required=True)
     """Pairs of one step."""
-    weights: Annotated[Mapping[str, float], NumbersByName(weights, low=0)] = field(
-        default_factory=lambda: defaults(weights())
+    weights: Annotated[Mapping[str, float], NumbersByName(numbers, low=0)] = field(
+        default_factory=lambda: defaults(numbers())
     )
     """Weights of the terms."""
 
