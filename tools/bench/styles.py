@@ -122,7 +122,8 @@ def main() -> int:
     todo = [] if arguments.show else missing[: arguments.pieces]
     if todo:
         prepare(arguments.data, setup.data, setup.size, None)
-        prepare_scored(setup)
+        if any(".scored." in part for style, _ in todo for part in made_from(setup, style)):
+            prepare_scored(setup)
     for style, seed in todo:
         print(f"{style}, seed {seed} ...", file=sys.stderr, flush=True)
         kept.make(f"{style}-{seed}", made_from(setup, style), partial(work, style, seed, setup))
