@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from tests.support.data_files import (
@@ -14,6 +15,7 @@ from tests.support.data_files import (
     write_jsonl,
     write_qrels,
 )
+from trainer.data.arrow import open_arrow_file
 from trainer.errors import DataError
 
 HALF = "\ud800"
@@ -110,3 +112,21 @@ def test_texts_of_an_array_may_hold_anything(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(rows))
     assert [record.query for record in all_records(ir_source(path))] == ['a "[{\\', "b"]
+
+
+def test_an_arrow_file_with_a_column_twice_or_a_damaged_length_is_named(tmp_path: Path) -> None:
+    twice = tmp_path / "twice.arrow"
+    column = pyarrow.array(["a", "b"])
+    table = pyarrow.Table.from_arrays([column, column], names=["text1", "text1"])
+    with (
+        pyarrow.OSFile(str(twice), "wb") as sink,
+        pyarrow.ipc.new_stream(sink, table.schema) as out,
+    ):
+        out.write_table(table)
+    short = tmp_path / "short.arrow"
+    short.write_bytes(bytes.fromhex("ffffbf7effffff"))
+    huge = tmp_path / "huge.arrow"
+    huge.write_bytes(b"\xff\xff\xff\xff\xf0\xff\xff\x7f")
+    for path in (twice, short, huge):
+        with pytest.raises(DataError, match=rf"{path.name}: content = .*expected a whole arrow"):
+            open_arrow_file(path)

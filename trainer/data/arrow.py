@@ -61,6 +61,11 @@ class ArrowFile:
         return f"{self.name}:{row + 1}"
 
 
+DAMAGED = (OSError, ValueError, KeyError, MemoryError)
+"""What a malformed file makes pyarrow raise: of a damaged length, memory that no machine has; of a
+column that stands there twice, a key."""
+
+
 def open_arrow_file(path: Path) -> ArrowFile:
     """A Parquet or Arrow file.
 
@@ -84,9 +89,10 @@ def open_arrow_file(path: Path) -> ArrowFile:
         if rows is None:
             rows = load_dataset(kind, data_files=str(path), split="train")
         _validate(path, rows, is_large=is_large)
-    except (ArrowInvalid, DatasetGenerationError, OSError, ValueError) as error:
+    except (*DAMAGED, ArrowInvalid, DatasetGenerationError) as error:
+        found = str(error) or type(error).__name__
         raise DataError(
-            f"{path}: content = {shown(str(error))}; expected a whole {path.suffix[1:]} file. "
+            f"{path}: content = {shown(found)}; expected a whole {path.suffix[1:]} file. "
             "Write it anew."
         ) from error
     return _checked(ArrowFile(path, rows, arrays["sha256"].tobytes().hex(), path=path))
