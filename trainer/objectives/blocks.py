@@ -1,8 +1,7 @@
 """The blocks of InfoNCE: which vectors meet which, and what is left out between them.
 
-A block is one set of left vectors against one candidate of every query. `trainer.objectives.tiles`
-sums them; no similarity
-is computed here.
+A block is one set of left vectors against one candidate of every query. It must not compute a
+similarity: `trainer.objectives.tiles` does, tile by tile.
 
 Letters: G queries of the global batch, B of them in this call, P positive slots, N negatives per
 query, D embedding size, M pairs.
