@@ -174,7 +174,7 @@ def save_mistral(folder: Path) -> None:
 
 def save_gemma(folder: Path) -> None:
     """Pieces without a blank before the first, bytes for what has no piece."""
-    from transformers import GemmaTokenizerFast  # type: ignore[attr-defined] # of release 4
+    from transformers import GemmaTokenizerFast  # of release 4
 
     save_pieces(
         folder / "tokenizer.model",
@@ -198,7 +198,7 @@ def save_gemma(folder: Path) -> None:
 
 def save_xlm_roberta(folder: Path) -> None:
     """Pieces by likelihood, texts brought into the NFKC form of Unicode, between two marks."""
-    from transformers import XLMRobertaTokenizerFast  # type: ignore[attr-defined] # of release 4
+    from transformers import XLMRobertaTokenizerFast  # of release 4
 
     save_pieces(
         folder / "sentencepiece.bpe.model",

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ import torch
 from tests.support.cards import run_python
 from tests.support.corpus import make_workspace
 from tests.support.forked import finish_forked
+from tests.support.launched import environment
 from trainer.export.clients.table import read_clients
 from trainer.export.parity_file import PARITY, read_parity
 
 pytestmark = pytest.mark.dist
 
 ROOT = Path(__file__).parents[1]
-BIN = Path(sys.executable).parent
 LIMIT_SEC = 240
 
 
@@ -35,11 +34,6 @@ def free_port() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return str(listener.getsockname()[1])
-
-
-def on_cpu() -> dict[str, str]:
-    """The environment of a command that finds the tools of this one, and no GPU."""
-    return {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -50,15 +44,9 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=LIMIT_SEC,
-        env=on_cpu(),
+        env=environment(),
         check=False,
     )
-
-
-def by_deepspeed(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Two ranks by DeepSpeed's launcher."""
-    port = f"--master_port={free_port()}"
-    return run("deepspeed", port, "--num_accelerators", "2", "trainer/run.py", *arguments)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -79,8 +67,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(workspace: Path) -> Path:
     """The run folder of 20 steps on two ranks."""
-    result = by_deepspeed("--recipe", str(workspace / "recipe.yaml"))
-    assert result.returncode == 0, result.stdout + result.stderr
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), "engine.gather=auto")
+    ended = finish_forked(workspace, *recipe, ranks=2)
+    assert ended.code == 0, ended.out + ended.err
     return workspace / "run"
 
 
@@ -118,31 +107,28 @@ def test_same_losses_on_one_rank(finished: Path, workspace: Path) -> None:
     assert (one.vectors * two.vectors).sum(axis=1).min() > 0.9999
 
 
-def test_resumed_by_torchrun_equals_uninterrupted(finished: Path, workspace: Path) -> None:
+def test_resumed_equals_uninterrupted(finished: Path, workspace: Path) -> None:
     cut = workspace / "cut"
     shutil.copytree(finished, cut)
     shutil.rmtree(cut / "checkpoints" / "step-20")
     shutil.rmtree(cut / "model")
     with (cut / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "torn')
-    result = run(
-        "torchrun",
-        "--nproc-per-node=2",
-        f"--master-port={free_port()}",
-        "trainer/run.py",
-        "--recipe",
-        str(workspace / "recipe.yaml"),
-        "--resume",
-        f"output_dir={cut}",
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "resumed from step-10" in result.stdout
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), "--resume", f"output_dir={cut}")
+    ended = finish_forked(workspace, *recipe, ranks=2)
+    assert ended.code == 0, ended.out + ended.err
+    assert "resumed from step-10" in ended.out
+    assert_same_run(cut, finished)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two run folders hold the same steps, evaluations and weights, to the bit."""
     for name in ("metrics.jsonl", "eval.jsonl"):
-        again, before = lines(cut / name), lines(finished / name)
-        assert list(map(without_clock, again)) == list(map(without_clock, before))
-    weights = (f / "model" / "model.safetensors" for f in (cut, finished))
-    first, second = (path.read_bytes() for path in weights)
-    assert first == second
+        first, second = (lines(f / name) if (f / name).exists() else [] for f in (one, other))
+        assert list(map(without_clock, first)) == list(map(without_clock, second))
+    weights = (f / "model" / "model.safetensors" for f in (one, other))
+    left, right = (path.read_bytes() for path in weights)
+    assert left == right
 
 
 def test_export_gives_the_trainers_vectors(finished: Path) -> None:
@@ -233,17 +219,29 @@ def test_selfcheck_passes_and_names_a_planted_error(finished: Path, workspace: P
     assert "backbone.layers.1.mlp.up_proj.weight" in planted.err
 
 
-def test_ctrl_c_saves_and_resume_loses_nothing(workspace: Path) -> None:
-    folder = workspace / "interrupted"
-    recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={folder}", "eval.sets=[]",
+def by_launcher(name: str) -> tuple[str, ...]:
+    """The start of a command line on two ranks."""
+    ranks = {"torchrun": "--nproc-per-node=2", "deepspeed": "--num_accelerators=2"}[name]
+    port = {"torchrun": "--master-port", "deepspeed": "--master_port"}[name]
+    return (name, ranks, f"{port}={free_port()}", "trainer/run.py")
+
+
+LAUNCHERS = ["torchrun", pytest.param("deepspeed", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ctrl_c_saves_and_resume_loses_nothing(
+    launcher: str, workspace: Path, tmp_path: Path
+) -> None:
+    folder, alike = tmp_path / "interrupted", tmp_path / "never interrupted"
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), "eval.sets=[]",
               "train.schedule=constant", "train.warmup_ratio=0")  # fmt: skip
-    command = ("deepspeed", f"--master_port={free_port()}", "--num_accelerators", "2")
     with subprocess.Popen(
-        [*command, "trainer/run.py", *recipe, "train.max_steps=600"],
+        [*by_launcher(launcher), *recipe, f"output_dir={folder}", "train.max_steps=600"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=on_cpu(),
+        env=environment(),
         start_new_session=True,
     ) as process:
         deadline = time.monotonic() + LIMIT_SEC
@@ -258,7 +256,20 @@ def test_ctrl_c_saves_and_resume_loses_nothing(workspace: Path) -> None:
     taken = len(lines(metrics))
     assert (folder / "checkpoints" / "latest").read_text() == f"step-{taken}"
     assert not (folder / "model").exists()
-    ended = finish_forked(workspace, *recipe, f"train.max_steps={taken + 2}", "--resume", ranks=2)
-    assert ended.code == 0, ended.out + ended.err
+    recipe = (*recipe, f"train.max_steps={taken + 2}")
+    for place, more in ((folder, ("--resume",)), (alike, ())):
+        ended = finish_forked(tmp_path, *recipe, f"output_dir={place}", *more, ranks=2)
+        assert ended.code == 0, ended.out + ended.err
     assert [line["step"] for line in lines(metrics)] == list(range(taken + 2))
-    assert (folder / "model" / "model.safetensors").exists()
+    assert_same_run(folder, alike)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_launched_equals_forked(
+    launcher: str, finished: Path, workspace: Path, tmp_path: Path
+) -> None:
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={tmp_path}/run")
+    result = run(*by_launcher(launcher), *recipe)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert_same_run(tmp_path / "run", finished)

@@ -103,7 +103,7 @@ def real_sets(folder: Path) -> tuple[Path, Path]:
     return folder / "held_out" / "sts_news.jsonl", folder / "held_out" / "scifact"
 
 
-@pytest.mark.parametrize("make_sets", [made_sets, real_sets])
+@pytest.mark.parametrize("make_sets", [made_sets, pytest.param(real_sets, marks=pytest.mark.slow)])
 def test_sentence_transformers_evaluators_agree(
     tmp_path: Path, make_sets: Callable[[Path], tuple[Path, Path]]
 ) -> None:

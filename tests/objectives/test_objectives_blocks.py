@@ -136,7 +136,7 @@ def inputs_of(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @given(call=calls(), tile_bytes=st.sampled_from([1, 150, 2**20]), cut=st.integers(0, 5))
-@settings(max_examples=250)
+@settings(max_examples=120)
 def test_any_mixture_equals_the_loop(call: dict[str, Any], tile_bytes: int, cut: int) -> None:
     queries, passages, known, absent = inputs_of(call)
     num_groups, num_positives, _ = call["shape"]

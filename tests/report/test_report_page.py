@@ -231,6 +231,7 @@ def test_a_damaged_file_is_named(
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(run_folder: Path) -> None:
+    shutil.rmtree(run_folder / "merged")
     (run_folder / "taken").mkdir()
     with pytest.raises(IsADirectoryError):
         write_report(run_folder, run_folder / "taken")

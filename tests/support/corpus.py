@@ -110,6 +110,7 @@ train:
 engine:
   deepspeed: zero3_fp32.json
   max_tokens_per_chunk: 64
+  gather: step
 eval:
   every_steps: 10
   sets:

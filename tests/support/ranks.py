@@ -39,6 +39,7 @@ PRELOADED = (
     "deepspeed.runtime.superoffload.superoffload_stage3",
     "torch.utils.tensorboard",
     "transformers.models.qwen3.modeling_qwen3",
+    "tests.support.frozen",
 )
 """What ranks need, imported once for all of them; no import starts a thread."""
 STACK_DUMP_SEC = 1.0

@@ -34,7 +34,7 @@ def add_lora(backbone: nn.Module, recipe: LoraRecipe) -> PeftModel:
     targets = recipe.targets if isinstance(recipe.targets, str) else list(recipe.targets)
     config = LoraConfig(
         r=recipe.rank,
-        lora_alpha=recipe.alpha,  # type: ignore[arg-type] # peft divides by the rank
+        lora_alpha=recipe.alpha,  # peft divides by the rank
         lora_dropout=recipe.dropout,
         target_modules=targets,
         use_rslora=recipe.rslora,
