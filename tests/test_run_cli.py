@@ -315,7 +315,7 @@ def test_dry_run_counts_local_rows(project: Path) -> None:
         {"query": f"q {n}", "positives": ["p"], "positive_scores": scores[n]} for n in range(8)
     ]
     write_jsonl(project / "docs.jsonl", asked)
-    ended = run_anew(project, "--recipe", "small.yaml", "--dry-run", "train={epochs: 3}")
+    ended = dry_run(project, "train={epochs: 3}")
     assert ended.code == 0, ended
     assert "source docs: records, 8 rows in 1 file(s), a teacher's scores in 2" in ended.out
     assert "  a teacher's scores in 2 of 8 rows of docs" in ended.out

@@ -218,7 +218,7 @@ def test_code_of_another_repository_is_bound_to_the_commit(recipe: Path, tmp_pat
 @pytest.mark.dist
 def test_tokens_of_the_environment_are_nowhere(recipe: Path, tmp_path: Path) -> None:
     secrets = {"HF_TOKEN": TOKEN, "WANDB_API_KEY": TOKEN, "HTTPS_PROXY": TOKEN}
-    ended = finish(tmp_path, by_python(), *two_steps(recipe, tmp_path), **secrets)
+    ended = finish_forked(tmp_path, *two_steps(recipe, tmp_path), **secrets)
     assert ended.code == 0, ended.err
     assert TOKEN not in ended.out + ended.err
     files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]

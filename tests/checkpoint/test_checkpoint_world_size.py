@@ -23,16 +23,16 @@ ZERO = ["engine.deepspeed=zero1_fp32.json", "engine.deepspeed=zero2_fp32.json",
 RUNS: dict[str, tuple[list[str], list[str]]] = {
     "stage 1, 3, 2": ([], [ZERO[0], ZERO[2], ZERO[1]]),
     "adapters, stage 3": ([LORA], [ZERO[2]] * 3),
-    "sgd, stage 2": (["train.optimizer=sgd"], [ZERO[1]] * 3),
     "bfloat16, stage 3": (["model.dtype=bfloat16"], ["engine.deepspeed=zero3_bf16.json"] * 3),
 }
 """Overrides of each run, and of its three legs: to step 2, to step 4, to step 6."""
 MORE_RUNS: dict[str, tuple[list[str], list[str]]] = {
     "adam, stage 3": ([], [ZERO[2]] * 3),
     "adam, stage 2": ([], [ZERO[1]] * 3),
+    "sgd, stage 2": (["train.optimizer=sgd"], [ZERO[1]] * 3),
     "sgd, stage 3": (["train.optimizer=sgd"], [ZERO[2]] * 3),
 }
-"""What others hold one by one: Adam through all stages, stage 3 with adapters, SGD."""
+"""Adam without a change of stage; SGD, which has no moments."""
 
 
 def leg_of(folder: Path, name: str, leg: int, place: str) -> Any:
