@@ -179,8 +179,12 @@ def fuzz(name: str, out: str, seconds: str, seed: str) -> int:
     if unpickler is not None:
         for function in (unpickler.Unpickler.load, unpickler.get_globals_in_pkl):
             atheris.instrument_func(function)
-    limit_address_space()
     watch.shortest.clear()
+
+    def feed(data: bytes) -> None:
+        # anew for each input: what a process of many inputs has grown by is no fault of the next
+        limit_address_space()
+        watch.feed(data)
 
     def change(data: bytes, max_size: int, seed: int) -> bytes:
         return changed(reader, data, random.Random(seed), atheris.Mutate, max_size)
@@ -192,7 +196,7 @@ def fuzz(name: str, out: str, seconds: str, seed: str) -> int:
         "report_slow_units": 10 * HANG_SEC, "artifact_prefix": f"{place}/artifacts/",
     }  # fmt: skip
     argv = [sys.argv[0], *(f"-{key}={value}" for key, value in flags.items())]
-    atheris.Setup([*argv, str(place / "corpus")], watch.feed, custom_mutator=change)
+    atheris.Setup([*argv, str(place / "corpus")], feed, custom_mutator=change)
     atheris.Fuzz()
     return 0
 

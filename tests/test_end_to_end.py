@@ -67,7 +67,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(workspace: Path) -> Path:
     """The run folder of 20 steps on two ranks."""
-    recipe = ("--recipe", str(workspace / "recipe.yaml"), "engine.gather=auto")
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), "engine.gather=auto",
+              "data.workers=1")  # fmt: skip
     ended = finish_forked(workspace, *recipe, ranks=2)
     assert ended.code == 0, ended.out + ended.err
     return workspace / "run"
@@ -235,7 +236,7 @@ def test_ctrl_c_saves_and_resume_loses_nothing(
 ) -> None:
     folder, alike = tmp_path / "interrupted", tmp_path / "never interrupted"
     recipe = ("--recipe", str(workspace / "recipe.yaml"), "eval.sets=[]",
-              "train.schedule=constant", "train.warmup_ratio=0")  # fmt: skip
+              "train.schedule=constant", "train.warmup_ratio=0", "data.workers=1")  # fmt: skip
     with subprocess.Popen(
         [*by_launcher(launcher), *recipe, f"output_dir={folder}", "train.max_steps=600"],
         cwd=ROOT,

@@ -95,7 +95,7 @@ def test_metrics_wait_in_memory_while_the_disk_is_full(workspace: Path, disk: Pa
 @pytest.mark.dist
 def test_killed_data_worker_is_named(workspace: Path, tmp_path: Path) -> None:
     recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={tmp_path}/run")
-    with forked(tmp_path, *recipe, *MORE_STEPS, ranks=2) as command:
+    with forked(tmp_path, *recipe, *MORE_STEPS, "data.workers=1", ranks=2) as command:
         command.until(lambda: num_steps(tmp_path / "run") > 3)
         (worker,) = command.find("RANK", "1", "trainer.data.worker")
         os.kill(worker, signal.SIGKILL)
@@ -111,9 +111,9 @@ def test_killed_data_worker_is_named(workspace: Path, tmp_path: Path) -> None:
 def test_data_file_that_shrinks_ends_the_run(workspace: Path, tmp_path: Path) -> None:
     shutil.copy(workspace / "ir.jsonl", tmp_path / "ir.jsonl")
     recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={tmp_path}/run")
-    # a worker is hundreds of such small batches ahead, which are as good as ever
-    data = (f"data.sources.ir.path={tmp_path}/ir.jsonl", "data.workers=0")
-    with forked(tmp_path, *recipe, *MORE_STEPS, *data) as command:
+    # not with a worker: it is hundreds of such small batches ahead, which are as good as ever
+    data = f"data.sources.ir.path={tmp_path}/ir.jsonl"
+    with forked(tmp_path, *recipe, *MORE_STEPS, data) as command:
         command.until(lambda: num_steps(tmp_path / "run") > 3)
         os.truncate(tmp_path / "ir.jsonl", 100)
         ended = command.wait(within_sec=60)

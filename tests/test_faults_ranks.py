@@ -13,7 +13,7 @@ from tests.support.launched import Ended, Launched, by_deepspeed, launched, num_
 
 pytestmark = pytest.mark.dist
 
-MORE_STEPS = ("train.max_steps=100000", "eval.sets=[]")
+MORE_STEPS = ("train.max_steps=100000", "eval.sets=[]", "data.workers=1")
 
 
 @pytest.fixture(scope="module")

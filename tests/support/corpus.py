@@ -97,7 +97,7 @@ data:
   root: {folder}
   query_max_tokens: 12
   passage_max_tokens: 16
-  workers: 1
+  workers: 0
   sources:
     - {{name: ir, task: ir, path: ir.jsonl, query_instruction: "w1 w2 ", passage_instruction: ""}}
     - {{name: sts, task: sts, path: sts.jsonl}}

@@ -17,7 +17,7 @@ def run_of(folder: Path, name: str, *overrides: str) -> Any:
     from trainer.session.open import open_session
     from trainer.session.train import TrainingRun
 
-    common = (f"output_dir={folder}/{name}", "eval.sets=[]", "data.workers=0", "train.max_steps=6",
+    common = (f"output_dir={folder}/{name}", "eval.sets=[]", "train.max_steps=6",
               "checkpoint.every_steps=3")  # fmt: skip
     changes = [change.format(folder=folder) for change in overrides]
     recipe = load_recipe(folder / "recipe.yaml", [*common, *changes])
