@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.support import corpus, tiny
@@ -29,12 +30,14 @@ pytestmark = pytest.mark.dist
 TEXTS = ["w3", "w4 w5 w6", " ".join(f"w{i}" for i in range(40))]
 LORA = "model.lora={{rank: 4, alpha: 8, dropout: 0.1, targets: [q_proj, v_proj, down_proj]}}"
 DORA = "model.lora={{rank: 4, alpha: 8, dora: true, rslora: true}}"
+TANH = "model.projection={{size: 48, bias: true, activation: tanh}}"
 OPEN = "model.attention=bidirectional"
 SHORT = ("train.max_steps=2", "checkpoint.every_steps=1")
 RUNS = {
-    "both": (LORA, "checkpoint.export=both"),
+    "both": (LORA, "model.projection={{size: 12}}", "checkpoint.export=both"),
     "adapter": (DORA, "model.pooling=mean", "checkpoint.export=adapter", *SHORT),
-    "merged": (DORA, OPEN, "model.pooling=mean", "engine.deepspeed=zero2_fp32.json", *SHORT),
+    "merged": (DORA, OPEN, TANH, "model.pooling=weighted_mean",
+               "engine.deepspeed=zero2_fp32.json", *SHORT),
     "wide": ("model.lora={{rank: 1, alpha: 4}}", "model.path={folder}/wide model", *SHORT),
 }  # fmt: skip
 """Overrides of each run on two ranks; six steps and a checkpoint after three, or two steps."""
@@ -111,8 +114,9 @@ def body(rank: int, world_size: int, folder: Path) -> Told:
     alone(flip_last_byte, base)
     attempt("changed base", *RUNS["both"])
     alone(flip_last_byte, base)
-    attempt("full from adapters")
-    attempt("other rank", "model.lora={{rank: 8}}")
+    attempt("full from adapters", "model.projection={{size: 12}}")
+    attempt("other projection", LORA, "model.projection={{size: 12, bias: true}}")
+    attempt("other rank", "model.lora={{rank: 8}}", "model.projection={{size: 12}}")
     attempt("other base", LORA, "model.path={folder}/other")
     attempt("unknown target", "model.lora={{targets: [q_proj, query]}}")
     attempt("no target", "model.lora={{targets: [query]}}")
@@ -167,7 +171,8 @@ def test_manifest_names_the_base(told: Told, workspace: Path) -> None:
 
 
 def test_resumed_equals_uninterrupted_to_the_bit(told: Told, workspace: Path) -> None:
-    for name in ("model/model.safetensors", "model/adapter/adapter_model.safetensors"):
+    names = ("model.safetensors", "2_Dense/model.safetensors", "adapter/adapter_model.safetensors")
+    for name in (f"model/{name}" for name in names):
         assert (workspace / "cut" / name).read_bytes() == (workspace / "both" / name).read_bytes()
     cut, whole = (losses(workspace / run / "metrics.jsonl") for run in ("cut", "both"))
     assert cut == whole
@@ -184,6 +189,7 @@ def losses(path: Path) -> list[float]:
         ("changed base", r"step-6: base .*/model/model.safetensors = \d+ bytes, sha256 .*expec"),
         ("full from adapters", r"step-6: model.lora = None \(was {.*expected the run that wrote"),
         ("other rank", r"step-6: .*model.lora.rank = 8 \(was 4\)"),
+        ("other projection", r"step-6: model.projection.bias = True \(was False\)"),
         ("other base", r"step-6: model.path = '.*/other' \(was '.*/model'\)"),
         ("unknown target", r"lora.targets = query \(matches nothing\); .* down_proj, gate_proj"),
         ("no target", r"model.lora.targets = query \(matches nothing\)"),
@@ -254,7 +260,36 @@ def test_peft_loads_the_adapter(told: Told, workspace: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(workspace / "both" / "model" / "adapter")
     ids = tokenizer("w1 w2 " + TEXTS[0], return_tensors="pt").input_ids
     state = model(input_ids=ids).last_hidden_state[:, -1]
+    dense = load_file(workspace / "both" / "model" / "adapter" / "2_Dense" / "model.safetensors")
+    state = nn.functional.linear(state, dense["linear.weight"])
+    assert state.shape[1] == 12
     close(nn.functional.normalize(state).detach(), told.vectors["both"][:1])
+
+
+def test_a_merge_takes_the_mean_of_projections_that_the_base_has_not(
+    told: Told, workspace: Path
+) -> None:
+    from trainer.checkpoint.zero_format import read_zero
+    from trainer.export.from_folder import parity_of_folder
+    from trainer.merge import MergeSettings, merge_checkpoints
+
+    checkpoints = [workspace / "both" / "checkpoints" / f"step-{step}" for step in (3, 6)]
+    output = workspace / "merged checkpoints"
+    merge_checkpoints(workspace / "model", checkpoints, output, MergeSettings(lambda_=0.5))
+    weights = []
+    for checkpoint in checkpoints:
+        stored = read_zero(checkpoint).tensors["projection.linear.weight"]
+        whole = torch.empty(numel(stored.shape), dtype=torch.float64)
+        stored.open()(0, whole)
+        weights.append(whole.view(stored.shape))
+    assert not torch.equal(*weights)
+    merged = load_file(output / "2_Dense" / "model.safetensors")
+    assert merged.keys() == {"linear.weight"}
+    assert torch.equal(merged["linear.weight"], (sum(weights) / 2).float())
+    assert json.loads((output / "merge.json").read_text())["averaged"] == [
+        "projection.linear.weight"
+    ]
+    assert parity_of_folder(output).settings.dimensions == 12
 
 
 def test_the_cards_of_both_folders_give_the_same_vectors(told: Told, workspace: Path) -> None:

@@ -15,7 +15,7 @@ from trainer.engine.losses.step_loss import step_loss
 from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import lengths_of, make_chunks
 from trainer.recipe.resolve import resolve
-from trainer.recipe.schema import EngineRecipe, ModelRecipe
+from trainer.recipe.schema import EngineRecipe, LoraRecipe, ModelRecipe, ProjectionRecipe
 
 pytestmark = pytest.mark.dist
 
@@ -29,19 +29,30 @@ LIMITS = {
 }
 
 
-def compare_all(rank: int, world_size: int, model: Path) -> dict[str, float]:
-    """Each ds_config in turn; a step is taken too."""
-    return {name: compare(rank, world_size, model, name) for name in LIMITS}
+def compare_all(rank: int, world_size: int, model: Path) -> dict[tuple[str, bool], float]:
+    """Each ds_config in turn, in full and with adapters; a step is taken too."""
+    return {
+        (name, lora is not None): compare(rank, world_size, model, name, lora)
+        for name in LIMITS
+        for lora in (None, LoraRecipe(rank=4))
+    }
 
 
-def compare(rank: int, world_size: int, model: Path, deepspeed_file: str) -> float:
+def compare(
+    rank: int, world_size: int, model: Path, deepspeed_file: str, lora: LoraRecipe | None
+) -> float:
     """Error of the engine's gradient against a float64 sum of the same chunks' gradients."""
     import deepspeed
 
     ranks = join(timeout_minutes=2)
     recipe = tiny.make_recipe(
         model,
-        model=ModelRecipe(path=str(model), dtype="bfloat16"),
+        model=ModelRecipe(
+            path=str(model),
+            dtype="bfloat16",
+            lora=lora,
+            projection=ProjectionRecipe(size=24, bias=True, activation="tanh"),
+        ),
         engine=EngineRecipe(deepspeed=deepspeed_file, max_tokens_per_chunk=16),
     )
     config = dict(resolve(recipe, world_size=world_size).deepspeed)
@@ -61,6 +72,7 @@ def compare(rank: int, world_size: int, model: Path, deepspeed_file: str) -> flo
     got = {
         name: deepspeed.utils.safe_get_full_grad(p).double()
         for name, p in built.engine.module.named_parameters()
+        if p.requires_grad
     }
     want: dict[str, torch.Tensor] = {}
     with built.replica.gathered() as replica:
@@ -71,12 +83,15 @@ def compare(rank: int, world_size: int, model: Path, deepspeed_file: str) -> flo
             vectors.backward(seen[0][0][start : start + chunk.num_texts])
             start += chunk.num_texts
             for name, p in replica.named_parameters():
-                want[name] = want.get(name, 0) + p.grad.double()
-                p.grad = None
+                if p.requires_grad:
+                    want[name] = want.get(name, 0) + p.grad.double()
+                    p.grad = None
     errors: list[Any] = []
     for name, local in want.items():
         torch.distributed.all_reduce(local)
-        errors.append((got[name] - local / world_size).norm() / local.norm() * world_size)
+        # an adapter's A has no gradient while its B is zero
+        length = local.norm().clamp_min(torch.finfo(torch.float32).tiny)
+        errors.append((got[name] - local / world_size).norm() / length * world_size)
     built.engine.step()
     assert built.engine.skipped_steps == 0
     built.engine.destroy()
@@ -87,4 +102,5 @@ def test_gradient_is_the_float32_sum_of_the_chunks(tmp_path: Path) -> None:
     model = tiny.save_model(tiny.qwen3_config(), tmp_path)
     for errors in run_ranks(compare_all, 2, model, timeout_sec=120):
         for name, limit in LIMITS.items():
-            assert errors[name] < limit, name
+            for has_adapters in (False, True):
+                assert errors[name, has_adapters] < limit, (name, has_adapters)

@@ -17,6 +17,8 @@ from trainer.export.clients.folder import read_export
 from trainer.export.clients.llama_cpp import blanks, scaled_llama
 from trainer.export.clients.rope import FULL, SLIDING, old_rope, trained_rope
 from trainer.export.clients.table import CLIENTS, read_clients
+from trainer.export.embedder_files import modules_of
+from trainer.recipe.schema import ProjectionRecipe
 
 Change = Callable[[Path], object]
 
@@ -32,6 +34,8 @@ def sound(base: Path) -> dict[str, Path]:
     models: dict[str, dict[str, Any]] = {
         "last": {},
         "mean": {"pooling": "mean"},
+        "weighted": {"pooling": "weighted_mean"},
+        "projected": {"projection": ProjectionRecipe(size=12)},
         "open": {"attention": "bidirectional"},
     }
     return {n: make_export(base, base.parent / n, **model) for n, model in models.items()}
@@ -47,6 +51,11 @@ def results(folder: Path) -> dict[str, ClientResult]:
         # this vocabulary is one that the converter was not told of
         ("last", {"llama.cpp": "refused"}),
         ("mean", {"sglang": "different"}),
+        (
+            "weighted",
+            {"tei": "refused", "vllm": "refused", "sglang": "different", "llama.cpp": "refused"},
+        ),
+        ("projected", {"sglang": "different", "llama.cpp": "refused"}),
         (
             "open",
             {
@@ -64,6 +73,13 @@ def test_a_sound_export_is_read_alike(
 ) -> None:
     found = {key: result.outcome for key, result in results(sound[name]).items()}
     assert {key: outcome for key, outcome in found.items() if outcome != "equal"} == others
+
+
+def test_a_converter_leaves_the_dense_layer_out(sound: dict[str, Path]) -> None:
+    (client,) = (client for client in CLIENTS if client.name == "llama.cpp")
+    found = {finding.why: finding for finding in client.findings(read_export(sound["projected"]))}
+    finding = found["The converter writes no dense layer."]
+    assert (finding.effect, finding.place) == ("different", "modules.json: type")
 
 
 def in_config(**values: Any) -> Change:
@@ -103,6 +119,17 @@ def other_types(folder: Path) -> None:
         content[1]["type"] = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
 
     edit(folder / "modules.json", change)
+
+
+def other_dense(folder: Path) -> None:
+    def change(content: list[dict[str, str]]) -> None:
+        content[2]["type"] = "sentence_transformers.base.modules.dense.Dense"
+
+    edit(folder / "modules.json", change)
+
+
+def private_dense(folder: Path) -> None:
+    (folder / "2_Dense" / "model.safetensors").chmod(0o600)
 
 
 def no_norm(folder: Path) -> None:
@@ -166,6 +193,15 @@ FAULTS: list[tuple[str, str, Change, str, str, str]] = [
      "llama.cpp", "different", f"{POOLING}: pooling_mode_mean_tokens"),
     ("pooling by a word", "last", in_file(POOLING, pooling_mode="lasttoken",
      pooling_mode_cls_token=None), "tei", "refused", f"{POOLING}: pooling_mode_cls_token"),
+    ("other weights", "weighted", in_file(POOLING, pooling_mode_weightedmean_tokens=False,
+     pooling_mode_mean_tokens=True), "sentence-transformers-6", "different",
+     "1_Pooling/config.json: pooling_mode_weightedmean_tokens"),
+    ("type of the dense layer", "projected", other_dense, "vllm", "different",
+     "modules.json: [2].type"),
+    ("type of the dense layer on another server", "projected", other_dense, "tei", "different",
+     "modules.json: [2].type"),
+    ("mode of the dense layer", "projected", private_dense, "vllm", "refused",
+     "2_Dense/model.safetensors: mode"),
     ("pooling without the prompt", "mean", in_file(POOLING, include_prompt=False),
      "sentence-transformers-5", "different", f"{POOLING}: include_prompt"),
     ("unknown pooling key", "last", in_file(POOLING, embedding_dimension=32),
@@ -321,6 +357,17 @@ def test_clients_are_chosen_by_name_or_release(sound: dict[str, Path]) -> None:
     assert [result.label for result in chosen] == ["transformers 4", "tei"]
 
 
+def without_dense_config(folder: Path) -> None:
+    modules = modules_of(ProjectionRecipe(size=8))
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def with_other_dense(folder: Path) -> None:
+    without_dense_config(folder)
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "config.json").write_text('{"out_features": 8}')
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -328,6 +375,8 @@ def test_clients_are_chosen_by_name_or_release(sound: dict[str, Path]) -> None:
         (lambda folder: (folder / "config.json").unlink(), r"config.json = missing; expected the"),
         (lambda folder: (folder / "config.json").write_text("{"), r"config.json: content = not"),
         (in_config(hidden_size=64), r"settings.dimensions = 32; expected 64, the hidden_size"),
+        (with_other_dense, r"settings.dimensions = 32; expected 8, the out_features of the dense"),
+        (without_dense_config, r"2_Dense: config.json = missing; expected the settings"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), r"header = not readable"),
     ],
 )  # fmt: skip

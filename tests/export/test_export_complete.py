@@ -15,8 +15,9 @@ from trainer.checkpoint.json_files import write_json
 from trainer.data.tokens import load_tokenizer
 from trainer.errors import CheckpointError
 from trainer.export.complete import complete_folder, open_to_readers, weights_format
-from trainer.export.embedder_files import MODULES, write_embedder_files
+from trainer.export.embedder_files import modules_of, write_embedder_files
 
+MODULES = modules_of(None)
 PROMPTS = {"query": "q: ", "document": "", "sts": "s: "}
 
 
@@ -37,7 +38,7 @@ def old_export(name: str, folder: Path, *, bidirectional: bool = False) -> Path:
     tokenizer.save_pretrained(model)
     tensors = {key: value.clone() for key, value in backbone.state_dict().items()}
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    write_json(model / "modules.json", list(MODULES))
+    write_json(model / "modules.json", MODULES)
     write_json(model / "config_sentence_transformers.json", {"prompts": PROMPTS})
     write_json(model / "sentence_bert_config.json", {"max_seq_length": 16, "do_lower_case": False})
     return model
@@ -122,7 +123,7 @@ def test_names_of_sentence_transformers_6_become_those_of_all_releases(tmp_path:
     pooling = {"embedding_dimension": 8, "pooling_mode": "lasttoken", "include_prompt": True}
     write_json(tmp_path / "1_Pooling" / "config.json", pooling)
     complete_folder(tmp_path)
-    assert json.loads((tmp_path / "modules.json").read_text()) == list(MODULES)
+    assert json.loads((tmp_path / "modules.json").read_text()) == MODULES
     new = read(tmp_path / "1_Pooling" / "config.json")
     assert new["pooling_mode_lasttoken"] is True
     assert new["pooling_mode_mean_tokens"] is False

@@ -25,7 +25,14 @@ from trainer.recipe.deepspeed_file import CONFIG_FOLDER
 from trainer.recipe.ir import IrRecipe
 from trainer.recipe.load import load_recipe
 from trainer.recipe.resolve import deepspeed_config, uses_middle_layer
-from trainer.recipe.schema import DataRecipe, LoraRecipe, ModelRecipe, Recipe, SourceRecipe
+from trainer.recipe.schema import (
+    DataRecipe,
+    LoraRecipe,
+    ModelRecipe,
+    ProjectionRecipe,
+    Recipe,
+    SourceRecipe,
+)
 from trainer.recipe.sts import StsRecipe
 
 RECIPE = CONFIG_FOLDER.parent / "recipes" / "qwen7b.yaml"
@@ -39,6 +46,7 @@ SHAPE = ModelShape(
     embedding_trained=True,
     num_layers=28,
     hidden_size=3584,
+    vector_size=3584,
     is_layered=True,
     graph=LinearBytes(fixed=0, per_token=200_000),
     backward=LinearBytes(fixed=400_000_000, per_token=200_000),
@@ -70,6 +78,19 @@ def test_counts_equal_those_of_the_real_model() -> None:
     assert shape.layer_parameters == sum(p.numel() for p in model.layers[0].parameters())
     assert shape.embedding_parameters == model.embed_tokens.weight.numel()
     assert sum(size * n for size, n in shape.numels.items()) == shape.num_parameters
+
+
+@pytest.mark.parametrize("lora", [None, LoraRecipe(rank=3)])
+def test_a_projection_is_counted_as_trained(lora: LoraRecipe | None) -> None:
+    config, model = qwen3_config(), ModelRecipe(path="x", lora=lora)
+    plain = measure_model(config, tiny_recipe(model))
+    projection = ProjectionRecipe(size=24, bias=True)
+    found = measure_model(config, tiny_recipe(dataclasses.replace(model, projection=projection)))
+    more = 24 * config.hidden_size + 24
+    assert found.num_parameters == plain.num_parameters + more
+    assert found.num_trainable == plain.num_trainable + more
+    assert found.numels[24] == plain.numels.get(24, 0) + 1
+    assert (plain.vector_size, found.vector_size) == (config.hidden_size, 24)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])

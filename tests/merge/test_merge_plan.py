@@ -59,7 +59,7 @@ def inputs(count: int) -> Inputs:
 
     sources = (source("a", tuned), source("b", tuned))
     return Inputs(base=source("base", root), sources=sources, prefix="", root=root,
-                  prefixes=("", ""), matched=(tuned, tuned))  # fmt: skip
+                  added=frozenset(), prefixes=("", ""), matched=(tuned, tuned))  # fmt: skip
 
 
 def test_a_plan_of_twice_the_tensors_takes_twice_the_look_ups() -> None:

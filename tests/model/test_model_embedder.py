@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from trainer.model.backbone import load_backbone
 from trainer.model.dropout import KeyedDropout, key_dropouts
 from trainer.model.embedder import Chunk, Embedder
 from trainer.model.pooling import pool
-from trainer.recipe.schema import LoraRecipe, ModelRecipe
+from trainer.recipe.schema import LoraRecipe, ModelRecipe, Pooling
 
 LORA = LoraRecipe(rank=4, alpha=8, dropout=0.3, targets=("q_proj", "down_proj"))
 
@@ -97,7 +98,7 @@ def test_dropout_has_its_rate_its_scale_and_independent_masks() -> None:
     assert torch.equal(module[0](ones), ones)
 
 
-@pytest.mark.parametrize("how", ["last", "mean", "cls"])
+@pytest.mark.parametrize("how", get_args(Pooling))
 def test_pooling_reads_the_tokens_it_names(how: str) -> None:
     hidden = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     lengths, prompts = np.array([5, 2, 3]), np.array([0, 1, 2])
@@ -106,6 +107,8 @@ def test_pooling_reads_the_tokens_it_names(how: str) -> None:
         want = {
             "last": hidden[row, length - 1],
             "mean": hidden[row, prompt:length].mean(dim=0),
+            "weighted_mean": sum((i + 1) * hidden[row, i] for i in range(prompt, length))
+            / sum(range(prompt + 1, length + 1)),
             "cls": hidden[row, 0],
         }[how]
-        torch.testing.assert_close(got[row], want / want.norm())
+        torch.testing.assert_close(got[row], want)

@@ -6,7 +6,7 @@ comparisons are in float32 with tolerance 1e-5, the sums of attention coming in 
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ from trainer.engine.materialise import lengths_of, make_chunks
 from trainer.export.embedder_files import write_embedder_files
 from trainer.model.backbone import load_backbone
 from trainer.model.embedder import Embedder
-from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe
+from trainer.recipe.schema import DataRecipe, ModelRecipe, Pooling, Recipe, SourceRecipe
 
 FAMILIES = {
     "qwen2": Qwen2Config,
@@ -136,7 +136,7 @@ def embed_left_padded(backbone: torch.nn.Module, token_ids: list[np.ndarray]) ->
     return torch.nn.functional.normalize(hidden[:, -1], dim=-1).numpy()
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean", "cls"])
+@pytest.mark.parametrize("pooling", get_args(Pooling))
 def test_bidirectional_decoder_sees_all_of_its_text_and_nothing_else(
     pooling: Any, tmp_path: Path
 ) -> None:

@@ -145,7 +145,7 @@ def test_round_trip_of_any_value(
         ("train.learning_rate=.nan", ["a finite number"]),
         ("train.learning_rate=fast", ["train.learning_rate = 'fast'", "a finite number"]),
         ("model.dropout=1", ["of at least 0 and at most 0.99"]),
-        ("model.pooling=meen", ["one of last, mean, cls", "Did you mean mean?"]),
+        ("model.pooling=meen", ["one of last, mean, weighted_mean, cls", "Did you mean mean?"]),
         ("model.gradient_checkpointing=1", ["true or false"]),
         ("train={max_steps: 3, schedule: 1}", ["train.schedule = 1", "one of cosine"]),
         ("name=", ["name = null", "text"]),

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import ModelCard, constants, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModel
 
 from tests.support import hub as stand_in
@@ -26,6 +27,7 @@ from trainer.errors import DataError, TrainerError
 from trainer.export.embedder_files import write_embedder_files
 from trainer.model.backbone import load_backbone
 from trainer.model.embedder import Embedder
+from trainer.model.projection import Projection, make_projection
 from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.recipe.schema import Recipe
 from trainer.report.base_model import base_of_folder, base_of_recipe, front_matter_of
@@ -38,6 +40,13 @@ SHAPES = {
     "last": ("model.pooling=last",),
     "mean": ("model.pooling=mean",),
     "mean of the text alone": ("model.pooling=mean", "data.pool_instruction=false"),
+    "weighted mean": ("model.pooling=weighted_mean",),
+    "weighted mean of the text alone": (
+        "model.pooling=weighted_mean",
+        "data.pool_instruction=false",
+    ),
+    "projection": ("model.projection={size: 12}",),
+    "projection with all": ("model.projection={size: 48, bias: true, activation: tanh}",),
     "cls, bidirectional": ("model.pooling=cls", "model.attention=bidirectional"),
 }
 
@@ -95,7 +104,17 @@ def export(workspace: Path, recipe: Recipe, *, adapter: bool = False) -> Path:
         adapted.save_pretrained(model)
     else:
         (model / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+    projection = projection_of(recipe)
+    if projection is not None:
+        tensors = {name: one.detach() for name, one in projection.named_parameters()}
+        save_file(tensors, model / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
     return model
+
+
+def projection_of(recipe: Recipe) -> Projection | None:
+    """The dense layer behind the pooling, with the same weights at each call."""
+    torch.manual_seed(3)
+    return make_projection(recipe.model, recipe.model.path, hidden_size=qwen3_config().hidden_size)
 
 
 def card_of(workspace: Path, model: Path, **changes: Any) -> str:
@@ -112,7 +131,10 @@ def vectors_by_the_trainer(model: Path, recipe: Recipe, prompt: str, texts: Any)
 
         backbone = PeftModel.from_pretrained(backbone, model)
     embedder = Embedder(
-        backbone, pooling=recipe.model.pooling, attention=recipe.model.attention
+        backbone,
+        pooling=recipe.model.pooling,
+        attention=recipe.model.attention,
+        projection=projection_of(recipe),
     ).eval()
     tokenizer = load_tokenizer(str(base), pooling=recipe.model.pooling)
     encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling)

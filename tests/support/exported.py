@@ -51,6 +51,7 @@ def make_export(base: Path, folder: Path, **model: Any) -> Path:
     from trainer.export.from_folder import parity_of_folder
     from trainer.export.parity_file import write_parity
     from trainer.model.backbone import load_config
+    from trainer.model.projection import make_projection
 
     recipe = recipe_for(base, **model)
     folder.mkdir(parents=True)
@@ -63,6 +64,12 @@ def make_export(base: Path, folder: Path, **model: Any) -> Path:
     tensors = load_file(base / "model.safetensors")
     metadata = {"format": weights_format(folder)}
     save_file(tensors, folder / "model.safetensors", metadata=metadata)
+    projection = make_projection(
+        recipe.model, str(base), hidden_size=tiny.qwen3_config().hidden_size
+    )
+    if projection is not None:
+        dense = {name: one.detach() for name, one in projection.named_parameters()}
+        save_file(dense, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
     complete_folder(folder, base=base)
     write_parity(folder, parity_of_folder(folder))
     return folder

@@ -14,6 +14,7 @@ from trainer.recipe.schema import (
     EngineRecipe,
     MatryoshkaRecipe,
     ModelRecipe,
+    ProjectionRecipe,
     Recipe,
     SourceRecipe,
     TrainRecipe,
@@ -91,10 +92,13 @@ def make_recipe(path: Path, **changes: Any) -> Recipe:
 
 
 def composed_recipe(path: Path, **changes: Any) -> Recipe:
-    """All that a loss can be made of at once: directions, masks, weightings, teacher, prefixes."""
+    """All at once: directions, masks, weightings, teacher, prefixes, a projection."""
     sections: dict[str, Any] = {
         "model": ModelRecipe(
-            path=str(path), matryoshka=MatryoshkaRecipe(dims=(32, 16, 8), weights=(0.5, 0.25, 0.25))
+            path=str(path),
+            pooling="weighted_mean",
+            projection=ProjectionRecipe(size=24, bias=True, activation="tanh"),
+            matryoshka=MatryoshkaRecipe(dims=(24, 16, 8), weights=(0.5, 0.25, 0.25)),
         ),
         "tasks": {
             "ir": IrRecipe(

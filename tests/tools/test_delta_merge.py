@@ -369,6 +369,7 @@ def test_old_and_new_names_of_one_pooling_agree(toys: Path) -> None:
         "pooling_mode_mean_tokens": False,
         "pooling_mode_max_tokens": False,
         "pooling_mode_lasttoken": True,
+        "pooling_mode_weightedmean_tokens": False,
         "include_prompt": True,
     }
 

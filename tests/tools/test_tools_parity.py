@@ -21,9 +21,13 @@ from safetensors.torch import load_file, save_file
 from tests.support.exported import edit, make_base, make_export
 from tools import parity
 from trainer.cli import ending_with_code
+from trainer.errors import RecipeError
+from trainer.evaluation.exported import ExportedEmbedder, Limits, check_dims, load_model
 from trainer.export.clients.folder import read_export
 from trainer.export.clients.run import least_cosine
-from trainer.export.parity_file import read_parity
+from trainer.export.from_folder import parity_of_folder
+from trainer.export.parity_file import read_parity, write_parity
+from trainer.recipe.schema import ProjectionRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,6 +94,44 @@ def test_installed_clients_run_and_others_are_read(sound: Path) -> None:
     assert set(found["tei"]) == {
         "client", "version", "how", "outcome", "cosine", "field", "reason",
     }  # fmt: skip
+
+
+def test_a_weighted_mean_without_the_prompt_is_the_same_everywhere(
+    tmp_path: Path, call: Call
+) -> None:
+    made = make_export(make_base(tmp_path / "base"), tmp_path / "model", pooling="weighted_mean")
+    edit(made / "1_Pooling" / "config.json", lambda content: content.update(include_prompt=False))
+    write_parity(made, parity_of_folder(made))
+    whole = make_export(tmp_path / "base", tmp_path / "whole", pooling="weighted_mean")
+    ours, theirs = (read_parity(folder / "parity.json").texts for folder in (made, whole))
+    assert [float(a.vector @ b.vector) > 0.999999 for a, b in zip(ours, theirs, strict=True)] == [
+        not text.prompt for text in ours
+    ]
+    code, out, _ = call(made, "--json", "--clients", "transformers-5,sentence-transformers-6")
+    assert code == 0
+    for entry in by_client(out).values():
+        assert (entry["how"], entry["outcome"]) == ("loaded", "equal")
+        assert entry["cosine"] > 0.999999
+
+
+def test_a_projection_is_applied_by_all_that_are_loaded(tmp_path: Path, call: Call) -> None:
+    projection = ProjectionRecipe(size=12, bias=True, activation="tanh")
+    made = make_export(make_base(tmp_path / "base"), tmp_path / "model", projection=projection)
+    assert read_parity(made / "parity.json").vectors.shape[1] == 12
+    code, out, _ = call(made, "--json", "--clients", "transformers-5,sentence-transformers-6")
+    assert code == 0
+    for entry in by_client(out).values():
+        assert (entry["how"], entry["outcome"]) == ("loaded", "equal")
+        assert entry["cosine"] > 0.999999
+    # what evaluates, searches and serves an exported folder
+    model = load_model(str(made))
+    embed = ExportedEmbedder(model, "ir", Limits())
+    parity = read_parity(made / "parity.json")
+    texts = [text for text in parity.texts if text.prompt_name == "query"]
+    found = embed([text.text for text in texts], side="query").numpy()
+    assert np.abs(found - np.stack([text.vector for text in texts])).max() < 1e-5
+    with pytest.raises(RecipeError, match="expected at most 12"):
+        check_dims([13], model, str(made))
 
 
 def tamper(folder: Path) -> None:

@@ -17,7 +17,9 @@ from tests.support.hub import PART_BYTES, Hub, Repo
 from tools import push as push_tool
 from trainer.cli import ending_with_code
 from trainer.errors import CheckpointError
+from trainer.export.embedder_files import modules_of
 from trainer.export.upload import export_files
+from trainer.recipe.schema import ProjectionRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 CARD = """---
@@ -46,8 +48,9 @@ def folder(tmp_path: Path) -> Path:
     export = tmp_path / "model"
     (export / "1_Pooling").mkdir(parents=True)
     (export / "2_Normalize").mkdir()
-    for name in ("config.json", "modules.json", "tokenizer.json", "1_Pooling/config.json"):
+    for name in ("config.json", "tokenizer.json", "1_Pooling/config.json"):
         (export / name).write_text(json.dumps({"name": name, "text": "é"}, ensure_ascii=False))
+    (export / "modules.json").write_text(json.dumps(modules_of(None)))
     (export / "model.safetensors").write_bytes(safetensors(100))
     (export / "README.md").write_text(CARD)
     return export
@@ -247,6 +250,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a checkpoint": (damaged("checkpoints/latest", b"step-1"), "file = left by training"),
     "optimizer": (damaged("zero_pp_rank_0_optim_states.pt", b"x"), "file = left by training"),
     "metrics": (damaged("metrics.jsonl", b"{}"), "file = left by training"),
+    "a dense layer without weights": (
+        damaged("modules.json", json.dumps(modules_of(ProjectionRecipe(size=3))).encode()),
+        r"2_Dense: model\.safetensors = missing; expected weights",
+    ),
+    "damaged modules": (damaged("modules.json", b"{}"), "expected a list of modules"),
     "a run": (damaged("recipe.yaml", b"{}"), r"not the folder of its run\. Give .*/model/model"),
     "half an adapter": (damaged("adapter_config.json", b"{}"), r"adapter_model\.safetensors = mis"),
 }
@@ -258,6 +266,14 @@ def test_what_is_no_complete_export_is_refused(folder: Path, name: str) -> None:
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
         export_files(folder)
+
+
+def test_a_dense_layer_is_sent_too(folder: Path) -> None:
+    modules = modules_of(ProjectionRecipe(size=3))
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "2_Dense").mkdir()
+    (folder / "2_Dense" / "model.safetensors").write_bytes(safetensors(7))
+    assert folder / "2_Dense" / "model.safetensors" in export_files(folder)
 
 
 def test_every_shard_of_an_index_is_checked(folder: Path) -> None:

@@ -39,6 +39,9 @@ COMPUTED = re.compile(
 )
 """Buffers that a model computes when it is built; only older savings hold them."""
 
+PROJECTION = re.compile(r"((module|_orig_mod)\.)*(?P<name>projection\.linear\.(weight|bias))")
+"""Tensors of the dense layer behind the pooling, which stands beside the backbone."""
+
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 """JSON and pickles can hold it, no file and no hash can."""
 
@@ -76,7 +79,7 @@ def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
                 f"{path}: tensor = {full!a:.80}; expected a name in valid Unicode (half of a "
                 "surrogate pair found). Save the checkpoint again."
             )
-        name = full.removeprefix(wrapper)
+        name = projection_name(full) or full.removeprefix(wrapper)
         part = ADAPTER_PART.fullmatch(name)
         if part:
             adapters.setdefault(part["module"], {})[part["part"]] = tensor
@@ -104,9 +107,15 @@ def _plain_name(path: Path, name: str) -> str:
     return name
 
 
+def projection_name(name: str) -> str | None:
+    """The bare name of a tensor of the dense layer behind the pooling; None for any other."""
+    match = PROJECTION.fullmatch(name)
+    return match["name"] if match else None
+
+
 def common_wrapper(names: Iterable[str]) -> str:
-    """The wrappers' prefix that all names of a checkpoint carry."""
-    known, prefix = tuple(names), ""
+    """The wrappers' prefix that all names of a checkpoint's backbone carry."""
+    known, prefix = tuple(name for name in names if projection_name(name) is None), ""
     for wrapper in WRAPPERS:
         if known and all(name.startswith(prefix + wrapper) for name in known):
             prefix += wrapper
@@ -118,7 +127,7 @@ def backbone_prefix(names: Iterable[str]) -> str:
 
     Rule: the one of `BACKBONE_PREFIXES` that begins some names, where all others are heads.
     """
-    known = tuple(names)
+    known = tuple(name for name in names if projection_name(name) is None)
     for prefix in BACKBONE_PREFIXES:
         inside = [name for name in known if name.startswith(prefix)]
         outside = [name for name in known if not name.startswith(prefix)]

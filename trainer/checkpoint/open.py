@@ -14,9 +14,16 @@ from typing import Any, Literal
 
 import torch
 
+from trainer.checkpoint.dense_files import DENSE_TENSORS, dense_weights
 from trainer.checkpoint.json_files import module_path, read_modules, read_object
 from trainer.checkpoint.lora_deltas import LoraSettings, settings_from_peft, settings_from_recipe
-from trainer.checkpoint.names import backbone_prefix, common_wrapper, is_optional, sort_names
+from trainer.checkpoint.names import (
+    backbone_prefix,
+    common_wrapper,
+    is_optional,
+    projection_name,
+    sort_names,
+)
 from trainer.checkpoint.safetensors_file import header_hash, map_tensors, read_header
 from trainer.checkpoint.tensors import SlicedTensor, numel
 from trainer.checkpoint.zero_files import is_zero_folder
@@ -103,7 +110,7 @@ def _open_zero(folder: Path) -> OpenedCheckpoint:
         plain={**named.plain},
         adapters={name: dict(parts) for name, parts in named.adapters.items()},
         lora=_zero_lora(folder, assets, manifest) if named.adapters else None,
-        tied=frozenset(alias.removeprefix(wrapper) for alias in replicas),
+        tied=frozenset(projection_name(alias) or alias.removeprefix(wrapper) for alias in replicas),
         files=zero.files,
         assets=tuple(filter(Path.is_dir, assets)),
         manifest=manifest,
@@ -143,7 +150,7 @@ def _open_peft(folder: Path) -> OpenedCheckpoint:
             f"{folder}: {ADAPTER_WEIGHTS} = absent; expected it beside {ADAPTER_CONFIG}. Save the "
             "adapter with safetensors."
         )
-    named = sort_names(folder, map_tensors(weights, read_header(weights)))
+    named = sort_names(folder, map_tensors(weights, read_header(weights)) | _dense(folder))
     return OpenedCheckpoint(
         path=folder,
         kind="peft",
@@ -151,7 +158,7 @@ def _open_peft(folder: Path) -> OpenedCheckpoint:
         adapters={name: dict(parts) for name, parts in named.adapters.items()},
         lora=settings_from_peft(folder / ADAPTER_CONFIG),
         tied=frozenset(),
-        files=(weights,),
+        files=(weights, *dense_weights(folder)),
         assets=(folder,),
         manifest=None,
     )
@@ -171,7 +178,7 @@ def _open_safetensors(folder: Path) -> OpenedCheckpoint:
             tensors[name] = tensor
     if (place / INDEX).is_file():
         _check_index(place / INDEX, tensors)
-    named = sort_names(folder, tensors)
+    named = sort_names(folder, tensors | _dense(folder))
     if named.adapters:
         raise CheckpointError(
             f"{folder}: {next(iter(named.adapters))} = a weight with an adapter beside it; "
@@ -184,10 +191,19 @@ def _open_safetensors(folder: Path) -> OpenedCheckpoint:
         adapters={},
         lora=None,
         tied=frozenset(),
-        files=files,
+        files=(*files, *dense_weights(folder)),
         assets=(folder, place) if place != folder else (folder,),
         manifest=None,
     )
+
+
+def _dense(folder: Path) -> dict[str, SlicedTensor]:
+    """Tensors of the one dense layer behind the pooling, under the trainer's names."""
+    return {
+        DENSE_TENSORS + name: tensor
+        for file in dense_weights(folder)
+        for name, tensor in map_tensors(file, read_header(file)).items()
+    }
 
 
 def _weights_place(folder: Path) -> Path:
@@ -258,9 +274,11 @@ def identity(source: OpenedCheckpoint, *, hash_files: bool) -> dict[str, Any]:
     """
     files: dict[str, dict[str, Any]] = {}
     for file in source.files:
-        files[file.name] = {"size": file.stat().st_size, "header_sha256": _header_hash(file)}
+        # several modules may each have a file of the same name
+        name = file.relative_to(source.path).as_posix()
+        files[name] = {"size": file.stat().st_size, "header_sha256": _header_hash(file)}
         if hash_files:
-            files[file.name]["sha256"] = _checked_hash(source, file)
+            files[name]["sha256"] = _checked_hash(source, file)
     manifest = source.path / "manifest.json"
     return {
         "path": str(source.path.resolve()),
@@ -331,5 +349,9 @@ def base_fingerprint(source: OpenedCheckpoint) -> str:
         source: the opened model.
     """
     prefix = backbone_prefix(source.plain)
-    bare = {name.removeprefix(prefix): tensor for name, tensor in source.plain.items()}
+    bare = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in source.plain.items()
+        if projection_name(name) is None
+    }
     return fingerprint({name: one for name, one in bare.items() if not is_optional(name, one)})

@@ -15,7 +15,14 @@ from tokenizers.processors import TemplateProcessing
 from trainer.data.fields import shown
 from trainer.data.prompts import prompt_prefix
 from trainer.errors import DataError, RecipeError
-from trainer.recipe.schema import DataRecipe, EvalSetRecipe, Pooling, Recipe, SourceRecipe
+from trainer.recipe.schema import (
+    MEANS,
+    DataRecipe,
+    EvalSetRecipe,
+    Pooling,
+    Recipe,
+    SourceRecipe,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -31,7 +38,7 @@ class Encoded(NamedTuple):
     token_ids: list[np.ndarray]
     """Per text, int32 [length], with prompt and end token, unpadded."""
     num_prompt_tokens: int
-    """Leading tokens to leave out of mean pooling."""
+    """Leading tokens to leave out of a mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +164,7 @@ def make_encoder(
 ) -> TextEncoder:
     """An encoder with its own copy of a tokenizer.
 
-    Only mean pooling can leave the instruction out: `last` never reads it, `cls` is before it.
+    Only a mean can leave the instruction out: `last` never reads it, `cls` is before it.
 
     Args:
         tokenizer: from `load_tokenizer`.
@@ -175,7 +182,7 @@ def make_encoder(
         tokenizer=backend,
         special_ids=frozenset(tokenizer.all_special_ids),
         template=data.prompt_template,
-        pool_instruction=data.pool_instruction or pooling != "mean",
+        pool_instruction=data.pool_instruction or pooling not in MEANS,
         refused_ids={
             i: token
             for token, i in backend.get_vocab().items()

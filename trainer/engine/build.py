@@ -18,6 +18,7 @@ from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load
 from trainer.model.embedder import Embedder
 from trainer.model.kinds import skeleton_of
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
+from trainer.model.projection import make_projection
 from trainer.recipe.deepspeed_file import offloads
 from trainer.recipe.schema import EngineRecipe, Gather, Recipe, TrainRecipe
 
@@ -81,7 +82,7 @@ def _with_plain_linear(config: dict[str, Any]) -> dict[str, Any]:
 def load_embedder(
     recipe: Recipe, *, model_path: str, config: dict[str, Any], ranks: Ranks
 ) -> Embedder:
-    """The recipe's model with its adapters and pooling. Collective: yes under ZeRO-3."""
+    """The recipe's model: adapters, pooling, projection. Collective: yes under ZeRO-3."""
     stage3 = config["zero_optimization"]["stage"] == 3
     skeleton = skeleton_of(load_config(recipe.model, model_path), recipe.model)
     kernel = attention_kernel(
@@ -98,8 +99,14 @@ def load_embedder(
     if recipe.model.lora is not None:
         torch.manual_seed(torch_seed(recipe.seed))
         backbone = add_lora(backbone, recipe.model.lora)
+    torch.manual_seed(torch_seed(recipe.seed))
+    config_of: Any = backbone
+    projection = make_projection(
+        recipe.model, model_path, hidden_size=int(config_of.config.hidden_size)
+    )
     return Embedder(
         backbone,
+        projection=projection,
         pooling=recipe.model.pooling,
         attention=recipe.model.attention,
         packed=kernel == "flash_attention_2" and supports_layer_major(backbone),

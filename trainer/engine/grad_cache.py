@@ -127,8 +127,8 @@ class StepGradCache:
         """All vectors of this rank without graph; empty tensors where it has no texts."""
         if outputs:
             return tuple(v.detach() for v in concatenate(outputs))
-        empty = torch.empty(0, model.vector_size, device=self.engine.device)
-        return (empty, empty) if middle else (empty,)
+        sizes = (model.vector_size, model.state_size) if middle else (model.vector_size,)
+        return tuple(torch.empty(0, size, device=self.engine.device) for size in sizes)
 
     def embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """See `GradCache.embed`."""

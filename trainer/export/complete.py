@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from trainer.checkpoint.dense_files import dense_weights
 from trainer.checkpoint.json_files import read_object, write_json
 from trainer.checkpoint.safetensors_file import NEEDS_RELEASE_5, PLAIN
 from trainer.export.changes import differences
@@ -130,8 +131,9 @@ def open_to_readers(folder: Path) -> list[str]:
     if beside is None:
         return []
     mode, changes = beside.stat().st_mode & READABLE, []
-    for path in sorted(folder.glob(WEIGHTS)):
+    for path in [*sorted(folder.glob(WEIGHTS)), *dense_weights(folder)]:
         if path.stat().st_mode & READABLE != mode:
             path.chmod(mode)
-            changes.append(f"{path.name}: mode {mode:04o}, so that servers can read it")
+            name = path.relative_to(folder).as_posix()
+            changes.append(f"{name}: mode {mode:04o}, so that servers can read it")
     return changes

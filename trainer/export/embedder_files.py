@@ -14,8 +14,10 @@ from trainer.checkpoint.json_files import read_object, write_json
 from trainer.data.prompts import prompt_prefix
 from trainer.export.complete import CONFIG, complete_folder
 from trainer.export.dims import with_dims
+from trainer.export.sentence_files import OLDER_TYPES
+from trainer.model.projection import dense_config
 from trainer.recipe.kind import Side
-from trainer.recipe.schema import Pooling, Recipe, SourceRecipe
+from trainer.recipe.schema import MEANS, Pooling, ProjectionRecipe, Recipe, SourceRecipe
 from trainer.recipe.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -24,21 +26,27 @@ if TYPE_CHECKING:
 POOLING_KEYS: dict[Pooling, str] = {
     "last": "pooling_mode_lasttoken",
     "mean": "pooling_mode_mean_tokens",
+    "weighted_mean": "pooling_mode_weightedmean_tokens",
     "cls": "pooling_mode_cls_token",
 }
 """The recipe's word for a pooling and the key of sentence-transformers."""
 
-MODULES = (
-    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-    {
-        "idx": 2,
-        "name": "2",
-        "path": "2_Normalize",
-        "type": "sentence_transformers.models.Normalize",
-    },
-)
-"""Backbone, pooling, unit norm."""
+DENSE_FOLDER = "2_Dense"
+"""Where the dense layer behind the pooling lies."""
+
+
+def modules_of(projection: ProjectionRecipe | None) -> list[dict[str, object]]:
+    """Content of modules.json: backbone, pooling, the dense layer if there is one, unit norm."""
+    kinds = ["Transformer", "Pooling", *(["Dense"] if projection else []), "Normalize"]
+    return [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{kind}" if number else "",
+            "type": OLDER_TYPES + kind,
+        }
+        for number, kind in enumerate(kinds)
+    ]
 
 
 def prompts_of(recipe: Recipe) -> dict[str, str]:
@@ -78,12 +86,12 @@ def write_embedder_files(
     base: Path | None = None,
     architecture: str | None = None,
 ) -> None:
-    """Write config, tokenizer, pooling, normalisation, prompts and maximum length.
+    """Write config, tokenizer, pooling, projection, normalisation, prompts and maximum length.
 
     Args:
         folder: exists.
         recipe: pooling, prompts, limits and prefixes.
-        config: of the backbone; its size becomes the vector size. It stays as it is.
+        config: of the backbone; its size is that of pooled states. It stays as it is.
         tokenizer: the one that the trainer used; it stays as it is.
         base: folder of the model that was trained, for its own settings and its licence; None
             where it is not on this machine.
@@ -98,10 +106,10 @@ def write_embedder_files(
     saved = padding_copy(tokenizer, num_rows=int(text_config.vocab_size))
     saved.model_max_length = max_tokens(recipe)
     saved.save_pretrained(folder)
-    size = int(text_config.hidden_size)
+    size, modules = int(text_config.hidden_size), modules_of(recipe.model.projection)
     pooling = {key: name == recipe.model.pooling for name, key in POOLING_KEYS.items()}
     for name, content in {
-        "modules.json": list(MODULES),
+        "modules.json": modules,
         "sentence_bert_config.json": {
             "max_seq_length": max_tokens(recipe),
             "do_lower_case": False,
@@ -114,11 +122,13 @@ def write_embedder_files(
         "1_Pooling/config.json": {
             "word_embedding_dimension": size,
             **pooling,
-            "include_prompt": recipe.data.pool_instruction or recipe.model.pooling != "mean",
+            "include_prompt": recipe.data.pool_instruction or recipe.model.pooling not in MEANS,
         },
     }.items():
         write_json(folder / name, content)
-    (folder / "2_Normalize").mkdir(exist_ok=True)
+    if recipe.model.projection is not None:
+        write_json(folder / DENSE_FOLDER / CONFIG, dense_config(recipe.model.projection, size))
+    (folder / str(modules[-1]["path"])).mkdir(exist_ok=True)
     complete_folder(folder, base=base)
 
 

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.json_files import write_json
 from trainer.checkpoint.replace import replace_folder, restore_replaced
+from trainer.checkpoint.safetensors_file import PLAIN
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 from trainer.export.adapter import AdapterBase, merged_tensors, write_adapter
 from trainer.export.base import folder_of_base
 from trainer.export.complete import complete_folder, open_to_readers, weights_format
+from trainer.export.embedder_files import DENSE_FOLDER
+from trainer.model.projection import WEIGHTS, Projection
 from trainer.recipe.schema import Export
 
 SHARD_BYTES = 4 * 2**30
@@ -40,6 +43,8 @@ class ExportRequest:
     """Of an adapter run: `merged` weights, the `adapter` alone, or both. Others ignore it."""
     base: AdapterBase | None
     """What an adapter belongs to; None where all parameters are trained."""
+    projection: Projection | None = None
+    """The dense layer behind the pooling, whole or partitioned."""
     write_embedder: Callable[[Path], None]
     """Writes config, tokenizer and pooling files into a folder; called on the first rank."""
     write_card: Callable[[Path], None] = lambda folder: None
@@ -80,6 +85,7 @@ def _export_weights(
     """A folder of whole weights, adapters merged."""
     _start_folder(folder, request, ranks)
     shapes = _write_weights(backbone, folder, ranks, request.shard_bytes)
+    _write_projection(request.projection, folder, ranks)
     on_first_rank(lambda: _finish(folder, shapes, request), ranks)
 
 
@@ -94,6 +100,7 @@ def _export_adapter(
         (folder / "config.json").unlink(missing_ok=True)
     assert request.base is not None
     shapes = write_adapter(backbone, folder, request.base, ranks)
+    _write_projection(request.projection, folder, ranks)
     base = folder_of_base(request.base.place, request.base.revision)
     # once more: what the folder's tokenizer must say depends on the adapter's base
     on_first_rank(lambda: complete_folder(folder, base=base), ranks)
@@ -103,6 +110,12 @@ def _export_adapter(
 def _finish(folder: Path, shapes: dict[str, torch.Size], request: ExportRequest) -> None:
     """Check the weights, describe what is there, and let others read it."""
     check_written(folder, shapes)
+    if request.projection is not None:
+        wanted = {
+            name: torch.Size(getattr(one, "ds_shape", one.shape))
+            for name, one in request.projection.named_parameters()
+        }
+        check_written(folder / DENSE_FOLDER, wanted)
     request.write_card(folder)
     open_to_readers(folder)
 
@@ -156,6 +169,19 @@ def _write_weights(
     if ranks.is_first:
         _name_shards(folder, files)
     return shapes
+
+
+def _write_projection(projection: Projection | None, folder: Path, ranks: Ranks) -> None:
+    """Write the dense layer's weights on the first rank, where its config is already."""
+    if projection is None:
+        return
+    named = dict(projection.named_parameters())
+    with deepspeed.zero.GatheredParameters(list(named.values())):
+        if ranks.is_first:
+            tensors = {
+                name: one.detach().to("cpu", copy=True).contiguous() for name, one in named.items()
+            }
+            save_file(tensors, folder / DENSE_FOLDER / WEIGHTS, metadata={"format": PLAIN})
 
 
 def _write_shard(folder: Path, number: int, tensors: dict[str, Tensor]) -> list[str]:

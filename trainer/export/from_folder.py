@@ -6,25 +6,26 @@ must not change the folder.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
-from trainer.export.clients.folder import POOLING, ExportFolder, read_files
+from trainer.export.clients.folder import MODULES, POOLING, ExportFolder, read_files
 from trainer.export.parity_file import Parity
 from trainer.export.parity_make import ParityModel, make_parity
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
 from trainer.model.embedder import Chunk, Embedder
 from trainer.model.kinds import kind_of, skeleton_of
-from trainer.recipe.schema import DataRecipe, ModelRecipe, Pooling
+from trainer.model.projection import make_projection, recipe_of_dense
+from trainer.recipe.schema import DataRecipe, ModelRecipe, Pooling, ProjectionRecipe
 
 CHUNK_TOKENS = 4096
 """Padded tokens of one forward."""
-TRAINED: dict[str, Pooling] = {"last": "last", "mean": "mean", "cls": "cls"}
+TRAINED: dict[str, Pooling] = {word: word for word in get_args(Pooling)}
 """Poolings that the trainer has."""
 
 
@@ -57,11 +58,14 @@ def parity_of_folder(path: Path) -> Parity:
     folder = read_files(path)
     recipe = _recipe(folder)
     ranks = Ranks(rank=0, world_size=1, device=torch.device(_device()))
+    backbone = _backbone(folder, recipe)
+    size = int(backbone.config.hidden_size)
     embedder = Embedder(
-        _backbone(folder, recipe).to(ranks.device),
+        backbone,
+        projection=make_projection(recipe, str(path), hidden_size=size),
         pooling=recipe.pooling,
         attention=recipe.attention,
-    )
+    ).to(ranks.device)
     parity = make_parity(
         _made_of(folder, recipe), PlainModel(embedder), ranks, chunk_tokens=CHUNK_TOKENS
     )
@@ -113,10 +117,24 @@ def _recipe(folder: ExportFolder) -> ModelRecipe:
         pooling=pooling,
         attention="bidirectional" if folder.trained.opened else "causal",
         dtype="bfloat16" if written == "bfloat16" else "float32",
+        projection=_projection(folder),
     )
     if kind_of(skeleton_of(load_config(draft, draft.path), draft)) == "encoder":
         return ModelRecipe(**{**vars(draft), "attention": "bidirectional"})
     return draft
+
+
+def _projection(folder: ExportFolder) -> ProjectionRecipe | None:
+    """The dense layer behind the pooling, as a recipe would ask for it."""
+    if folder.dense is None:
+        return None
+    projection = recipe_of_dense(folder.dense)
+    if projection is None:
+        raise CheckpointError(
+            f"{folder.path}/{MODULES}: dense layer = {dict(folder.dense)}; expected a size and "
+            "activation Identity or Tanh. The trainer has no other layer behind the pooling."
+        )
+    return projection
 
 
 def _weights_of(folder: ExportFolder) -> str:
@@ -126,7 +144,7 @@ def _weights_of(folder: ExportFolder) -> str:
     return str(folder.adapter.get("base_model_name_or_path"))
 
 
-def _backbone(folder: ExportFolder, recipe: ModelRecipe) -> nn.Module:
+def _backbone(folder: ExportFolder, recipe: ModelRecipe) -> Any:
     """Base and adapter as the trainer has them, or whole weights."""
     skeleton = skeleton_of(load_config(recipe, recipe.path), recipe)
     kernel = attention_kernel(
@@ -137,5 +155,4 @@ def _backbone(folder: ExportFolder, recipe: ModelRecipe) -> nn.Module:
         from peft import PeftModel
 
         backbone = PeftModel.from_pretrained(backbone, str(folder.path))
-    assert isinstance(backbone, nn.Module)
     return backbone

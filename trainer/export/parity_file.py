@@ -31,7 +31,7 @@ class ParitySettings:
     """How the vectors were made."""
 
     pooling: str
-    """`last`, `mean` or `cls`."""
+    """A word of `model.pooling`."""
     attention: str
     """`causal` or `bidirectional`; an encoder's is bidirectional."""
     dtype: str
@@ -41,7 +41,7 @@ class ParitySettings:
     dimensions: int
     """D."""
     include_prompt: bool
-    """Whether mean pooling includes the prompt's tokens."""
+    """Whether a mean includes the prompt's tokens."""
     libraries: Mapping[str, str]
     """Releases by package."""
     end_token: int | None

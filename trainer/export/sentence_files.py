@@ -25,6 +25,7 @@ POOLING_MODES = {
     "mean": "pooling_mode_mean_tokens",
     "max": "pooling_mode_max_tokens",
     "lasttoken": "pooling_mode_lasttoken",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
 }
 """The newer word for a pooling, and the switch of older releases."""
 LIBRARIES = {"sentence_transformers": "sentence-transformers", "transformers": "transformers",

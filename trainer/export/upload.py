@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.checkpoint.dense_files import dense_folder
 from trainer.errors import CheckpointError, TrainerError
 from trainer.run_folder.layout import (
     BAD_STEPS,
@@ -105,6 +106,9 @@ def export_files(folder: Path) -> list[Path]:
                 "finished run, or export it again."
             )
     _check_weights(folder, ADAPTER_WEIGHTS if is_adapter else WEIGHTS)
+    dense = dense_folder(folder)
+    if dense is not None:
+        _check_weights(dense, WEIGHTS[:1])
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     for path in files:
         _refuse_training(folder, path)

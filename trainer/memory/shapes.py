@@ -67,6 +67,8 @@ class ModelShape:
     """Repeated blocks."""
     hidden_size: int
     """Elements of a token's hidden state."""
+    vector_size: int
+    """Elements of a vector: the same without a projection."""
     is_layered: bool
     """Whether chunks can run layer by layer, as `gather: layer` has them."""
     graph: LinearBytes
@@ -114,14 +116,17 @@ def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
     repeats = 1 + max(0, num_layers - MANY_LAYERS)
     added, one_layer = _adapters(many.backbone), _adapters(many.backbone) - _adapters(few.backbone)
     added.update({size: count * (repeats - 1) for size, count in one_layer.items()})
+    hidden_size = int(config.get_text_config().hidden_size)
+    projected = _projection(recipe.model, hidden_size)
     table = max(_tables(backbone), key=_count, default=None)
     layered = supports_layer_major(backbone)
-    numels = Counter(parameter.numel() for parameter in backbone.parameters()) + added
+    numels = Counter(parameter.numel() for parameter in backbone.parameters()) + added + projected
     length = _trial_length(config, recipe)
     graph, backward = _whole_model(few, many, recipe, num_layers=num_layers, length=length)
     return ModelShape(
         num_parameters=_total(numels),
-        num_trainable=_trained(backbone) if recipe.model.lora is None else _total(added),
+        num_trainable=_total(projected)
+        + (_trained(backbone) if recipe.model.lora is None else _total(added)),
         numels=numels,
         layer_parameters=_count(_block(backbone)) + _total(one_layer),
         layer_trainable=_trained(_block(backbone))
@@ -130,7 +135,10 @@ def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
         embedding_parameters=0 if table is None else _count(table),
         embedding_trained=table is not None and recipe.model.lora is None,
         num_layers=num_layers,
-        hidden_size=int(config.get_text_config().hidden_size),
+        hidden_size=hidden_size,
+        vector_size=hidden_size
+        if recipe.model.projection is None
+        else recipe.model.projection.size,
         is_layered=layered,
         graph=graph,
         backward=backward,
@@ -243,6 +251,14 @@ def _adapters(backbone: nn.Module) -> Counter[int]:
     """How many parameters of each size peft has added; none to a plain backbone."""
     added = hasattr(backbone, "peft_config")
     return Counter(p.numel() for p in backbone.parameters() if added and p.requires_grad)
+
+
+def _projection(recipe: ModelRecipe, hidden_size: int) -> Counter[int]:
+    """How many parameters of each size the dense layer behind the pooling has."""
+    layer = recipe.projection
+    if layer is None:
+        return Counter()
+    return Counter([hidden_size * layer.size, *([layer.size] if layer.bias else [])])
 
 
 def _total(numels: Mapping[int, int]) -> int:

@@ -97,7 +97,7 @@ def _cut_size(recipe: Recipe, shape: ModelShape) -> int:
     """Dimensions of all leading parts of a vector that are trained beside the whole."""
     matryoshka = recipe.model.matryoshka
     dims = () if matryoshka is None else matryoshka.dims
-    return sum(dim for dim in dims if dim < shape.hidden_size)
+    return sum(dim for dim in dims if dim < shape.vector_size)
 
 
 def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
@@ -107,7 +107,9 @@ def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
         layers = len({"last", *(term.layer for term in TASKS[kind.task].terms.values())})
         texts_per_row = sum(number for number, _ in row_texts(recipe, kind))
         texts = kind.settings.global_batch_size * texts_per_row
-        vectors = VECTOR_COPIES * 4 * layers * texts * shape.hidden_size
+        # the middle layer's vectors are not projected
+        elements = shape.vector_size + (layers - 1) * shape.hidden_size
+        vectors = VECTOR_COPIES * 4 * texts * elements
         cut = _cut_size(recipe, shape) * num_cuts(kind.settings)
         # a copy and its gradient
         vectors += 2 * 4 * layers * texts * cut

@@ -9,12 +9,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from trainer.checkpoint.dense_files import dense_config, dense_folder
 from trainer.checkpoint.json_files import module_path, read_modules, read_object, write_json
 from trainer.checkpoint.safetensors_file import PLAIN
 from trainer.errors import CheckpointError
@@ -52,6 +53,8 @@ class Assets:
     """Folder of the base, for its own settings and its licence."""
     configs: tuple[Mapping[str, Any], ...] = ()
     """What config.json of each checkpoint holds, of those that have one."""
+    dense: str = ""
+    """Folder of the dense layer behind the pooling, inside the result; empty without one."""
 
 
 def find_assets(checkpoints: Sequence[Sequence[Path]], base: Sequence[Path]) -> Assets:
@@ -73,11 +76,17 @@ def find_assets(checkpoints: Sequence[Sequence[Path]], base: Sequence[Path]) -> 
         base=next(iter(base), None),
         configs=tuple(config for group in checkpoints if (config := _config(group))),
     )
-    _check_pooling([group for group in checkpoints if group])
-    if assets.sentence is not None:
-        for _, folder in _module_folders(assets.sentence):
+    groups = [group for group in checkpoints if group]
+    _check_pooling(groups)
+    _check_dense(groups)
+    if assets.sentence is None:
+        return assets
+    dense = dense_folder(assets.sentence)
+    for _, folder in _module_folders(assets.sentence):
+        if folder != dense:
             _refuse_weights(folder)
-    return assets
+    place = "" if dense is None else dense.relative_to(assets.sentence).as_posix()
+    return replace(assets, dense=place)
 
 
 def _first_with(folders: Iterable[Path], names: Sequence[str]) -> Path | None:
@@ -98,8 +107,8 @@ def _refuse_weights(folder: Path) -> None:
     for path in folder.iterdir():
         if path.suffix in WEIGHT_SUFFIXES:
             raise CheckpointError(
-                f"{path}: weights = of a module behind the backbone; expected pooling and "
-                "normalisation only. Such modules cannot be merged yet."
+                f"{path}: weights = of a module behind the backbone; expected pooling, one dense "
+                "layer and normalisation only. Such modules cannot be merged yet."
             )
 
 
@@ -117,6 +126,22 @@ def _check_pooling(groups: Sequence[Sequence[Path]]) -> None:
                 f"{path}: pooling = {', '.join(sorted(modes))}; expected "
                 f"{', '.join(sorted(seen[first]))} as in {first}. Models that pool differently "
                 "cannot be merged."
+            )
+
+
+def _check_dense(groups: Sequence[Sequence[Path]]) -> None:
+    """Raises where checkpoints have dense layers of other settings behind the pooling."""
+    seen: dict[Path, dict[str, Any] | None] = {}
+    for group in groups:
+        folder = _first_with(group, ("modules.json",))
+        if folder is not None:
+            seen[folder] = dense_config(folder)
+    for folder, config in seen.items():
+        first = next(iter(seen))
+        if config != seen[first]:
+            raise CheckpointError(
+                f"{folder}: dense layer = {config or 'none'}; expected {seen[first] or 'none'} as "
+                f"in {first}. Models whose vectors are made otherwise cannot be merged."
             )
 
 
@@ -224,7 +249,9 @@ def _copy_sentence_files(folder: Path, target: Path) -> None:
     modules[0]["path"] = ""
     write_json(target / "modules.json", modules)
     for path, source in _module_folders(folder):
-        shutil.copytree(source, target / path)
+        # merged weights of a dense layer are there already
+        weights = shutil.ignore_patterns(*(f"*{suffix}" for suffix in WEIGHT_SUFFIXES))
+        shutil.copytree(source, target / path, ignore=weights, dirs_exist_ok=True)
 
 
 def _copy_present(folder: Path, names: Sequence[str], target: Path) -> None:

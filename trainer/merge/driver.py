@@ -118,6 +118,11 @@ def merge_checkpoints(
     check_settings(settings, len(checkpoints))
     plan = plan_merge(base, checkpoints, settings)
     block = block_size(plan, settings)
+    if plan.averaged:
+        logger.info(
+            "%s: not in the base, so how far each checkpoint moved is not known; the mean is taken",
+            ", ".join(plan.averaged),
+        )
     partial = PartialFolder(
         output, plan_id(plan, settings), plan.shards, resume=resume, durable=settings.durable
     )
@@ -160,6 +165,7 @@ def describe(
         "formula": FORMULAS[settings.method],
         "tensors": len(plan.items),
         "left_out": ", ".join(plan.left_out) or "none",
+        "averaged": ", ".join(plan.averaged) or "none",
         "largest": f"{largest.name} {list(largest.base.shape)}",
         "bytes_to_read": plan.input_bytes,
         "bytes_to_write": plan.output_bytes,

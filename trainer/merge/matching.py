@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.lora_deltas import adapted
-from trainer.checkpoint.names import BACKBONE_PREFIXES, is_optional, likely_prefix
+from trainer.checkpoint.names import BACKBONE_PREFIXES, is_optional, likely_prefix, projection_name
 from trainer.checkpoint.open import OpenedCheckpoint
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
@@ -24,7 +24,7 @@ class Root:
     path: Path
     """Of the base."""
     tensors: dict[str, SlicedTensor]
-    """Without the prefix of the backbone."""
+    """Without the prefix of the backbone; those that the base has not, as zeros."""
 
     @property
     def needed(self) -> list[str]:
@@ -35,6 +35,8 @@ class Root:
 def common_prefix(source: OpenedCheckpoint, root: Root) -> str:
     """Prefix under which a checkpoint keeps the base's names: the one that fits most of them."""
     names = {*source.plain, *(f"{module}.weight" for module in source.adapters)}
+    # beside the backbone, under no prefix
+    names = {name for name in names if projection_name(name) is None}
 
     def fitting(prefix: str) -> int:
         return sum(name.startswith(prefix) and bare(name, prefix) in root.tensors for name in names)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainer.checkpoint.json_files import read_object
-from trainer.checkpoint.names import backbone_prefix, is_head, is_optional
+from trainer.checkpoint.names import backbone_prefix, is_head, is_optional, projection_name
 from trainer.checkpoint.open import (
     ADAPTER_BASE,
     OpenedCheckpoint,
@@ -18,7 +18,7 @@ from trainer.checkpoint.open import (
     identity,
     open_checkpoint,
 )
-from trainer.checkpoint.tensors import SlicedTensor
+from trainer.checkpoint.tensors import SlicedTensor, StoredTensor, numel
 from trainer.errors import CheckpointError
 from trainer.merge.assets import Assets, check_architecture, find_assets, weights_form
 from trainer.merge.expected import check_expected
@@ -47,6 +47,11 @@ class MergePlan:
     """Dtype of most of the result."""
 
     @property
+    def averaged(self) -> tuple[str, ...]:
+        """Tensors that the base has not: the mean of the checkpoints, whatever the method."""
+        return tuple(item.name for item in self.items if item.is_averaged)
+
+    @property
     def output_bytes(self) -> int:
         """Size of the weights' files."""
         return sum(shard.num_bytes for shard in self.shards)
@@ -68,7 +73,9 @@ class Inputs:
     prefix: str
     """What the base puts before the names of its backbone."""
     root: dict[str, SlicedTensor]
-    """The base's tensors without that prefix."""
+    """The base's tensors without that prefix, and zeros for those that it has not."""
+    added: frozenset[str]
+    """Names of those zeros: the dense layer behind the pooling, where only checkpoints have it."""
     prefixes: tuple[str, ...]
     """What each checkpoint puts before those names."""
     matched: tuple[dict[str, SlicedTensor], ...]
@@ -95,14 +102,44 @@ def open_inputs(base: Path, checkpoints: Sequence[Path]) -> Inputs:
     folders = {one.path: one.assets for one in sources if one.kind != "peft"}
     check_architecture(base_source.assets, folders)
     prefix = backbone_prefix(base_source.plain)
-    root = {bare(name, prefix): tensor for name, tensor in base_source.plain.items()}
+    root, added = _root_of(base_source, sources, prefix)
     names = Root(base_source.path, root)
     prefixes = tuple(common_prefix(one, names) for one in sources)
     own = tuple(matched(one, its, names) for one, its in zip(sources, prefixes, strict=True))
     _check_base_identity(base_source, sources)
-    check_expected(base_source.path, root.keys(), base_source.assets)
-    return Inputs(base=base_source, sources=sources, prefix=prefix, root=root, prefixes=prefixes,
-                  matched=own)  # fmt: skip
+    own_names = [name for name in root if projection_name(name) is None]
+    check_expected(base_source.path, own_names, base_source.assets)
+    return Inputs(base=base_source, sources=sources, prefix=prefix, root=root, added=added,
+                  prefixes=prefixes, matched=own)  # fmt: skip
+
+
+def _root_of(
+    base: OpenedCheckpoint, sources: Sequence[OpenedCheckpoint], prefix: str
+) -> tuple[dict[str, SlicedTensor], frozenset[str]]:
+    """The base's tensors by bare name, with zeros for a projection that only checkpoints have.
+
+    One that only the base has was left out of the training, and is left out here.
+
+    Returns:
+        The tensors, and the names of the zeros.
+    """
+    projected = {
+        name: tensor
+        for source in reversed(sources)
+        for name, tensor in source.plain.items()
+        if projection_name(name) is not None
+    }
+    root = {
+        bare(name, prefix): tensor
+        for name, tensor in base.plain.items()
+        if projection_name(name) is None or projected
+    }
+    zeros: dict[str, SlicedTensor] = {
+        name: StoredTensor(tuple(one.shape), (torch.zeros(numel(one.shape), dtype=one.dtype),))
+        for name, one in projected.items()
+        if name not in root
+    }
+    return root | zeros, frozenset(zeros)
 
 
 def plan_merge(base: Path, checkpoints: Sequence[Path], settings: MergeSettings) -> MergePlan:
@@ -142,26 +179,41 @@ def plan_of(inputs: Inputs, settings: MergeSettings) -> MergePlan:
     paths = (base_source.path, *(one.path for one in sources))
     items = tuple(
         MergeItem(
-            name=name if is_head(name) else restore + name,
+            name=name if is_head(name) or projection_name(name) else restore + name,
             base=root[name],
             tuned=tuple(one[name] for one in matched_ones),
             dtype=_output_dtype(root[name].dtype, settings),
             paths=paths,
+            is_averaged=name in inputs.added,
         )
         for name in kept
     )
     known = set(kept)
     assets = find_assets([one.assets for one in sources], base_source.assets)
+    _check_layer(assets, items)
     form = weights_form(assets)
     return MergePlan(
         items=items,
         left_out=tuple(name for name in root if name not in known),
-        shards=tuple(plan_shards(items, settings.max_shard_bytes, form=form)),
+        shards=tuple(plan_shards(items, settings.max_shard_bytes, form=form, dense=assets.dense)),
         assets=assets,
         identities=tuple(identity(one, hash_files=settings.hash_files)
                          for one in (base_source, *sources)),
         dtype=_main_dtype(items),
     )  # fmt: skip
+
+
+def _check_layer(assets: Assets, items: Sequence[MergeItem]) -> None:
+    """Raises for a dense layer without weights, or weights of one that no module names."""
+    has_weights = any(projection_name(item.name) for item in items)
+    if has_weights != bool(assets.dense):
+        place = f"{assets.sentence or 'checkpoints'}/modules.json"
+        found = "none" if has_weights else "one without weights"
+        raise CheckpointError(
+            f"{place}: dense layer = {found}; expected "
+            f"{'that of the checkpoints' if has_weights else 'none, as in the checkpoints'}. Copy "
+            "the modules that were trained beside the weights."
+        )
 
 
 def _recorded_base(source: OpenedCheckpoint) -> Mapping[str, Any] | None:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, uint8
 
+from trainer.checkpoint.dense_files import DENSE_TENSORS
+from trainer.checkpoint.names import projection_name
 from trainer.checkpoint.open import INDEX, SINGLE
 from trainer.checkpoint.safetensors_file import PLAIN, Slot, encode_header, read_header
 from trainer.errors import CheckpointError
@@ -48,6 +50,8 @@ class ShardFile:
     """What it begins with."""
     slots: dict[str, Slot]
     """Where its tensors lie."""
+    prefix: str = ""
+    """What the names of tensors have before those in this file: that of a module's own file."""
 
     @property
     def num_bytes(self) -> int:
@@ -56,7 +60,7 @@ class ShardFile:
 
 
 def plan_shards(
-    items: Sequence[MergeItem], max_shard_bytes: int, *, form: str = PLAIN
+    items: Sequence[MergeItem], max_shard_bytes: int, *, form: str = PLAIN, dense: str = ""
 ) -> list[ShardFile]:
     """Cut tensors, in their order, into files of at most `max_shard_bytes` where they fit.
 
@@ -64,7 +68,19 @@ def plan_shards(
         items: what is written.
         max_shard_bytes: size of a file.
         form: what the files say of their format.
+        dense: folder of the dense layer behind the pooling, whose tensors have a file there.
     """
+    projected = [item for item in items if projection_name(item.name)]
+    backbone = [item for item in items if not projection_name(item.name)]
+    shards = _backbone_shards(backbone, max_shard_bytes, form)
+    if projected:
+        shards.append(_lay_out(f"{dense}/{SINGLE}", projected, PLAIN, prefix=DENSE_TENSORS))
+    return shards
+
+
+def _backbone_shards(
+    items: Sequence[MergeItem], max_shard_bytes: int, form: str
+) -> list[ShardFile]:
     shards: list[list[MergeItem]] = [[]]
     used = 0
     for item in items:
@@ -79,21 +95,21 @@ def plan_shards(
     return [_lay_out(name, shard, form) for name, shard in zip(names, shards, strict=True)]
 
 
-def _lay_out(name: str, items: Sequence[MergeItem], form: str) -> ShardFile:
+def _lay_out(name: str, items: Sequence[MergeItem], form: str, *, prefix: str = "") -> ShardFile:
     # whole blocks first are all written directly; then wide dtypes first, aligned to their size
     ordered = sorted(
         items, key=lambda item: (item.num_bytes % BLOCK_BYTES != 0, -item.dtype.itemsize)
     )
     header = encode_header(
-        [(item.name, item.dtype, item.base.shape) for item in ordered],
+        [(item.name.removeprefix(prefix), item.dtype, item.base.shape) for item in ordered],
         multiple=BLOCK_BYTES,
         form=form,
     )
     start, slots = len(header), {}
     for item in ordered:
-        slots[item.name] = Slot(item.dtype, tuple(item.base.shape), start)
+        slots[item.name.removeprefix(prefix)] = Slot(item.dtype, tuple(item.base.shape), start)
         start += item.num_bytes
-    return ShardFile(name, header, slots)
+    return ShardFile(name, header, slots, prefix)
 
 
 def index_json(shards: Sequence[ShardFile]) -> str:
@@ -169,7 +185,7 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
         self.resume = resume
         self.durable = durable
         self.files: dict[str, OutputFile] = {}
-        self._places = {name: (shard.name, slot) for shard in shards
+        self._places = {shard.prefix + name: (shard.name, slot) for shard in shards
                         for name, slot in shard.slots.items()}  # fmt: skip
         self._lock_descriptor: int | None = None
 
@@ -179,6 +195,7 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
             for shard in self.shards:
+                (self.path / shard.name).parent.mkdir(exist_ok=True)
                 self.files[shard.name] = OutputFile(
                     self.path / shard.name, shard.num_bytes, direct=self.durable
                 )
@@ -205,7 +222,7 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
 
     def allocated_bytes(self) -> int:
         """Disk that an interrupted merge already took."""
-        files = self.path.glob("*") if self.resume else ()
+        files = self.path.rglob("*") if self.resume else ()
         return sum(512 * file.stat().st_blocks for file in files)
 
     def _lock(self) -> None:
@@ -272,8 +289,9 @@ class PartialFolder(AbstractContextManager["PartialFolder"]):
                     f"{self.path / shard.name}: header = other than written; expected the same. "
                     "The disk or its driver is faulty."
                 )
-        if len(self.shards) > 1:
-            (self.path / INDEX).write_text(index_json(self.shards), encoding="utf-8")
+        backbone = [shard for shard in self.shards if not shard.prefix]
+        if len(backbone) > 1:
+            (self.path / INDEX).write_text(index_json(backbone), encoding="utf-8")
 
     def publish(self) -> None:
         """Give the folder its name; nothing is written afterwards."""

@@ -63,6 +63,7 @@ def merge_json(
         "base": plan.identities[0],
         "checkpoints": list(plan.identities[1:]),
         "left_out": list(plan.left_out),
+        **({"averaged": list(plan.averaged)} if plan.averaged else {}),
         "tensors": tensors,
         **({"output_sha256": hashes} if hashes else {}),
     }

@@ -8,7 +8,7 @@ cache. Where all changes are adapters' the factors give the norms, and one pass 
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ class MergeItem:
     """Dtype of the result."""
     paths: tuple[Path, ...]
     """Base and checkpoints, for messages."""
+    is_averaged: bool = False
+    """Whether the base has no such tensor: then `base` is zeros, and the result is the mean of the
+    checkpoints, as how far each moved from its random start is not known."""
 
     @property
     def num_elements(self) -> int:
@@ -106,6 +109,8 @@ def merge_tensor(
         CheckpointError: at NaN or infinity unless allowed, and if a tensor that is not of floats
             differs between base and checkpoints.
     """
+    if item.is_averaged:
+        settings = replace(settings, method="uniform", granularity="tensor", lambda_=1.0)
     work = _Work(item, settings, scratch, write)
     if not item.dtype.is_floating_point:
         return work.copy_equal()

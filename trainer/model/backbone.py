@@ -19,6 +19,7 @@ from trainer.errors import RecipeError
 from trainer.model.dropout_names import override_dropouts
 from trainer.model.kinds import check_kind, is_open, skeleton_of, text_part
 from trainer.model.limits import check_dims, check_lengths
+from trainer.model.projection import check_projection
 from trainer.model.weights import (
     UNREADABLE,
     outcome,
@@ -85,7 +86,8 @@ def check_backbone(
 
     Raises:
         RecipeError: a model of the wrong kind, an attention kernel that it lacks, limits on texts
-            beyond its positions, or weights that are not those of the config.
+            beyond its positions, a projection that is not the base's, or weights that are not
+            those of the config.
     """
     is_part = type(_whole_config(recipe.model, path)) is not type(config)
     skeleton = skeleton_of(config, recipe.model)
@@ -93,6 +95,8 @@ def check_backbone(
     refuse_kernel(recipe.engine.attention_kernel, type(skeleton))
     check_lengths(recipe, skeleton)
     check_dims(recipe, skeleton)
+    hidden_size = int(config.get_text_config().hidden_size)
+    check_projection(recipe.model, path, hidden_size=hidden_size, download=download)
     files = weight_files(path, recipe.model, config, download=download)
     if files is not None:
         tensors = read_headers(files, recipe.model)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainer.model.dropout import DropoutKeys, key_dropouts
 from trainer.model.pooled_layer import PooledTokens, narrow_last_layer
 from trainer.model.pooling import pool
+from trainer.model.projection import Projection
 from trainer.model.text_rotary import TextLengths, scale_by_text
 from trainer.recipe.schema import Attention, Pooling
 
@@ -28,7 +29,7 @@ class Chunk:
     lengths: Tensor
     """Real tokens of each text [B], int64."""
     prompt_lengths: Tensor
-    """Leading tokens that mean pooling leaves out [B], int64."""
+    """Leading tokens that a mean leaves out [B], int64."""
     text_keys: Tensor
     """Identity of each text within the step [B], int64; keys dropout."""
     random_seed: int
@@ -62,7 +63,10 @@ class Chunk:
 
 
 class Embedder(nn.Module):
-    """A transformers backbone with pooling; vectors are float32 with norm 1."""
+    """A transformers backbone with pooling and, where asked, a dense layer behind it.
+
+    Vectors are float32 with norm 1.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Embedder(nn.Module):
         *,
         pooling: Pooling,
         attention: Attention,
+        projection: Projection | None = None,
         packed: bool = False,
     ) -> None:
         """Wrap a backbone.
@@ -78,11 +83,13 @@ class Embedder(nn.Module):
             backbone: a transformers model without a head.
             pooling: how token states become a vector.
             attention: `causal` or `bidirectional`.
+            projection: the dense layer between pooling and unit norm.
             packed: run a chunk as one row of texts end to end, without padding. Needs a decoder
                 whose kernel keeps the texts apart by their position ids: flash attention.
         """
         super().__init__()
         self.backbone = backbone
+        self.projection = projection
         self.packed = packed
         self.pooling: Pooling = pooling
         self.attention: Attention = attention
@@ -99,7 +106,12 @@ class Embedder(nn.Module):
 
     @property
     def vector_size(self) -> int:
-        """H."""
+        """D, elements of a vector."""
+        return self.state_size if self.projection is None else self.projection.size
+
+    @property
+    def state_size(self) -> int:
+        """H, elements of a token's state and of a vector of the middle layer."""
         return int(self.config.hidden_size)
 
     def mask_for(self, chunk: Chunk) -> Tensor | None:
@@ -157,20 +169,22 @@ class Embedder(nn.Module):
 
         Args:
             chunk: B texts.
-            middle: also pool `hidden_states[num_states // 2]`, before any final norm.
+            middle: also pool `hidden_states[num_states // 2]`, before any final norm and without
+                the projection.
 
         Returns:
-            (last [B, H],) or (last [B, H], middle [B, H]), float32, norm 1.
+            (last [B, D],) or (last [B, D], middle [B, H]), float32, norm 1.
         Collective: under ZeRO-3 a wrapped module's hooks gather parameters; a replica has none.
         """
         self._point_at(chunk)
         inputs = self._packed_inputs(chunk) if self.packed else self._padded_inputs(chunk)
         output = self.backbone(**inputs, output_hidden_states=middle)
-        last = self.pool(self._unpacked(output.last_hidden_state, chunk), chunk)
+        last = self.to_vectors(self.pool(self._unpacked(output.last_hidden_state, chunk), chunk))
         if not middle:
             return (last,)
         states = output.hidden_states
-        return last, self.pool(self._unpacked(states[len(states) // 2], chunk), chunk)
+        pooled = self.pool(self._unpacked(states[len(states) // 2], chunk), chunk)
+        return last, unit(pooled)
 
     def _padded_inputs(self, chunk: Chunk) -> dict[str, Any]:
         """Arguments of the backbone for rows of equal length."""
@@ -206,5 +220,14 @@ class Embedder(nn.Module):
         return position_L < chunk.lengths[:, None]
 
     def pool(self, hidden_BLH: Tensor, chunk: Chunk) -> Tensor:
-        """Pool token states [B, L, H] to vectors [B, H]."""
+        """Pool token states [B, L, H] to [B, H], float32."""
         return pool(hidden_BLH, chunk.lengths, chunk.prompt_lengths, self.pooling)
+
+    def to_vectors(self, pooled_BH: Tensor) -> Tensor:
+        """Vectors [B, D] of norm 1 from pooled states of the last layer [B, H], float32."""
+        return unit(pooled_BH if self.projection is None else self.projection(pooled_BH))
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors [n, D] scaled to norm 1."""
+    return nn.functional.normalize(vectors, dim=-1)

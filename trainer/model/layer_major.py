@@ -16,7 +16,8 @@ from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer.model.embedder import Chunk, Embedder
+from trainer.model.embedder import Chunk, Embedder, unit
+from trainer.recipe.schema import MEANS
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,11 @@ class LayerMajorEmbedder(Embedder):
         Args:
             chunks: at least one, none empty.
             step_key: seed and step, mixed.
-            middle: also pool `hidden_states[num_states // 2]`, before any final norm.
+            middle: also pool `hidden_states[num_states // 2]`, before any final norm and without
+                the projection.
 
         Returns:
-            (last [n, H],) or (last [n, H], middle [n, H]), float32, norm 1.
+            (last [n, D],) or (last [n, D], middle [n, H]), float32, norm 1.
         Collective: yes under ZeRO-3, with the same calls whatever the chunks.
         """
         decoder = decoder_of(self.backbone)
@@ -118,8 +120,8 @@ class LayerMajorEmbedder(Embedder):
             hidden_TH = layer(hidden_TH, run, i)
             if i + 1 == middle_of:
                 middle_TH = hidden_TH
-        outputs = (self._pool_flat(hidden_TH, run, norm=decoder.norm),)
-        return (*outputs, self._pool_flat(middle_TH, run, norm=None)) if middle else outputs
+        last = self.to_vectors(self._pool_flat(hidden_TH, run, norm=decoder.norm))
+        return (last, unit(self._pool_flat(middle_TH, run, norm=None))) if middle else (last,)
 
     def _run(self, chunks: Sequence[Chunk], hidden_TH: Tensor, step_key: int) -> ChunkRun:
         """Masks and rotary tables of a step."""
@@ -163,8 +165,8 @@ class LayerMajorEmbedder(Embedder):
         return mask
 
     def _pool_flat(self, hidden_TH: Tensor, run: ChunkRun, *, norm: nn.Module | None) -> Tensor:
-        """Pool flat tokens [T, H] to vectors [n, H]; the norm is called once."""
-        if self.pooling == "mean":
+        """Pool flat tokens [T, H] to [n, H], float32; the norm is called once."""
+        if self.pooling in MEANS:
             normed_TH = hidden_TH if norm is None else norm(hidden_TH)
             parts = normed_TH.split(run.sizes)
             return torch.cat(
@@ -174,11 +176,11 @@ class LayerMajorEmbedder(Embedder):
                 ]
             )
         rows_nH = hidden_TH[self._token_of_each_text(run)]
-        rows_nH = rows_nH if norm is None else norm(rows_nH)
-        return nn.functional.normalize(rows_nH.float(), dim=-1)
+        normed_nH: Tensor = rows_nH if norm is None else norm(rows_nH)
+        return normed_nH.float()
 
     def _token_of_each_text(self, run: ChunkRun) -> Tensor:
-        """Flat index of the token that stands for each text [n], int64; not for mean pooling."""
+        """Flat index of the token that stands for each text [n], int64; not for a mean."""
         rows, start = [], 0
         for chunk in run.chunks:
             num_texts, length = chunk.input_ids.shape

@@ -101,7 +101,8 @@ def check_dims(recipe: Recipe, skeleton: nn.Module) -> None:
     if matryoshka is None:
         return
     config: Any = skeleton.config
-    size, longest = int(config.hidden_size), matryoshka.dims[0]
+    projection, longest = recipe.model.projection, matryoshka.dims[0]
+    size = int(config.hidden_size) if projection is None else projection.size
     if longest > size:
         raise RecipeError(
             f"recipe: model.matryoshka.dims = {list(matryoshka.dims)}; expected at most {size}, "

@@ -72,14 +72,14 @@ def weight_files(
     Raises:
         RecipeError: a folder that holds an adapter, or lacks a file that its index names.
     """
-    if _file(path, ADAPTER, recipe, download=download) is not None:
+    if model_file(path, ADAPTER, recipe, download=download) is not None:
         raise RecipeError(
             f"recipe: model.path = {recipe.path} (an adapter: {ADAPTER}); expected a whole model. "
             "Merge it into its base with tools/delta_merge.py, or give the base."
         )
     own = getattr(config, "transformers_weights", None)
     for name in (own,) if own else NAMES:
-        found = _file(path, name, recipe, download=download)
+        found = model_file(path, name, recipe, download=download)
         if found is None:
             continue
         if not name.endswith(".index.json"):
@@ -96,7 +96,7 @@ def weight_files(
     return None
 
 
-def _file(path: str, name: str, recipe: ModelRecipe, *, download: bool) -> Path | None:
+def model_file(path: str, name: str, recipe: ModelRecipe, *, download: bool) -> Path | None:
     """A file of a model, or None where it has none."""
     if Path(path).is_dir():
         file = Path(path) / name

@@ -125,6 +125,7 @@ def _model_section(
         ("parameters", f"{shape.num_parameters:,}"),
         ("trained", f"{shape.num_trainable:,}"),
         ("vector", f"{recipe.model.pooling} pooling, {recipe.model.attention} attention"),
+        *([("projection", f"to {shape.vector_size}")] if recipe.model.projection else []),
         ("tokenizer", found[1]),
     ]
     return _listed("Model", rows)

@@ -14,7 +14,9 @@ from trainer.recipe.tasks import default_pattern, task_names, task_schemas
 
 Task = Annotated[str, OneOf(task_names)]
 """Name of a kind of task, as in `trainer.recipe.tasks`."""
-Pooling = Literal["last", "mean", "cls"]
+Pooling = Literal["last", "mean", "weighted_mean", "cls"]
+MEANS: tuple[Pooling, ...] = ("mean", "weighted_mean")
+"""Poolings over many tokens, which can leave the instruction out."""
 Attention = Literal["causal", "bidirectional"]
 DType = Literal["float32", "bfloat16"]
 Schedule = Literal["alternate", "proportional", "temperature"]
@@ -51,13 +53,26 @@ class MatryoshkaRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProjectionRecipe:
+    """A trained dense layer between pooling and unit norm, as sentence-transformers' `Dense`."""
+
+    size: int = bounded(low=1, required=True)
+    """Elements of a vector."""
+    bias: bool = False
+    """Whether a trained vector is added."""
+    activation: Literal["none", "tanh"] = "none"
+    """What each element passes through at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """The backbone and how it becomes an embedder."""
 
     path: str
     """Folder, hub id, or `package:NAME/FOLDER` for a model shipped inside a Python package."""
     pooling: Pooling = "last"
-    """Token that stands for the text: last real token, mean of tokens, or first token."""
+    """What stands for the text: the last real token, the mean of tokens, their mean weighted by
+    position (Muennighoff 2022, arXiv:2202.08904), or the first token."""
     attention: Attention = "causal"
     """Mask of a decoder; an encoder is always bidirectional and says `bidirectional`."""
     end_token: str | None = None
@@ -69,6 +84,9 @@ class ModelRecipe:
     """Recompute layer activations in the backward pass."""
     dropout: float | None = bounded(None, low=0, high=0.99)
     """Overrides every dropout probability of the backbone's config; null keeps the config's."""
+    projection: ProjectionRecipe | None = None
+    """A dense layer behind the pooling, trained in full beside adapters too; null: the pooled state
+    is the vector."""
     matryoshka: MatryoshkaRecipe | None = None
     """Vectors that can be cut; null: only the whole vector is trained."""
     lora: LoraRecipe | None = None
@@ -135,7 +153,7 @@ class DataRecipe:
     prompt_template: str = "{instruction}{text}"
     """How an instruction and a text are joined."""
     pool_instruction: bool = True
-    """Whether mean pooling includes the instruction's tokens."""
+    """Whether pooling by a mean includes the instruction's tokens."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a malformed row, or skip it (more than 1% skipped stops the run)."""
     workers: int = bounded(2, low=0)

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
+from trainer.recipe.schema import MEANS
 from trainer.recipe.tasks import TASKS
 from trainer.report.card_facts import CardFacts
 from trainer.report.exported import ExportedFolder
@@ -19,6 +20,8 @@ PASSAGES = ["Open Settings and choose Reset password.", "Invoices are under Bill
 POOLING_CODE = {
     "last": "pooled = hidden[torch.arange(len(texts)), mask.sum(1) - 1]",
     "mean": "weights = mask.unsqueeze(-1).to(hidden.dtype)\n"
+    "pooled = (hidden * weights).sum(1) / weights.sum(1)",
+    "weighted_mean": "weights = (mask * torch.arange(1, mask.shape[1] + 1)).unsqueeze(-1).float()\n"
     "pooled = (hidden * weights).sum(1) / weights.sum(1)",
     "cls": "pooled = hidden[:, 0]",
 }
@@ -141,7 +144,15 @@ def _shorter(facts: CardFacts) -> list[str]:
 def _transformers(facts: CardFacts) -> list[str]:
     if facts.exported.pooling is None:
         return []
-    lines = [*_loading(facts.exported), "", "", *_function(facts.exported), "", ""]
+    lines = [
+        *_loading(facts.exported),
+        *_dense(facts.exported),
+        "",
+        "",
+        *_function(facts.exported),
+        "",
+        "",
+    ]
     used = {name: facts.exported.prompts[name] for task in _examples(facts) for name, _ in task}
     lines += [f"prompts = {_literal(used)}", *_texts()]
     for examples in _examples(facts):
@@ -156,8 +167,10 @@ def _loading(exported: ExportedFolder) -> list[str]:
     trust = ", trust_remote_code=True" if exported.runs_code else ""
     lines = ["import torch"]
     lines += ["from peft import PeftConfig, PeftModel"] if exported.is_adapter else []
+    lines += ["from safetensors.torch import load_file"] if exported.dense else []
     lines += [
         "from transformers import AutoModel, AutoTokenizer",
+        *(["from transformers.utils.hub import cached_file"] if exported.dense else []),
         "",
         f"place = {_literal(exported.place)}",
         f"tokenizer = AutoTokenizer.from_pretrained(place{trust})",
@@ -185,14 +198,35 @@ def _function(exported: ExportedFolder) -> list[str]:
         "with torch.inference_mode():",
         '    hidden = model(input_ids=batch["input_ids"], attention_mask=mask)[0]',
     ]
-    if exported.pooling == "mean" and not exported.include_prompt:
+    if exported.pooling in MEANS and not exported.include_prompt:
         steps += WITHOUT_PROMPT.splitlines()
     steps += POOLING_CODE[exported.pooling or ""].splitlines()
-    vectors = "pooled.float()"
+    vectors = _vectors(exported)
     if exported.is_normalized:
         vectors = f"torch.nn.functional.normalize({vectors}, dim=-1)"
     return ["def embed(texts, prompt):", *(f"    {line}" for line in steps),
             f"    return {vectors}"]  # fmt: skip
+
+
+def _vectors(exported: ExportedFolder) -> str:
+    """The expression that makes vectors of `pooled`."""
+    if exported.dense is None:
+        return "pooled.float()"
+    bias = ', dense.get("linear.bias")' if exported.dense.get("bias") is not False else ""
+    linear = f'torch.nn.functional.linear(pooled.float(), dense["linear.weight"]{bias})'
+    name = str(exported.dense.get("activation_function")).rpartition(".")[2]
+    return linear if name == "Identity" else f"torch.nn.{name}()({linear})"
+
+
+def _dense(exported: ExportedFolder) -> list[str]:
+    """Lines that read the dense layer behind the pooling into `dense`."""
+    if exported.dense is None:
+        return []
+    name = _literal(f"{exported.dense_path}/model.safetensors")
+    return [
+        f"file = cached_file(place, {name})",
+        "dense = {name: tensor.float() for name, tensor in load_file(file).items()}",
+    ]
 
 
 def _servers(facts: CardFacts) -> list[str]:
@@ -204,12 +238,9 @@ def _servers(facts: CardFacts) -> list[str]:
             "pooling and prompts. Train with `checkpoint.export: merged` or `both`, or call "
             "`model.merge_and_unload()`.",
         ]
-    if not _is_served(exported):
-        return [
-            "### vLLM and Text Embeddings Inference",
-            "These servers pool the tokens of a prompt too, and this model was trained without "
-            "them. Use sentence-transformers or transformers.",
-        ]
+    if (why := _unserved(exported)) is not None:
+        other = f"{why} Use sentence-transformers or transformers."
+        return ["### vLLM and Text Embeddings Inference", other]
     place, name = shlex.quote(exported.place), _first_prompt(facts)
     trust = " --trust-remote-code" if exported.runs_code else ""
     serve = f"vllm serve {place} --runner pooling{trust} --port 8000"
@@ -226,10 +257,21 @@ def _servers(facts: CardFacts) -> list[str]:
     ]
 
 
+def _unserved(exported: ExportedFolder) -> str | None:
+    """Why servers do not pool as this model was trained; None where they do."""
+    if exported.pooling == "weighted_mean":
+        return "These servers have no mean weighted by position, by which this model pools tokens."
+    if not exported.include_prompt and any(exported.prompts.values()):
+        return (
+            "These servers pool the tokens of a prompt too, and this model was trained without "
+            "them."
+        )
+    return None
+
+
 def _is_served(exported: ExportedFolder) -> bool:
     """Whether servers read pooling and prompts of this folder as it was trained."""
-    pools_prompts = exported.include_prompt or not any(exported.prompts.values())
-    return not exported.is_adapter and pools_prompts
+    return not exported.is_adapter and _unserved(exported) is None
 
 
 def _asked(facts: CardFacts) -> dict[str, object]:

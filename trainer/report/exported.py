@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.dense_files import dense_config, dense_folder
 from trainer.errors import CheckpointError
 from trainer.export.dims import dims_of
 
 POOLING = {
     "pooling_mode_lasttoken": "last",
     "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
     "pooling_mode_cls_token": "cls",
     "lasttoken": "last",
     "mean": "mean",
+    "weightedmean": "weighted_mean",
     "cls": "cls",
 }
 """sentence-transformers' words for a pooling, as keys and, since release 6, as values."""
@@ -32,8 +35,12 @@ class ExportedFolder:
     """Whether it holds an adapter alone."""
     dimensions: int | None
     """Size of a vector; None where the folder does not say."""
+    dense: Mapping[str, Any] | None
+    """Settings of the one dense layer behind the pooling; None where there is none."""
+    dense_path: str
+    """Its folder inside this one; empty where there is none."""
     pooling: str | None
-    """`last`, `mean` or `cls`; None for any other, or where the folder does not say."""
+    """A word of `model.pooling`; None for any other, or where the folder does not say."""
     include_prompt: bool
     """Whether pooling includes the prompt's tokens."""
     is_normalized: bool
@@ -70,10 +77,14 @@ def read_exported(folder: Path, place: str) -> ExportedFolder:
     prompts = (_read(folder / "config_sentence_transformers.json") or {}).get("prompts")
     modules = _read(folder / "modules.json") or []
     config = _read(folder / "config.json") or {}
+    dense, layer = dense_config(folder), dense_folder(folder)
+    pooled = pooling.get("word_embedding_dimension") or pooling.get("embedding_dimension")
     return ExportedFolder(
         place=place,
         is_adapter=(folder / ADAPTER).is_file(),
-        dimensions=pooling.get("word_embedding_dimension") or pooling.get("embedding_dimension"),
+        dimensions=pooled if dense is None else dense.get("out_features"),
+        dense=dense,
+        dense_path="" if layer is None else layer.relative_to(folder).as_posix(),
         pooling=_pooling(pooling),
         include_prompt=pooling.get("include_prompt") is not False,
         is_normalized=any(str(one.get("type")).endswith("Normalize") for one in modules),

@@ -127,6 +127,7 @@ class Artifacts:
         request = ExportRequest(
             kind=session.recipe.checkpoint.export,
             base=self._adapter_base(),
+            projection=session.built.engine.module.projection,
             write_embedder=lambda folder: self._write_with_parity(folder, parity),
             write_card=lambda folder: self._write_card(folder, session.folder.model, step),
         )

@@ -13,7 +13,7 @@ from trainer.objectives.prefixes import WHOLE, Prefix, cut
 from trainer.recipe.schema import MatryoshkaRecipe
 
 Vectors = tuple[Tensor, ...]
-"""(last [n, H],) or (last [n, H], middle [n, H]) of n texts, float32."""
+"""(last [n, D],) or (last [n, D], middle [n, H]) of n texts, float32. D = H without projection."""
 
 Prefixes = Sequence[Prefix]
 """Leading parts of the vectors whose losses are summed with their weights."""

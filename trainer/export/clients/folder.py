@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint.dense_files import dense_config
 from trainer.checkpoint.json_files import read_modules, read_object
 from trainer.errors import CheckpointError
 from trainer.export.parity_file import ANEW, PARITY, Parity, find_parity
@@ -25,12 +26,17 @@ POOLINGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
+    "pooling_mode_weightedmean_tokens": "weighted_mean",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-"""Keys of the pooling file and the recipe's words; the last three are not trained here."""
-NEW_POOLINGS = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+"""Keys of the pooling file and the recipe's words; the last two are not trained here."""
+NEW_POOLINGS = {
+    "cls": "cls",
+    "mean": "mean",
+    "weightedmean": "weighted_mean",
+    "lasttoken": "last",
+}
 """Words of the one key that sentence-transformers 6 writes."""
 ENCODERS = frozenset(
     [
@@ -77,9 +83,9 @@ class Trained:
     """What clients must give: from `parity.json`, or from the folder where there is none."""
 
     pooling: str
-    """`last`, `mean` or `cls`."""
+    """`last`, `mean`, `weighted_mean` or `cls`."""
     include_prompt: bool
-    """Whether mean pooling includes the prompt."""
+    """Whether a mean includes the prompt."""
     opened: bool
     """Whether a decoder was trained with bidirectional attention."""
     max_tokens: int | None
@@ -112,6 +118,8 @@ class ExportFolder:
     """config_sentence_transformers.json."""
     adapter: Mapping[str, Any] | None
     """adapter_config.json; None for whole weights."""
+    dense: Mapping[str, Any] | None
+    """config.json of the one dense layer behind the pooling; None where there is none."""
     parity: Parity | None
     """parity.json."""
 
@@ -232,6 +240,7 @@ def read_files(path: Path) -> ExportFolder:
         sentence=_optional(path / SENTENCE),
         sentence_config=_optional(path / PROMPTS),
         adapter=adapter,
+        dense=dense_config(path),
         parity=None,
     )
 
@@ -253,11 +262,13 @@ def _optional(path: Path) -> Mapping[str, Any]:
 
 def _check_size(folder: ExportFolder) -> None:
     """Refuse vectors of another model."""
-    size = folder.config.get("hidden_size")
+    size, place = folder.config.get("hidden_size"), f"hidden_size of {CONFIG}"
+    if folder.dense is not None:
+        size, place = folder.dense.get("out_features"), "out_features of the dense layer"
     if folder.parity is None or not isinstance(size, int):
         return
     if folder.parity.settings.dimensions != size:
         raise CheckpointError(
             f"{folder.path / PARITY}: settings.dimensions = {folder.parity.settings.dimensions}; "
-            f"expected {size}, the hidden_size of {CONFIG}. {ANEW}"
+            f"expected {size}, the {place}. {ANEW}"
         )

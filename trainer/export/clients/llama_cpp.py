@@ -5,7 +5,12 @@ from collections.abc import Iterator
 from trainer.export.clients.finding import Client, Finding
 from trainer.export.clients.folder import CONFIG, TOKENIZER, TOKENIZER_CONFIG, ExportFolder
 from trainer.export.clients.rope import FULL, trained_rope
-from trainer.export.clients.sentence_files import pooling_mode, prompt_is_pooled
+from trainer.export.clients.sentence_files import (
+    no_dense,
+    no_weighted_mean,
+    pooling_mode,
+    prompt_is_pooled,
+)
 from trainer.export.clients.tokens import by_transformers_5, id_of
 from trainer.export.clients.weights import architecture, right_class, whole_weights
 
@@ -152,7 +157,9 @@ LLAMA_CPP = Client(
         rope,
         scaled_llama,
         blanks,
+        no_weighted_mean("The converter writes no such pooling, and stops."),
         pooling_mode,
+        no_dense("The converter writes no dense layer."),
         prompt_is_pooled,
         by_transformers_5,
     ),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainer.checkpoint.dense_files import dense_weights
 from trainer.export.clients.compare import Embedded
 from trainer.export.clients.folder import ExportFolder
 from trainer.export.parity_file import Parity
@@ -132,9 +133,22 @@ def _pooled(
 ) -> np.ndarray:
     """Unit vectors [B, D], float32, from states [B, L, D], by the folder's pooling file."""
     rows = list(_pooled_rows(folder, mask, prompts, states))
-    vectors = np.stack(rows)
+    vectors = _projected(folder, np.stack(rows))
     unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit
+
+
+def _projected(folder: ExportFolder, pooled: np.ndarray) -> np.ndarray:
+    """What the dense layer makes of pooled states [B, H]: [B, D], float32."""
+    if folder.dense is None:
+        return pooled
+    from safetensors.torch import load_file
+
+    (file,) = dense_weights(folder.path)
+    tensors = {name: tensor.float().numpy() for name, tensor in load_file(file).items()}
+    vectors = pooled @ tensors["linear.weight"].T + tensors.get("linear.bias", np.float32(0))
+    is_tanh = str(folder.dense.get("activation_function")).endswith("Tanh")
+    return np.tanh(vectors) if is_tanh else vectors
 
 
 def _pooled_rows(
@@ -151,6 +165,9 @@ def _pooled_rows(
             yield kept[0]
         elif how == "mean":
             yield kept[prompt if skip else 0 :].mean(axis=0)
+        elif how == "weighted_mean":
+            first = prompt if skip else 0
+            yield np.average(kept[first:], axis=0, weights=np.arange(first, len(kept)) + 1.0)
         else:
             raise ValueError(f"1_Pooling/config.json: {folder.poolings}; expected one pooling")
 

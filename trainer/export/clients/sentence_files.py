@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from trainer.export.clients.finding import Effect, Finding
+from trainer.export.clients.finding import Effect, Finding, Rule
 from trainer.export.clients.folder import (
     MODULES,
     NEW_POOLINGS,
@@ -11,14 +11,17 @@ from trainer.export.clients.folder import (
     PROMPTS,
     ExportFolder,
 )
+from trainer.recipe.schema import MEANS
 
 OLD_TYPE = "sentence_transformers.models."
 """How types of modules begin that every release and server knows."""
 KEY_OF = {
     "last": "pooling_mode_lasttoken",
     "mean": "pooling_mode_mean_tokens",
+    "weighted_mean": "pooling_mode_weightedmean_tokens",
     "cls": "pooling_mode_cls_token",
 }
+WEIGHTED = "weighted_mean"
 
 
 def pooling_mode(folder: ExportFolder) -> Iterator[Finding]:
@@ -33,10 +36,10 @@ def pooling_mode(folder: ExportFolder) -> Iterator[Finding]:
 
 
 def pooling_prompt(folder: ExportFolder) -> Iterator[Finding]:
-    """Mean pooling leaves the prompt out exactly where the trainer did."""
+    """A mean leaves the prompt out exactly where the trainer did."""
     trained = folder.trained
     includes = folder.pooling.get("include_prompt") is not False
-    if trained.pooling == "mean" and includes != trained.include_prompt:
+    if trained.pooling in MEANS and includes != trained.include_prompt:
         yield Finding(
             file=POOLING, field="include_prompt", found=folder.pooling.get("include_prompt"),
             expected=trained.include_prompt, why="It pools other tokens than the trainer.",
@@ -46,11 +49,58 @@ def pooling_prompt(folder: ExportFolder) -> Iterator[Finding]:
 def prompt_is_pooled(folder: ExportFolder) -> Iterator[Finding]:
     """For servers that always pool the prompt's tokens."""
     trained = folder.trained
-    if trained.pooling == "mean" and not trained.include_prompt and any(trained.prompts.values()):
+    if trained.pooling in MEANS and not trained.include_prompt and any(trained.prompts.values()):
         yield Finding(
             file=POOLING, field="include_prompt", found=False, expected=True,
             why="It reads no such key and pools the prompt's tokens too.",
         )  # fmt: skip
+
+
+def no_weighted_mean(why: str) -> Rule:
+    """A rule for clients that have the other poolings alone.
+
+    Args:
+        why: where the client stops.
+    """
+
+    def rule(folder: ExportFolder) -> Iterator[Finding]:
+        if WEIGHTED in folder.poolings:
+            yield Finding(
+                file=POOLING, field=KEY_OF[WEIGHTED], found=True,
+                expected="pooling last, mean or cls", why=why, effect="refused",
+            )  # fmt: skip
+
+    return rule
+
+
+def dense_type(folder: ExportFolder) -> Iterator[Finding]:
+    """For servers that find the dense layer by its first name, and have two activations."""
+    if folder.dense is None:
+        return
+    for number, module in enumerate(folder.modules):
+        found = str(module.get("type"))
+        if found.rpartition(".")[2] == "Dense" and found != OLD_TYPE + "Dense":
+            yield Finding(
+                file=MODULES, field=f"[{number}].type", found=found, expected=OLD_TYPE + "Dense",
+                why="It finds no dense layer, and leaves it out.",
+            )  # fmt: skip
+
+
+def no_dense(why: str) -> Rule:
+    """A rule for clients that take the pooled state for the vector.
+
+    Args:
+        why: what the client does.
+    """
+
+    def rule(folder: ExportFolder) -> Iterator[Finding]:
+        if folder.dense is not None:
+            yield Finding(
+                file=MODULES, field="type", found="a dense layer",
+                expected="pooling and normalisation only", why=why,
+            )  # fmt: skip
+
+    return rule
 
 
 def pooling_booleans(effect: Effect, why: str, *, needed: Sequence[str] = ()) -> "PoolingRule":

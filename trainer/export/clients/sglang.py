@@ -6,16 +6,18 @@ from trainer.export.clients.attention import OPEN, attention_by
 from trainer.export.clients.finding import Client, Finding
 from trainer.export.clients.folder import POOLING, ExportFolder
 from trainer.export.clients.rope import by_any_form
+from trainer.export.clients.sentence_files import WEIGHTED, no_dense
 from trainer.export.clients.tokens import by_transformers_4, by_transformers_5
 from trainer.export.clients.weights import readable, right_class
 
 
 def last_token(folder: ExportFolder) -> Iterator[Finding]:
-    """It pools the last token of every decoder."""
-    if folder.is_decoder and folder.trained.pooling != "last":
+    """It pools the last token of every decoder, and weighs the tokens of no encoder."""
+    pooling = folder.trained.pooling
+    if pooling != "last" if folder.is_decoder else pooling == WEIGHTED:
         yield Finding(
             file=POOLING, field="pooling_mode_lasttoken", found=False, expected=True,
-            why="It reads no pooling and takes the last token of a decoder.",
+            why="It reads no pooling and takes that of its own code.",
         )  # fmt: skip
 
 
@@ -41,6 +43,7 @@ SGLANG = Client(
         by_any_form,
         attention_by({"gemma3_text": OPEN}, others=None),
         last_token,
+        no_dense("It reads no dense layer and takes the pooled state for the vector."),
         by_transformers_4,
         by_transformers_5,
     ),

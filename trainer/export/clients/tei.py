@@ -7,6 +7,8 @@ from trainer.export.clients.finding import Client, Finding
 from trainer.export.clients.folder import CONFIG, SENTENCE, ExportFolder
 from trainer.export.clients.rope import FULL, SLIDING, scaling_of, trained_rope
 from trainer.export.clients.sentence_files import (
+    dense_type,
+    no_weighted_mean,
     pooling_booleans,
     pooling_mode,
     prompt_is_pooled,
@@ -143,7 +145,9 @@ TEI = Client(
         readable,
         rope,
         attention_by({"qwen2": CAUSAL}, others=OPEN),
+        no_weighted_mean("It stops at a pooling that it does not have."),
         pooling_mode,
+        dense_type,
         prompt_is_pooled,
         prompts,
         by_json,

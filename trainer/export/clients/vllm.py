@@ -8,6 +8,8 @@ from trainer.export.clients.folder import MODULES, SENTENCE, ExportFolder
 from trainer.export.clients.rope import by_any_form
 from trainer.export.clients.sentence_files import (
     OLD_TYPE,
+    dense_type,
+    no_weighted_mean,
     pooling_booleans,
     pooling_mode,
     prompt_is_pooled,
@@ -60,7 +62,9 @@ VLLM = Client(
         attention_by(OPENED, others=None),
         pooling_module,
         pooling_booleans("different", "It reads no pooling from other keys."),
+        no_weighted_mean("It stops at a pooling that it does not have."),
         pooling_mode,
+        dense_type,
         prompt_is_pooled,
         by_transformers_4,
         by_transformers_5,

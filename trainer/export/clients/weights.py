@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
+from trainer.checkpoint.dense_files import dense_weights
 from trainer.export.clients.finding import Finding, Rule
 from trainer.export.clients.folder import CONFIG, ExportFolder
 
@@ -110,10 +111,11 @@ def whole_weights(folder: ExportFolder) -> Iterator[Finding]:
 def readable(folder: ExportFolder) -> Iterator[Finding]:
     """A server under another user can read the weights wherever it can read the config."""
     others = [file for file in folder.path.glob("*.json") if file.stat().st_mode & OTHERS_READ]
-    for file in sorted(folder.path.glob("*.safetensors")):
+    for file in (*sorted(folder.path.glob("*.safetensors")), *dense_weights(folder.path)):
         mode = file.stat().st_mode & 0o777
         if others and not mode & OTHERS_READ:
             yield Finding(
-                file=file.name, field="mode", found=f"{mode:04o}", expected="0644",
+                file=file.relative_to(folder.path).as_posix(), field="mode",
+                found=f"{mode:04o}", expected="0644",
                 why="A server under another user cannot open it.", effect="refused",
             )  # fmt: skip
