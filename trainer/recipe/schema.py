@@ -55,7 +55,8 @@ class ModelRecipe:
     """The backbone and how it becomes an embedder."""
 
     path: str
-    """Folder, hub id, or `package:NAME/FOLDER` for a model shipped inside a Python package."""
+    """Folder, hub id, or GGUF file; of a Python package `package:NAME/FOLDER` or
+    `package:NAME/FILE.gguf`. A GGUF file is unpacked into the cache, once."""
     pooling: Pooling = "last"
     """Token that stands for the text: last real token, mean of tokens, or first token."""
     attention: Attention = "causal"
