@@ -10,9 +10,10 @@ WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 
 def make_base(name: str, folder: Path) -> None:
-    """Link config and weights of a base, and save its tokenizer so that it ends each text.
+    """Link config and weights of a base, and save its tokenizer so that both read texts alike.
 
-    Without the end token the peer would pool another token than this trainer.
+    It ends each text with the end token, without which the peer would pool another token, and has
+    no chat template, into which the peer would put each text.
 
     Args:
         name: as a recipe's `model.path`; a GGUF file is unpacked into the cache.
@@ -31,6 +32,7 @@ def make_base(name: str, folder: Path) -> None:
         tokenizer = load_tokenizer(str(place), pooling="last")
     except TrainerError as error:
         raise SystemExit(f"{error}") from error
+    tokenizer.chat_template = None
     folder.mkdir()
     for pattern in WEIGHTS:
         for file in place.glob(pattern):

@@ -150,3 +150,4 @@ def _add_tokenizer(writer: GGUFWriter) -> None:
     writer.add_token_types([3 if token == END else 1 for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
     writer.add_eos_token_id(model["vocab"][END])
+    writer.add_chat_template("{% for one in messages %}user: {{ one.content }}{% endfor %}")
