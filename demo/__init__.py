@@ -1,1 +1,1 @@
-"""What `tools/demo.py` is made of: its data, its small model."""
+"""What `tools/demo.py` and `tools/llm.py` are made of: data, a small model, a driver of runs."""

@@ -26,6 +26,7 @@ ROOMS = (
     "memory",
     "engine",
     "checkpoint",
+    "unpack",
     "export",
     "evaluation",
     "merge",

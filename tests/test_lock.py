@@ -33,13 +33,21 @@ def locked(file: str) -> dict[str, Version]:
 
 
 def installed() -> dict[str, Version]:
-    """Versions in this environment, without this package; local build labels (`+cpu`) are cut."""
+    """Versions in this environment, without this package and models; local labels are cut."""
     ours = canonicalize_name(PROJECT["project"]["name"])
     found = {
         canonicalize_name(one.name): Version(Version(one.version).public)
         for one in distributions(path=[path for path in sys.path if "site-packages" in path])
     }
-    return {name: version for name, version in found.items() if name != ours}
+    beside = {ours, *added_by_make_llm()}
+    return {name: version for name, version in found.items() if name not in beside}
+
+
+def added_by_make_llm() -> set[str]:
+    """Packages that `make llm` takes without what they ask for; their models alone are used."""
+    found = re.findall(r"^LLM := ([\w-]+)==", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(found) == 1
+    return {canonicalize_name(found[0])}
 
 
 def named_by_make() -> list[str]:

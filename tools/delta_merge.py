@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import TrainerError
-from trainer.recipe.model_path import resolve_model_path
+from trainer.recipe.model_path import PACKAGE, is_gguf
+from trainer.unpack.cached import place_of_base
 
 DESCRIPTION = """\
 Merge checkpoints of one base model into a folder that transformers and sentence-transformers load.
@@ -237,8 +238,9 @@ def _settings(arguments: argparse.Namespace) -> Any:
 
 
 def _base_folder(base: str) -> Path:
-    """A folder as it is; one inside a package is looked up as a recipe's model.path is."""
-    return Path(resolve_model_path(base) if base.startswith("package:") else base)
+    """A folder as it is; one inside a package, or a GGUF file, is found as a recipe's base is."""
+    found = base.startswith(PACKAGE) or is_gguf(base)
+    return Path(place_of_base(base, "float32") if found else base)
 
 
 def _merge(arguments: argparse.Namespace) -> dict[str, Any]:

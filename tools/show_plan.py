@@ -17,8 +17,8 @@ from trainer.data.sources import Source, open_sources
 from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.errors import TrainerError
 from trainer.recipe.load import load_recipe
-from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.schema import Recipe
+from trainer.unpack.cached import place_of_base
 
 DESCRIPTION = """\
 Show, before a run, how often the rows of each source are seen, and which rows single steps train
@@ -115,7 +115,7 @@ def estimate_tokens(
     model = recipe.model
     try:
         tokenizer = load_tokenizer(
-            resolve_model_path(model.path),
+            place_of_base(model.path, model.dtype),
             pooling=model.pooling,
             end_token=model.end_token,
             revision=model.revision,

@@ -1,7 +1,7 @@
 """Train decoder LLMs into text embedders for retrieval and semantic similarity on DeepSpeed ZeRO.
 
 The rooms and the direction of their imports: errors, recipe, cli, data, run_folder, distributed,
-model, objectives, memory, engine, checkpoint, export, evaluation, merge, report, preflight,
+model, objectives, memory, engine, checkpoint, unpack, export, evaluation, merge, report, preflight,
 session, run. A room imports only itself and rooms to its left.
 """
 

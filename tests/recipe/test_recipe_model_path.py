@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import RecipeError
-from trainer.recipe.model_path import resolve_model_path
+from trainer.recipe.model_path import hub_id, resolve_model_path
 
 
 @pytest.fixture
@@ -25,6 +25,28 @@ def test_folder(model: Path) -> None:
     assert resolve_model_path(str(model)) == str(model)
     assert resolve_model_path("models/small") == "models/small"
     assert resolve_model_path("./models/small") == "models/small"
+
+
+def test_gguf_file(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / "small.gguf").write_bytes(b"GGUF and more")
+    (model / "other.gguf").write_bytes(b"GGML")
+    (model / "folder.gguf").mkdir()
+    assert resolve_model_path("models/small/small.gguf") == "models/small/small.gguf"
+    assert hub_id("models/small/small.gguf") is None
+    # looks like a hub id
+    with pytest.raises(RecipeError, match=r"someone/none\.gguf \(missing\); expected a GGUF file"):
+        resolve_model_path("someone/none.gguf")
+    with pytest.raises(RecipeError, match=r"\(a folder\); expected a GGUF file"):
+        resolve_model_path("models/small/folder.gguf")
+    with pytest.raises(
+        RecipeError, match=r"\(a file that begins with b'GGML'\); expected one that"
+    ):
+        resolve_model_path("models/small/other.gguf")
+    (model / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(model.parent))
+    assert resolve_model_path("package:small/small.gguf") == str(model / "small.gguf")
+    with pytest.raises(RecipeError, match="missing"):
+        resolve_model_path("package:small/none.gguf")
 
 
 @pytest.fixture

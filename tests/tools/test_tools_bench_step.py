@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.turns import Outcome, ratio
+from tests.support.gguf_files import make_llama, write_gguf
 from tests.support.ranks import fork_context
 from tools.bench import step
 from tools.bench.gpu_step import model_config, peak_flops, step_flops
@@ -92,6 +93,25 @@ def test_small_run_ends_with_json(
     assert report.keys() == {"examples_per_sec_ratio", "peak_memory_ratio", "max_loss_difference"}
     # float32, two steps of Adam
     assert report["max_loss_difference"] < 1e-4
+
+
+@pytest.mark.dist
+def test_a_pretrained_decoder_ends_its_texts_alike_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork_context()
+    forkserver.ensure_running()
+    monkeypatch.setattr(os, "environ", os.environ | {"TRAINER_CACHE_DIR": str(tmp_path / "cache")})
+    file = str(write_gguf(tmp_path / "small.gguf", make_llama()))
+    words = ["step.py", "--quick", "--parts", "llm", "--llm", file, "--json"]
+    monkeypatch.setattr(sys, "argv", words)
+    step.main()
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report.keys() == {key for key in TARGETS if key.startswith("llm_")}
+    assert report["llm_max_loss_difference"] < 1e-4
+    monkeypatch.setattr(sys, "argv", [*words[:-3], "--llm", "package:no_such_llm/a.gguf"])
+    with pytest.raises(SystemExit, match="pip install no-such-llm"):
+        step.main()
 
 
 def test_every_key_has_a_target() -> None:

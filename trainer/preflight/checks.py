@@ -23,7 +23,7 @@ from trainer.data.sources import Source, open_sources
 from trainer.data.tasks import open_eval_set
 from trainer.data.teacher import check_negatives, check_teachers
 from trainer.errors import RecipeError
-from trainer.recipe.model_path import resolve_model_path
+from trainer.recipe.model_path import is_gguf, resolve_model_path
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.layout import TRACES, RunFolder
@@ -107,6 +107,8 @@ def check_model(recipe: Recipe) -> None:
         _read_json(folder / "config.json", "a model's config")
         _check_weights(folder)
         check_base_dtypes(weights_in(folder))
+    elif is_gguf(place):
+        return  # unpacked, it is checked like any other
     elif recipe.model.trust_remote_code and not COMMIT.fullmatch(recipe.model.revision or ""):
         raise RecipeError(
             f"recipe: model.revision = {recipe.model.revision}; expected the whole hash of a "
@@ -151,6 +153,7 @@ def check_packages(recipe: Recipe) -> None:
         RecipeError: if one is not installed.
     """
     for key, value, package, extra in (
+        ("model.path", is_gguf(recipe.model.path) and recipe.model.path, "gguf", "gguf"),
         ("log.wandb_project", recipe.log.wandb_project, "wandb", "wandb"),
         (
             "engine.attention_kernel",

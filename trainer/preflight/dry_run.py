@@ -33,10 +33,10 @@ from trainer.preflight.checks import (
     open_data,
     without_hub,
 )
-from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.per_source import settings_of, step_kinds
 from trainer.recipe.resolve import Resolved, resolve, warmup_steps
 from trainer.recipe.schema import Recipe
+from trainer.unpack.cached import place_of_base
 
 
 def dry_run(recipe: Recipe, arguments: Arguments) -> int:
@@ -59,7 +59,7 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     # data comes first: it may be looked at where the model is not
     sources = open_data(without_hub(recipe)).sources
     check_model(recipe)
-    path = resolve_model_path(recipe.model.path)
+    path = place_of_base(recipe.model.path, recipe.model.dtype)
     config = load_config(recipe.model, path)
     num_ids = num_token_ids(check_backbone(recipe, path, config, download=False))
     tokenizer = _tokenizer(recipe, path, num_ids)

@@ -12,7 +12,12 @@ from trainer.errors import RecipeError
 HUB_TIMEOUT_SEC = 1.5
 """How long to wait for the hub to take a connection."""
 
-_PACKAGE = "package:"
+GGUF = ".gguf"
+"""Ending of files that hold a whole model."""
+PACKAGE = "package:"
+"""Before the name of an installed package that holds a model."""
+
+_MAGIC = b"GGUF"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -20,19 +25,20 @@ _YES = ("1", "true", "yes", "on")
 
 
 def resolve_model_path(path: str) -> str:
-    """Turn `model.path` into a folder, or leave a hub id as it is.
+    """Turn `model.path` into a folder or a GGUF file, or leave a hub id as it is.
 
     A path counts as a folder if it exists, starts like one (`/`, `.`, `~`), begins with a folder
-    that exists, or cannot be a hub id.
+    that exists, or cannot be a hub id. One that ends in `.gguf` is a file.
 
     Args:
-        path: folder, hub id, or `package:NAME/FOLDER`.
+        path: folder, hub id, GGUF file, or `package:NAME/FOLDER` or `package:NAME/FILE.gguf`.
 
     Raises:
-        RecipeError: if the folder or the package is missing, the folder has no config.json, or
-            a hub id was never downloaded and the hub is switched off or out of reach.
+        RecipeError: if the folder, file or package is missing, the folder has no config.json, the
+            file does not begin as a GGUF file does, or a hub id was never downloaded and the hub
+            is switched off or out of reach.
     """
-    if path.startswith(_PACKAGE):
+    if path.startswith(PACKAGE):
         return _in_package(path)
     folder = Path(path).expanduser()
     if _is_local(path):
@@ -41,20 +47,27 @@ def resolve_model_path(path: str) -> str:
     return path
 
 
+def is_gguf(path: str) -> bool:
+    """Whether a path, resolved or not, names a GGUF file."""
+    return path.endswith(GGUF)
+
+
 def hub_id(path: str) -> str | None:
-    """The hub id that `model.path` is; None for a folder or a package. The hub is not asked."""
-    return None if path.startswith(_PACKAGE) or _is_local(path) else path
+    """The hub id that `model.path` is; None for a folder, file or package. Asks no hub."""
+    return None if path.startswith(PACKAGE) or _is_local(path) else path
 
 
 def _is_local(path: str) -> bool:
-    """Whether the path names a folder of this machine, there or not."""
-    if path.startswith(("/", ".", "~")) or not _HUB_ID.fullmatch(path):
+    """Whether the path names a folder or file of this machine, there or not."""
+    if path.startswith(("/", ".", "~")) or is_gguf(path) or not _HUB_ID.fullmatch(path):
         return True
     return Path(path).exists() or ("/" in path and Path(path).parts[0] in os.listdir())
 
 
 def _checked(path: str, folder: Path) -> str:
-    """The folder, if it is one that holds a model."""
+    """The folder or file, if it is one that holds a model."""
+    if is_gguf(path):
+        return _checked_file(path, folder)
     if not folder.exists():
         raise _error(path, "missing", "a folder that exists, or a hub id such as Qwen/Qwen3-0.6B")
     if not folder.is_dir():
@@ -64,11 +77,23 @@ def _checked(path: str, folder: Path) -> str:
     return str(folder)
 
 
+def _checked_file(path: str, file: Path) -> str:
+    """The file, if it begins as a GGUF file does."""
+    if not file.is_file():
+        raise _error(path, "a folder" if file.exists() else "missing", "a GGUF file")
+    with file.open("rb") as content:
+        start = content.read(len(_MAGIC))
+    if start != _MAGIC:
+        raise _error(path, f"a file that begins with {start!r}", f"one that begins with {_MAGIC!r}")
+    return str(file)
+
+
 def _in_package(path: str) -> str:
-    """The folder inside an installed package."""
-    name, _, inner = path.removeprefix(_PACKAGE).partition("/")
+    """The folder or file inside an installed package."""
+    name, _, inner = path.removeprefix(PACKAGE).partition("/")
     if not name.isidentifier():
-        raise _error(path, "no package name", "package:NAME/FOLDER, NAME as Python imports it")
+        expected = "package:NAME/FOLDER or package:NAME/FILE.gguf, NAME as Python imports it"
+        raise _error(path, "no package name", expected)
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         distribution = name.replace("_", "-")

@@ -69,7 +69,8 @@ class ModelRecipe:
     """The backbone and how it becomes an embedder."""
 
     path: str
-    """Folder, hub id, or `package:NAME/FOLDER` for a model shipped inside a Python package."""
+    """Folder, hub id, or GGUF file; of a Python package `package:NAME/FOLDER` or
+    `package:NAME/FILE.gguf`. A GGUF file is unpacked into the cache, once."""
     pooling: Pooling = "last"
     """What stands for the text: the last real token, the mean of tokens, their mean weighted by
     position (Muennighoff 2022, arXiv:2202.08904), or the first token."""

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from trainer.errors import RecipeError
-from trainer.recipe.model_path import hub_id, resolve_model_path
+from trainer.recipe.model_path import PACKAGE, hub_id, is_gguf, resolve_model_path
+from trainer.unpack.cached import unpacked_before
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,21 @@ def base_of_recipe(path: str, revision: str | None) -> BaseModel:
         inherited = front_matter_of(_card_of_hub(hub, revision))
         return BaseModel(name=hub, hub=hub, revision=revision, inherited=inherited)
     try:
-        base = base_of_folder(Path(resolve_model_path(path)))
+        base = _base_of_path(path)
     except RecipeError:
         return BaseModel(name=Path(path).name, hub=None)
-    # of a package, all of the path is of use to others
-    return base if Path(path).expanduser().is_dir() else replace(base, name=path)
+    if path.startswith(PACKAGE):
+        # all of the path is of use to others
+        return replace(base, name=path)
+    return replace(base, name=Path(path).name) if is_gguf(path) else base
+
+
+def _base_of_path(path: str) -> BaseModel:
+    """The base in a folder, package or GGUF file; of a file, what its unpacked folder says."""
+    if not is_gguf(path):
+        return base_of_folder(Path(resolve_model_path(path)))
+    folder = unpacked_before(path)
+    return BaseModel(name=Path(path).name, hub=None) if folder is None else base_of_folder(folder)
 
 
 def base_of_folder(folder: Path) -> BaseModel:

@@ -22,13 +22,13 @@ from trainer.export.parity_file import Parity, write_parity
 from trainer.merge.merge_run import merge_last
 from trainer.preflight.checks import writing_to
 from trainer.recipe.load import dump_recipe
-from trainer.recipe.model_path import resolve_model_path
 from trainer.report.card import write_run_card
 from trainer.report.write import write_report
 from trainer.run_folder.facts import RunFacts, write_run_facts
 from trainer.run_folder.finished import clear_finished
 from trainer.session.open import Session
 from trainer.session.parity import parity_of_session, warn_of_clients
+from trainer.unpack.cached import place_of_base
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Artifacts:
         if len(checkpoints) < merge.last:
             logger.warning("checkpoint.merge.last = %d, but the run saved %d; those are merged",
                            merge.last, len(checkpoints))  # fmt: skip
-        base = (resolve_model_path(model.path), model.revision)
+        base = (place_of_base(model.path, model.dtype), model.revision)
         merge_last(
             merge,
             base,
@@ -163,10 +163,10 @@ class Artifacts:
         session = self.session
         if session.base is None:
             return None
-        path = resolve_model_path(session.recipe.model.path)
+        model = session.recipe.model
+        path = place_of_base(model.path, model.dtype)
         place = str(Path(path).resolve()) if Path(path).is_dir() else path
-        revision = session.recipe.model.revision
-        return AdapterBase(place=place, revision=revision, identity=session.base)
+        return AdapterBase(place=place, revision=model.revision, identity=session.base)
 
     def _write_card(self, folder: Path, target: Path, step: int | None) -> None:
         """Describe an export; a fault costs the card and not the model.
@@ -199,6 +199,6 @@ class Artifacts:
             session.recipe,
             config=embedder.config,
             tokenizer=session.tokenizer,
-            base=folder_of_base(resolve_model_path(model.path), model.revision),
+            base=folder_of_base(place_of_base(model.path, model.dtype), model.revision),
             architecture=type(own).__name__,
         )

@@ -1,6 +1,7 @@
 """Open a run: tokenizer, model, engine and data plan, loaded and checked; it must not train."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from trainer.checkpoint.base_identity import check_dtypes, identify_base
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.data.plan import DataPlan, make_plan
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
+from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks
 from trainer.engine.build import Built, build
 from trainer.export.adapter import check_exportable
@@ -19,10 +21,10 @@ from trainer.model.limits import fit_tokenizer, num_token_ids
 from trainer.preflight.checks import RunData
 from trainer.preflight.deepspeed_dict import check_deepspeed
 from trainer.preflight.hosts import check_hosts, describe_base
-from trainer.recipe.model_path import resolve_model_path
 from trainer.recipe.resolve import Resolved, resolve
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import ModelRecipe, Recipe
 from trainer.run_folder.layout import RunFolder
+from trainer.unpack.cached import place_of_base
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class Session:
 
 def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
     """Load tokenizer and model and make the engine. Collective: yes."""
-    path = resolve_model_path(recipe.model.path)
+    path = _place_of_base(recipe.model, ranks)
     resolved = resolve(recipe, world_size=ranks.world_size)
     check_deepspeed(resolved.deepspeed, file=recipe.engine.deepspeed)
     check_dtypes(path, recipe.model.revision)
@@ -101,6 +103,20 @@ def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
         plan=plan,
         base=identify_base(name, path, ranks, revision=revision) if recipe.model.lora else None,
     )
+
+
+def _place_of_base(model: ModelRecipe, ranks: Ranks) -> str:
+    """Folder or hub id of the base; the first rank of each host unpacks a GGUF file.
+
+    Collective: yes.
+    """
+    first_of_host = int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+    def place() -> str | None:
+        return place_of_base(model.path, model.dtype) if first_of_host else None
+
+    on_all_ranks(place, ranks)
+    return place_of_base(model.path, model.dtype)
 
 
 def _build(
