@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import launched
@@ -322,6 +323,30 @@ def test_dry_run_counts_local_rows(project: Path) -> None:
     # 8 rows in batches of 4, three epochs of both sources: 6 turns each
     assert "Steps: 12" in ended.out
     assert re.search(r"pairs +sts +8 +6 +24 +3\.00 +0", ended.out)
+
+
+def test_a_teachers_vectors_are_checked_and_told(project: Path) -> None:
+    texts = [f"{kind} {n}" for n in range(8) for kind in "qp"]
+    write_jsonl(project / "teacher" / "texts.jsonl", texts)
+    vectors = project / "teacher" / "embeddings.npy"
+    np.save(vectors, np.ones((16, 8), np.float16))
+    edit("tasks:", "    - {name: more, task: ir, path: docs.jsonl}\ntasks:")(project)
+    learns = ("data.sources.docs.teacher_embeddings=teacher", "tasks.ir.embedding_distillation={}")
+    ended = dry_run(project, *learns, "model.projection={size: 8}")
+    assert ended.code == 0, ended
+    assert "  a teacher's vectors of 8 dimensions for all texts of docs\n" in ended.out
+    assert "  no teacher's vectors for more: its steps go without embedding_dis" in ended.out
+    ended = dry_run(project, *learns)
+    assert ended.code == 2
+    assert "expected 768, the size of the model's vectors. Set model.projection.size=8" in ended.err
+    np.save(vectors, np.zeros((16, 8), np.float16))
+    assert_refused(project, *learns, parts=["embeddings.npy: norm of row 0 = 0"])
+    np.save(vectors, np.ones((15, 8), np.float16))
+    assert_refused(project, *learns, parts=["texts.jsonl: lines = 16; expected 15"])
+    np.save(vectors, np.ones((16, 8), np.float16))
+    write_jsonl(project / "teacher" / "texts.jsonl", [*texts[:15], "another"])
+    assert_refused(project, *learns, parts=['docs.jsonl:8: text = "p 7"'])
+    assert_refused(project, learns[0], parts=["teacher_embeddings = 'teacher'; expected null"])
 
 
 def test_dry_run_counts_with_the_numbers_of_each_source(project: Path) -> None:

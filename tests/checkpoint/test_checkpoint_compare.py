@@ -69,6 +69,11 @@ def test_nothing_changed_says_nothing() -> None:
         ("engine.gather", "step", "engine.gather = 'step' (was 'auto')"),
         ("data.workers", 0, "data.workers = 0 (was 2)"),
         ("data.sources.0.path", "b", "data.sources.0.path = 'b' (was 'unused')"),
+        (
+            "data.sources.0.teacher_embeddings",
+            "t",
+            "data.sources.0.teacher_embeddings = 't' (was None)",
+        ),
         ("checkpoint.keep", 5, "checkpoint.keep = 5 (was 2)"),
         ("eval.every_steps", 5, "eval.every_steps = 5 (was None)"),
         ("log.wandb_project", "p", "log.wandb_project = 'p' (was None)"),

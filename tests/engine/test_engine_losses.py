@@ -10,16 +10,18 @@ import torch
 
 from tests.objectives.test_objectives_blocks import Naive
 from tests.support import tiny
-from trainer.data.batch import IrBatch, StepPlan
+from trainer.data.batch import IrBatch, StepPlan, Texts
 from trainer.distributed.group import Ranks
 from trainer.engine.chunks import plan_chunks
 from trainer.engine.losses.ir import retrieval_loss
 from trainer.engine.losses.step_loss import whole_loss
+from trainer.engine.losses.sts import similarity_loss
 from trainer.engine.materialise import lengths_of
 from trainer.objectives.distillation import kl_divergence
 from trainer.objectives.prefixes import Prefix
 from trainer.objectives.regularisers import spread_out
 from trainer.recipe import ir, sts
+from trainer.recipe.embedding_distillation import EmbeddingDistillationRecipe
 from trainer.recipe.ir import IrRecipe, MaskRecipe
 from trainer.recipe.kind import reads_middle
 from trainer.recipe.sts import StsRecipe, similarity_weights
@@ -117,9 +119,9 @@ def composed_by_hand(one: IrBatch, settings: IrRecipe, table: torch.Tensor) -> t
     guided = [(i, i, s) for i in range(8) for s in range(2, 3) if teacher[i, s] > best[i]]
     assert guided
     total = torch.zeros((), dtype=torch.float64)
-    for size, weight in ((12, 1.0), (4, 0.5)):
+    for size, weight in ((24, 1.0), (4, 0.5)):
         # the whole vector is read as it is given
-        cut = table if size == 12 else torch.nn.functional.normalize(table[:, :size], dim=1)
+        cut = table if size == 24 else torch.nn.functional.normalize(table[:, :size], dim=1)
         queries, passages = cut[one.query], cut[one.passages]
         options = {
             "num_positives": 2, "temperature": 0.1, "known": frozenset({*known, *guided}),
@@ -137,16 +139,27 @@ def composed_by_hand(one: IrBatch, settings: IrRecipe, table: torch.Tensor) -> t
         taught = torch.stack(slots).mean()
         terms = infonce.mean() + 0.5 * hard.mean() + 0.5 * spread + 2.0 * taught
         total = total + weight * terms
-    return total
+    return total + 3.0 * embedding_by_hand(table, one.texts)
+
+
+def embedding_by_hand(table: torch.Tensor, texts: Texts) -> torch.Tensor:
+    """Mean over all texts, each once, of how far its whole vector is from the teacher's."""
+    vectors = torch.from_numpy(texts.teacher_vectors).double()
+    gaps = [
+        1 - vector @ teacher / (vector.norm() * teacher.norm())
+        for vector, teacher in zip(table, vectors, strict=True)
+    ]
+    assert len(gaps) == len(texts.token_ids)
+    return torch.stack(gaps).mean()
 
 
 def test_composed_loss_on_any_number_of_ranks_is_the_one_written_out() -> None:
     one, settings = tiny.ir_batch(0), tiny.composed_recipe(Path("unused")).tasks["ir"]
     assert isinstance(settings, IrRecipe)
-    table = random_table(26, 12)
+    table = random_table(26, 24)
     want = composed_by_hand(one, settings, table)
     expected = [want, *torch.autograd.grad(want, table)]
-    prefixes = (Prefix(12), Prefix(4, 0.5))
+    prefixes = (Prefix(24), Prefix(4, 0.5))
     for world_size in (1, 2, 3):
         shares = [
             retrieval_loss(one, settings, Ranks(rank=rank, world_size=world_size, device=CPU))
@@ -154,7 +167,11 @@ def test_composed_loss_on_any_number_of_ranks_is_the_one_written_out() -> None:
         ]
         terms = [share((table,), prefixes) for share in shares]
         total = torch.stack([found.pop("loss") for found in terms]).sum()
-        assert list(terms[0]) == ["infonce", "hard_negatives", "spread_out", "distillation"]
+        assert list(terms[0]) == [
+            "infonce", "hard_negatives", "spread_out", "distillation", "embedding_distillation"
+        ]  # fmt: skip
+        reported = torch.stack([found["embedding_distillation"] for found in terms]).sum()
+        torch.testing.assert_close(reported, embedding_by_hand(table, one.texts))
         for left, right in zip([total, *torch.autograd.grad(total, table)], expected, strict=True):
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
 
@@ -162,6 +179,50 @@ def test_composed_loss_on_any_number_of_ranks_is_the_one_written_out() -> None:
 def test_rows_without_a_teacher_leave_the_other_terms_alone() -> None:
     settings = tiny.composed_recipe(Path("unused")).tasks["ir"]
     one = replace(tiny.ir_batch(0), teacher=None)
-    table = random_table(26, 12)
+    table = random_table(26, 24)
     ranks = Ranks(rank=0, world_size=1, device=CPU)
     assert retrieval_loss(one, settings, ranks)((table,), (Prefix(None),))["distillation"] == 0
+
+
+@pytest.mark.parametrize("cross_device", [True, False])
+def test_similarity_learns_vectors_whatever_its_other_terms_do(cross_device: bool) -> None:
+    one, table = tiny.sts_batch(0), random_table(16, 24)
+    bare = StsRecipe(
+        global_batch_size=8, weights=similarity_weights(infonce=0.0), cross_device=cross_device
+    )
+    settings = replace(bare, embedding_distillation=EmbeddingDistillationRecipe(weight=3.0))
+    prefixes = (Prefix(24), Prefix(4, 0.5))
+    for world_size in (1, 2, 3):
+        plain, taught = (
+            [
+                similarity_loss(one, each, Ranks(rank=rank, world_size=world_size, device=CPU))(
+                    (table,), prefixes
+                )
+                for rank in range(world_size)
+            ]
+            for each in (bare, settings)
+        )
+        assert list(taught[0]) == [*plain[0], "embedding_distillation"]
+        want = embedding_by_hand(table, one.texts)
+        shares = torch.stack([found["embedding_distillation"] for found in taught])
+        torch.testing.assert_close(shares.sum(), want)
+        totals = [torch.stack([found["loss"] for found in each]).sum() for each in (plain, taught)]
+        expected = totals[0] + 3.0 * want
+        torch.testing.assert_close(totals[1], expected)
+        got, right = (torch.autograd.grad(x, table)[0] for x in (totals[1], expected))
+        torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-9)
+
+
+def test_vectors_may_be_all_that_is_learned() -> None:
+    settings = IrRecipe(
+        global_batch_size=8,
+        positives=2,
+        weights={"infonce": 0.0, "hard_negatives": 0.0},
+        embedding_distillation=EmbeddingDistillationRecipe(weight=2.0),
+    )
+    one, table = tiny.ir_batch(0), random_table(26, 24)
+    found = retrieval_loss(one, settings, Ranks(rank=0, world_size=1, device=CPU))(
+        (table,), (Prefix(24),)
+    )
+    assert list(found) == ["loss", "embedding_distillation"]
+    torch.testing.assert_close(found["loss"], 2.0 * embedding_by_hand(table, one.texts))

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from tests.support import tiny
 from trainer.distributed.group import Ranks
 from trainer.engine.losses.sts import SimilarityLoss
+from trainer.engine.losses.task_loss import own_texts
 from trainer.errors import ObjectiveError
 from trainer.objectives.prefixes import WHOLE
 from trainer.objectives.ranking import cosent_loss, pearson_loss, pro_loss, rank_kl_loss
@@ -22,7 +24,7 @@ RANKS = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 def terms_of(**weights: float) -> dict[str, torch.Tensor]:
     """The terms of four pairs whose rows are 0..3 and 4..7 of the table."""
-    none = dict.fromkeys(sts.TERMS, 0.0)
+    none = {name: 0.0 for name, term in sts.TERMS.items() if not term.has_own_key}
     settings = StsRecipe(
         global_batch_size=4,
         weights=similarity_weights(**none | weights),
@@ -35,6 +37,7 @@ def terms_of(**weights: float) -> dict[str, torch.Tensor]:
         first=torch.arange(4),
         second=torch.arange(4, 8),
         gold=GOLD,
+        texts=own_texts(tiny.make_texts([1] * 8, seed=0), RANKS),
     )
     table = torch.cat([FIRST, SECOND])
     return loss((table, table), (WHOLE,))
@@ -67,7 +70,8 @@ def test_cosent_takes_a_temperature_as_the_others() -> None:
 
 
 def test_every_known_term_is_computed() -> None:
-    assert list(terms_of(**dict.fromkeys(sts.TERMS, 1.0))) == ["loss", *sts.TERMS]
+    own_weights = [name for name, term in sts.TERMS.items() if not term.has_own_key]
+    assert list(terms_of(**dict.fromkeys(own_weights, 1.0))) == ["loss", *own_weights]
 
 
 def test_weight_without_a_term_is_refused() -> None:

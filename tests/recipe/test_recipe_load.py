@@ -384,6 +384,32 @@ def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) ->
             ],
             ["directions = ", "weights.infonce is 0"],
         ),
+        (
+            ["data.sources.docs.teacher_embeddings=t"],
+            [
+                "data.sources.1.teacher_embeddings = 't'",
+                "expected null, as tasks.ir has no embedding_distillation. Add that section",
+            ],
+        ),
+        (
+            ["tasks.ir.embedding_distillation={}", "data.sources.pairs.teacher_embeddings=t"],
+            ["data.sources.0.teacher_embeddings = 't'", "null, as tasks.sts has no embedding_dis"],
+        ),
+        (
+            ["tasks.sts.embedding_distillation={weight: 2}"],
+            [
+                "tasks.sts.embedding_distillation = {weight: 2}",
+                "expected a source of the task with teacher_embeddings. Name its folder",
+            ],
+        ),
+        (
+            ["tasks.ir.embedding_distillation={weight: 0}"],
+            ["tasks.ir.embedding_distillation.weight = 0", "above 0"],
+        ),
+        (
+            ["tasks.ir.embedding_distillation={projection: 8}"],
+            ["tasks.ir.embedding_distillation.projection = 8", "known key"],
+        ),
     ],
 )
 def test_parts_that_contradict_each_other_are_refused(

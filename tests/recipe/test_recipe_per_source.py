@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 
 from tests.recipe.test_recipe_load import TEXT, refused, write
+from tests.support import tiny as tiny_models
 from trainer.engine.out_of_memory import largest_chunk
 from trainer.errors import RecipeError
-from trainer.memory.workload import step_tokens
+from trainer.memory.shapes import measure_model
+from trainer.memory.workload import TEACHER_COPIES, loss_bytes, step_tokens
 from trainer.recipe.ir import IrRecipe
 from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.recipe.per_source import OVERRIDES, key_of, settings_of, step_kinds
 from trainer.recipe.resolve import longest_text, resolve
 from trainer.recipe.schema import Recipe, SourceRecipe
+from trainer.recipe.tasks import TASKS
 from trainer.session.selfcheck import small
 
 TINY = "data.sources.2={name: tiny, task: ir, path: tiny.jsonl, global_batch_size: 4, negatives: 7}"
@@ -101,6 +104,42 @@ def test_a_batch_that_the_ranks_do_not_divide_names_its_key(file: Path) -> None:
         resolve(with_tiny(file), world_size=8)
     with pytest.raises(RecipeError, match=r"recipe: tasks\.ir\.global_batch_size = 8; expected a"):
         resolve(with_tiny(file, "data.sources.tiny.global_batch_size=16"), world_size=16)
+
+
+LEARNS = ["tasks.ir.embedding_distillation={weight: 2}", "data.sources.tiny.teacher_embeddings=t"]
+
+
+def test_a_source_without_vectors_goes_without_their_term(file: Path) -> None:
+    recipe = load_recipe(file, LEARNS)
+    docs, tiny = (settings_of(recipe, name) for name in ("docs", "tiny"))
+    assert [TASKS["ir"].weights_of(one)["embedding_distillation"] for one in (docs, tiny)] == [0, 2]
+    assert [kind.name for kind in step_kinds(recipe)] == ["ir (docs)", "ir (tiny)", "sts"]
+    both = load_recipe(file, [*LEARNS, "data.sources.docs.teacher_embeddings=t"])
+    assert [kind.name for kind in step_kinds(both)] == ["ir", "sts"]
+    assert load_recipe(write(file.parent, dump_recipe(recipe))) == recipe
+    file.write_text(dump_recipe(both))
+    assert load_recipe(file) == both
+
+
+def test_vectors_may_be_all_that_a_task_learns_but_not_nothing(file: Path) -> None:
+    alone = [*LEARNS, "tasks.ir.weights.infonce=0"]
+    refusal = refused(file, *alone)
+    assert "data.sources.1.name = 'docs'; expected a source whose steps have a loss" in refusal
+    assert "give it teacher_embeddings" in refusal
+    recipe = load_recipe(file, [*alone, "data.sources.docs.teacher_embeddings=t"])
+    assert settings_of(recipe, "docs") == recipe.tasks["ir"]
+
+
+def test_the_memory_plan_counts_the_share_of_a_teachers_vectors(file: Path) -> None:
+    shape = measure_model(tiny_models.qwen3_config(), load_recipe(file))
+    bare = load_recipe(file, ["tasks.sts=null", "data.sources.0.task=ir"])
+    taught = load_recipe(file, [*LEARNS, "tasks.sts=null", "data.sources.0.task=ir"])
+    for ranks in (1, 4):
+        more = loss_bytes(taught, shape, world_size=ranks) - loss_bytes(
+            bare, shape, world_size=ranks
+        )
+        # 8 queries with a positive and a negative each, vectors of 32 float32
+        assert more == TEACHER_COPIES * 4 * (8 * 3 // ranks) * 32
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModel, BertConfig, PretrainedConfig, Qwen3Config
 
 from trainer.data.batch import Batch, IrBatch, StepPlan, StsBatch, Texts
+from trainer.recipe.embedding_distillation import EmbeddingDistillationRecipe
 from trainer.recipe.ir import DistillationRecipe, IrRecipe, MaskRecipe
 from trainer.recipe.schema import (
     DataRecipe,
@@ -22,6 +23,8 @@ from trainer.recipe.schema import (
 from trainer.recipe.sts import StsRecipe, similarity_weights
 
 VOCABULARY = 97
+TEACHER_SIZE = 24
+"""Elements of a teacher's vectors, and of a composed recipe's projection."""
 
 
 def qwen3_config(**changes: Any) -> PretrainedConfig:
@@ -92,12 +95,19 @@ def make_recipe(path: Path, **changes: Any) -> Recipe:
 
 
 def composed_recipe(path: Path, **changes: Any) -> Recipe:
-    """All at once: directions, masks, weightings, teacher, prefixes, a projection."""
+    """All at once: directions, masks, weightings, teachers, prefixes, a projection."""
+    vectors = EmbeddingDistillationRecipe(weight=3.0)
     sections: dict[str, Any] = {
+        "data": DataRecipe(
+            sources=tuple(
+                SourceRecipe(name=task, task=task, path="unused", teacher_embeddings="unused")
+                for task in ("ir", "sts")
+            )
+        ),
         "model": ModelRecipe(
             path=str(path),
             pooling="weighted_mean",
-            projection=ProjectionRecipe(size=24, bias=True, activation="tanh"),
+            projection=ProjectionRecipe(size=TEACHER_SIZE, bias=True, activation="tanh"),
             matryoshka=MatryoshkaRecipe(dims=(24, 16, 8), weights=(0.5, 0.25, 0.25)),
         ),
         "tasks": {
@@ -111,19 +121,28 @@ def composed_recipe(path: Path, **changes: Any) -> Recipe:
                 hardness=5.0,
                 spread_out=0.5,
                 distillation=DistillationRecipe(weight=2.0, temperature=0.1),
+                embedding_distillation=vectors,
                 weights={"infonce": 1.0, "hard_negatives": 0.5},
             ),
-            "sts": StsRecipe(global_batch_size=8, weights=similarity_weights(angle=0.2)),
+            "sts": StsRecipe(
+                global_batch_size=8,
+                weights=similarity_weights(angle=0.2),
+                embedding_distillation=vectors,
+            ),
         },
     }
     return make_recipe(path, **(sections | changes))
 
 
 def make_texts(lengths: list[int], *, seed: int) -> Texts:
-    """Random token ids of the given lengths."""
+    """Random token ids of the given lengths, and a teacher's vectors for a composed recipe."""
     rng = np.random.default_rng(seed)
     ids = tuple(rng.integers(1, VOCABULARY, size=n).astype(np.int32) for n in lengths)
-    return Texts(token_ids=ids, num_prompt_tokens=np.zeros(len(ids), np.int64))
+    return Texts(
+        token_ids=ids,
+        num_prompt_tokens=np.zeros(len(ids), np.int64),
+        teacher_vectors=rng.normal(size=(len(ids), TEACHER_SIZE)).astype(np.float16),
+    )
 
 
 def ir_batch(step: int, *, long_first: bool = False) -> IrBatch:

@@ -15,7 +15,7 @@ from trainer.recipe.schema import Recipe
 
 HARMLESS = re.compile(
     r"name|output_dir|resume|(log|eval|checkpoint|export|engine)(\..*)?"
-    r"|data\.(workers|on_bad_row|root)|data\.sources\.\d+\.(path|hub|split)"
+    r"|data\.(workers|on_bad_row|root)|data\.sources\.\d+\.(path|hub|split|teacher_embeddings)"
     r"|model\.gradient_checkpointing|train\.max_skipped_steps"
 )
 """Recipe keys that do not shape the steps. Where data lies is one: its fingerprint says more."""

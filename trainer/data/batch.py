@@ -36,6 +36,11 @@ class Texts:
     """U arrays of int32 [length], with instruction and end token, unpadded."""
     num_prompt_tokens: np.ndarray
     """Leading tokens to leave out of mean pooling [U], int64; 0 where the instruction is pooled."""
+    teacher_vectors: np.ndarray | None = None
+    """A teacher's vector of each text [U, D], float16 or float32; None: the source has none.
+
+    Of texts that became the same tokens, as when they are cut, the first one's vector.
+    """
 
 
 class Batch(Protocol):

@@ -27,6 +27,6 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
     """
     records = [source.record(row) for row in plan.rows.tolist()]
     instructions = next(item for item in recipe.data.sources if item.name == plan.source)
-    table = TextTable(encoder, recipe.data, instructions)
+    table = TextTable(encoder, recipe.data, instructions, source.teacher_vectors)
     task = TASK_DATA[plan.task]
     return task.collate(plan, records, table, settings_of(recipe, plan.source), recipe.seed)

@@ -40,7 +40,7 @@ def decode_json(line: bytes) -> Mapping[str, Any]:
     Raises:
         RowError: if they are not UTF-8, not JSON, or not an object.
     """
-    value = _decoded(line)
+    value = decode_value(line)
     if not isinstance(value, dict):
         raise RowError("row", shown(value), "a JSON object")
     return value
@@ -52,13 +52,18 @@ def decode_array(line: bytes) -> Mapping[str, Any]:
     Raises:
         RowError: if they are not UTF-8, not JSON, or not an array.
     """
-    value = _decoded(line)
+    value = decode_value(line)
     if not isinstance(value, list):
         raise RowError("row", shown(value), "a JSON array, as the first row is")
     return {f"[{number}]": item for number, item in enumerate(value)}
 
 
-def _decoded(line: bytes) -> Any:
+def decode_value(line: bytes) -> Any:
+    """What is written in some bytes as JSON.
+
+    Raises:
+        RowError: if they are not UTF-8 or not JSON.
+    """
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError:

@@ -53,6 +53,11 @@ class IrRecord:
         """See `RawRecord.has_teacher`."""
         return self.positive_scores is not None
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts that a step may embed of it."""
+        return (self.query, *self.positives, *self.negatives)
+
     def asked(self) -> str:
         """Its query."""
         return self.query
@@ -76,3 +81,8 @@ class StsRecord:
     """Without instruction."""
     score: float
     """Normalised to 0..1."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts that a step embeds of it."""
+        return (self.text1, self.text2)

@@ -24,6 +24,7 @@ from trainer.data.notices import warn_of_ignored
 from trainer.data.records import IrRecord
 from trainer.data.scan import RowReader, Scan, scan_table, text_key
 from trainer.data.tables import Table, open_table
+from trainer.data.teacher_vectors import TeacherVectors, open_teacher_vectors
 from trainer.data.unchanged import Mark, marks_of
 from trainer.errors import DataError
 from trainer.recipe import ir
@@ -67,10 +68,17 @@ class Source(Protocol):
     def teacher_columns(self) -> str:
         """Where its format has a teacher's scores; empty: nowhere."""
 
+    @property
+    def teacher_vectors(self) -> TeacherVectors | None:
+        """A teacher's vectors of its texts; None where the recipe names none."""
+
     def __len__(self) -> int: ...
 
     def record(self, row: int) -> Any:
         """The record of a row, 0 <= row < len, of the class of its task."""
+
+    def place(self, row: int) -> str:
+        """`path:line` of a row, or of its query where documents stand apart; for messages."""
 
     def check_files(self) -> None:
         """Raise DataError if a file is no longer as it was when its rows were checked."""
@@ -100,6 +108,8 @@ class TableSource:
     """Records whose passages a teacher scored."""
     marks: tuple[Mark, ...]
     """What its files were like when they were checked."""
+    teacher_vectors: TeacherVectors | None = None
+    """See `Source.teacher_vectors`."""
 
     @property
     def name(self) -> str:
@@ -114,7 +124,8 @@ class TableSource:
     @property
     def fingerprint(self) -> str:
         """Digest of the files' contents."""
-        return _digest(self.reader.table, self.documents)
+        documents = None if self.documents is None else self.documents.table.sha256
+        return _digest(self.reader.table.sha256, documents, self.teacher_vectors)
 
     @property
     def teacher_columns(self) -> str:
@@ -136,6 +147,10 @@ class TableSource:
         except RowError as fault:
             raise self.reader.table.error(index, fault) from None
         return raw.scaled(*self.score_range)
+
+    def place(self, row: int) -> str:
+        """See `Source.place`."""
+        return self.reader.table.place(int(self.rows[row]))
 
     def check_files(self) -> None:
         """See `Source.check_files`."""
@@ -159,6 +174,8 @@ class BeirSource:
     """No teacher scored its documents."""
     teacher_columns: str = ""
     """The layout has no place for scores."""
+    teacher_vectors: TeacherVectors | None = None
+    """See `Source.teacher_vectors`."""
 
     @property
     def name(self) -> str:
@@ -168,7 +185,7 @@ class BeirSource:
     @property
     def fingerprint(self) -> str:
         """Digest of the files' contents."""
-        return self.records.sha256
+        return _digest(self.records.sha256, None, self.teacher_vectors)
 
     @property
     def queries(self) -> np.ndarray:
@@ -191,6 +208,10 @@ class BeirSource:
         """The record of a query."""
         return self.records.record(row)
 
+    def place(self, row: int) -> str:
+        """See `Source.place`."""
+        return self.records.folder.queries.place(int(self.records.query[row]))
+
     def check_files(self) -> None:
         """See `Source.check_files`."""
         for mark in self.marks:
@@ -211,7 +232,7 @@ def open_sources(recipe: DataRecipe) -> tuple[Source, ...]:
 
 
 def open_source(recipe: SourceRecipe, root: str, *, skip: bool = False) -> Source:
-    """One source, every row checked.
+    """One source, every row and every vector of its teacher checked.
 
     Args:
         recipe: the source.
@@ -221,6 +242,16 @@ def open_source(recipe: SourceRecipe, root: str, *, skip: bool = False) -> Sourc
     Raises:
         DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
+    source = _open_records(recipe, root, skip=skip)
+    if recipe.teacher_embeddings is None:
+        return source
+    owner = f"data.sources.{recipe.name}"
+    teacher = open_teacher_vectors(recipe.teacher_embeddings, root, owner=owner)
+    return replace(source, teacher_vectors=teacher, marks=(*source.marks, *teacher.marks))
+
+
+def _open_records(recipe: SourceRecipe, root: str, *, skip: bool) -> TableSource | BeirSource:
+    """The records of a source, every row checked."""
     owner = f"data.sources.{recipe.name}"
     if recipe.hub is not None:
         file = open_hub_set(recipe.hub, recipe.split, owner=owner)
@@ -297,11 +328,11 @@ def _table_source(
     )
 
 
-def _digest(table: Table, documents: DocumentTable | None) -> str:
-    """Of the rows alone, or of the rows and the documents that they name."""
-    if documents is None:
-        return table.sha256
-    return hashlib.sha256(f"{table.sha256}{documents.table.sha256}".encode()).hexdigest()
+def _digest(rows: str, documents: str | None, teacher: TeacherVectors | None) -> str:
+    """Of the rows alone, or of the rows, the documents that they name and a teacher's vectors."""
+    vectors = None if teacher is None else teacher.sha256
+    parts = [rows, *filter(None, (documents, vectors))]
+    return rows if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _found_scale(table: Table, scan: Scan) -> tuple[float, float]:

@@ -1,17 +1,27 @@
-"""Which sources have a teacher's scores and hard negatives: asked before a loss needs them."""
+"""Which sources have a teacher's scores, its vectors, hard negatives: asked before training."""
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
+
+from trainer.data.cache import cached_arrays
+from trainer.data.fields import shown
 from trainer.data.formats import ADAPTERS
+from trainer.data.scan import CACHE_FROM_ROWS
 from trainer.data.sources import Source
+from trainer.data.teacher_vectors import NO_ROW, TEXTS, TeacherVectors
 from trainer.errors import DataError
+from trainer.recipe.embedding_distillation import embedding_distillation
 from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
 
 LOOKED_AT = 1000
 """Rows of a source that are looked at for hard negatives."""
+BLOCK_ROWS = 1024
+"""Rows of a source whose texts are looked up at a time."""
 
 logger = logging.getLogger(__name__)
 
@@ -90,3 +100,78 @@ def check_negatives(sources: Sequence[Source], recipe: Recipe) -> None:
 def scored_rows(sources: Sequence[Source]) -> dict[str, int]:
     """Number of rows with a teacher's scores of each source that has any, by name."""
     return {source.name: source.num_scored for source in sources if source.num_scored}
+
+
+def check_teacher_vectors(sources: Sequence[Source]) -> None:
+    """Refuse a source one of whose texts its teacher's vectors lack.
+
+    Raises:
+        DataError: naming the text, its row and file.
+    """
+    for source in sources:
+        teacher = source.teacher_vectors
+        if teacher is None:
+            continue
+        check = partial(_check_covered, source, teacher)
+        if len(source) < CACHE_FROM_ROWS:
+            check()
+        else:
+            cached_arrays(f"covered|{source.fingerprint}|{source.describe}", check)
+
+
+def _check_covered(source: Source, teacher: TeacherVectors) -> dict[str, np.ndarray]:
+    """Look every text of a source up; returns what the cache keeps of a source without fault."""
+    for start in range(0, len(source), BLOCK_ROWS):
+        rows = range(start, min(start + BLOCK_ROWS, len(source)))
+        texts = [(text, row) for row in rows for text in source.record(row).texts]
+        found = teacher.find([text for text, _ in texts])
+        for at in np.flatnonzero(found == NO_ROW)[:1]:
+            text, row = texts[at]
+            raise DataError(
+                f"{source.place(row)}: text = {shown(text)}; expected a text of "
+                f"{teacher.folder / TEXTS}, the {len(teacher)} texts with vectors in "
+                f"data.sources.{source.name}.teacher_embeddings. Embed it too, as the row has it, "
+                "or remove the key."
+            )
+    return {"covered": np.array(True)}
+
+
+def check_widths(sources: Sequence[Source], recipe: Recipe, *, hidden_size: int) -> None:
+    """Refuse a teacher whose vectors are of another size than the model's.
+
+    Args:
+        sources: opened.
+        recipe: `model.projection`.
+        hidden_size: of the backbone; the size of the vectors where there is no projection.
+
+    Raises:
+        DataError: naming the source and both sizes.
+    """
+    projection = recipe.model.projection
+    size = hidden_size if projection is None else projection.size
+    for source in sources:
+        teacher = source.teacher_vectors
+        if teacher is not None and teacher.size != size:
+            raise DataError(
+                f"data.sources.{source.name}: size of the vectors of teacher_embeddings = "
+                f"{teacher.size}; expected {size}, the size of the model's vectors. Set "
+                f"model.projection.size={teacher.size}, or take a teacher of {size} dimensions."
+            )
+
+
+def taught_sources(sources: Sequence[Source], recipe: Recipe) -> list[str]:
+    """For a person: the teacher's vectors of each source of a task that learns from some."""
+    lines = []
+    for source in sources:
+        teacher = source.teacher_vectors
+        task = next(one.task for one in recipe.data.sources if one.name == source.name)
+        if teacher is not None:
+            lines.append(
+                f"a teacher's vectors of {teacher.size} dimensions for all texts of {source.name}"
+            )
+        elif embedding_distillation(recipe.tasks[task]) is not None:
+            lines.append(
+                f"no teacher's vectors for {source.name}: its steps go without "
+                "embedding_distillation"
+            )
+    return lines

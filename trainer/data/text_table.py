@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer.data.batch import Texts
+from trainer.data.teacher_vectors import TeacherVectors
 from trainer.recipe.schema import DataRecipe, SourceRecipe
 
 if TYPE_CHECKING:
@@ -27,10 +28,14 @@ class TextTable:
     """Says how long a text may be."""
     settings: SourceRecipe
     """Says what is put before a text."""
+    teacher: TeacherVectors | None = None
+    """Has a vector of every text that may be added; None: no vectors are wanted."""
     token_ids: list[np.ndarray] = field(default_factory=list)
     num_prompt_tokens: list[int] = field(default_factory=list)
     seen: dict[tuple[int, bytes], int] = field(default_factory=dict)
     """Index of what is embedded: tokens, and how many of them pooling leaves out."""
+    first_texts: list[str] = field(default_factory=list)
+    """The text that each index was first given to, without instruction."""
     passages: dict[str, int] = field(default_factory=dict)
     """Index of each text added as a passage."""
 
@@ -40,7 +45,7 @@ class TextTable:
         distinct = list(dict.fromkeys(texts))
         encoded = self.encoder.encode(distinct, instruction=instruction, max_tokens=limit)
         index = {
-            text: self._index(ids, encoded.num_prompt_tokens)
+            text: self._index(text, ids, encoded.num_prompt_tokens)
             for text, ids in zip(distinct, encoded.token_ids, strict=True)
         }
         return np.array([index[text] for text in texts], np.int64)
@@ -49,7 +54,7 @@ class TextTable:
         """Index of each text, as a passage [n], int64."""
         encoded = self._encode_passages(distinct := list(dict.fromkeys(texts)))
         for text, ids in zip(distinct, encoded.token_ids, strict=True):
-            self.passages[text] = self._index(ids, encoded.num_prompt_tokens)
+            self.passages[text] = self._index(text, ids, encoded.num_prompt_tokens)
         return np.array([self.passages[text] for text in texts], np.int64)
 
     def find_passages(self, texts: Iterable[str]) -> dict[str, int]:
@@ -63,18 +68,21 @@ class TextTable:
 
     def texts(self) -> Texts:
         """All texts added."""
+        teacher = self.teacher
         return Texts(
             token_ids=tuple(self.token_ids),
             num_prompt_tokens=np.array(self.num_prompt_tokens, np.int64),
+            teacher_vectors=None if teacher is None else teacher.of(self.first_texts),
         )
 
     def _encode_passages(self, texts: Sequence[str]) -> "Encoded":
         instruction, limit = self.settings.passage_instruction, self.limits.passage_max_tokens
         return self.encoder.encode(texts, instruction=instruction, max_tokens=limit)
 
-    def _index(self, ids: np.ndarray, num_prompt: int) -> int:
+    def _index(self, text: str, ids: np.ndarray, num_prompt: int) -> int:
         index = self.seen.setdefault((num_prompt, ids.tobytes()), len(self.token_ids))
         if index == len(self.token_ids):
+            self.first_texts.append(text)
             self.token_ids.append(ids)
             self.num_prompt_tokens.append(num_prompt)
         return index

@@ -24,6 +24,12 @@ class Mark:
     changed_ns: int
     """When it was last written, nanoseconds."""
 
+    @classmethod
+    def of(cls, path: Path, sha256: str, name: Path | None = None) -> "Mark":
+        """The mark of a file as it is now, with the digest of its content; `name` if not `path`."""
+        stat = os.stat(path)
+        return cls(path, name or path, sha256, stat.st_size, stat.st_mtime_ns)
+
     def check(self) -> None:
         """Refuse a file that was removed or written to; one that was only touched is read again.
 
@@ -50,10 +56,6 @@ class Mark:
 
 def marks_of(table: Table) -> tuple[Mark, ...]:
     """Marks of the files of a table as they are now; a set of the hub has none."""
-    marks = []
-    for file in table.files:
-        if file.path is not None:
-            stat = os.stat(file.path)
-            size, changed = stat.st_size, stat.st_mtime_ns
-            marks.append(Mark(file.path, file.name, file.sha256, size, changed))
-    return tuple(marks)
+    return tuple(
+        Mark.of(file.path, file.sha256, file.name) for file in table.files if file.path is not None
+    )

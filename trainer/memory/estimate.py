@@ -106,7 +106,7 @@ def plan_memory(
     resident = _resident(job)
     moved = _offloaded(deepspeed)
     held = {name: size for name, size in resident.items() if name not in moved}
-    held["embeddings and loss"] = loss_bytes(recipe, shape)
+    held["embeddings and loss"] = loss_bytes(recipe, shape, world_size=world_size)
     phases: dict[Way, Mapping[str, BytesByPart]] = {"step": _step_phases(job)}
     if shape.is_layered:
         phases["layer"] = _layer_phases(job)

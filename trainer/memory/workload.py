@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.memory.loss_temporaries import num_cuts, temporary_bytes
 from trainer.memory.shapes import ModelShape
+from trainer.recipe.embedding_distillation import embedding_distillation
 from trainer.recipe.per_source import step_kinds
 from trainer.recipe.resolve import longest_text, row_texts
 from trainer.recipe.schema import Recipe
@@ -19,6 +20,9 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 """b."""
 VECTOR_COPIES = 3
 """Copies of all embeddings on a rank: gathered values, their gradients, and those being reduced."""
+TEACHER_COPIES = 5
+"""Arrays of a rank's share of the texts beside a teacher's vectors: these, both sides at norm 1,
+their products, and a gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,7 @@ def _cut_size(recipe: Recipe, shape: ModelShape) -> int:
     return sum(dim for dim in dims if dim < shape.vector_size)
 
 
-def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
+def loss_bytes(recipe: Recipe, shape: ModelShape, *, world_size: int) -> int:
     """Float32 embeddings of all ranks with their gradients, and what the loss holds besides."""
     sizes = [0]
     for kind in step_kinds(recipe):
@@ -113,5 +117,8 @@ def loss_bytes(recipe: Recipe, shape: ModelShape) -> int:
         cut = _cut_size(recipe, shape) * num_cuts(kind.settings)
         # a copy and its gradient
         vectors += 2 * 4 * layers * texts * cut
+        if embedding_distillation(kind.settings) is not None:
+            own = math.ceil(texts / world_size)
+            vectors += TEACHER_COPIES * 4 * own * shape.vector_size
         sizes.append(vectors + temporary_bytes(kind.task, kind.settings))
     return max(sizes)

@@ -1,17 +1,20 @@
-"""Losses that bring scores of candidates near a teacher's; it must not gather, weigh or sum them.
+"""Losses that bring scores or vectors near a teacher's; it must not gather, weigh or sum them.
 
-All take scores of one query's candidates in a row, the positive in column 0, and the teacher's of
-the same candidates, constant to the gradient. They compute in float32 (float64 if an input is
-float64) and return a scalar []; 0, connected to the scores, where there are no rows. Letters: B
-queries, C candidates of each.
+The teacher's numbers are constant to the gradient. Losses of scores take those of one query's
+candidates in a row, the positive in column 0, and the teacher's of the same candidates. All compute
+in float32 (float64 if an input is float64) and return a scalar []; 0, connected to the model's
+numbers, where there are no rows. Letters: B queries, C candidates of each, n texts, D embedding
+size.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from trainer.objectives.arguments import compute_dtype, require, require_temperature, shape
+from trainer.objectives.prefixes import SMALLEST_NORM
 
 
 def kl_loss(
@@ -112,6 +115,39 @@ def mse_softmax_loss(
     scores, teacher = _scaled(scores, teacher, temperature, teacher_temperature, "mse_softmax_loss")
     difference = scores.softmax(1) - teacher.softmax(1)
     return difference.square().sum() / max(1, difference.numel())
+
+
+def embedding_loss(vectors: Tensor, teacher: Tensor) -> Tensor:
+    """How far the vectors of texts point elsewhere than a teacher's.
+
+    `1 - cos(v_i, t_i)`, mean over the texts.
+
+    Args:
+        vectors: of the model [n, D], of any norm.
+        teacher: of the teacher [n, D], of any norm but 0.
+
+    Returns:
+        Mean over the n texts, scalar [], 0 to 2.
+
+    Raises:
+        ObjectiveError: if the shapes differ, or are not [n, D].
+
+    Collective: no.
+    Reference: the cosine loss of Zhang et al. 2024 (Jasper and Stella), arXiv:2412.19048, as a mean
+        where they sum, so that a step's value does not grow with its texts. Schechter Vera et al.
+        2025 (EmbeddingGemma), arXiv:2509.20354, match queries, positives and hard negatives in
+        three sums and leave the distance open; here every text counts the same, whatever its part.
+    """
+    advice = "Give the teacher's vector of every text; a projection can change the model's size."
+    got = [shape(vectors), shape(teacher)]
+    holds = vectors.ndim == 2 and vectors.shape == teacher.shape
+    require(holds, "embedding_loss: vectors, teacher", got, "[n, D] and [n, D]", advice)
+    dtype = compute_dtype((vectors, teacher))
+    with torch.autocast(vectors.device.type, enabled=False):
+        target = teacher.detach().to(dtype)
+        target = target / torch.linalg.vector_norm(target, dim=1, keepdim=True)
+        cosines = (normalize(vectors.to(dtype), dim=1, eps=SMALLEST_NORM) * target).sum(1)
+    return (1 - cosines).sum() / max(1, len(cosines))
 
 
 def _scaled(

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.objectives.arguments import require
 from trainer.objectives.blocks import Direction, HardnessOf, InBatch
 from trainer.objectives.contrastive import info_nce, paired_info_nce
+from trainer.objectives.distillation import embedding_loss
 from trainer.objectives.prefixes import Prefix, cut
 from trainer.objectives.ranking import (
     angle_loss,
@@ -27,8 +28,13 @@ from trainer.objectives.regularisers import spread_out
 Distance = Callable[[Tensor, Tensor], Tensor]
 """From scores and a teacher's [b, C], positive first, to a scalar []: see `distillation`."""
 
-Share = Literal["rows", "taught", "batch"]
-"""A mean over this rank's rows, over those that a teacher scored, or the whole batch's value."""
+Share = Literal["rows", "taught", "texts", "batch"]
+"""A mean over this rank's rows, over those that a teacher scored, over this rank's share of the
+distinct texts, or the whole batch's value."""
+
+Parts = Literal["each", "summed", "whole"]
+"""What a term does about leading parts of vectors: it is called on each of them, it takes them as
+`prefixes` and sums over them, or it reads the whole vector alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +51,8 @@ class Term:
     """Fields that are its keyword arguments."""
     share: Share = "rows"
     """What part of the batch a call of it covers."""
-    sums_prefixes: bool = False
-    """Whether the function takes leading parts of vectors as `prefixes` and sums over them."""
+    parts: Parts = "each"
+    """Which parts of the vectors it reads."""
 
     def arguments(self, inputs: object) -> tuple[list[Any], dict[str, Any]]:
         """Positional and keyword arguments of the function, out of a task's inputs."""
@@ -92,6 +98,10 @@ class RetrievalInputs:
     """From scores and a teacher's [b, C] to their distance; None where nothing is distilled."""
     prefixes: Sequence[Prefix]
     """Leading parts of the vectors."""
+    texts: Tensor
+    """This rank's share of the distinct texts [u, D]."""
+    teacher_vectors: Tensor | None
+    """A teacher's vectors of `texts` [u, D]; None where no term reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +120,10 @@ class SimilarityInputs:
     """Pairs whose gold score makes them positives [n], bool."""
     temperature: float | None
     """The term's own; None where it has none."""
+    texts: Tensor
+    """This rank's share of the distinct texts [u, D]."""
+    teacher_vectors: Tensor | None
+    """A teacher's vectors of `texts` [u, D]; None where no term reads them."""
 
 
 def table(*terms: Term) -> dict[str, Term]:
@@ -190,6 +204,15 @@ def angle_at_temperature(
     return angle_loss(first, second, gold, scale=1 / temperature)
 
 
+EMBEDDING_DISTILLATION = Term(
+    name="embedding_distillation",
+    function=embedding_loss,
+    reads=("texts", "teacher_vectors"),
+    share="texts",
+    parts="whole",
+)
+"""A term of every task."""
+
 _OPTIONS = (
     "num_positives", "temperature", "mask", "absent", "margin", "margin_of", "first_row",
     "hardness", "hardness_of", "all_queries", "prefixes",
@@ -201,14 +224,14 @@ RETRIEVAL_TERMS = table(
         function=info_nce,
         reads=("queries", "passages"),
         options=(*_OPTIONS, "directions", "in_batch"),
-        sums_prefixes=True,
+        parts="summed",
     ),
     Term(
         name="hard_negatives",
         function=hard_negatives_nce,
         reads=("queries", "passages"),
         options=_OPTIONS,
-        sums_prefixes=True,
+        parts="summed",
     ),
     Term(
         name="spread_out",
@@ -216,7 +239,7 @@ RETRIEVAL_TERMS = table(
         reads=("all_queries", "passages"),
         options=("num_positives", "prefixes"),
         share="batch",
-        sums_prefixes=True,
+        parts="summed",
     ),
     Term(
         name="distillation",
@@ -224,8 +247,9 @@ RETRIEVAL_TERMS = table(
         reads=("queries", "passages", "teacher"),
         options=("num_positives", "first_row", "distance", "prefixes"),
         share="taught",
-        sums_prefixes=True,
+        parts="summed",
     ),
+    EMBEDDING_DISTILLATION,
 )
 """Terms of `RetrievalInputs`."""
 
@@ -256,6 +280,7 @@ SIMILARITY_TERMS = table(
         reads=("first", "second", "is_positive"),
         options=("temperature",),
     ),
+    EMBEDDING_DISTILLATION,
 )
 """Terms of `SimilarityInputs`."""
 

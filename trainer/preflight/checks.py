@@ -21,7 +21,7 @@ from trainer.data.overlap import warn_of_overlaps
 from trainer.data.plan import make_plan
 from trainer.data.sources import Source, open_sources
 from trainer.data.tasks import open_eval_set
-from trainer.data.teacher import check_negatives, check_teachers
+from trainer.data.teacher import check_negatives, check_teacher_vectors, check_teachers
 from trainer.errors import RecipeError
 from trainer.recipe.model_path import is_gguf, resolve_model_path
 from trainer.recipe.resolve import resolve
@@ -74,10 +74,11 @@ def open_data(recipe: Recipe) -> RunData:
     """Open all sources and evaluation sets, every row checked.
 
     Raises:
-        DataError: if a file is missing or empty, a row is malformed, or a teacher's scores are
-            asked for that no row has.
+        DataError: if a file is missing or empty, a row is malformed, a teacher's scores are asked
+            for that no row has, or a text has none of its teacher's vectors.
     """
     sources = open_sources(recipe.data)
+    check_teacher_vectors(sources)
     check_teachers(sources, recipe)
     check_negatives(sources, recipe)
     eval_sets = tuple(open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets)

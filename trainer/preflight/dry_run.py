@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from trainer.cli import Arguments, is_first_rank, launched_ranks
 from trainer.data.plan import make_plan
 from trainer.data.sources import Source
-from trainer.data.teacher import scored_rows
+from trainer.data.teacher import check_widths, scored_rows, taught_sources
 from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
 from trainer.memory.choices import Machine, choices, fastest, smallest_changes
 from trainer.memory.estimate import MemoryPlan, device_memory, plan_memory, usable
@@ -62,6 +62,7 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     path = place_of_base(recipe.model.path, recipe.model.dtype)
     config = load_config(recipe.model, path)
     num_ids = num_token_ids(check_backbone(recipe, path, config, download=False))
+    check_widths(sources, recipe, hidden_size=config.get_text_config().hidden_size)
     tokenizer = _tokenizer(recipe, path, num_ids)
     machine = Machine(
         world_size=ranks,
@@ -199,7 +200,8 @@ def _step_section(recipe: Recipe, sources: Sequence[Source]) -> str:
         f"\n  a teacher's scores in {count:,} of {sizes[name]:,} rows of {name}"
         for name, count in scored_rows(sources).items()
     ]
-    return f"{title}\n{table(rows)}{''.join(scored)}"
+    taught = [f"\n  {line}" for line in taught_sources(sources, recipe)]
+    return f"{title}\n{table(rows)}{''.join([*scored, *taught])}"
 
 
 def _memory_sections(

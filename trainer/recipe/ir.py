@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from trainer.recipe.embedding_distillation import (
+    TERM,
+    EmbeddingDistillationRecipe,
+    embedding_weight,
+)
 from trainer.recipe.fields import NumberOf, NumbersByName, bounded
 from trainer.recipe.kind import (
     Fail,
@@ -47,6 +52,7 @@ TERMS = term_table(
         meaning="Weight of the distance to a teacher's scores.",
         has_own_key=True,
     ),
+    TERM,
 )
 """Terms of the retrieval loss."""
 
@@ -123,6 +129,8 @@ class IrRecipe:
     (EmbeddingGemma, arXiv:2509.20354)."""
     distillation: DistillationRecipe | None = None
     """Learn a teacher's scores; null: those that rows carry are not read."""
+    embedding_distillation: EmbeddingDistillationRecipe | None = None
+    """Learn a teacher's vectors; null: no source may have `teacher_embeddings`."""
     weights: Annotated[Mapping[str, float], NumbersByName(_weights, low=0)] = field(
         default_factory=lambda: defaults(_weights())
     )
@@ -142,6 +150,7 @@ def _all_weights(settings: IrRecipe) -> Mapping[str, float]:
         **settings.weights,
         "spread_out": settings.spread_out,
         "distillation": 0.0 if taught is None else taught.weight,
+        TERM.name: embedding_weight(settings),
     }
 
 
@@ -212,7 +221,8 @@ def needs_negatives(settings: IrRecipe) -> str | None:
 
 
 def _taught(settings: IrRecipe) -> bool:
-    return settings.distillation is not None
+    """Whether hard negatives are read beside InfoNCE."""
+    return settings.distillation is not None or settings.embedding_distillation is not None
 
 
 KIND = TaskKind(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from trainer.recipe.embedding_distillation import TERM, embedding_distillation
 from trainer.recipe.kind import TaskSettings
 from trainer.recipe.schema import Recipe, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
@@ -29,6 +30,8 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
     if overrides.get("in_batch") is False:
         # its records are compared with no other, whatever the task compares
         overrides |= {"directions": ("query_to_doc",), "spread_out": 0.0}
+    if found.teacher_embeddings is None and embedding_distillation(settings) is not None:
+        overrides[TERM.name] = None
     return cast(TaskSettings, dataclasses.replace(settings, **overrides))
 
 

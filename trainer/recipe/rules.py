@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
+from trainer.recipe.embedding_distillation import TERM, embedding_distillation
 from trainer.recipe.kind import Fail, Side, Words
 from trainer.recipe.per_source import overrides_of, settings_of
 from trainer.recipe.schema import EvalSetRecipe, MatryoshkaRecipe, Recipe, SourceRecipe
@@ -32,6 +33,7 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
 
     for rule in (_check_names, _check_best, _check_sources, _check_overrides, _check_tasks):
         rule(recipe, fail)
+    _check_teacher_vectors(recipe, fail)
     _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
         rule(recipe, fail)
@@ -139,6 +141,30 @@ def _check_tasks(recipe: Recipe, fail: Fail) -> None:
     for index, source in enumerate(recipe.data.sources):
         settings = settings_of(recipe, source.name)
         TASKS[source.task].check(settings, _fail_of_source(source, index, fail))
+        if not any(TASKS[source.task].weights_of(settings).values()):
+            key, expected = f"data.sources.{index}.name", "a source whose steps have a loss"
+            advice = f"Raise a weight of tasks.{source.task}, or give it teacher_embeddings."
+            raise fail(key, source.name, expected, advice)
+
+
+def _check_teacher_vectors(recipe: Recipe, fail: Fail) -> None:
+    """A teacher's vectors have a term that reads them, and the term has vectors."""
+    for index, source in enumerate(recipe.data.sources):
+        folder = source.teacher_embeddings
+        if folder is not None and embedding_distillation(recipe.tasks[source.task]) is None:
+            expected = f"null, as tasks.{source.task} has no {TERM.name}"
+            key = f"data.sources.{index}.teacher_embeddings"
+            raise fail(key, folder, expected, "Add that section, or remove it.")
+    for task, settings in recipe.tasks.items():
+        taught = embedding_distillation(settings)
+        folders = [one.teacher_embeddings for one in recipe.data.sources if one.task == task]
+        if taught is not None and folders and not any(folders):
+            raise fail(
+                f"tasks.{task}.{TERM.name}",
+                Words(f"{{weight: {taught.weight:g}}}"),
+                "a source of the task with teacher_embeddings",
+                "Name its folder under data.sources, or remove the section.",
+            )
 
 
 def _fail_of_source(source: SourceRecipe, index: int, fail: Fail) -> Fail:

@@ -44,7 +44,7 @@ class LoraRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class MatryoshkaRecipe:
-    """Every term of every task on leading parts of the vector (arXiv:2205.13147)."""
+    """Every term but `embedding_distillation` on leading parts of the vector (arXiv:2205.13147)."""
 
     dims: tuple[int, ...]
     """Sizes of the parts, descending; the first should be that of the whole vector."""
@@ -131,6 +131,9 @@ class SourceRecipe:
     Only for `ir`."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
+    teacher_embeddings: str | None = None
+    """Folder with a teacher's vector of every text of the source, for `embedding_distillation` of
+    its task; relative to `data.root`. Null: its steps go without that term."""
 
 
 @dataclass(frozen=True, kw_only=True)

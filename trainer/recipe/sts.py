@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from trainer.recipe.embedding_distillation import (
+    TERM,
+    EmbeddingDistillationRecipe,
+    embedding_weight,
+)
 from trainer.recipe.fields import NumberOf, NumbersByName, bounded
 from trainer.recipe.kind import (
     Side,
@@ -58,6 +63,7 @@ TERMS = term_table(
         layer="middle",
         meaning="Weight of the auxiliary InfoNCE on the middle hidden layer.",
     ),
+    TERM,
 )
 """Terms of the similarity loss; default weights are those of the authors' release of CoDiEmb."""
 
@@ -86,6 +92,8 @@ class StsRecipe:
     """Temperatures of the terms; each divides cosines or their differences."""
     infonce_threshold: float = bounded(0.8, low=0, high=1)
     """Pairs whose normalised gold score is at or above this are positives of the InfoNCE."""
+    embedding_distillation: EmbeddingDistillationRecipe | None = None
+    """Learn a teacher's vectors; null: no source may have `teacher_embeddings`."""
     cross_device: bool = True
     """Losses over the pairs of all ranks; false: over each rank's share, then averaged."""
 
@@ -98,6 +106,10 @@ def similarity_weights(**given: float) -> dict[str, float]:
 def similarity_temperatures(**given: float) -> dict[str, float]:
     """Temperatures of every term that has one: given ones by name, defaults for the others."""
     return defaults(_temperatures(), **given)
+
+
+def _all_weights(settings: StsRecipe) -> Mapping[str, float]:
+    return {**settings.weights, TERM.name: embedding_weight(settings)}
 
 
 def _texts_of_row(settings: StsRecipe) -> Mapping[Side, int]:
@@ -115,4 +127,5 @@ KIND = TaskKind(
     prompts={"sts": "query"},
     hub_task="semantic-similarity",
     benchmark_prompts={"STS": "sts"},
+    weights_of=_all_weights,
 )

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from trainer.checkpoint.base_identity import check_dtypes, identify_base
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.data.plan import DataPlan, make_plan
+from trainer.data.teacher import check_widths
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
 from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks
@@ -77,6 +78,7 @@ def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
     check_dtypes(path, recipe.model.revision)
     config = load_config(recipe.model, path)
     num_ids = num_token_ids(check_backbone(recipe, path, config, download=True))
+    check_widths(data.sources, recipe, hidden_size=config.get_text_config().hidden_size)
     tokenizer = load_tokenizer(
         path,
         pooling=recipe.model.pooling,

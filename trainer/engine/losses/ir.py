@@ -14,10 +14,12 @@ from torch import Tensor
 from trainer.data.batch import IrBatch
 from trainer.distributed.group import Ranks
 from trainer.engine.losses.task_loss import (
+    OwnTexts,
     Prefixes,
     Vectors,
     over_prefixes,
     own_slice,
+    own_texts,
     weighted_sum,
 )
 from trainer.objectives.distillation import DISTANCES
@@ -48,16 +50,18 @@ class RetrievalLoss:
     """Known pairs as (query, flat passage) [M, 2], int64; queries are counted as terms do."""
     teacher: Tensor | None
     """A teacher's scores of own passages [B, P + N], NaN where a row has none."""
+    texts: OwnTexts
+    """The texts whose vectors are compared with a teacher's."""
 
     def __call__(self, tables: Vectors, prefixes: Prefixes) -> dict[str, Tensor]:
         """This rank's share of each term; see `TaskLoss`."""
         # what terms of one layer read is gathered once for all of them
-        layers = {KIND.terms[term.name].layer for term in self.terms if term.sums_prefixes}
+        layers = {KIND.terms[term.name].layer for term in self.terms if term.parts != "each"}
         shared = {layer: self._inputs(tables[layer == "middle"], prefixes) for layer in layers}
         values = {}
         for term in self.terms:
             layer, share = KIND.terms[term.name].layer, self.shares[term.share]
-            if term.sums_prefixes:
+            if term.parts != "each":
                 values[term.name] = share * _value(term, shared[layer])
             else:
                 table = (tables[layer == "middle"],)
@@ -99,6 +103,8 @@ class RetrievalLoss:
                 teacher_temperature=taught.teacher_temperature,
             ),
             prefixes=prefixes,
+            texts=table_UH[self.texts.rows],
+            teacher_vectors=self.texts.teacher_vectors,
         )
 
 
@@ -118,7 +124,7 @@ def retrieval_loss(batch: IrBatch, settings: IrRecipe, ranks: Ranks) -> Retrieva
 
     Columns of passages that no query has are dropped: negatives where no record has any.
     """
-    own = own_slice(len(batch.query), ranks)
+    own, texts = own_slice(len(batch.query), ranks), own_texts(batch.texts, ranks)
     columns = np.any(batch.passages >= 0, axis=0, keepdims=False)
     index = batch.passages[:, columns]
     teacher = None if batch.teacher is None else batch.teacher[:, columns]
@@ -128,20 +134,21 @@ def retrieval_loss(batch: IrBatch, settings: IrRecipe, ranks: Ranks) -> Retrieva
     return RetrievalLoss(
         settings=settings,
         terms=weighted_terms(RETRIEVAL_TERMS, KIND.weights_of(settings)),
-        shares=_shares(len(batch.query), own, teacher, ranks),
+        shares={**_shares(len(batch.query), own, teacher, ranks), "texts": texts.share},
         query=torch.from_numpy(batch.query).to(ranks.device),
         own=own,
         passages=torch.from_numpy(np.maximum(index, 0)).to(ranks.device),
         absent=torch.from_numpy(index < 0),
         masked=torch.from_numpy(_pairs_of(pairs, own, index.shape[1], settings)),
         teacher=None if teacher is None else torch.from_numpy(teacher[own]).to(ranks.device),
+        texts=texts,
     )
 
 
 def _shares(
     num_queries: int, own: slice, teacher: np.ndarray | None, ranks: Ranks
 ) -> dict[Share, float]:
-    """What part of the batch's value is found on this rank."""
+    """What part of the batch's value is found on this rank, of terms over rows."""
     taught = np.zeros(num_queries, bool)
     if teacher is not None:
         taught = ~np.isnan(teacher).any(axis=1)

@@ -11,21 +11,30 @@ from torch import Tensor
 from trainer.data.batch import StsBatch
 from trainer.distributed.group import Ranks
 from trainer.engine.losses.task_loss import (
+    OwnTexts,
     Prefixes,
     Vectors,
     over_prefixes,
     own_slice,
+    own_texts,
     weighted_sum,
 )
-from trainer.objectives.terms import SIMILARITY_TERMS, SimilarityInputs, Term, weighted_terms
-from trainer.recipe.sts import TERMS, StsRecipe
+from trainer.objectives.terms import (
+    SIMILARITY_TERMS,
+    Parts,
+    SimilarityInputs,
+    Term,
+    weighted_terms,
+)
+from trainer.recipe.sts import KIND, TERMS, StsRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimilarityLoss:
     """The terms of one batch on one rank.
 
-    Over the pairs of all ranks each rank computes the same, and counts 1 / W of it.
+    Over the pairs of all ranks each rank computes the same, and counts 1 / W of it. Of texts each
+    rank has a share.
     """
 
     settings: StsRecipe
@@ -40,22 +49,37 @@ class SimilarityLoss:
     """Second texts as rows of the tables [n], int64."""
     gold: Tensor
     """Gold scores, 0..1 [n], float32."""
+    texts: OwnTexts
+    """The texts whose vectors are compared with a teacher's."""
 
     def __call__(self, tables: Vectors, prefixes: Prefixes) -> dict[str, Tensor]:
         """This rank's share of each term; see `TaskLoss`."""
-        return over_prefixes(self._at, tables, prefixes)
+        values = over_prefixes(self._at, tables, prefixes)
+        whole = self._values("whole", tables, self._cosines(tables))
+        shares = {name: self.texts.share * value for name, value in whole.items()}
+        total = values["loss"] + weighted_sum(shares, KIND.weights_of(self.settings))
+        return {**values, **shares, "loss": total}
 
     def _at(self, tables: Vectors) -> dict[str, Tensor]:
-        """The terms on one leading part of the vectors."""
-        cosines = (tables[0][self.first] * tables[0][self.second]).sum(dim=1)
-        values: dict[str, Tensor] = {}
-        for term in self.terms:
-            inputs = self._inputs(term.name, tables, cosines)
-            reads, options = term.arguments(inputs)
-            values[term.name] = term.function(*reads, **options)
+        """The terms of pairs on one leading part of the vectors."""
+        cosines = self._cosines(tables)
+        values = self._values("each", tables, cosines)
         # a batch without order stays connected to the vectors
         total = 0.0 * cosines.sum() + weighted_sum(values, self.settings.weights)
         return {name: value / self.world_size for name, value in {"loss": total, **values}.items()}
+
+    def _values(self, parts: Parts, tables: Vectors, cosines: Tensor) -> dict[str, Tensor]:
+        """The terms that read such parts of vectors, unweighted."""
+        values = {}
+        for term in self.terms:
+            if term.parts == parts:
+                reads, options = term.arguments(self._inputs(term.name, tables, cosines))
+                values[term.name] = term.function(*reads, **options)
+        return values
+
+    def _cosines(self, tables: Vectors) -> Tensor:
+        """Of all pairs [n]."""
+        return (tables[0][self.first] * tables[0][self.second]).sum(dim=1)
 
     def _inputs(self, name: str, tables: Vectors, cosines: Tensor) -> SimilarityInputs:
         """What a term reads."""
@@ -67,6 +91,8 @@ class SimilarityLoss:
             gold=self.gold,
             is_positive=self.gold >= self.settings.infonce_threshold,
             temperature=self.settings.temperatures.get(name),
+            texts=table_UH[self.texts.rows],
+            teacher_vectors=self.texts.teacher_vectors,
         )
 
 
@@ -75,9 +101,10 @@ def similarity_loss(batch: StsBatch, settings: StsRecipe, ranks: Ranks) -> Simil
     own = slice(None) if settings.cross_device else own_slice(len(batch.score), ranks)
     return SimilarityLoss(
         settings=settings,
-        terms=weighted_terms(SIMILARITY_TERMS, settings.weights),
+        terms=weighted_terms(SIMILARITY_TERMS, KIND.weights_of(settings)),
         world_size=ranks.world_size,
         first=torch.from_numpy(batch.text1[own]).to(ranks.device),
         second=torch.from_numpy(batch.text2[own]).to(ranks.device),
         gold=torch.from_numpy(batch.score[own]).to(ranks.device),
+        texts=own_texts(batch.texts, ranks),
     )

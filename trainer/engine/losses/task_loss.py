@@ -4,10 +4,13 @@ Letters: U texts of the step, H vector size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from trainer.data.batch import Texts
 from trainer.distributed.group import Ranks
 from trainer.objectives.prefixes import WHOLE, Prefix, cut
 from trainer.recipe.schema import MatryoshkaRecipe
@@ -30,6 +33,31 @@ def own_slice(total: int, ranks: Ranks) -> slice:
     """The examples that this rank scores; shares differ by one at most."""
     return slice(
         total * ranks.rank // ranks.world_size, total * (ranks.rank + 1) // ranks.world_size
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnTexts:
+    """This rank's share of the distinct texts, with what a teacher says of them."""
+
+    rows: slice
+    """Which rows of the tables."""
+    share: float
+    """Part of all texts that they are."""
+    teacher_vectors: Tensor | None
+    """A teacher's vectors [u, D]; None where the batch has none."""
+
+
+def own_texts(texts: Texts, ranks: Ranks) -> OwnTexts:
+    """The texts that this rank scores, whoever embedded them."""
+    total, vectors = len(texts.token_ids), texts.teacher_vectors
+    rows = own_slice(total, ranks)
+    return OwnTexts(
+        rows=rows,
+        share=(rows.stop - rows.start) / total,
+        teacher_vectors=None
+        if vectors is None
+        else torch.from_numpy(vectors[rows]).to(ranks.device),
     )
 
 
