@@ -23,7 +23,7 @@ def choose_gather(
 ) -> Gather:
     """The recipe's `engine.gather`, or the fastest that the memory plan allows; logs the plan.
 
-    Below stage 3 nothing is gathered and `step` costs least. `chunk` is only for Llama-style
+    Below stage 3 nothing is gathered and `step` costs least. `layer` is only for Llama-style
     decoders; `chunk` serves any other backbone.
 
     Args:
