@@ -6,6 +6,7 @@ import pytest
 
 from tests.recipe.test_recipe_load import TEXT, refused, write
 from tests.support import tiny as tiny_models
+from trainer.data.plan import make_plan
 from trainer.engine.out_of_memory import largest_chunk
 from trainer.errors import RecipeError
 from trainer.memory.shapes import measure_model
@@ -16,7 +17,7 @@ from trainer.recipe.per_source import OVERRIDES, key_of, settings_of, step_kinds
 from trainer.recipe.resolve import longest_text, resolve
 from trainer.recipe.schema import Recipe, SourceRecipe
 from trainer.recipe.tasks import TASKS
-from trainer.session.selfcheck import small
+from trainer.session.selfcheck import NUM_STEPS, compared_steps, small
 
 TINY = "data.sources.2={name: tiny, task: ir, path: tiny.jsonl, global_batch_size: 4, negatives: 7}"
 
@@ -84,6 +85,20 @@ def test_the_selfcheck_makes_its_batches_small(file: Path) -> None:
     sizes = {source.name: settings_of(recipe, source.name).global_batch_size
              for source in recipe.data.sources}  # fmt: skip
     assert sizes == {"pairs": 8, "docs": 8, "tiny": 16}
+
+
+def test_the_selfcheck_compares_every_kind_of_step(file: Path) -> None:
+    rare = with_tiny(file, "data.sources.docs.weight=20")
+    sizes = {source.name: 100 for source in rare.data.sources}
+    plan = make_plan(rare, sizes)
+    first, late = compared_steps(rare, plan)
+    assert first == range(NUM_STEPS)
+    assert {plan.turn(step)[0] for step in first} == {"docs", "pairs"}
+    assert len(late) == 1
+    assert plan.turn(late.start) == ("tiny", 0)
+    # as docs has the same settings, its loss was compared
+    alike = load_recipe(file, ["data.sources.docs.weight=20"])
+    assert compared_steps(alike, make_plan(alike, sizes)) == (range(NUM_STEPS),)
 
 
 def test_a_source_without_candidates_of_others_compares_in_no_direction(file: Path) -> None:

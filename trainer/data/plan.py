@@ -7,7 +7,7 @@ the end of an epoch open the next one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -118,14 +118,11 @@ class DataPlan:
         """
         if not self._seen(MAX_STEPS, epochs):
             raise self._endless(epochs)
-        high = 1
-        while not self._seen(high, epochs):
-            high *= 2
-        low = high // 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._seen(middle, epochs) else (middle, high)
-        return high
+        return _fewest(lambda steps: self._seen(steps, epochs))
+
+    def first_step(self, name: str) -> int:
+        """The first step that a source gets, counted from 0."""
+        return _fewest(lambda steps: self.source_steps(steps)[name] > 0) - 1
 
     def exposure(self, num_steps: int) -> tuple[Exposure, ...]:
         """How often each source's rows are seen in the first steps, in the recipe's order."""
@@ -147,6 +144,18 @@ class DataPlan:
             f"reach, in which source {rarest.source} is seen {rarest.epochs:.3g} times. Lower it, "
             "raise data.temperature or the source's weight, or set train.max_steps."
         )
+
+
+def _fewest(is_enough: Callable[[int], bool]) -> int:
+    """The fewest steps, at least 1, that are enough; more than enough are enough too."""
+    high = 1
+    while not is_enough(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
 
 
 def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trainer.data.batch import Batch
 from trainer.data.loader import batches
+from trainer.data.plan import DataPlan
 from trainer.distributed.group import join, leave
 from trainer.distributed.rows import gather_rows
 from trainer.engine.chunks import ChunkPlan, plan_chunks
@@ -33,7 +34,7 @@ from trainer.engine.losses.task_loss import Vectors, prefixes_of
 from trainer.engine.materialise import lengths_of, make_chunks, step_key
 from trainer.preflight.checks import RunData
 from trainer.recipe.kind import reads_middle
-from trainer.recipe.per_source import settings_of
+from trainer.recipe.per_source import settings_of, step_kinds
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
 from trainer.session.open import Session, open_session
@@ -41,7 +42,7 @@ from trainer.session.open import Session, open_session
 logger = logging.getLogger(__name__)
 
 NUM_STEPS = 4
-"""Batches compared: enough for every task of an alternating schedule."""
+"""First steps that are compared; kinds of steps that come later are compared besides."""
 ROWS_PER_RANK = 8
 """Queries or pairs of a compared batch, per rank, at most."""
 NUM_CHUNKS = 4
@@ -58,6 +59,8 @@ class Comparison:
 
     task: str
     """Task of the batch."""
+    source: str
+    """Where its rows are from."""
     error: float
     """Largest relative error of a parameter's gradient, or of the vectors if that is larger."""
     place: str
@@ -113,18 +116,34 @@ def small(recipe: Recipe, world_size: int) -> Recipe:
     return dataclasses.replace(recipe, tasks=tasks, data=data)
 
 
+def compared_steps(recipe: Recipe, plan: DataPlan) -> tuple[range, ...]:
+    """The first steps, and the first step of every kind that is not among them.
+
+    Sources of one task whose settings are equal have one loss, and so are one kind.
+    """
+    seen = {plan.turn(step)[0] for step in range(NUM_STEPS)}
+    late = [
+        min(plan.first_step(source.name) for source in kind.sources)
+        for kind in step_kinds(recipe)
+        if kind.sources and seen.isdisjoint(source.name for source in kind.sources)
+    ]
+    return range(NUM_STEPS), *(range(step, step + 1) for step in late)
+
+
 def _timed(session: Session) -> Iterator[tuple[Batch, float]]:
-    """The first batches of the run, each with the seconds it was waited for."""
-    stream = batches(
-        session.plan, session.data.sources, session.encoder, session.recipe, 0, NUM_STEPS
-    )
-    with closing(stream):
-        while True:
-            started = time.perf_counter()
-            batch = next(stream, None)
-            if batch is None:
-                return
-            yield batch, time.perf_counter() - started
+    """The compared batches, each with the seconds it was waited for."""
+    for steps in compared_steps(session.recipe, session.plan):
+        stream = batches(
+            *(session.plan, session.data.sources, session.encoder, session.recipe),
+            *(steps.start, steps.stop),
+        )
+        with closing(stream):
+            while True:
+                started = time.perf_counter()
+                batch = next(stream, None)
+                if batch is None:
+                    break
+                yield batch, time.perf_counter() - started
 
 
 def compare(session: Session, batch: Batch, waited: float) -> Comparison:
@@ -161,7 +180,14 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
         ),
         key=_badness,
     )
-    return Comparison(task=batch.plan.task, error=error, place=place, plan=plan, seconds=seconds)
+    return Comparison(
+        task=batch.plan.task,
+        source=batch.plan.source,
+        error=error,
+        place=place,
+        plan=plan,
+        seconds=seconds,
+    )
 
 
 def _in_text_order(vectors: Vectors, plan: ChunkPlan) -> Vectors:
@@ -267,13 +293,25 @@ class _measured_collectives:  # noqa: N801 - reads as a with-statement
 
 def table(found: list[Comparison], gather: str) -> str:
     """What was measured, a row per batch."""
-    head = ("task", "chunks", "error", "padding", "tokens/s", "gather", "reduce", "loss", "data")
+    head = (
+        "task",
+        "source",
+        "chunks",
+        "error",
+        "padding",
+        "tokens/s",
+        "gather",
+        "reduce",
+        "loss",
+        "data",
+    )
     rows: list[tuple[str, ...]] = [head]
     for one in found:
         step, total = one.seconds["step"], one.seconds["step"] + one.seconds["data"]
         rows.append(
             (
                 one.task,
+                one.source,
                 str(one.plan.num_chunks),
                 f"{one.error:.1e}",
                 f"{one.plan.padding_fraction:.1%}",
