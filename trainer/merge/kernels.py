@@ -127,6 +127,40 @@ def sum_of_finite_squares(base_n: NDArray[Any], tuned_n: NDArray[Any]) -> float:
     return total
 
 
+@_compiled(fastmath={"reassoc"})
+def _inner_product(first_n: Any, second_n: Any) -> float:
+    total = 0.0
+    for i in range(len(first_n)):
+        total += _wide(first_n[i]) * _wide(second_n[i])
+    return total
+
+
+@_compiled(fastmath={"reassoc"})
+def _finite_inner_product(first_n: Any, second_n: Any) -> float:
+    total = 0.0
+    for i in range(len(first_n)):
+        product = _wide(first_n[i]) * _wide(second_n[i])
+        if np.isfinite(product):
+            total += product
+    return total
+
+
+def inner_products(tuned: tuple[NDArray[Any], ...]) -> NDArray[np.float64]:
+    """Inner products of blocks [K, K]; products that are not finite are left out.
+
+    Args:
+        tuned: theta_k [n] each, uint16 (the bits of bfloat16), float32 or float64.
+    """
+    inner_KK = np.empty((len(tuned), len(tuned)))
+    for j, first in enumerate(tuned):
+        for k, second in enumerate(tuned[: j + 1]):
+            found = _inner_product(first, second)
+            if not np.isfinite(found):
+                found = _finite_inner_product(first, second)
+            inner_KK[j, k] = inner_KK[k, j] = found
+    return inner_KK
+
+
 @_compiled()
 def _begin(base_n: Any, sum_n: Any) -> None:
     for i in range(len(base_n)):
@@ -180,4 +214,32 @@ def weighted_sum(
                 square_K[k] += _add(tile, tuned[k][start:stop], factor_K[k], sums)
             else:
                 square_K[k] += sum_of_squares(tile, tuned[k][start:stop])
+        _end(sums, out_n[start:stop])
+
+
+@_compiled()
+def _add_scaled(tuned_n: Any, factor: float, sum_n: Any) -> None:
+    for i in range(len(tuned_n)):
+        sum_n[i] += factor * _wide(tuned_n[i])
+
+
+@_compiled()
+def combination(
+    tuned: tuple[NDArray[Any], ...], factor_K: NDArray[np.float64], out_n: NDArray[Any]
+) -> None:
+    """`sum f_k theta_k`, summed in float64, then rounded as torch rounds.
+
+    Args:
+        tuned: theta_k [n] each, all uint16 (the bits of bfloat16), float32 or float64.
+        factor_K: f_k; a factor of 0 leaves a checkpoint out, whatever it holds.
+        out_n: gets the result [n], in any of these dtypes.
+    """
+    sum_n = np.empty(TILE, np.float64)
+    for start in range(0, len(out_n), TILE):
+        stop = min(start + TILE, len(out_n))
+        sums = sum_n[: stop - start]
+        sums[:] = 0
+        for k in range(len(tuned)):
+            if factor_K[k] != 0:
+                _add_scaled(tuned[k][start:stop], factor_K[k], sums)
         _end(sums, out_n[start:stop])

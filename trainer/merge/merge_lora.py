@@ -33,6 +33,7 @@ from trainer.merge.merge_plan import Inputs, MergePlan, open_inputs, plan_id
 from trainer.merge.output import PartialFolder, ShardFile, check_output
 from trainer.merge.record import merge_html, merge_json
 from trainer.merge.settings import MergeSettings, check_settings
+from trainer.merge.spherical import SPHERICAL
 from trainer.merge.stream import Outcome
 
 PEFT_PREFIX = "base_model.model."
@@ -104,8 +105,8 @@ def merge_adapters(
 
 def _check_method(settings: MergeSettings) -> None:
     wrong = None
-    if settings.method == "ties":
-        wrong = "method = ties"
+    if settings.method == "ties" or settings.method in SPHERICAL:
+        wrong = f"method = {settings.method}"
     elif settings.method == "delta" and settings.granularity == "element":
         wrong = "granularity = element"
     if wrong:

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from trainer.errors import CheckpointError
+from trainer.merge.spherical import SPHERICAL
 
-Method = Literal["delta", "uniform", "task_arithmetic", "ties"]
+Method = Literal["delta", "uniform", "task_arithmetic", "ties", "slerp", "multi_slerp", "karcher"]
 Granularity = Literal["tensor", "row", "element"]
 OutputDType = Literal["base", "bfloat16", "float32"]
 
@@ -15,8 +16,12 @@ FORMULAS: dict[str, str] = {
     "uniform": "theta0 + lambda * sum_k D_k / K",
     "task_arithmetic": "theta0 + lambda * sum_k weight_k D_k",
     "ties": "theta0 + lambda * mean of the trimmed D_k that agree with the elected sign",
+    "slerp": "(sin((1 - t) omega) theta1 + sin(t omega) theta2) / sin(omega)",
+    "multi_slerp": "n sum_k v_k u_k / ||sum_k v_k u_k||, n = sum_k v_k ||theta_k||",
+    "karcher": "n m, m = argmin sum_k angle(m, u_k)^2 on the sphere, n = mean of ||theta_k||",
 }
-"""D_k = theta_k - theta0, per tensor; K checkpoints."""
+"""D_k = theta_k - theta0, u_k = theta_k / ||theta_k||, omega the angle of theta1 to theta2, v_k
+the weights over their sum; per tensor; K checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,9 @@ class MergeSettings:
     lambda_: float = 1.0
     """Factor of the summed change."""
     weights: tuple[float, ...] | None = None
-    """One per checkpoint, for `task_arithmetic`; null: 1 each."""
+    """One per checkpoint, for `task_arithmetic` and `multi_slerp`; null: 1 each."""
+    t: float | None = None
+    """Where `slerp` stops on the way from the first checkpoint, 0, to the second, 1; null: 0.5."""
     density: float = 0.2
     """Share of each tensor's largest changes that `ties` keeps, in (0, 1]."""
     dtype: OutputDType = "base"
@@ -83,17 +90,38 @@ def check_settings(settings: MergeSettings, num_checkpoints: int) -> None:
     if num_checkpoints < 1:
         raise _wrong("checkpoints", num_checkpoints, "at least 1")
     _check_weights(settings, num_checkpoints)
+    _check_spherical(settings, num_checkpoints)
+
+
+def _check_spherical(settings: MergeSettings, num_checkpoints: int) -> None:
+    """Methods that fuse whole tensors, and what belongs to them alone."""
+    if settings.t is not None:
+        if settings.method != "slerp":
+            raise _wrong("t", settings.t, "none, unless method is slerp")
+        if not 0 <= settings.t <= 1:
+            raise _wrong("t", settings.t, "a number from 0 to 1")
+    if settings.method not in SPHERICAL:
+        return
+    if settings.method == "slerp" and num_checkpoints != 2:
+        raise _wrong("checkpoints", num_checkpoints, "2 for slerp; multi_slerp takes any number")
+    if settings.lambda_ != 1:
+        raise _wrong("lambda", settings.lambda_, f"1, as {settings.method} has no change to scale")
+    if settings.granularity != "tensor":
+        raise _wrong("granularity", settings.granularity, f"tensor, as {settings.method} turns it")
 
 
 def _check_weights(settings: MergeSettings, num_checkpoints: int) -> None:
     if settings.weights is None:
         return
-    if settings.method != "task_arithmetic":
-        raise _wrong("weights", settings.weights, "none, unless method is task_arithmetic")
+    if settings.method not in ("task_arithmetic", "multi_slerp"):
+        expected = "none, unless method is task_arithmetic or multi_slerp"
+        raise _wrong("weights", settings.weights, expected)
     if len(settings.weights) != num_checkpoints:
         raise _wrong("weights", settings.weights, f"{num_checkpoints}, one per checkpoint")
     if not all(map(math.isfinite, settings.weights)):
         raise _wrong("weights", settings.weights, "finite numbers")
+    if settings.method == "multi_slerp" and sum(settings.weights) == 0:
+        raise _wrong("weights", settings.weights, "numbers whose sum is not 0")
 
 
 def _wrong(name: str, found: object, wanted: str) -> CheckpointError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,10 +28,17 @@ from trainer.merge.arithmetic import (
     squares,
 )
 from trainer.merge.blocks import COMPILED, BlockReader, Scratch, as_array, spans
-from trainer.merge.kernels import sum_of_finite_squares, sum_of_squares, weighted_sum
+from trainer.merge.kernels import (
+    combination,
+    inner_products,
+    sum_of_finite_squares,
+    sum_of_squares,
+    weighted_sum,
+)
 from trainer.merge.low_rank import change_norms
 from trainer.merge.output_file import BLOCK_BYTES
 from trainer.merge.settings import MergeSettings
+from trainer.merge.spherical import SPHERICAL, NoMeanError, spherical_factors
 
 Write = Callable[[Tensor], None]
 """Takes the next elements of the result, in order."""
@@ -116,6 +124,8 @@ def merge_tensor(
         return work.copy_equal()
     if settings.method == "ties":
         return work.run_ties()
+    if settings.method in SPHERICAL:
+        return work.run_spherical()
     if settings.method == "delta" and settings.alpha != 0:
         return work.run_by_norm()
     return work.run_fixed()
@@ -157,6 +167,19 @@ class _Work:
                 total_K += self._merge_groups(start, stop, num_groups)
         num_groups = max(1, self._num_groups())
         return self._outcome(total_K / num_groups)
+
+    def run_spherical(self) -> Outcome:
+        """Inner products first, whose factors a second pass needs."""
+        count = len(self.item.tuned)
+        ranges = list(spans(self.item.num_elements, self.scratch.block))
+        inner_KK = np.zeros((count, count))
+        for start, stop in ranges:
+            inner_KK += inner_products(self._count_block(start, stop)[1][1])
+        factor_K = self._spherical_factors(inner_KK)
+        for start, stop in ranges:
+            if not self._emit_unchanged(start, stop, self.square_K):
+                self.write(self._combination(self.blocks.arrays(start, stop)[1], factor_K))
+        return self._outcome(torch.from_numpy(factor_K))
 
     def run_ties(self) -> Outcome:
         """Thresholds first, then one pass; a weight is a share of elements."""
@@ -223,6 +246,17 @@ class _Work:
             self._emit_sum(base_N)
         return weight_KR.sum(1)
 
+    def _spherical_factors(self, inner_KK: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What each checkpoint is multiplied by [K]."""
+        settings = self.settings
+        try:
+            return spherical_factors(settings.method, inner_KK, settings.weights, settings.t)
+        except NoMeanError as fault:
+            raise CheckpointError(
+                f"merge: {self.item.name} = {fault}; expected tensors that have a mean under "
+                f"{settings.method}. Use another method or other weights."
+            ) from fault
+
     def _count_block(self, start: int, stop: int) -> tuple[Tensor, Block]:
         """Add a block's squared changes to the tensor's; gives the block's [K], and the block."""
         block = base, tuned = self.blocks.arrays(start, stop)
@@ -273,13 +307,27 @@ class _Work:
     def _weighted_sum(self, block: Block, weight_K: Tensor) -> tuple[Tensor, Tensor]:
         """The result of a block [n], until the next is computed, and its squared changes [K]."""
         base, tuned = block
-        compiled = self.item.dtype in COMPILED
-        # other dtypes are rounded to afterwards
-        out_N = self._out(len(base))
-        sum_N = out_N if compiled else torch.empty(len(base), dtype=torch.float64)
         factor_K, square_K = weight_K * self.settings.lambda_, torch.empty_like(self.square_K)
+        sum_N = self._sum_buffer(len(base))
         weighted_sum(base, tuned, factor_K.numpy(), as_array(sum_N), square_K.numpy())
-        return (sum_N if compiled else out_N.copy_(sum_N)), square_K
+        return self._rounded(sum_N), square_K
+
+    def _combination(
+        self, tuned: tuple[NDArray[Any], ...], factor_K: NDArray[np.float64]
+    ) -> Tensor:
+        """A sum of checkpoints [n], until the next is computed."""
+        sum_N = self._sum_buffer(len(tuned[0]))
+        combination(tuned, factor_K, as_array(sum_N))
+        return self._rounded(sum_N)
+
+    def _sum_buffer(self, count: int) -> Tensor:
+        """Where a compiled loop puts its result: in float64 where it cannot round to the dtype."""
+        if self.item.dtype in COMPILED:
+            return self._out(count)
+        return torch.empty(count, dtype=torch.float64)
+
+    def _rounded(self, sum_N: Tensor) -> Tensor:
+        return sum_N if self.item.dtype in COMPILED else self._out(len(sum_N)).copy_(sum_N)
 
     def _emit_unchanged(self, start: int, stop: int, square_K: Tensor) -> bool:
         """Write bits as they are where nothing is to be computed; says whether it did."""
