@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support import tiny
 from tests.support.data_files import (
     byte_tokenizer,
     data_recipe,
@@ -22,12 +23,19 @@ from trainer.data.batch import Batch
 from trainer.data.loader import batches
 from trainer.data.plan import make_plan
 from trainer.data.sources import Source, open_source, open_sources
-from trainer.data.teacher import check_teacher_vectors, check_widths, taught_sources
+from trainer.data.teacher import (
+    check_negatives,
+    check_teacher_vectors,
+    check_teachers,
+    check_widths,
+    taught_sources,
+)
 from trainer.data.teacher_vectors import NO_ROW, open_teacher_vectors
 from trainer.data.tokens import make_encoder
 from trainer.errors import DataError
 from trainer.recipe.embedding_distillation import EmbeddingDistillationRecipe
-from trainer.recipe.schema import ProjectionRecipe, Recipe, SourceRecipe
+from trainer.recipe.ir import IrRecipe, MaskRecipe
+from trainer.recipe.schema import DataRecipe, ProjectionRecipe, Recipe, SourceRecipe
 
 ROWS = [
     {"query": "one", "positives": ["two", "six"], "negatives": ["three"]},
@@ -326,6 +334,19 @@ def test_of_texts_cut_to_the_same_tokens_the_first_counts(tmp_path: Path) -> Non
     assert np.array_equal(
         batch_of(source, passage_max_tokens=3).texts.teacher_vectors, batch.texts.teacher_vectors
     )
+
+
+def test_a_guide_may_have_any_size_and_does_for_scores(tmp_path: Path, folder: Path) -> None:
+    guided = IrRecipe(global_batch_size=2, positives=2, negatives=0, mask=MaskRecipe(guide=True))
+    source = taught(tmp_path, folder)
+    recipe = tiny.make_recipe(tmp_path, data=DataRecipe(sources=(source,)), tasks={"ir": guided})
+    found = [open_source(source, ".")]
+    check_widths(found, recipe, hidden_size=8)
+    check_teachers(found, recipe)
+    check_negatives(found, recipe)
+    bare = [open_source(replace(source, teacher_embeddings=None), ".")]
+    with pytest.raises(DataError, match=r"at least one for tasks\.ir\.mask\.guide"):
+        check_teachers(bare, recipe)
 
 
 def test_another_size_than_the_models_is_refused(tmp_path: Path, folder: Path) -> None:

@@ -17,6 +17,7 @@ from trainer.engine.losses.ir import retrieval_loss
 from trainer.engine.losses.step_loss import whole_loss
 from trainer.engine.losses.sts import similarity_loss
 from trainer.engine.materialise import lengths_of
+from trainer.objectives.blocks import Guide
 from trainer.objectives.distillation import kl_divergence
 from trainer.objectives.prefixes import Prefix
 from trainer.objectives.regularisers import spread_out
@@ -118,6 +119,9 @@ def composed_by_hand(one: IrBatch, settings: IrRecipe, table: torch.Tensor) -> t
     best = teacher[:, : settings.positives].amax(1)
     guided = [(i, i, s) for i in range(8) for s in range(2, 3) if teacher[i, s] > best[i]]
     assert guided
+    vectors = torch.from_numpy(one.texts.teacher_vectors).double()
+    vectors = torch.nn.functional.normalize(vectors, dim=1)
+    guide = Guide(queries=vectors[one.query], passages=vectors[one.passages])
     total = torch.zeros((), dtype=torch.float64)
     for size, weight in ((24, 1.0), (4, 0.5)):
         # the whole vector is read as it is given
@@ -125,7 +129,7 @@ def composed_by_hand(one: IrBatch, settings: IrRecipe, table: torch.Tensor) -> t
         queries, passages = cut[one.query], cut[one.passages]
         options = {
             "num_positives": 2, "temperature": 0.1, "known": frozenset({*known, *guided}),
-            "margin": 0.1, "margin_of": "own", "hardness": 5.0,
+            "margin": 0.1, "margin_of": "own", "hardness": 5.0, "guide": guide,
         }  # fmt: skip
         infonce = Naive(queries, passages, directions=settings.directions, **options).losses()
         hard = Naive(queries, passages, in_batch=False, **options).losses()

@@ -1,7 +1,7 @@
 """Every direction, mask, weighting and prefix of InfoNCE equals a float64 loop, in any mixture."""
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from tests.objectives.test_objectives_contrastive import embeddings, grads
 from trainer.errors import ObjectiveError
 from trainer.objectives import tiles
+from trainer.objectives.blocks import Guide
 from trainer.objectives.contrastive import info_nce
 from trainer.objectives.prefixes import Prefix
 
@@ -37,6 +38,7 @@ class Naive:
     hardness: float = 0.0
     hardness_of: str = "all"
     prefixes: tuple[Prefix, ...] = field(default=(Prefix(None),))
+    guide: Guide | None = None
 
     def losses(self) -> Tensor:
         """Cross-entropies [G, P] summed over prefixes."""
@@ -62,13 +64,23 @@ class Naive:
             best = [queries[i] @ passages[i, s] for s in range(self.num_positives)]
             positive = target if self.margin_of == "own" else max(best)
             ceiling = float(positive.detach()) + self.margin
-        for score, alpha in self.candidates(queries, passages, i, j):
+        likely = [] if self.guide is None else self.guided(i, j)
+        for number, (score, alpha) in enumerate(self.candidates(queries, passages, i, j)):
+            if likely and likely[number]:
+                continue
             if ceiling is None or float(score.detach()) <= ceiling:
                 exponents.append(score / self.temperature + alpha * score.detach())
         if "doc_to_query" in self.directions:
             # the pair itself, whatever is left out
             exponents.append(target / self.temperature)
         return torch.stack(exponents).logsumexp(0) - target / self.temperature
+
+    def guided(self, i: int, j: int) -> list[bool]:
+        """Which candidates a guide finds nearer than the best positive, in their order."""
+        assert self.guide is not None
+        queries, passages = self.guide.queries, self.guide.passages
+        best = max(float(queries[i] @ passages[i, s]) for s in range(self.num_positives))
+        return [float(score) > best for score, _ in self.candidates(queries, passages, i, j)]
 
     def candidates(self, queries: Tensor, passages: Tensor, i: int, j: int) -> Any:
         """(score, hardness) of everything that is compared with the target."""
@@ -106,6 +118,7 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
         "seed": draw(st.integers(0, 2**16)),
         "known": draw(st.sampled_from([0.0, 0.2])),
         "absent": draw(st.sampled_from([0.0, 0.3])),
+        "guide": draw(st.sampled_from([None, None, 3, 9])),
         "options": {
             "margin": draw(st.sampled_from([None, 0.0, 0.1, -0.2])),
             "margin_of": draw(st.sampled_from(["own", "best"])),
@@ -135,6 +148,24 @@ def inputs_of(call: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return queries, passages, known, absent
 
 
+def share_of(guide: Guide | None, rows: slice) -> Guide | None:
+    """A guide as the rank of some queries has it."""
+    if guide is None:
+        return None
+    return replace(guide, queries=guide.queries[rows], all_queries=guide.queries)
+
+
+def guide_of(call: dict[str, Any]) -> Guide | None:
+    """Vectors of a guide of another size."""
+    num_groups, num_positives, num_negatives = call["shape"]
+    size, seed = call["guide"], call["seed"]
+    if size is None:
+        return None
+    queries = embeddings(num_groups, size, seed=seed + 2).detach()
+    passages = embeddings(num_groups, num_positives + num_negatives, size, seed=seed + 3).detach()
+    return Guide(queries=queries, passages=passages)
+
+
 @given(call=calls(), tile_bytes=st.sampled_from([1, 150, 2**20]), cut=st.integers(0, 5))
 @settings(max_examples=120)
 def test_any_mixture_equals_the_loop(call: dict[str, Any], tile_bytes: int, cut: int) -> None:
@@ -142,14 +173,19 @@ def test_any_mixture_equals_the_loop(call: dict[str, Any], tile_bytes: int, cut:
     num_groups, num_positives, _ = call["shape"]
     options = {"num_positives": num_positives, "temperature": 0.1, "absent": absent}
     options |= call["options"]
+    guide = guide_of(call)
     naive = Naive(
-        queries, passages, known=frozenset(map(tuple, known.nonzero().tolist())), **options
+        queries,
+        passages,
+        guide=guide,
+        known=frozenset(map(tuple, known.nonzero().tolist())),
+        **options,
     )
     want = naive.losses().mean()
     whole = tiles.TILE_BYTES
     tiles.TILE_BYTES = tile_bytes
     try:
-        got = info_nce(queries, passages, mask=known, **options)
+        got = info_nce(queries, passages, mask=known, guide=guide, **options)
         found = [got, *grads(got, queries, passages)]
         # shares of two ranks: the mask counts all queries, as each rank reads them
         total, stop = torch.zeros((), dtype=torch.float64), min(cut, num_groups)
@@ -157,7 +193,7 @@ def test_any_mixture_equals_the_loop(call: dict[str, Any], tile_bytes: int, cut:
         for rows in (slice(0, stop), slice(stop, num_groups)):
             part = info_nce(
                 queries[rows], passages, mask=flat, all_queries=queries,
-                first_row=rows.start, **options,
+                first_row=rows.start, guide=share_of(guide, rows), **options,
             )  # fmt: skip
             total = total + part * (rows.stop - rows.start) / num_groups
         found_in_shares = [total, *grads(total, queries, passages)]
@@ -206,6 +242,10 @@ BAD_CALLS = [
     ({"hardness": float("nan")}, "hardness = nan"),
     ({"margin_of": "worst"}, "margin_of = worst; expected one of own, best"),
     ({"hardness_of": "none"}, "hardness_of = none; expected one of all, in_batch, hard"),
+    (
+        {"guide": Guide(queries=torch.zeros(4, 5), passages=torch.zeros(4, 2, 6))},
+        r"guide = \[\[4, 5\], \[4, 2, 6\], None\]; expected \[\[4, 5\], \[4, 2, 5\], None\]",
+    ),
     ({"directions": DIRECTIONS, "queries": torch.zeros(2, 3)}, "all 4 queries, or all_queries"),
     ({"all_queries": torch.zeros(3, 3)}, r"all_queries = \[3, 3\]; expected \[4, 3\]"),
 ]

@@ -8,6 +8,7 @@ from sentence_transformers.sentence_transformer import losses
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
+from trainer.objectives.blocks import Guide
 from trainer.objectives.contrastive import info_nce
 from trainer.objectives.distillation import kl_loss, margin_mse_loss
 from trainer.objectives.prefixes import Prefix
@@ -21,15 +22,16 @@ ALL = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 class Vectors(nn.Module):
     """Stands for a model whose texts are embedded already."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, key: str = "vectors") -> None:
         super().__init__()
         self.size = size
+        self.key = key
 
     def get_embedding_dimension(self) -> int:
         return self.size
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"sentence_embedding": features["vectors"]}
+        return {"sentence_embedding": features[self.key]}
 
 
 def raw(*shape: int, seed: int = 0) -> Tensor:
@@ -108,6 +110,50 @@ def test_prefixes() -> None:
     )  # fmt: skip
     features = [{"vectors": vectors} for vectors in columns(queries, passages)]
     check(got, peer(features, None), queries, passages)
+
+
+GUIDED = [
+    (ALL[:1], 0, False, False),
+    ((ALL[0], ALL[1], ALL[3]), 0, True, True),
+    (ALL[:2], 1, True, False),
+]
+
+
+@pytest.mark.parametrize(("directions", "num_negatives", "anchors", "positives"), GUIDED)
+def test_guide(
+    directions: tuple[str, ...], num_negatives: int, anchors: bool, positives: bool
+) -> None:
+    queries, passages = raw(6, 8), raw(6, 1 + num_negatives, 8, seed=1)
+    guides = [raw(6, 5, seed=2).detach(), raw(6, 1 + num_negatives, 5, seed=3).detach()]
+    # some positives that the guide finds near, so that not all is left out
+    guides[1][:3, 0] = guides[0][:3] + 0.3 * guides[1][:3, 0]
+    peer = gist(anchors=anchors, positives=positives)
+    got = info_nce(
+        unit(queries), unit(passages), num_positives=1, temperature=TEMPERATURE,
+        directions=directions, guide=Guide(queries=unit(guides[0]), passages=unit(guides[1])),
+    )  # fmt: skip
+    features = [
+        {"vectors": ours, "guide": its}
+        for ours, its in zip(columns(queries, passages), columns(*guides), strict=True)
+    ]
+    check(got, peer(features, None), queries, passages)
+    plain = info_nce(
+        unit(queries), unit(passages), num_positives=1, temperature=TEMPERATURE,
+        directions=directions,
+    )  # fmt: skip
+    assert float(plain.detach()) > float(got.detach())
+
+
+def gist(*, anchors: bool, positives: bool) -> losses.GISTEmbedLoss:
+    """Their loss without the tokenizers that it asks models for."""
+    peer = losses.GISTEmbedLoss.__new__(losses.GISTEmbedLoss)
+    nn.Module.__init__(peer)
+    peer.model, peer.guide = Vectors(8), Vectors(5, key="guide")
+    peer.temperature, peer.margin, peer.margin_strategy = TEMPERATURE, 0.0, "absolute"
+    peer.similarity_fct, peer.cross_entropy_loss = nn.CosineSimilarity(-1), nn.CrossEntropyLoss()
+    peer.contrast_anchors, peer.contrast_positives = anchors, positives
+    peer.must_retokenize = peer.gather_across_devices = False
+    return peer
 
 
 @pytest.mark.parametrize("temperatures", [(1.0, 1.0), (0.05, 0.05), (0.1, 2.0)])

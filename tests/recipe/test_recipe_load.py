@@ -388,8 +388,12 @@ def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) ->
             ["data.sources.docs.teacher_embeddings=t"],
             [
                 "data.sources.1.teacher_embeddings = 't'",
-                "expected null, as tasks.ir has no embedding_distillation. Add that section",
+                "expected null, as tasks.ir has no embedding_distillation and no mask.guide. Add",
             ],
+        ),
+        (
+            ["tasks.ir.mask={guide: true}", "tasks.ir.negatives=0"],
+            ["tasks.ir.negatives = 0", "where tasks.ir.mask.guide needs hard negatives"],
         ),
         (
             ["tasks.ir.embedding_distillation={}", "data.sources.pairs.teacher_embeddings=t"],

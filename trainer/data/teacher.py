@@ -65,7 +65,13 @@ def check_teachers(sources: Sequence[Source], recipe: Recipe) -> None:
             continue
         names = {one.name for one in recipe.data.sources if one.task == task}
         asked = [source for source in sources if source.name in names]
-        without = [source for source in asked if not source.num_scored]
+        # its vectors say as much as scores, and more, of what is to be left out
+        by_vectors = _is_of_guide(task, key)
+        without = [
+            source
+            for source in asked
+            if not source.num_scored and not (by_vectors and source.teacher_vectors is not None)
+        ]
         if without and len(without) == len(asked):
             require_teacher(without[0], key)
         for source in without:
@@ -73,6 +79,11 @@ def check_teachers(sources: Sequence[Source], recipe: Recipe) -> None:
                 "data.sources.%s: no row has a teacher's scores; %s counts for other sources alone",
                 source.name, key,
             )  # fmt: skip
+
+
+def _is_of_guide(task: str, key: str) -> bool:
+    """Whether a key asks for what a teacher's vectors say too."""
+    return key == f"tasks.{task}.{TASKS[task].guide_key}"
 
 
 def check_negatives(sources: Sequence[Source], recipe: Recipe) -> None:
@@ -86,7 +97,7 @@ def check_negatives(sources: Sequence[Source], recipe: Recipe) -> None:
     for source in sources:
         task = next(one.task for one in recipe.data.sources if one.name == source.name)
         key = TASKS[task].negatives_key(settings_of(recipe, source.name))
-        if key is None:
+        if key is None or (source.teacher_vectors is not None and _is_of_guide(task, key)):
             continue
         rows = sorted({len(source) * i // LOOKED_AT for i in range(LOOKED_AT)})
         if not any(getattr(source.record(row), "negatives", ()) for row in rows):
@@ -151,6 +162,8 @@ def check_widths(sources: Sequence[Source], recipe: Recipe, *, hidden_size: int)
     size = hidden_size if projection is None else projection.size
     for source in sources:
         teacher = source.teacher_vectors
+        if embedding_distillation(settings_of(recipe, source.name)) is None:
+            continue  # a guide's vectors meet each other alone
         if teacher is not None and teacher.size != size:
             raise DataError(
                 f"data.sources.{source.name}: size of the vectors of teacher_embeddings = "

@@ -24,6 +24,9 @@ TEACHER_COPIES = 5
 """Arrays of a rank's share of the texts beside a teacher's vectors: these, both sides at norm 1,
 their products, and a gradient."""
 
+GUIDE_COPIES = 3
+"""Copies of a guide's vectors of all texts: as they come, at norm 1, and in the order of rows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -120,5 +123,9 @@ def loss_bytes(recipe: Recipe, shape: ModelShape, *, world_size: int) -> int:
         if embedding_distillation(kind.settings) is not None:
             own = math.ceil(texts / world_size)
             vectors += TEACHER_COPIES * 4 * own * shape.vector_size
+        has_vectors = any(source.teacher_embeddings for source in kind.sources)
+        if has_vectors and TASKS[kind.task].is_guided(kind.settings):
+            # all texts, and again as queries and passages; of a guide as wide as the model
+            vectors += GUIDE_COPIES * 4 * texts * shape.vector_size
         sizes.append(vectors + temporary_bytes(kind.task, kind.settings))
     return max(sizes)

@@ -4,7 +4,7 @@ A block is one set of left vectors against one candidate of every query. It must
 similarity: `trainer.objectives.tiles` does, tile by tile.
 
 Letters: G queries of the global batch, B of them in this call, P positive slots, N negatives per
-query, D embedding size, M pairs.
+query, D embedding size, T that of a guide, M pairs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,11 @@ Direction = Literal["query_to_doc", "query_to_query", "doc_to_query", "doc_to_do
 """What stands on the left and on the right of a similarity, as sentence-transformers names it."""
 HardnessOf = Literal["all", "in_batch", "hard"]
 """Which negatives are made harder: all, those of other queries, or a query's own."""
+
+
+GUIDE_TOLERANCE = 1e-5
+"""Cosine by which a guide must find a candidate nearer than the best positive to leave it out: the
+positive's own text in another place is as near, but for rounding."""
 
 
 InBatch = bool | Literal["positives", "positives_only"]
@@ -53,6 +58,18 @@ class Compared:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guide:
+    """What another model makes of the same texts: unit vectors, constants of the loss."""
+
+    queries: Tensor
+    """Of these queries [B, T]."""
+    passages: Tensor
+    """Of the passages of all queries [G, P + N, T]."""
+    all_queries: Tensor | None = None
+    """Of all queries [G, T], where the loss is given these."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What the tiles need besides the embeddings."""
 
@@ -67,6 +84,8 @@ class Job:
     """[G, P + N], bool."""
     margin: float | None = None
     """Candidates whose score is above a positive's by more than this are left out."""
+    guide: Guide | None = None
+    """Candidates that it finds nearer than the best positive are left out."""
     compared: Compared = Compared()
     """The rest."""
 

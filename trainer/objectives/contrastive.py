@@ -16,13 +16,15 @@ direction:
 Known pairs say that a passage answers a query and is no negative of it. They are left out of
 `query_to_doc` and `doc_to_doc` of the query and of `doc_to_query` of the passage; `query_to_query`
 leaves out queries one of whose positive slots is known to the query. A query's own positive slots
-stay in.
+stay in. A guide leaves out what it finds nearer to its side of a similarity than the query to its
+best positive, in every direction.
 
 References: van den Oord et al. 2018, arXiv:1807.03748, eq. 4, with cosine in place of a bilinear
 score; the slots are those of CoDiEmb, arXiv:2508.11442; directions: Li et al. 2023 (GTE),
 arXiv:2308.03281, eq. 2; margin of the own positive: Zhang et al. 2025 (Qwen3 Embedding),
 arXiv:2506.05176, eq. 1; hardness: Lan et al. 2025, arXiv:2503.04812, eq. 5, and of hard negatives
-alone Schechter Vera et al. 2025 (EmbeddingGemma), arXiv:2509.20354.
+alone Schechter Vera et al. 2025 (EmbeddingGemma), arXiv:2509.20354; guide: Solatorio 2024
+(GISTEmbed), arXiv:2402.16829.
 """
 
 import math
@@ -34,7 +36,7 @@ import torch
 from torch import Tensor
 
 from trainer.objectives.arguments import require, require_temperature, shape
-from trainer.objectives.blocks import Compared, Direction, HardnessOf, Job
+from trainer.objectives.blocks import Compared, Direction, Guide, HardnessOf, Job
 from trainer.objectives.own_candidates import own_candidates
 from trainer.objectives.tiles import TiledInfoNCE
 
@@ -50,6 +52,7 @@ def info_nce(
     margin: float | None = None,
     first_row: int = 0,
     all_queries: Tensor | None = None,
+    guide: Guide | None = None,
     **options: Any,
 ) -> Tensor:
     """Multi-positive InfoNCE: one cross-entropy per query and positive slot, as this module says.
@@ -70,6 +73,8 @@ def info_nce(
             likely false negatives; a constant for the gradient. None: none.
         first_row: global row of the first query.
         all_queries: all G queries [G, D], where `queries` are a share and a direction reads all.
+        guide: another model's vectors of the same texts; candidates that it finds nearer than the
+            best positive are left out. None: none.
         **options: `directions`, `in_batch`, `margin_of`, `hardness`, `hardness_of` and `prefixes`,
             as `Compared` has them.
 
@@ -89,8 +94,10 @@ def info_nce(
     others = _read_queries(queries, passages, all_queries, compared.directions)
     job = Job(
         num_positives=num_positives, temperature=temperature, first_row=first_row, absent=absent,
-        margin=margin, compared=compared,
+        margin=margin, guide=guide, compared=compared,
     )  # fmt: skip
+    if guide is not None:
+        _check_guide(guide, queries, passages, others)
     job = _with_mask(job, mask, len(queries) if others is None else None, passages)
     if compared.in_batch is False:
         losses = own_candidates(queries, passages, job)
@@ -155,6 +162,16 @@ def _check_absent(absent: Tensor, passages: Tensor) -> None:
     fits = absent.dtype == torch.bool and absent.shape == passages.shape[:2]
     got, expected = [absent.dtype, shape(absent)], f"bool {shape(passages)[:2]}"
     require(fits, "info_nce: absent", got, expected, "Give one flag per passage.")
+
+
+def _check_guide(guide: Guide, queries: Tensor, passages: Tensor, others: Tensor | None) -> None:
+    size = guide.queries.shape[-1]
+    found = [guide.queries, guide.passages, guide.all_queries]
+    shaped = [queries, passages, others]
+    got = [None if one is None else shape(one) for one in found]
+    expected = [None if one is None else [*shape(one)[:-1], size] for one in shaped]
+    advice = "Give the guide's vectors of the same texts."
+    require(got == expected, "info_nce: guide", got, str(expected), advice)
 
 
 def _check_compared(compared: Compared) -> None:

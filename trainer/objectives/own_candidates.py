@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.objectives.arguments import compute_dtype
-from trainer.objectives.blocks import Job
+from trainer.objectives.blocks import GUIDE_TOLERANCE, Guide, Job
 from trainer.objectives.prefixes import cut
 
 
@@ -24,6 +24,8 @@ def own_candidates(queries: Tensor, passages: Tensor, job: Job) -> Tensor:
     dtype = compute_dtype((queries, passages))
     own = passages[job.first_row : job.first_row + len(queries)]
     left_out = _left_out(job, own)
+    if job.guide is not None:
+        left_out |= _likely(job, job.guide)
     losses = []
     with torch.autocast(queries.device.type, enabled=False):
         for prefix in job.compared.prefixes:
@@ -50,6 +52,15 @@ def _losses(scores: Tensor, left_out: Tensor, job: Job) -> Tensor:
     logits = logits[:, None].expand_as(out).masked_fill(out, -math.inf)
     totals = torch.cat([targets[:, :, None], logits], dim=2).logsumexp(2)
     return totals - targets
+
+
+def _likely(job: Job, guide: Guide) -> Tensor:
+    """Which own passages a guide finds nearer than the best positive [B, P + N], bool."""
+    dtype = compute_dtype((guide.queries, guide.passages))
+    mine = guide.passages[job.first_row : job.first_row + len(guide.queries)].to(dtype)
+    scores = (mine @ guide.queries.to(dtype)[:, :, None]).squeeze(2)
+    best = scores[:, : job.num_positives].amax(1, keepdim=True)
+    return scores > best + GUIDE_TOLERANCE
 
 
 def _left_out(job: Job, own: Tensor) -> Tensor:

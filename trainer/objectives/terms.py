@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.objectives.arguments import require
-from trainer.objectives.blocks import Direction, HardnessOf, InBatch
+from trainer.objectives.blocks import Direction, Guide, HardnessOf, InBatch
 from trainer.objectives.contrastive import info_nce, paired_info_nce
 from trainer.objectives.distillation import embedding_loss
 from trainer.objectives.prefixes import Prefix, cut
@@ -82,6 +82,8 @@ class RetrievalInputs:
     """Candidates above a positive by more than this are left out; None: none."""
     margin_of: Literal["own", "best"]
     """The positive that the margin is measured from."""
+    guide: Guide | None
+    """Another model's vectors of the same texts; None: none."""
     first_row: int
     """Global row of the first query."""
     directions: Sequence[Direction]
@@ -214,8 +216,8 @@ EMBEDDING_DISTILLATION = Term(
 """A term of every task."""
 
 _OPTIONS = (
-    "num_positives", "temperature", "mask", "absent", "margin", "margin_of", "first_row",
-    "hardness", "hardness_of", "all_queries", "prefixes",
+    "num_positives", "temperature", "mask", "absent", "margin", "margin_of", "guide",
+    "first_row",     "hardness", "hardness_of", "all_queries", "prefixes",
 )  # fmt: skip
 
 RETRIEVAL_TERMS = table(

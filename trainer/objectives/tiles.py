@@ -8,6 +8,7 @@ query, D embedding size, M pairs; b and t rows and columns of one tile.
 
 import math
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer.objectives.arguments import compute_dtype
-from trainer.objectives.blocks import Block, Job, Tables, blocks, tables_of
+from trainer.objectives.blocks import GUIDE_TOLERANCE, Block, Job, Tables, blocks, tables_of
+from trainer.objectives.prefixes import WHOLE
 
 TILE_BYTES = 16 * 2**20
 """Largest tile of logits, of queries and of passages, bytes each; about four live at once.
@@ -41,7 +43,7 @@ class TiledInfoNCE(torch.autograd.Function):
         with torch.autocast(queries.device.type, enabled=False):
             for prefix in job.compared.prefixes:
                 tables = tables_of(queries, others, passages, job, prefix, None)
-                total, target = _Scan(job, tables, dtype, queries.shape[1]).run()
+                total, target = _Scan(job, tables, dtype, _width(queries, job)).run()
                 losses.add_(total - target, alpha=prefix.weight)
                 totals.append(total)
         ctx.save_for_backward(queries, others, passages, *totals)
@@ -64,7 +66,7 @@ class TiledInfoNCE(torch.autograd.Function):
         with torch.autocast(queries.device.type, enabled=False):
             for prefix, total in zip(ctx.job.compared.prefixes, totals, strict=True):
                 tables = tables_of(queries, others, passages, ctx.job, prefix, grads)
-                scan = _Scan(ctx.job, tables, dtype, queries.shape[1])
+                scan = _Scan(ctx.job, tables, dtype, _width(queries, ctx.job))
                 scan.pull_back(total, grad * prefix.weight)
         first, second, third = (
             found if found is None else found.to(given.dtype)
@@ -85,6 +87,7 @@ class _Scan:
         self.width = width
         self.device = tables.queries.values.device
         self.ceilings = self._ceilings()
+        self.guides, self.guide_ceiling = self._guides()
 
     def run(self) -> tuple[Tensor, Tensor]:
         """The log of each denominator and the logit of each target, both [B, P]."""
@@ -121,7 +124,8 @@ class _Scan:
     ) -> Iterator[tuple[Block, slice, slice, Tensor, Tensor, Tensor, Tensor]]:
         """(block, groups, rows, logits [b, t], their diagonal, left tile, right tile)."""
         row_tiles, group_tiles = cut_tiles(self.num_rows, self.num_groups, self.width, self.dtype)
-        for block in blocks(self.job, self.tables):
+        guides = repeat(None) if self.guides is None else blocks(self.job, self.guides)
+        for block, guide in zip(blocks(self.job, self.tables), guides, strict=False):
             for groups in group_tiles:
                 right = block.right.tile(groups, self.dtype)
                 pairs = _pairs_of_groups(block.pairs, groups)
@@ -129,7 +133,8 @@ class _Scan:
                     if block.only_own and not self._has_own(rows, groups):
                         continue
                     left = block.left.tile(rows, self.dtype)
-                    logits, own = self._logits(block, left, right, rows, groups, pairs)
+                    likely = self._likely(guide, rows, groups)
+                    logits, own = self._logits(block, left, right, rows, groups, pairs, likely)
                     yield block, groups, rows, logits, own, left, right
 
     def _logits(
@@ -140,6 +145,7 @@ class _Scan:
         rows: slice,
         groups: slice,
         pairs: Tensor | None,
+        likely: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """One tile of logits [b, t], -inf where left out, and a view of its diagonal."""
         job = self.job
@@ -152,6 +158,8 @@ class _Scan:
         if ceiling is not None:
             limit = ceiling[rows, 0 if block.slot is None else block.slot, None] * factor
             logits.masked_fill_(logits > limit, -math.inf)
+        if likely is not None:
+            logits.masked_fill_(likely, -math.inf)
         if block.kind == "query_to_doc" and not block.is_target(job):
             own.mul_(self._factor(block, is_own=True) / factor)
         if job.dense is not None and block.column is not None:
@@ -183,14 +191,34 @@ class _Scan:
         """Highest cosine of a candidate that stays, per slot [B, P]; None without a margin."""
         if self.job.margin is None:
             return None
-        rows = slice(0, self.num_rows)
-        queries = self.tables.queries.tile(rows, self.dtype)
-        scores = torch.stack(
-            [(queries * own.tile(rows, self.dtype)).sum(1) for own in self.tables.own], dim=1
-        )
+        scores = self._target_scores(self.tables)
         if self.job.compared.margin_of == "best":
             scores = scores.amax(1, keepdim=True).expand(-1, self.job.num_positives)
         return scores + self.job.margin
+
+    def _target_scores(self, tables: Tables) -> Tensor:
+        """Cosines of queries with their positives [B, P]."""
+        rows = slice(0, self.num_rows)
+        queries = tables.queries.tile(rows, self.dtype)
+        return torch.stack(
+            [(queries * own.tile(rows, self.dtype)).sum(1) for own in tables.own], dim=1
+        )
+
+    def _guides(self) -> tuple[Tables | None, Tensor | None]:
+        """A guide's vectors, and its cosine with the best positive of each query [B]."""
+        guide = self.job.guide
+        if guide is None:
+            return None, None
+        inputs = (guide.queries, guide.all_queries, guide.passages)
+        tables = tables_of(*inputs, self.job, WHOLE, None)
+        return tables, self._target_scores(tables).amax(1) + GUIDE_TOLERANCE
+
+    def _likely(self, guide: Block | None, rows: slice, groups: slice) -> Tensor | None:
+        """What a guide finds nearer than the best positive [b, t], bool."""
+        if guide is None or self.guide_ceiling is None:
+            return None
+        left, right = guide.left.tile(rows, self.dtype), guide.right.tile(groups, self.dtype)
+        return left @ right.T > self.guide_ceiling[rows, None]
 
     def _has_own(self, rows: slice, groups: slice) -> bool:
         """Whether a tile has a part of the diagonal."""
@@ -201,6 +229,11 @@ class _Scan:
         """Which of the B rows have their own group in a tile."""
         start = max(rows.start, groups.start - self.job.first_row)
         return slice(start, max(start, min(rows.stop, groups.stop - self.job.first_row)))
+
+
+def _width(queries: Tensor, job: Job) -> int:
+    """Size of the largest vectors that a tile is made of."""
+    return max(queries.shape[1], 0 if job.guide is None else job.guide.queries.shape[1])
 
 
 def _pairs_of_groups(pairs: Tensor | None, groups: slice) -> Tensor | None:

@@ -57,6 +57,10 @@ TERMS = term_table(
 """Terms of the retrieval loss."""
 
 
+GUIDE = "tasks.ir.mask.guide"
+"""Key that lets a teacher say which candidates are left out."""
+
+
 def _weights() -> dict[str, NumberOf]:
     return weight_numbers(TERMS)
 
@@ -71,8 +75,9 @@ class MaskRecipe:
     of: Literal["best", "own"] = "best"
     """The positive that the margin is measured from: the query's `best`, or the slot's `own`."""
     guide: bool = False
-    """Leave out a query's hard negatives that a teacher scores above its best positive; the rows
-    carry the scores (GISTEmbed, arXiv:2402.16829, with scores in place of a guide model)."""
+    """Leave out what a teacher finds better than the query's best positive (GISTEmbed,
+    arXiv:2402.16829): by the vectors of `data.sources[].teacher_embeddings` any candidate, in all
+    directions; by scores that the rows carry own hard negatives alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,7 @@ class IrRecipe:
     distillation: DistillationRecipe | None = None
     """Learn a teacher's scores; null: those that rows carry are not read."""
     embedding_distillation: EmbeddingDistillationRecipe | None = None
-    """Learn a teacher's vectors; null: no source may have `teacher_embeddings`."""
+    """Learn a teacher's vectors; null: `teacher_embeddings` are for `mask.guide` alone."""
     weights: Annotated[Mapping[str, float], NumbersByName(_weights, low=0)] = field(
         default_factory=lambda: defaults(_weights())
     )
@@ -140,8 +145,12 @@ class IrRecipe:
 def _teacher_key(settings: IrRecipe) -> str | None:
     if settings.distillation is not None:
         return "tasks.ir.distillation"
-    guided = isinstance(settings.mask, MaskRecipe) and settings.mask.guide
-    return "tasks.ir.mask.guide" if guided else None
+    return GUIDE if is_guided(settings) else None
+
+
+def is_guided(settings: IrRecipe) -> bool:
+    """Whether a teacher says which candidates are left out."""
+    return isinstance(settings.mask, MaskRecipe) and settings.mask.guide
 
 
 def _all_weights(settings: IrRecipe) -> Mapping[str, float]:
@@ -203,7 +212,8 @@ def _check_candidates(settings: IrRecipe, fail: Fail) -> None:
         raise fail(key, in_batch, expected, "The others compare records of a batch.")
     hard = settings.weights["hard_negatives"]
     needing = needs_negatives(settings)
-    if needing is not None and settings.negatives == 0:
+    # a guide may know more than hard negatives: that depends on the sources
+    if needing not in (None, GUIDE) and settings.negatives == 0:
         expected = f"at least 1 where {needing} needs hard negatives"
         raise fail("tasks.ir.negatives", 0, expected, "Raise it.")
     if in_batch == "positives_only" and settings.negatives and not (hard or _taught(settings)):
@@ -238,6 +248,8 @@ KIND = TaskKind(
     hub_task="information-retrieval",
     weights_of=_all_weights,
     teacher_key=_teacher_key,
+    guide_key="mask.guide",
+    is_guided=is_guided,
     negatives_key=needs_negatives,
     check=_check,
 )

@@ -131,6 +131,10 @@ class TaskKind:
     """From settings to the weight of every term, those with a key of their own included."""
     teacher_key: Callable[[Any], str | None] = lambda settings: None
     """From settings to the key that needs a teacher's scores in the rows; None: none does."""
+    guide_key: str | None = None
+    """Key of its section that lets a teacher's vectors leave candidates out; None: it has none."""
+    is_guided: Callable[[Any], bool] = lambda settings: False
+    """From settings to whether that key is set; a teacher's vectors then do for its scores."""
     negatives_key: Callable[[Any], str | None] = lambda settings: None
     """From settings to a key that needs hard negatives in the rows; None: none does."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None

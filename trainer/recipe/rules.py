@@ -11,7 +11,7 @@ from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
 from trainer.recipe.kind import Fail, Side, Words
-from trainer.recipe.per_source import overrides_of, settings_of
+from trainer.recipe.per_source import key_of, overrides_of, settings_of
 from trainer.recipe.schema import EvalSetRecipe, MatryoshkaRecipe, Recipe, SourceRecipe
 from trainer.recipe.tasks import TASKS
 
@@ -151,10 +151,19 @@ def _check_teacher_vectors(recipe: Recipe, fail: Fail) -> None:
     """A teacher's vectors have a term that reads them, and the term has vectors."""
     for index, source in enumerate(recipe.data.sources):
         folder = source.teacher_embeddings
-        if folder is not None and embedding_distillation(recipe.tasks[source.task]) is None:
-            expected = f"null, as tasks.{source.task} has no {TERM.name}"
+        settings, kind = recipe.tasks[source.task], TASKS[source.task]
+        is_read = embedding_distillation(settings) is not None or kind.is_guided(settings)
+        if folder is not None and not is_read:
+            guide = "" if kind.guide_key is None else f" and no {kind.guide_key}"
+            expected = f"null, as tasks.{source.task} has no {TERM.name}{guide}"
             key = f"data.sources.{index}.teacher_embeddings"
             raise fail(key, folder, expected, "Add that section, or remove it.")
+        own = settings_of(recipe, source.name)
+        needing = kind.negatives_key(own)
+        if folder is None and needing is not None and getattr(own, "negatives", None) == 0:
+            expected = f"at least 1 where {needing} needs hard negatives"
+            advice = "Raise it, or name a folder of teacher_embeddings in the source."
+            raise fail(key_of(source, "negatives"), 0, expected, advice)
     for task, settings in recipe.tasks.items():
         taught = embedding_distillation(settings)
         folders = [one.teacher_embeddings for one in recipe.data.sources if one.task == task]

@@ -132,8 +132,8 @@ class SourceRecipe:
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
     teacher_embeddings: str | None = None
-    """Folder with a teacher's vector of every text of the source, for `embedding_distillation` of
-    its task; relative to `data.root`. Null: its steps go without that term."""
+    """Folder with a teacher's vector of every text of the source, for `embedding_distillation` and
+    `mask.guide` of its task; relative to `data.root`. Null: its steps go without."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from trainer.data.batch import IrBatch
 from trainer.distributed.group import Ranks
@@ -22,10 +23,11 @@ from trainer.engine.losses.task_loss import (
     own_texts,
     weighted_sum,
 )
+from trainer.objectives.blocks import Guide
 from trainer.objectives.distillation import DISTANCES
 from trainer.objectives.prefixes import WHOLE
 from trainer.objectives.terms import RETRIEVAL_TERMS, RetrievalInputs, Share, Term, weighted_terms
-from trainer.recipe.ir import KIND, IrRecipe, MaskRecipe
+from trainer.recipe.ir import KIND, IrRecipe, MaskRecipe, is_guided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class RetrievalLoss:
     """Known pairs as (query, flat passage) [M, 2], int64; queries are counted as terms do."""
     teacher: Tensor | None
     """A teacher's scores of own passages [B, P + N], NaN where a row has none."""
+    guide: Guide | None
+    """A teacher's vectors that say which candidates are left out."""
     texts: OwnTexts
     """The texts whose vectors are compared with a teacher's."""
 
@@ -89,6 +93,7 @@ class RetrievalLoss:
             absent=self.absent,
             margin=limits.margin,
             margin_of=limits.of,
+            guide=self.guide,
             first_row=self.own.start,
             directions=settings.directions,
             in_batch=settings.in_batch,
@@ -129,18 +134,30 @@ def retrieval_loss(batch: IrBatch, settings: IrRecipe, ranks: Ranks) -> Retrieva
     index = batch.passages[:, columns]
     teacher = None if batch.teacher is None else batch.teacher[:, columns]
     pairs = _kept_columns(batch.masked, columns)
-    if isinstance(settings.mask, MaskRecipe) and settings.mask.guide and teacher is not None:
+    guided = is_guided(settings)
+    if guided and teacher is not None:
         pairs = np.concatenate([pairs, _better_negatives(teacher, settings.positives)])
+    query = torch.from_numpy(batch.query).to(ranks.device)
+    passages = torch.from_numpy(np.maximum(index, 0)).to(ranks.device)
+    vectors = batch.texts.teacher_vectors if guided else None
+    guide = None
+    if vectors is not None:
+        unit_UT = normalize(torch.from_numpy(vectors).to(ranks.device).float())
+        all_queries = unit_UT[query] if reads_all_queries(settings) else None
+        guide = Guide(
+            queries=unit_UT[query[own]], passages=unit_UT[passages], all_queries=all_queries
+        )
     return RetrievalLoss(
         settings=settings,
         terms=weighted_terms(RETRIEVAL_TERMS, KIND.weights_of(settings)),
         shares={**_shares(len(batch.query), own, teacher, ranks), "texts": texts.share},
-        query=torch.from_numpy(batch.query).to(ranks.device),
+        query=query,
         own=own,
-        passages=torch.from_numpy(np.maximum(index, 0)).to(ranks.device),
+        passages=passages,
         absent=torch.from_numpy(index < 0),
         masked=torch.from_numpy(_pairs_of(pairs, own, index.shape[1], settings)),
         teacher=None if teacher is None else torch.from_numpy(teacher[own]).to(ranks.device),
+        guide=guide,
         texts=texts,
     )
 
