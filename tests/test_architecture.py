@@ -30,6 +30,7 @@ ROOMS = (
     "export",
     "evaluation",
     "merge",
+    "mining",
     "report",
     "preflight",
     "session",
