@@ -7,12 +7,16 @@ It must not compute or open anything itself: it reads arguments, shows progress,
 import argparse
 import gc
 import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+# started by path, as the docs show
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trainer.errors import TrainerError
 from trainer.recipe.model_path import PACKAGE, is_gguf
@@ -30,6 +34,10 @@ With theta0 the base, theta_k a checkpoint and D_k = theta_k - theta0, per tenso
   uniform          theta0 + lambda * sum_k D_k / K
   task_arithmetic  theta0 + lambda * sum_k weight_k D_k
   ties             theta0 + lambda * mean of the trimmed D_k that agree with the elected sign
+of whole tensors, u_k = theta_k / ||theta_k||, as mergekit has them:
+  slerp            from theta_1 to theta_2 along the great circle, up to t
+  multi_slerp      direction of sum_k weight_k u_k, norm sum_k weight_k ||theta_k||
+  karcher          direction of the least squared angles to all u_k, norm the mean of ||theta_k||
 The weights of `delta` follow the idea of CoDiEmb's abstract (arXiv 2508.11442), which gives no
 formula; this one is ours. A tensor that no checkpoint moved keeps the base's bits.
 """
@@ -38,6 +46,7 @@ examples:
   python tools/delta_merge.py --base B --checkpoints run/checkpoints/step-800 run --output O
   python tools/delta_merge.py --base B --checkpoints A C --output O --method ties --density 0.3
   python tools/delta_merge.py --base B --checkpoints A C --output O --granularity row --alpha 2
+  python tools/delta_merge.py --base B --checkpoints A C --output O --search DEV.jsonl BEIR_FOLDER
   python tools/delta_merge.py --base B --checkpoints A C --output O --dry-run
 
 exit codes: 0 done, 1 a fault, 2 a mistake in arguments or inputs (nothing is left), 130 interrupted
@@ -64,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_inputs(parser)
     _add_method(parser)
+    _add_search(parser)
     _add_limits(parser)
     return parser
 
@@ -99,7 +109,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--method",
-        choices=("delta", "uniform", "task_arithmetic", "ties"),
+        choices=("delta", "uniform", "task_arithmetic", "ties", "slerp", "multi_slerp", "karcher"),
         default="delta",
         help="formula, see above (default: delta)",
     )
@@ -108,7 +118,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         choices=("tensor", "row", "element"),
         default="tensor",
         help="what shares a weight under delta: w_k from ||D_k|| of the tensor, of each row of its "
-        "first dimension, or |D_k| of each scalar; other methods give the same at any "
+        "first dimension, or |D_k| of each scalar; methods that add changes give the same at any "
         "(default: tensor)",
     )
     add(
@@ -130,8 +140,13 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--weights",
         type=float,
         nargs="+",
-        help="weight_k of task_arithmetic, one per checkpoint, e.g. --weights 0.7 0.3 "
-        "(default: 1 each)",
+        help="weight_k of task_arithmetic, one per checkpoint, e.g. --weights 0.7 0.3; of "
+        "multi_slerp, where they are divided by their sum (default: 1 each)",
+    )
+    add(
+        "--t",
+        type=float,
+        help="slerp: 0 is the first checkpoint, 1 the second (default: 0.5)",
     )
     add(
         "--density",
@@ -148,6 +163,19 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     )
     add("--allow-nan", action="store_true",
         help="go on where a checkpoint holds NaN or infinity; such scalars stay so")  # fmt: skip
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--search",
+        nargs="+",
+        metavar="PATH[:KIND]",
+        help="choose method, weights and lambda by the scores of these held-out sets, as "
+        "tools/evaluate.py takes them; the result scores no worse there than any input. Every "
+        "candidate is merged and scored, which loads it whole",
+    )
+    add("--split", default="dev", help="which qrels of a BEIR folder of --search (default: dev)")
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -204,8 +232,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.result == "adapter" and (arguments.dry_run or arguments.resume):
         parser.error("--dry-run and --resume are for --as model; an adapter is merged in seconds")
+    if arguments.search is not None:
+        _check_search(parser, arguments)
     try:
-        result = _dry_run(arguments) if arguments.dry_run else _merge(arguments)
+        result = _asked(arguments)
     except TrainerError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -215,6 +245,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(result))
     return 0
+
+
+def _check_search(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse beside `--search` what it chooses."""
+    if arguments.result == "adapter":
+        parser.error("--search merges whole models; leave --as adapter out")
+    for name in ("method", "granularity", "lambda_", "weights", "t"):
+        if getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name.rstrip('_')} is what --search chooses; leave one of them out")
+
+
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do what the arguments say; gives what `--json` prints."""
+    if arguments.dry_run:
+        return _dry_run(arguments)
+    return _merge(arguments) if arguments.search is None else _search(arguments)
+
+
+def _search(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Choose a merge by held-out sets."""
+    # heavy
+    from tools.evaluate import evaluate, read_sets
+    from trainer.data.tasks import open_eval_set
+    from trainer.merge.search import MergeSearch
+    from trainer.recipe.schema import DataRecipe
+    from trainer.report.merge_search import write_search_page
+
+    sets = read_sets(arguments.search, arguments.split)
+    for one in sets:
+        # every row is checked before the first merge
+        open_eval_set(one, DataRecipe(sources=()))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in ("transformers", "sentence_transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    search = MergeSearch(
+        base=_base_folder(arguments.base),
+        checkpoints=arguments.checkpoints,
+        output=arguments.output,
+        settings=_settings(arguments),
+        kinds={one.name: one.task for one in sets},
+        score=lambda folder: evaluate(str(folder), sets),
+        resume=arguments.resume,
+    )
+    report = search.run()
+    _write_card(arguments.output)
+    write_search_page(arguments.output)
+    best = report.best
+    print(f"{arguments.output}: {best.candidate.name}, {best.value:.4f}, of {len(report.tried)}")
+    return {"output": str(arguments.output), **search.record(report.tried, best)}
 
 
 def _settings(arguments: argparse.Namespace) -> Any:
@@ -227,6 +306,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
         lambda_=arguments.lambda_,
         weights=None if arguments.weights is None else tuple(arguments.weights),
         density=arguments.density,
+        t=arguments.t,
         dtype=arguments.dtype,
         max_shard_bytes=arguments.max_shard_size,
         memory_budget_bytes=arguments.memory_budget,

@@ -95,6 +95,7 @@ def merge_checkpoints(
     *,
     progress: Progress = lambda done, total: None,
     resume: bool = False,
+    finish: Callable[[Path], None] = lambda folder: None,
 ) -> MergeReport:
     """Merge checkpoints of one base into a folder that transformers can load.
 
@@ -105,6 +106,7 @@ def merge_checkpoints(
         settings: method and limits; null: the defaults.
         progress: called as bytes are merged.
         resume: continue an interrupted merge of the same inputs, settings and output.
+        finish: called with the folder, all else done, before it gets its name.
 
     Returns:
         Norms and weights by tensor, and what it cost.
@@ -133,6 +135,7 @@ def merge_checkpoints(
         folder.seal()
         copy_assets(plan.assets, folder.path, plan.dtype)
         _write_reports(plan, settings, outcomes, folder.path)
+        finish(folder.path)
         folder.publish()
     seconds = time.monotonic() - begun
     return MergeReport(output, outcomes, plan.input_bytes, plan.output_bytes, seconds)
