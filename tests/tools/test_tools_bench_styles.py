@@ -6,6 +6,7 @@ import pytest
 
 from bench.ablation_runs import BASE
 from tools.bench import styles
+from trainer.errors import RecipeError
 from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.recipe.resolve import resolve
 from trainer.recipe.tasks import TASKS
@@ -76,3 +77,32 @@ def test_costs_are_shown_beside_the_scores() -> None:
     assert "untouched" not in text
     assert text.splitlines()[-1].split() == ["gte", "2.00", "1000"]
     assert styles.by_set(results)["gte"]["seconds"] == [1.5, 2.5]
+
+
+@pytest.mark.parametrize("part", ["terms", "batches"])
+def test_parts_take_codiemb_apart_one_thing_at_a_time(part: str) -> None:
+    whole = load_recipe(styles.RECIPES / "codiemb.yaml")
+    recipes = {
+        variant.name: load_recipe(styles.RECIPES / f"{variant.style}.yaml", variant.overrides)
+        for variant in styles.PARTS[part]
+    }
+    assert len(recipes) == len(styles.PARTS[part])
+    assert sum(recipe == whole for recipe in recipes.values()) == 1
+    assert all(recipe.train == whole.train for recipe in recipes.values())
+    sizes = {
+        name: {task: settings.global_batch_size for task, settings in recipe.tasks.items()}
+        for name, recipe in recipes.items()
+    }
+    if part == "batches":
+        assert sizes["64 rows"] == {"ir": 64, "sts": 64}
+    else:
+        assert all(size == {"ir": 32, "sts": 32} for size in sizes.values())
+        weights = recipes["pro alone"].tasks["sts"].weights
+        assert [name for name, weight in weights.items() if weight] == ["pro"]
+        assert recipes["without pro"].tasks["sts"].weights["pearson"] > 0
+
+
+def test_a_row_that_the_table_has_not_is_refused() -> None:
+    assert [one.name for one in styles.choose(styles.PARTS["styles"], ["gte"])] == ["gte"]
+    with pytest.raises(RecipeError, match="--styles: 'glt'; expected some of 'bge_distill'"):
+        styles.choose(styles.PARTS["styles"], ["glt"])

@@ -3,12 +3,17 @@
     python tools/bench/styles.py --data ../shared/data             # hours of a CPU core
     python tools/bench/styles.py --data ../shared/data --pieces 1  # one piece, then the table
     python tools/bench/styles.py --show                            # the table of what is there
+    python tools/bench/styles.py --part terms                      # CoDiEmb without each term
+    python tools/bench/styles.py --part batches                    # CoDiEmb with other batch sizes
 
 Each file of `recipes/styles/` says what it takes from a paper and what differs. All train MiniLM
 (22M parameters) for as many steps of as many rows on STS-B, MedQuAD and SQuAD sentences, and are
 scored on held-out parts of these and on SciFact, on which none is trained. Results are kept in the
 work folder, a file each. With `--json` the last line is `{style: {set: [value of each seed]}}`; the
 `seconds` of a step and the `peak_mib` of a run stand among the sets.
+
+The other parts take apart what the style of CoDiEmb is made of: the terms of its losses, as the
+paper's table of components does, and the rows of a step, at the same number of steps.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +36,7 @@ from bench.ablation_table import UNTOUCHED, render
 from bench.kept import Kept
 from bench.teacher import write_scored
 from trainer.cli import ending_with_code
+from trainer.errors import RecipeError
 from trainer.recipe.model_path import resolve_model_path
 
 RECIPES = ROOT / "recipes" / "styles"
@@ -40,26 +47,77 @@ COSTS = ("seconds", "peak_mib")
 """What is kept beside the scores: median seconds of a step, and the run's largest memory."""
 
 
-def pieces(styles: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A row of the table."""
+
+    name: str
+    style: str
+    """Its recipe."""
+    overrides: tuple[str, ...] = ()
+    """What it changes in the recipe."""
+
+    def made_from(self, setup: Setup) -> list[str]:
+        """What its results depend on besides the program."""
+        file = RECIPES / f"{self.style}.yaml"
+        recipe = file.read_text(encoding="utf-8") if file.is_file() else ""
+        return [recipe, *setup.overrides, *self.overrides, repr(setup.size)]
+
+
+BACKBONE = Variant(name=UNTOUCHED, style=UNTOUCHED)
+WHOLE = Variant(name="codiemb", style="codiemb")
+SIMILARITY_TERMS = ("pearson", "rank_kl", "pro")
+"""Those that the style gives a weight."""
+
+
+def without(*terms: str) -> tuple[str, ...]:
+    """Overrides that take terms of similarity away."""
+    return tuple(f"tasks.sts.weights.{term}=0" for term in terms)
+
+
+def of_codiemb(name: str, *overrides: str) -> Variant:
+    """The style of CoDiEmb with changes."""
+    return Variant(name=name, style="codiemb", overrides=overrides)
+
+
+PARTS: dict[str, tuple[Variant, ...]] = {
+    "styles": tuple(Variant(name=style, style=style) for style in STYLES),
+    "terms": (
+        WHOLE,
+        *(of_codiemb(f"without {term}", *without(term)) for term in SIMILARITY_TERMS),
+        *(
+            of_codiemb(f"{term} alone", *without(*(one for one in SIMILARITY_TERMS if one != term)))
+            for term in SIMILARITY_TERMS
+        ),
+        of_codiemb("with InfoNCE, middle", "tasks.sts.weights.infonce=1"),
+        of_codiemb("no hard negatives", "tasks.ir.negatives=0"),
+    ),
+    "batches": tuple(
+        of_codiemb(
+            f"{rows} rows",
+            f"tasks.ir.global_batch_size={rows}",
+            f"tasks.sts.global_batch_size={rows}",
+        )
+        for rows in (8, 16, 32, 64, 128)
+    ),
+}
+"""Variants of each table."""
+
+
+def pieces(variants: Sequence[Variant], seeds: Sequence[int]) -> Iterator[tuple[Variant, int]]:
     """Everything that is scored, seed by seed."""
-    yield UNTOUCHED, 0
+    yield BACKBONE, 0
     for seed in seeds:
-        for style in styles:
-            yield style, seed
+        for variant in variants:
+            yield variant, seed
 
 
-def made_from(setup: Setup, style: str) -> list[str]:
-    """What a result depends on besides the program."""
-    file = RECIPES / f"{style}.yaml"
-    recipe = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return [recipe, *setup.overrides, repr(setup.size)]
-
-
-def work(style: str, seed: int, setup: Setup) -> Scores:
-    """Train and score a style, or score the backbone."""
-    if style == UNTOUCHED:
+def work(variant: Variant, seed: int, setup: Setup) -> Scores:
+    """Train and score a variant, or score the backbone."""
+    if variant == BACKBONE:
         return score(Path(resolve_model_path(BASE)), setup)
-    model = train_ours(style, seed, setup)
+    setup = replace(setup, overrides=(*setup.overrides, *variant.overrides))
+    model = train_ours(variant.style, seed, setup)
     peak = float(peak_file(model.parent).read_text(encoding="ascii"))
     lines = (model.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = sorted(json.loads(line)["seconds"] for line in lines)
@@ -76,12 +134,27 @@ def prepare_scored(setup: Setup) -> None:
 
 def costs(results: dict[str, list[Scores]]) -> str:
     """Seconds of a step and memory of each style, the mean over seeds."""
-    lines = [f"{'style':16} {'s/step':>8} {'MiB':>8}"]
+    lines = [f"{'style':20} {'s/step':>8} {'MiB':>8}"]
     for style, seeds in results.items():
         if all(name in one for one in seeds for name in COSTS):
             seconds, peak = (fmean(one[name] for one in seeds) for name in COSTS)
-            lines.append(f"{style:16} {seconds:8.2f} {peak:8.0f}")
+            lines.append(f"{style:20} {seconds:8.2f} {peak:8.0f}")
     return "\n".join(lines)
+
+
+def choose(variants: Sequence[Variant], names: Sequence[str] | None) -> list[Variant]:
+    """The variants of these names; all, if none is named.
+
+    Raises:
+        RecipeError: if there is no such variant.
+    """
+    known = [variant.name for variant in variants]
+    for name in names or ():
+        if name not in known:
+            raise RecipeError(
+                f"--styles: {name!r}; expected some of {', '.join(map(repr, known))}."
+            )
+    return [variant for variant in variants if names is None or variant.name in names]
 
 
 def read_arguments() -> argparse.Namespace:
@@ -92,7 +165,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--work", type=Path, default=Path("runs/styles"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES)
+    parser.add_argument("--part", choices=PARTS, default="styles", help="which table")
+    parser.add_argument("--styles", nargs="+", metavar="NAME", help="some rows of the table only")
     parser.add_argument("--pieces", type=int, help="make at most so many missing results")
     parser.add_argument("--show", action="store_true", help="make none")
     parser.add_argument("--quick", action="store_true", help="tiny sets: shows only that it runs")
@@ -113,25 +187,27 @@ def main() -> int:
         recipes=RECIPES,
     )
     kept = Kept(setup.folder / "results")
-    wanted = tuple(pieces(arguments.styles, arguments.seeds))
+    chosen = choose(PARTS[arguments.part], arguments.styles)
+    wanted = tuple(pieces(chosen, arguments.seeds))
     missing = [
-        (style, seed)
-        for style, seed in wanted
-        if kept.get(f"{style}-{seed}", made_from(setup, style)) is None
+        (variant, seed)
+        for variant, seed in wanted
+        if kept.get(f"{variant.name}-{seed}", variant.made_from(setup)) is None
     ]
     todo = [] if arguments.show else missing[: arguments.pieces]
     if todo:
         prepare(arguments.data, setup.data, setup.size, None)
-        if any(".scored." in part for style, _ in todo for part in made_from(setup, style)):
+        if any(".scored." in part for variant, _ in todo for part in variant.made_from(setup)):
             prepare_scored(setup)
-    for style, seed in todo:
-        print(f"{style}, seed {seed} ...", file=sys.stderr, flush=True)
-        kept.make(f"{style}-{seed}", made_from(setup, style), partial(work, style, seed, setup))
+    for variant, seed in todo:
+        print(f"{variant.name}, seed {seed} ...", file=sys.stderr, flush=True)
+        made_from = variant.made_from(setup)
+        kept.make(f"{variant.name}-{seed}", made_from, partial(work, variant, seed, setup))
     results: dict[str, list[Scores]] = {}
-    for style, seed in wanted:
-        found = kept.get(f"{style}-{seed}", made_from(setup, style))
+    for variant, seed in wanted:
+        found = kept.get(f"{variant.name}-{seed}", variant.made_from(setup))
         if found is not None:
-            results.setdefault(style, []).append(found)
+            results.setdefault(variant.name, []).append(found)
     print(f"{render(results, setup.held_out)}\n\n{costs(results)}")
     if arguments.json:
         print(json.dumps(by_set(results)))
