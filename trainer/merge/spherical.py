@@ -8,6 +8,7 @@ Formulas, thresholds and limits are those of mergekit's slerp, multislerp and ka
 on whole tensors in float32. Legend: K checkpoints.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -152,4 +153,4 @@ def _to_the_others(mean_K: Factors, unit_K: Factors, inner_KK: Inner) -> Factors
 
 def _length(factor_K: Factors, inner_KK: Inner) -> float:
     """Norm of a sum of the vectors with these factors."""
-    return float(np.sqrt(max(0.0, factor_K @ inner_KK @ factor_K)))
+    return math.sqrt(max(0.0, float(factor_K @ inner_KK @ factor_K)))

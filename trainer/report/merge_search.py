@@ -69,11 +69,11 @@ def search_page(record: Mapping[str, Any]) -> str:
 
 def _trade_off(tried: Sequence[Any], kinds: Mapping[str, str], names: Sequence[str]) -> str:
     """Means of the first two kinds of every candidate, the front as a line."""
-    points = {}
+    points: dict[str, tuple[float, float]] = {}
     for one in tried:
-        means = [_mean(one, kinds, name) for name in names[:2]]
-        if None not in means:
-            points[one["name"]] = (means[0], means[1])
+        x, y = (_mean(one, kinds, name) for name in names[:2])
+        if x is not None and y is not None:
+            points[one["name"]] = (x, y)
     if not points:
         return ""
     best = sorted(front(points), key=points.__getitem__)
