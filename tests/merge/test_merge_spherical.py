@@ -190,9 +190,16 @@ def test_mergekit_gives_the_same(dtype: torch.dtype, spread: float) -> None:
             t=0.3 if method == "slerp" else None,
             weights=weights if method == "multi_slerp" else None,
         )
-        ours, _ = run(base, tuned[:2] if method == "slerp" else tuned, options, 4096, dtype)
-        # what is summed there has float32 errors of its own: of the terms, where these cancel
-        near = (ours.double() - theirs.double()).abs() <= 2**-22 * max(
-            map(float, [t.abs().max() for t in tuned])
-        )
-        assert bool(((units_apart(ours, theirs.to(dtype)) <= 1) | near).all()), method
+        inputs = tuned[:2] if method == "slerp" else tuned
+        ours, _ = run(base, inputs, options, 4096, dtype)
+        if dtype == torch.bfloat16:
+            # where terms cancel, what is left there is the rounding of these in float32
+            most = max(float(one.abs().max()) for one in inputs)
+            left_over = (ours.double() - theirs.double()).abs() <= 2**-22 * most
+            same = units_apart(ours, theirs.to(dtype)) <= 1
+            assert bool((same | left_over).all()), method
+            assert float(same.double().mean()) > 0.9999, method
+        # its float32 sums err by more than a unit of float32: compared with float64, ours errs less
+        exact = naive(inputs, options)
+        off = [float((found.double() - exact).abs().max()) for found in (ours, theirs.to(dtype))]
+        assert off[0] <= off[1] + 2**-149, method
