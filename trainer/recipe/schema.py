@@ -114,6 +114,9 @@ class SourceRecipe:
     """Split of a hub set, or of the qrels of a BEIR folder."""
     format: str | None = None
     """Name of a data format; null finds it by the columns."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns of the file that have another name than the format reads, as `NAME: COLUMN`, for
+    example `{sentence1: left, score: similarity_score}`."""
     query_instruction: str = ""
     """Put before queries, or before both texts of an STS pair."""
     passage_instruction: str = ""
@@ -226,6 +229,8 @@ class EvalSetRecipe:
     """Which qrels of a BEIR folder."""
     format: str | None = None
     """Name of a data format; null finds it."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """As in training."""
     query_instruction: str = ""
     """As in training."""
     passage_instruction: str = ""
