@@ -69,8 +69,9 @@ class ModelRecipe:
     """The backbone and how it becomes an embedder."""
 
     path: str
-    """Folder, hub id, or GGUF file; of a Python package `package:NAME/FOLDER` or
-    `package:NAME/FILE.gguf`. A GGUF file is unpacked into the cache, once."""
+    """Folder, hub id, GGUF file, or folder of a peft adapter (see `adapter`); of a Python package
+    `package:NAME/FOLDER` or `package:NAME/FILE.gguf`. A GGUF file is unpacked into the cache, once.
+    """
     pooling: Pooling = "last"
     """What stands for the text: the last real token, the mean of tokens, their mean weighted by
     position (Muennighoff 2022, arXiv:2202.08904), or the first token."""
@@ -92,6 +93,10 @@ class ModelRecipe:
     """Vectors that can be cut; null: only the whole vector is trained."""
     lora: LoraRecipe | None = None
     """Adapters; null trains all parameters."""
+    adapter: Literal["continue", "merge"] | None = None
+    """Of an adapter's folder as `path`: `continue` trains the adapter on, whose settings `lora` has
+    or leaves out; `merge` adds it to its base and trains all weights, or adapters of their own.
+    Null: `continue` where there is `lora`."""
     trust_remote_code: bool = False
     """Run code that comes with the model; needs `revision`."""
     revision: str | None = None
