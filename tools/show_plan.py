@@ -16,9 +16,9 @@ from trainer.data.plan import DataPlan, Exposure, make_plan
 from trainer.data.sources import Source, open_sources
 from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.errors import TrainerError
+from trainer.recipe.adapter_folder import with_adapter
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import Recipe
-from trainer.unpack.cached import place_of_base
 
 DESCRIPTION = """\
 Show, before a run, how often the rows of each source are seen, and which rows single steps train
@@ -82,7 +82,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 def main() -> int:
     """Print the table or the steps and return the exit code."""
     arguments = parse_arguments(sys.argv[1:])
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = with_adapter(load_recipe(arguments.recipe, arguments.overrides))
     sources = open_sources(recipe.data)
     plan = make_plan(recipe, {source.name: len(source) for source in sources})
     num_steps = recipe.train.max_steps or plan.num_steps(recipe.train.epochs or 0)
@@ -112,10 +112,13 @@ def estimate_tokens(
     recipe: Recipe, plan: DataPlan, sources: Sequence[Source]
 ) -> Mapping[str, float] | None:
     """Mean tokens of a step of each source, from its first steps; None without a tokenizer."""
+    # heavy, and of no use to a plan without tokens
+    from trainer.merge.model_place import place_of_model
+
     model = recipe.model
     try:
         tokenizer = load_tokenizer(
-            place_of_base(model.path, model.dtype),
+            place_of_model(model),
             pooling=model.pooling,
             end_token=model.end_token,
             revision=model.revision,

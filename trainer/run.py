@@ -13,6 +13,7 @@ from trainer.cli import (
     set_up_logging,
 )
 from trainer.preflight.checks import check_run
+from trainer.recipe.adapter_folder import with_adapter
 from trainer.recipe.load import load_recipe
 
 
@@ -21,7 +22,7 @@ def main() -> int:
     arguments = parse_arguments(sys.argv[1:])
     set_up_logging()
     let_idle_threads_sleep()
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe = with_adapter(load_recipe(arguments.recipe, arguments.overrides))
     if arguments.dry_run:
         from trainer.preflight.dry_run import dry_run
 

@@ -175,7 +175,7 @@ def test_a_score_outside_the_given_range_is_named(tmp_path):
 
 def test_the_only_row_spoiled_is_named_too(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text1": "a", "text2": "b"}])
-    with pytest.raises(DataError, match=r"a\.jsonl:1: score = nothing"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: columns = text1, text2; expected score \(or"):
         open_source(sts_source(path), ".")
     path.write_text("{}\n")
     with pytest.raises(DataError, match=r"a\.jsonl:1: columns = none; expected those of a format"):

@@ -6,6 +6,7 @@ in the last place of the parameter itself, whichever is larger: a difference of 
 cannot be told more finely.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.support.ranks import run_ranks
 from trainer.distributed.group import Ranks, join
 from trainer.engine.build import build, load_embedder
 from trainer.engine.step import Stepper
+from trainer.merge.model_place import place_of_model
 from trainer.model.embedder import Embedder
 from trainer.recipe.kind import reads_middle
 from trainer.recipe.resolve import resolve
@@ -96,7 +98,7 @@ def train(recipe: Recipe, gather: Any, ranks: Ranks) -> tuple[dict[str, torch.Te
     resolved = resolve(recipe, world_size=ranks.world_size)
     built = build(
         recipe,
-        model_path=recipe.model.path,
+        model_path=place_of_model(recipe.model),
         config=dict(resolved.deepspeed),
         gather=gather,
         ranks=ranks,
@@ -137,7 +139,12 @@ def largest_difference(
 
 
 def plain_reference(
-    rank: int, world_size: int, model: Path, lora: LoraRecipe | None, composed: bool = False
+    rank: int,
+    world_size: int,
+    model: Path,
+    lora: LoraRecipe | None,
+    composed: bool = False,
+    prepare: Callable[[Embedder], None] = lambda embedder: None,
 ) -> dict[str, Any]:
     """One process, no DeepSpeed, no cache: one forward of everything, autograd, SGD."""
     from trainer.engine.chunks import plan_chunks
@@ -151,6 +158,7 @@ def plain_reference(
     embedder = load_embedder(
         recipe, model_path=str(model), config={"zero_optimization": {"stage": 0}}, ranks=ranks
     )
+    prepare(embedder)
     start = {n: p.detach().clone() for n, p in embedder.named_parameters()}
     trainable = [p for p in embedder.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=recipe.train.learning_rate)

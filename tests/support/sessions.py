@@ -13,6 +13,7 @@ def run_of(folder: Path, name: str, *overrides: str) -> Any:
     """
     from trainer.distributed.group import join
     from trainer.preflight.checks import open_data
+    from trainer.recipe.adapter_folder import with_adapter
     from trainer.recipe.load import load_recipe
     from trainer.session.open import open_session
     from trainer.session.train import TrainingRun
@@ -20,7 +21,7 @@ def run_of(folder: Path, name: str, *overrides: str) -> Any:
     common = (f"output_dir={folder}/{name}", "eval.sets=[]", "train.max_steps=6",
               "checkpoint.every_steps=3")  # fmt: skip
     changes = [change.format(folder=folder) for change in overrides]
-    recipe = load_recipe(folder / "recipe.yaml", [*common, *changes])
+    recipe = with_adapter(load_recipe(folder / "recipe.yaml", [*common, *changes]))
     return TrainingRun.of(open_session(recipe, open_data(recipe), join(timeout_minutes=2)))
 
 

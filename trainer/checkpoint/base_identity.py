@@ -4,20 +4,25 @@ The files are read once at the start of a run, each rank its share of its host's
 base that was changed by one byte, or that differs between hosts, is reported before the first step.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from trainer.checkpoint.json_files import read_object
 from trainer.checkpoint.manifest import BaseIdentity, FileEntry, digest
-from trainer.checkpoint.open import base_fingerprint, open_checkpoint
+from trainer.checkpoint.open import ADAPTER_BASE, base_fingerprint, open_checkpoint
 from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json",
            "pytorch_model.bin", "pytorch_model.bin.index.json")  # fmt: skip
@@ -121,6 +126,19 @@ def identify_base(
     )
 
 
+def identity_of_files(
+    name: str, files: Sequence[Path], entries: Mapping[str, FileEntry]
+) -> BaseIdentity:
+    """The identity of a base whose files this process has read.
+
+    Args:
+        name: what messages call the base.
+        files: from `base_files`.
+        entries: size and hash of each by name.
+    """
+    return BaseIdentity(path=name, files=entries, fingerprint=_fingerprint(files))
+
+
 def _fingerprint(files: Sequence[Path]) -> str | None:
     """Of the weights as merging computes it, or None where they are pickled."""
     if not any(file.suffix == ".safetensors" for file in files):
@@ -152,6 +170,41 @@ def check_same_base(tag: str, saved: BaseIdentity | None, current: BaseIdentity)
                 f"{_shown(was)}, as when its adapters were trained on {saved.path}. Point "
                 f"model.path to that base, or start anew in another output_dir."
             )
+
+
+def check_recorded_base(adapter: Path, current: BaseIdentity) -> None:
+    """Refuse a base that is not the one which an adapter's folder says it was trained on.
+
+    The trainer's exports record size and hash of each file, merged adapters a fingerprint of the
+    weights, folders of others nothing: then the base counts by its name.
+
+    Args:
+        adapter: folder of the adapter.
+        current: the base that its config names.
+
+    Raises:
+        CheckpointError: naming what differs.
+    """
+    file = adapter / ADAPTER_BASE
+    if not file.is_file():
+        logger.info("%s: does not record its base's content; %s is taken by its name",
+                    adapter, current.path)  # fmt: skip
+        return
+    recorded = read_object(file)
+    saved, now = recorded.get("files"), asdict(current)["files"]
+    if isinstance(saved, dict):
+        for name in sorted({*saved, *now}):
+            if saved.get(name) != now.get(name):
+                raise _other_base(file, f"{name} of {current.path}")
+    elif recorded.get("fingerprint") != current.fingerprint:
+        raise _other_base(file, f"weights of {current.path}")
+
+
+def _other_base(file: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: base = {what} differ from those that the adapter was trained on; expected the "
+        "same base. Name that one as base_model_name_or_path in the adapter's config."
+    )
 
 
 def _shown(entry: FileEntry | None) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.data.batch import IrBatch, StepPlan
 from trainer.data.beir import BeirFolder, open_folder, read_gains
+from trainer.data.columns import Columns
 from trainer.data.records import IrRecord
 from trainer.data.scan import text_key
 from trainer.data.sources import beir_folder
@@ -206,5 +207,6 @@ def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> IrEvalSet:
             f"eval.sets.{recipe.name}: path = {recipe.path}; expected {expected}. "
             "Change path or task."
         )
+    Columns(recipe.columns).refuse(owner=f"eval.sets.{recipe.name}")
     beir = open_folder(folder, skip=skip)
     return ir_eval_set(beir, read_gains(beir, recipe.split, skip=skip))

@@ -15,6 +15,7 @@ import numpy as np
 
 from trainer.data.arrow import open_hub_set
 from trainer.data.beir import BeirRecords, open_records
+from trainer.data.columns import Columns
 from trainer.data.documents import DocumentTable, documents_beside
 from trainer.data.fields import RowError
 from trainer.data.formats import find_adapter, header_of
@@ -263,6 +264,7 @@ def _open_records(recipe: SourceRecipe, root: str, *, skip: bool) -> TableSource
         header = header_of(recipe.task, recipe.format)
         table = open_table(recipe.path, root, owner=owner, header=header)
         return _table_source(recipe, table, owner=owner, skip=skip)
+    Columns(recipe.columns).refuse(owner=owner)
     if not TASKS[recipe.task].has_corpus:
         with_corpus = " or ".join(name for name, kind in TASKS.items() if kind.has_corpus)
         raise DataError(
@@ -300,7 +302,15 @@ def _table_source(
     recipe: SourceRecipe | EvalSetRecipe, table: Table, *, owner: str, skip: bool
 ) -> TableSource:
     """Finds the adapter, scans all rows, and finds the scale of the scores."""
-    adapter = find_adapter(recipe.task, recipe.format, table.sample(), owner=table.place(0))
+    table = _with_columns(table, recipe, owner)
+    adapter = find_adapter(
+        recipe.task,
+        recipe.format,
+        table.sample(),
+        owner=owner,
+        columns=table.columns,
+        place=table.place(0),
+    )
     documents = None
     if adapter.joined is not None:
         documents = documents_beside(table, owner=owner, skip=skip)
@@ -308,7 +318,8 @@ def _table_source(
     given = recipe.score_range
     reader = RowReader(table=table, adapter=adapter, score_range=given, skip=skip)
     beside = documents.table.sha256 if documents else ""
-    scan = scan_table(reader, identity=f"{adapter.name}|{adapter.task}|{given}|{beside}")
+    names = f"|{sorted(recipe.columns.items())}" if recipe.columns else ""
+    scan = scan_table(reader, identity=f"{adapter.name}|{adapter.task}|{given}|{beside}{names}")
     usable = table.row(int(scan.rows[0])) if len(scan.rows) else None
     warn_of_ignored(recipe, adapter, table, usable)
     scale = given or (
@@ -326,6 +337,19 @@ def _table_source(
         num_scored=scan.num_scored,
         marks=(*marks_of(table), *(marks_of(documents.table) if documents else ())),
     )
+
+
+def _with_columns(table: Table, recipe: SourceRecipe | EvalSetRecipe, owner: str) -> Table:
+    """The rows under the names that the recipe gives to columns.
+
+    Raises:
+        DataError: if it names a column that is not there.
+    """
+    columns = Columns(recipe.columns)
+    if columns.names:
+        there = {column for row in table.sample() for column in row.values}
+        columns.check(there, owner=owner)
+    return Table(table.files, columns)
 
 
 def _digest(rows: str, documents: str | None, teacher: TeacherVectors | None) -> str:

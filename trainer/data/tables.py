@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from trainer.data import compressed
 from trainer.data.arrow import open_arrow_file
+from trainer.data.columns import Columns
 from trainer.data.delimited import Delimited, find_delimiter, index_delimited, read_header
 from trainer.data.encodings import as_utf8
 from trainer.data.fields import BlankNegativeError, Row, RowError
@@ -68,6 +69,8 @@ class Table:
 
     files: tuple[TableFile, ...]
     """In the order of their names."""
+    columns: Columns = field(default_factory=Columns)
+    """Names that a recipe gives to columns."""
     ends: tuple[int, ...] = field(init=False)
     """Rows up to and including each file."""
 
@@ -78,7 +81,7 @@ class Table:
         return self.ends[-1]
 
     def row(self, index: int, dropped: list[RowError] | None = None) -> Row:
-        """The fields of a row, to be checked when asked for.
+        """The fields of a row under the recipe's names, to be checked when asked for.
 
         Args:
             index: which row.
@@ -88,7 +91,7 @@ class Table:
             RowError: if the row cannot be decoded.
         """
         file, inner = self._locate(index)
-        return Row(file.values(inner), dropped)
+        return Row(self.columns.renamed(file.values(inner)), dropped)
 
     def place(self, index: int) -> str:
         """`path:line` of a row."""
@@ -125,8 +128,10 @@ class Table:
     def error(self, index: int, fault: RowError) -> DataError:
         """A row's fault with its place, ready to be raised."""
         skipped = "negatives" if isinstance(fault, BlankNegativeError) else "rows"
+        field = self.columns.place_of(fault.field)
         return DataError(
-            f"{self.place(index)}: {fault}. Correct the row, or leave such {skipped} out with "
+            f"{self.place(index)}: {field} = {fault.got}; expected {fault.expected}. "
+            f"Correct the row, or leave such {skipped} out with "
             "data.on_bad_row=skip."
         )
 

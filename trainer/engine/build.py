@@ -6,21 +6,24 @@ from typing import Any
 
 import deepspeed
 import torch
+from peft import PeftModel
 from torch import nn
 
 from trainer.distributed.group import Ranks
 from trainer.engine.grad_cache import ChunkGradCache, GradCache, LayerGradCache, StepGradCache
 from trainer.engine.materialise import torch_seed
 from trainer.engine.replica import Replica
+from trainer.engine.start_adapter import load_adapter
 from trainer.errors import RecipeError
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
 from trainer.model.embedder import Embedder
 from trainer.model.kinds import skeleton_of
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
-from trainer.model.projection import make_projection
+from trainer.model.projection import make_projection, place_of_modules
+from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.deepspeed_file import offloads
-from trainer.recipe.schema import EngineRecipe, Gather, Recipe, TrainRecipe
+from trainer.recipe.schema import EngineRecipe, Gather, ModelRecipe, Recipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +102,13 @@ def load_embedder(
     if recipe.model.lora is not None:
         torch.manual_seed(torch_seed(recipe.seed))
         backbone = add_lora(backbone, recipe.model.lora)
+        _start_from(backbone, recipe.model)
     torch.manual_seed(torch_seed(recipe.seed))
     config_of: Any = backbone
     projection = make_projection(
-        recipe.model, model_path, hidden_size=int(config_of.config.hidden_size)
+        recipe.model,
+        place_of_modules(recipe.model, model_path),
+        hidden_size=int(config_of.config.hidden_size),
     )
     return Embedder(
         backbone,
@@ -111,6 +117,13 @@ def load_embedder(
         attention=recipe.model.attention,
         packed=kernel == "flash_attention_2" and supports_layer_major(backbone),
     )
+
+
+def _start_from(backbone: PeftModel, recipe: ModelRecipe) -> None:
+    """Give adapters the weights of the folder that is trained on. Collective: as the caller."""
+    found = find_adapter_folder(recipe.path)
+    if found is not None and recipe.adapter == "continue":
+        load_adapter(backbone, found.folder)
 
 
 def _layer_major(embedder: Embedder, recipe: Recipe) -> LayerMajorEmbedder:

@@ -19,7 +19,7 @@ from trainer.errors import RecipeError
 from trainer.model.dropout_names import override_dropouts
 from trainer.model.kinds import check_kind, is_open, skeleton_of, text_part
 from trainer.model.limits import check_dims, check_lengths
-from trainer.model.projection import check_projection
+from trainer.model.projection import check_projection, place_of_modules
 from trainer.model.weights import (
     UNREADABLE,
     outcome,
@@ -96,7 +96,8 @@ def check_backbone(
     check_lengths(recipe, skeleton)
     check_dims(recipe, skeleton)
     hidden_size = int(config.get_text_config().hidden_size)
-    check_projection(recipe.model, path, hidden_size=hidden_size, download=download)
+    modules = place_of_modules(recipe.model, path)
+    check_projection(recipe.model, modules, hidden_size=hidden_size, download=download)
     files = weight_files(path, recipe.model, config, download=download)
     if files is not None:
         tensors = read_headers(files, recipe.model)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from trainer.errors import RecipeError
 from trainer.model.weights import UNREADABLE, model_file
+from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.schema import ModelRecipe, ProjectionRecipe
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,18 @@ def make_projection(recipe: ModelRecipe, path: str, *, hidden_size: int) -> Proj
         raise _unreadable(recipe, weights, error) from error
     logger.info("model.projection: starts from %s", weights)
     return projection
+
+
+def place_of_modules(recipe: ModelRecipe, path: str) -> str:
+    """Where the modules behind the backbone are described: beside an adapter that is trained on.
+
+    Args:
+        recipe: the model section.
+        path: resolved folder or hub id of the base.
+    """
+    found = find_adapter_folder(recipe.path) if recipe.adapter == "continue" else None
+    has_own = found is not None and (found.folder / MODULES).is_file()
+    return str(found.folder) if found is not None and has_own else path
 
 
 def check_projection(recipe: ModelRecipe, path: str, *, hidden_size: int, download: bool) -> None:

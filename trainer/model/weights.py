@@ -74,8 +74,8 @@ def weight_files(
     """
     if model_file(path, ADAPTER, recipe, download=download) is not None:
         raise RecipeError(
-            f"recipe: model.path = {recipe.path} (an adapter: {ADAPTER}); expected a whole model. "
-            "Merge it into its base with tools/delta_merge.py, or give the base."
+            f"recipe: model.path = {recipe.path} (an adapter: {ADAPTER}); expected a whole model, "
+            "or an adapter in a folder of this machine. Download it, and name the folder."
         )
     own = getattr(config, "transformers_weights", None)
     for name in (own,) if own else NAMES:

@@ -23,6 +23,7 @@ from trainer.data.sources import Source, open_sources
 from trainer.data.tasks import open_eval_set
 from trainer.data.teacher import check_negatives, check_teacher_vectors, check_teachers
 from trainer.errors import RecipeError
+from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.model_path import is_gguf, resolve_model_path
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import Recipe
@@ -102,7 +103,8 @@ def check_model(recipe: Recipe) -> None:
             pins.
         CheckpointError: if its weights are quantised.
     """
-    place = resolve_model_path(recipe.model.path)
+    adapter = find_adapter_folder(recipe.model.path)
+    place = resolve_model_path(recipe.model.path if adapter is None else adapter.base)
     folder = Path(place)
     if folder.is_dir():
         _read_json(folder / "config.json", "a model's config")

@@ -24,6 +24,7 @@ from trainer.memory.gather import chosen_gather
 from trainer.memory.shapes import ModelShape, PlanError, measure_model
 from trainer.memory.text import choices_section, disk_section, gib, memory_table, table
 from trainer.memory.workload import step_tokens
+from trainer.merge.model_place import place_of_model
 from trainer.model.backbone import check_backbone, load_config
 from trainer.model.limits import fit_tokenizer, num_token_ids
 from trainer.preflight.checks import (
@@ -36,7 +37,6 @@ from trainer.preflight.checks import (
 from trainer.recipe.per_source import settings_of, step_kinds
 from trainer.recipe.resolve import Resolved, resolve, warmup_steps
 from trainer.recipe.schema import Recipe
-from trainer.unpack.cached import place_of_base
 
 
 def dry_run(recipe: Recipe, arguments: Arguments) -> int:
@@ -59,7 +59,7 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     # data comes first: it may be looked at where the model is not
     sources = open_data(without_hub(recipe)).sources
     check_model(recipe)
-    path = place_of_base(recipe.model.path, recipe.model.dtype)
+    path = place_of_model(recipe.model)
     config = load_config(recipe.model, path)
     num_ids = num_token_ids(check_backbone(recipe, path, config, download=False))
     check_widths(sources, recipe, hidden_size=config.get_text_config().hidden_size)

@@ -24,7 +24,8 @@ from trainer.checkpoint.compare import differences
 from trainer.data.sources import Source
 from trainer.distributed.group import Ranks
 from trainer.errors import HostError
-from trainer.recipe.schema import Recipe
+from trainer.recipe.adapter_folder import find_adapter_folder
+from trainer.recipe.schema import ModelRecipe, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,17 @@ def describe_base(path: str, config: PretrainedConfig) -> dict[str, str]:
         return {path: str(config._commit_hash)}
     weights = {file for pattern in WEIGHTS for file in folder.glob(pattern)}
     return {file.name: _sampled(file) for file in sorted({folder / "config.json", *weights})}
+
+
+def describe_adapter(model: ModelRecipe) -> dict[str, str]:
+    """The same of an adapter that training starts from; empty where there is none.
+
+    Args:
+        model: the recipe's section.
+    """
+    found = find_adapter_folder(model.path)
+    files = () if found is None else sorted(found.folder.glob("adapter_*"))
+    return {file.name: _sampled(file) for file in files if file.is_file()}
 
 
 def refuse_differences(identities: Sequence[Identity]) -> None:

@@ -14,6 +14,8 @@ HUB_TIMEOUT_SEC = 1.5
 
 GGUF = ".gguf"
 """Ending of files that hold a whole model."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""What peft writes beside an adapter, which has no config.json of its own."""
 PACKAGE = "package:"
 """Before the name of an installed package that holds a model."""
 
@@ -34,9 +36,9 @@ def resolve_model_path(path: str) -> str:
         path: folder, hub id, GGUF file, or `package:NAME/FOLDER` or `package:NAME/FILE.gguf`.
 
     Raises:
-        RecipeError: if the folder, file or package is missing, the folder has no config.json, the
-            file does not begin as a GGUF file does, or a hub id was never downloaded and the hub
-            is switched off or out of reach.
+        RecipeError: if the folder, file or package is missing, the folder has no config.json and
+            is no adapter, the file does not begin as a GGUF file does, or a hub id was never
+            downloaded and the hub is switched off or out of reach.
     """
     if path.startswith(PACKAGE):
         return _in_package(path)
@@ -45,6 +47,22 @@ def resolve_model_path(path: str) -> str:
         return _checked(path, folder)
     _refuse_unreachable(path)
     return path
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder of this machine that `model.path` names; None for anything else.
+
+    Args:
+        path: as a recipe has it.
+    """
+    if not path.startswith(PACKAGE):
+        folder = Path(path).expanduser()
+        return folder if _is_local(path) and folder.is_dir() else None
+    try:
+        folder = Path(_in_package(path))
+    except RecipeError:
+        return None
+    return folder if folder.is_dir() else None
 
 
 def is_gguf(path: str) -> bool:
@@ -72,7 +90,7 @@ def _checked(path: str, folder: Path) -> str:
         raise _error(path, "missing", "a folder that exists, or a hub id such as Qwen/Qwen3-0.6B")
     if not folder.is_dir():
         raise _error(path, "a file", "the folder that holds the model's config.json")
-    if not (folder / "config.json").is_file():
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise _error(path, "a folder without config.json", "a transformers model folder")
     return str(folder)
 

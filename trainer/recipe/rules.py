@@ -251,7 +251,7 @@ def _check_model(recipe: Recipe, fail: Fail) -> None:
         expected = "at least one module name, or all-linear"
         raise fail("model.lora.targets", (), expected, "Name the modules that get an adapter.")
     export = recipe.checkpoint.export
-    if model.lora is None and export != "merged":
+    if model.lora is None and model.adapter != "continue" and export != "merged":
         expected = "merged where all parameters are trained"
         raise fail("checkpoint.export", export, expected, "Remove it, or add model.lora.")
 

@@ -69,8 +69,9 @@ class ModelRecipe:
     """The backbone and how it becomes an embedder."""
 
     path: str
-    """Folder, hub id, or GGUF file; of a Python package `package:NAME/FOLDER` or
-    `package:NAME/FILE.gguf`. A GGUF file is unpacked into the cache, once."""
+    """Folder, hub id, GGUF file, or folder of a peft adapter (see `adapter`); of a Python package
+    `package:NAME/FOLDER` or `package:NAME/FILE.gguf`. A GGUF file is unpacked into the cache, once.
+    """
     pooling: Pooling = "last"
     """What stands for the text: the last real token, the mean of tokens, their mean weighted by
     position (Muennighoff 2022, arXiv:2202.08904), or the first token."""
@@ -92,6 +93,10 @@ class ModelRecipe:
     """Vectors that can be cut; null: only the whole vector is trained."""
     lora: LoraRecipe | None = None
     """Adapters; null trains all parameters."""
+    adapter: Literal["continue", "merge"] | None = None
+    """Of an adapter's folder as `path`: `continue` trains the adapter on, whose settings `lora` has
+    or leaves out; `merge` adds it to its base and trains all weights, or adapters of their own.
+    Null: `continue` where there is `lora`."""
     trust_remote_code: bool = False
     """Run code that comes with the model; needs `revision`."""
     revision: str | None = None
@@ -114,6 +119,9 @@ class SourceRecipe:
     """Split of a hub set, or of the qrels of a BEIR folder."""
     format: str | None = None
     """Name of a data format; null finds it by the columns."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Columns of the file that have another name than the format reads, as `NAME: COLUMN`, for
+    example `{sentence1: left, score: similarity_score}`."""
     query_instruction: str = ""
     """Put before queries, or before both texts of an STS pair."""
     passage_instruction: str = ""
@@ -226,6 +234,8 @@ class EvalSetRecipe:
     """Which qrels of a BEIR folder."""
     format: str | None = None
     """Name of a data format; null finds it."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """As in training."""
     query_instruction: str = ""
     """As in training."""
     passage_instruction: str = ""

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from trainer.errors import RecipeError
+from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.model_path import PACKAGE, hub_id, is_gguf, resolve_model_path
 from trainer.unpack.cached import unpacked_before
 
@@ -43,12 +44,18 @@ class BaseModel:
 
 
 def base_of_recipe(path: str, revision: str | None) -> BaseModel:
-    """The base that a recipe names.
+    """The base that a recipe names, or that the adapter which it names belongs to.
 
     Args:
         path: `model.path`.
         revision: `model.revision`.
     """
+    try:
+        adapter = find_adapter_folder(path)
+    except RecipeError:
+        adapter = None
+    if adapter is not None:
+        return base_of_recipe(adapter.base, revision)
     hub = hub_id(path)
     if hub is not None:
         inherited = front_matter_of(_card_of_hub(hub, revision))

@@ -20,6 +20,7 @@ from trainer.export.embedder_files import write_embedder_files
 from trainer.export.folder import ADAPTER_FOLDER, ExportRequest, export_model
 from trainer.export.parity_file import Parity, write_parity
 from trainer.merge.merge_run import merge_last
+from trainer.merge.model_place import place_of_model
 from trainer.preflight.checks import writing_to
 from trainer.recipe.load import dump_recipe
 from trainer.report.card import write_run_card
@@ -28,7 +29,6 @@ from trainer.run_folder.facts import RunFacts, write_run_facts
 from trainer.run_folder.finished import clear_finished
 from trainer.session.open import Session
 from trainer.session.parity import parity_of_session, warn_of_clients
-from trainer.unpack.cached import place_of_base
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Artifacts:
         if len(checkpoints) < merge.last:
             logger.warning("checkpoint.merge.last = %d, but the run saved %d; those are merged",
                            merge.last, len(checkpoints))  # fmt: skip
-        base = (place_of_base(model.path, model.dtype), model.revision)
+        base = (place_of_model(model), model.revision)
         merge_last(
             merge,
             base,
@@ -164,7 +164,7 @@ class Artifacts:
         if session.base is None:
             return None
         model = session.recipe.model
-        path = place_of_base(model.path, model.dtype)
+        path = place_of_model(model)
         place = str(Path(path).resolve()) if Path(path).is_dir() else path
         return AdapterBase(place=place, revision=model.revision, identity=session.base)
 
@@ -199,6 +199,6 @@ class Artifacts:
             session.recipe,
             config=embedder.config,
             tokenizer=session.tokenizer,
-            base=folder_of_base(place_of_base(model.path, model.dtype), model.revision),
+            base=folder_of_base(place_of_model(model), model.revision),
             architecture=type(own).__name__,
         )

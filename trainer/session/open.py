@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from trainer.checkpoint.base_identity import check_dtypes, identify_base
+from trainer.checkpoint.base_identity import check_dtypes, check_recorded_base, identify_base
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.data.plan import DataPlan, make_plan
 from trainer.data.teacher import check_widths
@@ -17,15 +17,16 @@ from trainer.distributed.group import Ranks
 from trainer.engine.build import Built, build
 from trainer.export.adapter import check_exportable
 from trainer.memory.gather import choose_gather
+from trainer.merge.model_place import place_of_model
 from trainer.model.backbone import check_backbone, load_config
 from trainer.model.limits import fit_tokenizer, num_token_ids
 from trainer.preflight.checks import RunData
 from trainer.preflight.deepspeed_dict import check_deepspeed
-from trainer.preflight.hosts import check_hosts, describe_base
+from trainer.preflight.hosts import check_hosts, describe_adapter, describe_base
+from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.resolve import Resolved, resolve
 from trainer.recipe.schema import ModelRecipe, Recipe
 from trainer.run_folder.layout import RunFolder
-from trainer.unpack.cached import place_of_base
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +90,13 @@ def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
     fit_tokenizer(tokenizer, num_ids, recipe.model.path)
     encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
     check_instructions(encoder, recipe)
-    check_hosts(recipe, data.sources, describe_base(path, config), ranks)
+    parts = describe_base(path, config) | describe_adapter(recipe.model)
+    check_hosts(recipe, data.sources, parts, ranks)
     if recipe.model.lora is not None:
         check_exportable(recipe, config)
+    base = _identify(recipe.model, path, ranks) if recipe.model.lora else None
     built = _build(recipe, path, config, resolved, ranks)
     plan = make_plan(recipe, {source.name: len(source) for source in data.sources})
-    name, revision = recipe.model.path, recipe.model.revision
     return Session(
         recipe=recipe,
         data=data,
@@ -103,22 +105,35 @@ def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
         tokenizer=tokenizer,
         encoder=encoder,
         plan=plan,
-        base=identify_base(name, path, ranks, revision=revision) if recipe.model.lora else None,
+        base=base,
     )
 
 
 def _place_of_base(model: ModelRecipe, ranks: Ranks) -> str:
-    """Folder or hub id of the base; the first rank of each host unpacks a GGUF file.
+    """Folder or hub id of the base; the first rank of each host unpacks or merges it.
 
     Collective: yes.
     """
     first_of_host = int(os.environ.get("LOCAL_RANK", "0")) == 0
 
     def place() -> str | None:
-        return place_of_base(model.path, model.dtype) if first_of_host else None
+        return place_of_model(model) if first_of_host else None
 
     on_all_ranks(place, ranks)
-    return place_of_base(model.path, model.dtype)
+    return place_of_model(model)
+
+
+def _identify(model: ModelRecipe, path: str, ranks: Ranks) -> BaseIdentity:
+    """What adapters belong to; that of a folder that is trained on is the one it names.
+
+    Collective: yes.
+    """
+    found = find_adapter_folder(model.path)
+    name = model.path if found is None else path
+    base = identify_base(name, path, ranks, revision=model.revision)
+    if found is not None and model.adapter == "continue":
+        check_recorded_base(found.folder, base)
+    return base
 
 
 def _build(

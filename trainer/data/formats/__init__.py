@@ -1,7 +1,8 @@
 """The known formats of raw rows. A new one is one file here and one line in `ADAPTERS`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from trainer.data.columns import Columns, listed
 from trainer.data.fields import Row
 from trainer.data.formats import (
     by_order,
@@ -18,6 +19,7 @@ from trainer.data.formats import (
     texts,
 )
 from trainer.data.formats.adapter import Adapter
+from trainer.data.formats.nearest import comes_near, lacking, mapping_hint, nearest, nearest_name
 from trainer.errors import DataError
 from trainer.recipe.schema import Task
 from trainer.recipe.tasks import TASKS
@@ -45,36 +47,92 @@ def header_of(task: Task, name: str | None) -> tuple[str, ...] | None:
     return next(named, None)
 
 
-def find_adapter(task: Task, name: str | None, rows: Sequence[Row], *, owner: str) -> Adapter:
+def find_adapter(
+    task: Task, name: str | None, rows: Sequence[Row], *, owner: str, columns: Columns, place: str
+) -> Adapter:
     """The adapter that a source names, or the first that fits its rows.
 
     Args:
         task: the source's task.
         name: `format` of the recipe, or None to go by the rows.
-        rows: the first rows.
-        owner: recipe key or file of the rows, for messages.
+        rows: the first rows, under the recipe's names.
+        owner: recipe key of the source, for messages.
+        columns: names that the recipe gives to columns.
+        place: where the rows stand, for messages.
 
     Raises:
-        DataError: if there is no such adapter, or none fits.
+        DataError: if there is no such adapter, none fits, or a column that it needs is missing.
     """
-    columns = frozenset(column for row in rows for column in row.values)
+    there = frozenset(column for row in rows for column in row.values)
     adapters = [adapter for adapter in ADAPTERS if adapter.task == task]
     named = [adapter for adapter in adapters if adapter.name == name]
-    for adapter in named or adapters:
-        if adapter.columns <= columns and (named or adapter.is_found) and _fits(adapter, rows):
-            return adapter
-    if named:
-        return named[0]
-    if name is not None:
+    if name is not None and not named:
         names = ", ".join([*_names(adapters), *(["beir"] if TASKS[task].has_corpus else [])])
         raise DataError(
-            f"{owner}: format = {name}; expected one of {names} for task {task}. Correct the name, "
+            f"{place}: format = {name}; expected one of {names} for task {task}. Correct the name, "
             "or leave it out to go by the columns."
         )
+    _check_names(columns, named or adapters, owner=owner)
+    adapter = _fitting(named or adapters, there, rows, is_named=bool(named))
+    if adapter is None and not named:
+        raise _unknown_columns(task, adapters, there, owner=owner, place=place)
+    if adapter is None or adapter.missing(there):
+        chosen = adapter or nearest(named, there)
+        found = (one for one in adapters if one.is_found and not one.missing(there))
+        others = [one for one in found if _fits(one, rows)]
+        raise lacking(chosen, others, there, owner=owner, place=place)
+    _check_names(columns, [adapter], owner=owner)
+    return adapter
+
+
+def _fitting(
+    adapters: Sequence[Adapter], columns: frozenset[str], rows: Sequence[Row], *, is_named: bool
+) -> Adapter | None:
+    """The first adapter whose columns are there and that the rows fit.
+
+    Of a format that the recipe names, the columns are enough: its rows are then read as such.
+    """
+    having = [adapter for adapter in adapters if adapter.columns <= columns]
+    for adapter in having:
+        if (is_named or adapter.is_found) and _fits(adapter, rows):
+            return adapter
+    return having[0] if having and is_named else None
+
+
+def _check_names(columns: Columns, adapters: Sequence[Adapter], *, owner: str) -> None:
+    """Refuse a name that is mapped to a column and that none of some formats reads.
+
+    Raises:
+        DataError: if there is one; names the nearest that is read.
+    """
+    for name, column in columns.names.items():
+        if any(adapter.reads(name) for adapter in adapters):
+            continue
+        known = list(dict.fromkeys(one for adapter in adapters for one in adapter.names))
+        close = nearest_name(name, known)
+        formats = ", ".join(dict.fromkeys(adapter.name for adapter in adapters))
+        advice = f"Did you mean {close}?" if close else "Use the format's name, or remove it."
+        raise DataError(
+            f"{owner}.columns.{name} = {column}; expected a name that a format reads ({formats}): "
+            f"{', '.join(known)}. {advice}"
+        )
+
+
+def _unknown_columns(
+    task: Task, adapters: Sequence[Adapter], columns: Collection[str], *, owner: str, place: str
+) -> DataError:
+    """No format has these columns; the message names the nearest."""
     known = "; ".join(f"{name}: {shapes}" for name, shapes in _names(adapters).items())
-    raise DataError(
-        f"{owner}: columns = {_shown(columns)}; expected those of a format of task {task} "
-        f"({known}). Rename the columns, or set task or format: `by-order` takes columns in their "
+    found = [adapter for adapter in adapters if adapter.is_found]
+    close = nearest(found, columns)
+    hint = "Rename the columns"
+    if comes_near(close, columns):
+        needs = " and ".join(close.missing(columns))
+        hint = f"Nearest is {close.name}, which also needs {needs}. "
+        hint += mapping_hint(close, columns, owner=owner)
+    return DataError(
+        f"{place}: columns = {listed(columns)}; expected those of a format of task {task} "
+        f"({known}). {hint}, or set task or format: `by-order` takes columns in their "
         "order, `msmarco-triples` takes tab-separated files without a header line."
     )
 
@@ -91,8 +149,3 @@ def _names(adapters: Sequence[Adapter]) -> dict[str, str]:
     for adapter in adapters:
         shapes.setdefault(adapter.name, []).append(", ".join(sorted(adapter.columns)))
     return {name: " or ".join(filter(None, found[:2])) for name, found in shapes.items()}
-
-
-def _shown(columns: frozenset[str]) -> str:
-    names = ", ".join(sorted(columns))
-    return names[:200] or "none"

@@ -1,12 +1,15 @@
 """What an adapter is: a name, the columns it needs, and a function from row to record."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from trainer.data.fields import Row
 from trainer.data.records import IrRecord, RawRecord, StsRecord
 from trainer.recipe.schema import EvalSetRecipe, SourceRecipe, Task
+
+DIGITS = re.compile(r"\d+")
 
 
 class ScoredPair(NamedTuple):
@@ -83,6 +86,10 @@ class Adapter:
     """Fields that a row of this format has; enough to distinguish it from the others."""
     parse: Callable[[Row], Parsed]
     """Row to record; raises RowError."""
+    any_of: tuple[tuple[str, ...], ...] = ()
+    """Groups of names, of each of which a file has one; they do not tell the format."""
+    optional: tuple[str, ...] = ()
+    """Names of columns that are read where a file has them; `#` stands for any number."""
     fits: Callable[[Row], bool] = always
     """Whether a row with the columns is of this format, where names alone do not say it."""
     is_found: bool = True
@@ -101,3 +108,23 @@ class Adapter:
     """What the first rows ask for that will not happen, a sentence each."""
     teacher_columns: str = ""
     """Where its rows carry a teacher's scores, for messages; empty: they carry none."""
+
+    def missing(self, columns: Collection[str]) -> list[str]:
+        """What a file with these columns lacks; of a group of names, the first.
+
+        Args:
+            columns: those of the file.
+        """
+        lacking = [group[0] for group in self.any_of if not set(group) & set(columns)]
+        return [*sorted(self.columns.difference(columns)), *lacking]
+
+    def reads(self, name: str) -> bool:
+        """Whether a column of this name is read."""
+        grouped = name in self.columns or any(name in group for group in self.any_of)
+        return grouped or DIGITS.sub("#", name) in self.optional
+
+    @property
+    def names(self) -> list[str]:
+        """All names that are read."""
+        return [*sorted(self.columns), *(one for group in self.any_of for one in group),
+                *self.optional]  # fmt: skip

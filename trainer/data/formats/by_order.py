@@ -6,11 +6,11 @@ stand. MS MARCO's triples have no header at all.
 
 from trainer.data.fields import Row, RowError
 from trainer.data.formats.adapter import Adapter, ScoredPair
-from trainer.data.formats.labels import SCORES, check_positive, pair_score
+from trainer.data.formats.labels import PAIR_SCORES, check_positive, pair_score
 from trainer.data.formats.teacher_scores import COLUMNS, make_record, margins_or_scores
 from trainer.data.records import IrRecord
 
-NO_TEXTS = (*SCORES, "return_loss", "dataset_name", "prompt_name")
+NO_TEXTS = (*PAIR_SCORES, "return_loss", "dataset_name", "prompt_name")
 """Columns that sentence-transformers does not take for texts."""
 
 
@@ -52,9 +52,17 @@ ADAPTERS = (
         columns=frozenset(),
         parse=parse_ir,
         is_found=False,
+        optional=COLUMNS,
         teacher_columns=", ".join(COLUMNS),
     ),
-    Adapter(name="by-order", task="sts", columns=frozenset(), parse=parse_sts, is_found=False),
+    Adapter(
+        name="by-order",
+        task="sts",
+        columns=frozenset(),
+        parse=parse_sts,
+        any_of=(PAIR_SCORES,),
+        is_found=False,
+    ),
     Adapter(
         name="msmarco-triples",
         task="ir",

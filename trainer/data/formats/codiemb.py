@@ -92,6 +92,7 @@ ADAPTERS = (
         task="ir",
         columns=frozenset({"task_type", "query", "positives"}),
         parse=parse_ir,
+        optional=("negatives",),
         instruction=task_instruction,
     ),
     Adapter(
@@ -99,6 +100,7 @@ ADAPTERS = (
         task="sts",
         columns=frozenset({"task_type", "query", "positives", "positive_scores"}),
         parse=parse_sts,
+        optional=("negatives", "negative_scores"),
         instruction=task_instruction,
     ),
 )

@@ -4,6 +4,8 @@ from trainer.data.fields import Row, RowError, titled_text
 from trainer.data.formats.adapter import Adapter
 from trainer.data.records import IrRecord
 
+QUERIES = ("question", "query")
+
 
 def parse_ir(row: Row) -> IrRecord:
     """`{"question": str, "positive_ctxs": [...], "hard_negative_ctxs": [...], ...}`.
@@ -21,10 +23,19 @@ def parse_ir(row: Row) -> IrRecord:
     negatives = row.items(field) if row.has(field) else ()
     texts = [titled_text(f"positive_ctxs[{i}]", item) for i, item in enumerate(positives)]
     return IrRecord(
-        query=row.text(row.first(("question", "query"))),
+        query=row.text(row.first(QUERIES)),
         positives=tuple(texts),
         negatives=row.kept(field, negatives, titled_text),
     )
 
 
-ADAPTERS = (Adapter(name="dpr", task="ir", columns=frozenset({"positive_ctxs"}), parse=parse_ir),)
+ADAPTERS = (
+    Adapter(
+        name="dpr",
+        task="ir",
+        columns=frozenset({"positive_ctxs"}),
+        parse=parse_ir,
+        any_of=(QUERIES,),
+        optional=("hard_negative_ctxs", "negative_ctxs"),
+    ),
+)

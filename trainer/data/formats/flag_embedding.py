@@ -56,6 +56,7 @@ ADAPTERS = (
         task="ir",
         columns=frozenset({"query", "pos"}),
         parse=parse_ir,
+        optional=("neg", *SCORES, "prompt", "type"),
         instruction=prompt,
         ignored=ignored,
         teacher_columns=" and ".join(SCORES),

@@ -71,6 +71,7 @@ ADAPTERS = (
         task="ir",
         columns=frozenset({"query", "pos"}),
         parse=parse_ir,
+        optional=("neg",),
         fits=is_pair,
         instruction=query_instruction,
         passage_instruction=passage_instruction,

@@ -2,7 +2,7 @@
 
 from trainer.data.fields import Row, RowError
 
-SCORES = (
+PAIR_SCORES = (
     "score",
     "label",
     "scores",
@@ -22,7 +22,7 @@ def pair_score(row: Row) -> float:
     Raises:
         RowError: if no column says it, or it is no number.
     """
-    return row.number(row.first(SCORES))
+    return row.number(row.first(PAIR_SCORES))
 
 
 def check_positive(row: Row, *, num_negatives: int) -> None:

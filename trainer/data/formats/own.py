@@ -5,7 +5,7 @@ A teacher's scores stand in `positive_scores` and `negative_scores`.
 
 from trainer.data.fields import Row, RowError, shown
 from trainer.data.formats.adapter import Adapter, ScoredPair
-from trainer.data.formats.labels import pair_score
+from trainer.data.formats.labels import PAIR_SCORES, pair_score
 from trainer.data.formats.teacher_scores import make_record, score_lists
 from trainer.data.records import IrRecord
 from trainer.recipe.schema import Task
@@ -53,7 +53,15 @@ ADAPTERS = (
         task="ir",
         columns=frozenset({"query", "positives"}),
         parse=parse_ir,
+        optional=("negatives", *SCORES, "task"),
         teacher_columns=" and ".join(SCORES),
     ),
-    Adapter(name="records", task="sts", columns=frozenset({"text1", "text2"}), parse=parse_sts),
+    Adapter(
+        name="records",
+        task="sts",
+        columns=frozenset({"text1", "text2"}),
+        parse=parse_sts,
+        any_of=(PAIR_SCORES,),
+        optional=("task",),
+    ),
 )

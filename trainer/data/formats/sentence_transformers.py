@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from trainer.data.fields import Row, RowError, check_text, named_items, shown
 from trainer.data.formats.adapter import Adapter, ScoredPair
-from trainer.data.formats.labels import check_positive, pair_score
+from trainer.data.formats.labels import PAIR_SCORES, check_positive, pair_score
 from trainer.data.formats.teacher_scores import (
     COLUMNS,
     TeacherScores,
@@ -97,13 +97,20 @@ ADAPTERS = (
             task="ir",
             columns=frozenset({query, positive}),
             parse=parse_ir,
+            optional=("negative", "negatives", "negative_#", *COLUMNS),
             teacher_columns=", ".join(COLUMNS),
         )
         for query in QUERIES
         for positive in POSITIVES
     ),
     *(
-        Adapter(name="sentence-transformers", task="sts", columns=frozenset(pair), parse=parse_sts)
+        Adapter(
+            name="sentence-transformers",
+            task="sts",
+            columns=frozenset(pair),
+            parse=parse_sts,
+            any_of=(PAIR_SCORES,),
+        )
         for pair in PAIRS
     ),
 )

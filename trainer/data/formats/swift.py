@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.data.fields import Row, RowError, check_text, shown
 from trainer.data.formats.adapter import Adapter, ScoredPair
-from trainer.data.formats.labels import check_positive, pair_score
+from trainer.data.formats.labels import PAIR_SCORES, check_positive, pair_score
 from trainer.data.records import IrRecord
 
 POSITIVES, NEGATIVES = "positive_messages", "negative_messages"
@@ -116,6 +116,7 @@ ADAPTERS = (
         task="ir",
         columns=frozenset({CHAT, POSITIVES}),
         parse=parse_chat_ir,
+        optional=(NEGATIVES, "label", "system"),
         instruction=system_message,
         passage_instruction=passage_system_message,
     ),
@@ -124,6 +125,7 @@ ADAPTERS = (
         task="ir",
         columns=frozenset({"query", "response"}),
         parse=parse_ir,
+        optional=("rejected_response", "label", "system"),
         instruction=system_message,
     ),
     Adapter(
@@ -131,6 +133,8 @@ ADAPTERS = (
         task="sts",
         columns=frozenset({CHAT, POSITIVES}),
         parse=parse_chat_sts,
+        any_of=(PAIR_SCORES,),
+        optional=("system",),
         instruction=system_message,
     ),
     Adapter(
@@ -138,6 +142,8 @@ ADAPTERS = (
         task="sts",
         columns=frozenset({"query", "response"}),
         parse=parse_sts,
+        any_of=(PAIR_SCORES,),
+        optional=("system",),
         instruction=system_message,
     ),
 )

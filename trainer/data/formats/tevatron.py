@@ -6,6 +6,7 @@ from trainer.data.formats.teacher_scores import make_record, passage_scores
 from trainer.data.records import IrRecord
 
 POSITIVES, NEGATIVES = "positive_passages", "negative_passages"
+QUERIES = ("query", "query_text")
 
 
 def parse_ir(row: Row) -> IrRecord:
@@ -23,7 +24,7 @@ def parse_ir(row: Row) -> IrRecord:
     texts = [titled_text(f"{POSITIVES}[{i}]", item) for i, item in enumerate(positives)]
     kept = row.keep(negatives, titled_text)
     scores = passage_scores(row.listed(POSITIVES), negatives)
-    return make_record(row.text(row.first(("query", "query_text"))), texts, kept, scores)
+    return make_record(row.text(row.first(QUERIES)), texts, kept, scores)
 
 
 ADAPTERS = (
@@ -32,6 +33,8 @@ ADAPTERS = (
         task="ir",
         columns=frozenset({POSITIVES}),
         parse=parse_ir,
+        any_of=(QUERIES,),
+        optional=(NEGATIVES,),
         teacher_columns=f"score of each of {POSITIVES} and {NEGATIVES}",
     ),
 )

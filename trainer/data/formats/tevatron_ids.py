@@ -7,6 +7,7 @@ from trainer.data.formats.adapter import Adapter, Documents
 from trainer.data.records import IrRecord
 
 POSITIVES, NEGATIVES = "positive_document_ids", "negative_document_ids"
+QUERIES = ("query_text", "query")
 
 
 def joined(documents: Documents, row: Row) -> IrRecord:
@@ -21,7 +22,7 @@ def joined(documents: Documents, row: Row) -> IrRecord:
     negatives = row.items(NEGATIVES) if row.has(NEGATIVES) else ()
     texts = [documents.text(f"{POSITIVES}[{i}]", item) for i, item in enumerate(positives)]
     return IrRecord(
-        query=row.text(row.first(("query_text", "query"))),
+        query=row.text(row.first(QUERIES)),
         positives=tuple(texts),
         negatives=row.kept(NEGATIVES, negatives, documents.text),
     )
@@ -43,5 +44,7 @@ ADAPTERS = (
         columns=frozenset({POSITIVES}),
         parse=without_documents,
         joined=joined,
+        any_of=(QUERIES,),
+        optional=(NEGATIVES,),
     ),
 )

@@ -37,6 +37,12 @@ def parse_set(row: Row) -> IrRecord:
 
 
 ADAPTERS = (
-    Adapter(name="texts", task="ir", columns=frozenset({"[0]", "[1]"}), parse=parse_array),
+    Adapter(
+        name="texts",
+        task="ir",
+        columns=frozenset({"[0]", "[1]"}),
+        parse=parse_array,
+        optional=("[#]",),
+    ),
     *(Adapter(name="set", task="ir", columns=frozenset({name}), parse=parse_set) for name in SETS),
 )

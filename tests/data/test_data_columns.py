@@ -1,0 +1,201 @@
+"""A recipe's names for the columns of a file, and what is said of columns that are missing."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.test_data_formats import caches as caches  # a fixture: caches of each test alone
+from tests.data.test_data_formats import records_of, write_as
+from tests.support.data_files import all_records, ir_source, sts_source, write_beir, write_jsonl
+from trainer.data import scan
+from trainer.data.records import IrRecord, StsRecord
+from trainer.data.sources import open_source
+from trainer.data.tasks import open_eval_set
+from trainer.errors import DataError, RecipeError
+from trainer.recipe.load import dump_recipe, load_recipe
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+
+ROWS = [
+    {"id": "1", "left": "a", "right": "b", "similarity_rating": "0.5", "score": "9"},
+    {"id": "2", "left": "c", "right": "d", "similarity_rating": "1", "score": "9"},
+]
+NAMES = {"sentence1": "left", "sentence2": "right", "score": "similarity_rating"}
+PAIRS = [
+    StsRecord(text1="a", text2="b", score=0.5),
+    StsRecord(text1="c", text2="d", score=1.0),
+]
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow"])
+def test_names_are_mapped_in_every_kind_of_file(tmp_path: Path, kind: str) -> None:
+    path = write_as(kind, tmp_path, ROWS)
+    assert records_of(path, "sts", columns=NAMES) == PAIRS
+
+
+def test_a_spreadsheet_of_semicolons_in_utf_16_is_mapped_too(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.CSV"
+    with path.open("w", encoding="utf-16", newline="") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerows([["left", "right", "similarity_rating"], ["a", "b", "0.5"]])
+        writer.writerow(["c", "d", " 1.0 "])
+    assert records_of(path, "sts", columns=NAMES) == PAIRS
+
+
+def test_names_of_retrieval_are_mapped_with_numbered_negatives(tmp_path: Path) -> None:
+    row = {"question": "q", "good": "p", "bad": "n", "worse": ["m"], "label": [0.5, 0.1]}
+    path = write_jsonl(tmp_path / "a.jsonl", [row])
+    names = {"anchor": "question", "positive": "good", "negative_1": "bad", "negative_2": "worse"}
+    (record,) = all_records(ir_source(path, columns=names))
+    assert record == IrRecord(
+        query="q",
+        positives=("p",),
+        negatives=("n", "m"),
+        positive_scores=(0.0,),
+        negative_scores=(-0.5, -0.1),
+    )
+
+
+def test_names_may_be_swapped_and_a_column_may_have_two(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"query": "answer", "positive": "question"}])
+    swapped = {"query": "positive", "positive": "query"}
+    assert all_records(ir_source(path, columns=swapped)) == [
+        IrRecord(query="question", positives=("answer",))
+    ]
+    twice = {"anchor": "query", "positive": "query"}
+    assert all_records(ir_source(path, columns=twice)) == [
+        IrRecord(query="answer", positives=("answer",))
+    ]
+
+
+def test_the_score_of_columns_by_order_is_mapped(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"x": "a", "rating": 0.5, "y": "b"}])
+    source = sts_source(path, format="by-order", columns={"score": "rating"})
+    assert all_records(source) == PAIRS[:1]
+    unread = sts_source(path, format="by-order", columns={"query": "x", "score": "rating"})
+    with pytest.raises(DataError, match=r"columns\.query = x; expected a name that a format reads"):
+        all_records(unread)
+
+
+def test_a_held_out_set_is_mapped(tmp_path: Path) -> None:
+    write_as(".csv", tmp_path, ROWS)
+    held_out = EvalSetRecipe(name="dev", task="sts", path="rows.csv", columns=NAMES)
+    found = open_eval_set(held_out, DataRecipe(sources=(), root=str(tmp_path)))
+    assert (found.text1, found.text2, found.score) == (("a", "c"), ("b", "d"), (0.5, 1.0))
+    wrong = EvalSetRecipe(name="dev", task="sts", path="rows.csv", columns={"score": "nope"})
+    with pytest.raises(DataError, match=r"eval\.sets\.dev\.columns\.score = \"nope\""):
+        open_eval_set(wrong, DataRecipe(sources=(), root=str(tmp_path)))
+
+
+def test_a_cached_check_of_a_large_table_follows_the_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "CACHE_FROM_ROWS", 1)
+    rows = [{"text1": "a", "text2": "b", "score": 1, "other": 0.5}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    first = open_source(sts_source(path), ".")
+    second = open_source(sts_source(path, columns={"score": "other"}), ".")
+    assert [source.record(0).score for source in (first, second)] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            {**NAMES, "score": "similarity_ratin"},
+            r"data\.sources\.set\.columns\.score = \"similarity_ratin\"; expected a column of the "
+            r"file, which has id, left, right, score, similarity_rating\. Did you mean "
+            r"similarity_rating\?",
+        ),
+        (
+            {**NAMES, "sentance1": "left"},
+            r"data\.sources\.set\.columns\.sentance1 = left; expected a name that a format reads "
+            r".*Did you mean sentence1\?",
+        ),
+        # known to another format than the one that the columns then have
+        (
+            {**NAMES, "negative_scores": "id"},
+            r"columns\.negative_scores = id; expected a name that a format reads "
+            r"\(sentence-transformers\): sentence1",
+        ),
+    ],
+)
+def test_a_mapping_that_cannot_be_is_refused(
+    tmp_path: Path, names: dict[str, str], message: str
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(DataError, match=message):
+        open_source(sts_source(path, columns=names), ".")
+
+
+def test_a_malformed_row_is_named_with_the_column_of_the_file(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], {**ROWS[1], "similarity_rating": "4,5"}])
+    message = r'a\.jsonl:2: score \(column similarity_rating\) = "4,5"; expected a number with a '
+    with pytest.raises(DataError, match=message):
+        open_source(sts_source(path, columns=NAMES), ".")
+
+
+def test_a_beir_folder_takes_no_names(tmp_path: Path) -> None:
+    write_beir(tmp_path, corpus={"d": "text"}, queries={"q": "text"})
+    with pytest.raises(DataError, match=r"data\.sources\.set\.columns = .*BEIR folder"):
+        open_source(ir_source(tmp_path, columns={"query": "text"}), ".")
+    held_out = EvalSetRecipe(name="dev", task="ir", path=str(tmp_path), columns={"query": "text"})
+    with pytest.raises(DataError, match=r"eval\.sets\.dev\.columns = .*BEIR folder"):
+        open_eval_set(held_out, DataRecipe(sources=()))
+
+
+def message_of(path: Path, task: str, *, skip: bool = False, **changes: Any) -> str:
+    source = (ir_source if task == "ir" else sts_source)(path, **changes)
+    with pytest.raises(DataError) as caught:
+        open_source(source, ".", skip=skip)
+    return str(caught.value)
+
+
+def test_a_missing_score_is_said_once_even_where_rows_may_be_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"sentence1": "a", "sentence2": "b", "sim": 1}] * 200)
+    for skip in (False, True):
+        assert message_of(path, "sts", skip=skip) == (
+            f"{path}:1: columns = sentence1, sentence2, sim; expected score (or label, scores, "
+            "labels, similarity, similarity_score, relatedness_score, is_duplicate, Quality) of "
+            "format sentence-transformers. Name the file's own columns with "
+            "data.sources.set.columns: {score: COLUMN}, or correct format."
+        )
+    assert "skipped" not in caplog.text
+
+
+def test_a_missing_column_of_a_named_format_is_said_with_the_format_that_fits(
+    tmp_path: Path,
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"query": "q", "pos": ["p"]}])
+    assert message_of(path, "ir", format="sentence-transformers") == (
+        f"{path}:1: columns = pos, query; expected positive of format sentence-transformers. "
+        "They are all that format flag-embedding needs. Name the file's own columns with "
+        "data.sources.set.columns: {positive: pos}, or correct format."
+    )
+
+
+def test_unknown_columns_are_said_with_the_nearest_format(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "answers": "p"}])
+    assert (
+        "Nearest is sentence-transformers, which also needs answer. Name the file's own columns "
+        "with data.sources.set.columns: {answer: answers}, or set task or format"
+    ) in message_of(path, "ir")
+    write_jsonl(path, [{"colour": "red"}])
+    assert "Nearest" not in message_of(path, "ir")
+
+
+def test_a_recipe_says_names_as_texts_and_keeps_them(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = Path("recipes/demo.yaml").read_text()
+    recipe.write_text(text)
+    first = load_recipe(recipe).data.sources[0].name
+    key = f"data.sources.{first}.columns"
+    loaded = load_recipe(recipe, [f"{key}={{query: question, positive: 'the answer'}}"])
+    assert loaded.data.sources[0].columns == {"query": "question", "positive": "the answer"}
+    recipe.write_text(dump_recipe(loaded))
+    assert load_recipe(recipe) == loaded
+    with pytest.raises(RecipeError, match=r"columns = \['question'\]; expected `key: value` pairs"):
+        load_recipe(recipe, [f"{key}=[question]"])

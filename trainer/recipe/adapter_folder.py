@@ -1,0 +1,204 @@
+"""A peft folder as `model.path`: its base, and what of `model` follows from its config.
+
+It must not read weights.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.errors import RecipeError
+from trainer.recipe.model_path import ADAPTER_CONFIG, local_folder
+from trainer.recipe.schema import LoraRecipe, Recipe
+
+ALIKE = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
+"""Settings of a folder that training goes on with, and the recipe's keys for them."""
+LEFT_OUT = ("lora_bias", "alpha_pattern", "rank_pattern", "modules_to_save",
+            "trainable_token_indices", "layer_replication", "target_parameters",
+            "use_bdlora", "alora_invocation_tokens")  # fmt: skip
+"""Settings by which an adapter has more, or other, weights than a recipe can name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterFolder:
+    """What `adapter_config.json` says."""
+
+    folder: Path
+    """Where it lies."""
+    base: str
+    """The model that the adapter belongs to, as `model.path` would name it."""
+    revision: str | None
+    """Commit of a base of the hub."""
+    settings: Mapping[str, Any]
+    """All that peft wrote."""
+
+    @property
+    def file(self) -> Path:
+        """The config itself."""
+        return self.folder / ADAPTER_CONFIG
+
+
+def find_adapter_folder(path: str) -> AdapterFolder | None:
+    """The adapter that a recipe's `model.path` names; None if it names a whole model.
+
+    Args:
+        path: as a recipe has it; of the hub nothing is asked.
+
+    Raises:
+        RecipeError: a config that is not JSON, or that names no base, or another adapter as one.
+    """
+    folder = local_folder(path)
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    file = folder / ADAPTER_CONFIG
+    settings = _read(file)
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base, str) or not base:
+        raise RecipeError(
+            f"{file}: base_model_name_or_path = {base!r:.60}; expected the folder or hub id of the "
+            "model that the adapter was trained on. Write it there."
+        )
+    below = local_folder(base)
+    if below is not None and (below / ADAPTER_CONFIG).is_file():
+        raise RecipeError(
+            f"{file}: base_model_name_or_path = {base} (an adapter); expected a whole model. Merge "
+            "that adapter into its base with tools/delta_merge.py, and name the result."
+        )
+    return AdapterFolder(
+        folder=folder,
+        base=base,
+        revision=revision if isinstance(revision, str) else None,
+        settings=settings,
+    )
+
+
+def with_adapter(recipe: Recipe) -> Recipe:
+    """The recipe with what follows from an adapter as `model.path`; any other as it is.
+
+    Training goes on with the adapter's rank, alpha, kind and modules, and looks for its base at the
+    commit that the folder names. A recipe that has this already is given back.
+
+    Args:
+        recipe: as loaded.
+
+    Raises:
+        RecipeError: `model.adapter` where there is no adapter, an adapter without it, or settings
+            of `model.lora` that are not the adapter's.
+    """
+    model, found = recipe.model, find_adapter_folder(recipe.model.path)
+    if found is None:
+        if model.adapter is not None:
+            raise RecipeError(
+                f"recipe: model.adapter = {model.adapter}; expected null, as model.path = "
+                f"{model.path} is no folder with {ADAPTER_CONFIG}. Remove it, or name the folder "
+                "of an adapter; download one of the hub first."
+            )
+        return recipe
+    way: Literal["continue", "merge"] | None = model.adapter
+    if way is None and model.lora is not None:
+        way = "continue"
+    if way is None:
+        raise RecipeError(
+            f"recipe: model.adapter = null; expected continue or merge, as model.path = "
+            f"{model.path} is an adapter of {found.base}. Set it to continue to train the adapter "
+            "on, or to merge to train all weights from their sum."
+        )
+    changed = dataclasses.replace(
+        model,
+        adapter=way,
+        lora=_continued(found, model.lora) if way == "continue" else model.lora,
+        revision=found.revision if model.revision is None else model.revision,
+    )
+    return dataclasses.replace(recipe, model=changed)
+
+
+def _continued(found: AdapterFolder, asked: LoraRecipe | None) -> LoraRecipe:
+    """The settings that training goes on with.
+
+    Raises:
+        RecipeError: an adapter that a recipe cannot describe, or a recipe that says otherwise.
+    """
+    _refuse_more(found)
+    own = _settings(found)
+    if asked is None:
+        return own
+    for key, name in ALIKE.items():
+        wanted, there = getattr(asked, name), getattr(own, name)
+        if wanted != there:
+            raise RecipeError(
+                f"recipe: model.lora.{name} = {_shown(wanted)}; expected {_shown(there)}, as {key} "
+                f"of {found.file}. Set it so, leave model.lora out, or set model.adapter to merge "
+                "for adapters of their own."
+            )
+    return asked
+
+
+def _refuse_more(found: AdapterFolder) -> None:
+    settings = found.settings
+    wrong = next((name for name in LEFT_OUT if settings.get(name)), None)
+    if settings.get("peft_type") != "LORA":
+        wrong = "peft_type"
+    elif settings.get("bias", "none") != "none":
+        wrong = "bias"
+    if wrong is not None:
+        raise RecipeError(
+            f"{found.file}: {wrong} = {settings.get(wrong)!r:.60}; expected LoRA or DoRA of one "
+            "rank and alpha without other trained weights, to continue it. Set model.adapter to "
+            "merge."
+        )
+
+
+def _settings(found: AdapterFolder) -> LoraRecipe:
+    """An adapter's settings as a recipe has them.
+
+    Raises:
+        RecipeError: a setting that is missing or of the wrong type.
+    """
+    settings = found.settings
+    for name in ("r", "lora_alpha"):
+        value = settings.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise _malformed(found, name, "a number above 0")
+    dropout, targets = settings.get("lora_dropout") or 0.0, settings.get("target_modules")
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise _malformed(found, "lora_dropout", "a number of at least 0 and below 1")
+    names = targets if isinstance(targets, list) else []
+    if targets != "all-linear" and not (names and all(isinstance(name, str) for name in names)):
+        raise _malformed(found, "target_modules", "a list of names, or all-linear")
+    return LoraRecipe(
+        rank=int(settings["r"]),
+        alpha=float(settings["lora_alpha"]),
+        dropout=float(dropout),
+        targets=tuple(sorted(names)) or "all-linear",
+        rslora=bool(settings.get("use_rslora")),
+        dora=bool(settings.get("use_dora")),
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecipeError(
+            f"{file}: content = not JSON ({error}); expected peft's config of an adapter. Copy the "
+            "adapter again."
+        ) from error
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"{file}: content = {content!r:.60}; expected peft's config of an adapter. Copy the "
+            "adapter again."
+        )
+    return content
+
+
+def _malformed(found: AdapterFolder, name: str, expected: str) -> RecipeError:
+    return RecipeError(
+        f"{found.file}: {name} = {found.settings.get(name)!r:.60}; expected {expected}, to "
+        "continue the adapter. Correct the file, or set model.adapter to merge."
+    )
+
+
+def _shown(value: float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
