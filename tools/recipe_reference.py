@@ -149,7 +149,7 @@ def _words(hint: Any) -> str:
             f"list of {item}s" if arguments[-1] is Ellipsis else f"list of {len(arguments)} {item}s"
         )
     if origin is dict:
-        return f"{_words(arguments[1])} by task"
+        return f"{_words(arguments[1])} by name"
     return "section" if section_in(hint) else WORDS[hint]
 
 

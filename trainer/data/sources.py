@@ -6,6 +6,7 @@ seconds. Imports no torch, transformers or datasets.
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,10 @@ from trainer.data.documents import DocumentTable, documents_beside
 from trainer.data.fields import RowError
 from trainer.data.formats import find_adapter, header_of
 from trainer.data.formats.adapter import Adapter
+from trainer.data.label_source import labelled_source
 from trainer.data.layouts import is_beir_folder
 from trainer.data.notices import warn_of_ignored
+from trainer.data.premise_source import premise_source
 from trainer.data.records import IrRecord
 from trainer.data.scan import RowReader, Scan, scan_table, text_key
 from trainer.data.tables import Table, open_table
@@ -218,6 +221,14 @@ class BeirSource:
             mark.check()
 
 
+JOINED: dict[str, Callable[[TableSource, SourceRecipe, str], Source]] = {
+    "label": labelled_source,
+    "premise": premise_source,
+}
+"""From the rows of a table, its recipe and `data.root` to a source whose records join rows, by what
+they share."""
+
+
 def open_sources(recipe: DataRecipe) -> tuple[Source, ...]:
     """All sources of a recipe, every row checked.
 
@@ -243,11 +254,13 @@ def open_source(recipe: SourceRecipe, root: str, *, skip: bool = False) -> Sourc
         DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
     source = _open_records(recipe, root, skip=skip)
-    if recipe.teacher_embeddings is None:
-        return source
-    owner = f"data.sources.{recipe.name}"
-    teacher = open_teacher_vectors(recipe.teacher_embeddings, root, owner=owner)
-    return replace(source, teacher_vectors=teacher, marks=(*source.marks, *teacher.marks))
+    if recipe.teacher_embeddings is not None:
+        owner = f"data.sources.{recipe.name}"
+        teacher = open_teacher_vectors(recipe.teacher_embeddings, root, owner=owner)
+        source = replace(source, teacher_vectors=teacher, marks=(*source.marks, *teacher.marks))
+    if isinstance(source, TableSource) and source.reader.adapter.joins is not None:
+        return JOINED[source.reader.adapter.joins](source, recipe, root)
+    return source
 
 
 def _open_records(recipe: SourceRecipe, root: str, *, skip: bool) -> TableSource | BeirSource:

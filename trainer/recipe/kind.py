@@ -116,6 +116,8 @@ class TaskKind:
     """Metrics of its evaluation with their labels, the main one first; higher is better."""
     has_scores: bool = False
     """Whether its rows carry a score, so that `score_range` means something."""
+    has_labels: bool = False
+    """Whether its rows carry labels, so that `label_texts` means something."""
     has_corpus: bool = False
     """Whether its rows may stand in a BEIR folder, queries and documents apart."""
     texts_of_row: Callable[[Any], Mapping[Side, int]]
@@ -133,6 +135,8 @@ class TaskKind:
     """From settings to the key that needs a teacher's scores in the rows; None: none does."""
     negatives_key: Callable[[Any], str | None] = lambda settings: None
     """From settings to a key that needs hard negatives in the rows; None: none does."""
+    of_source: Callable[[Any, Any], Any] = lambda settings, source: settings
+    """From settings of the task and a source's section to the settings of the source's steps."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
 

@@ -25,7 +25,7 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
         source: its name.
     """
     found = next(one for one in recipe.data.sources if one.name == source)
-    settings: Any = recipe.tasks[found.task]
+    settings: Any = TASKS[found.task].of_source(recipe.tasks[found.task], found)
     overrides = dict(overrides_of(found))
     if overrides.get("in_batch") is False:
         # its records are compared with no other, whatever the task compares

@@ -33,6 +33,7 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
 
     for rule in (_check_names, _check_best, _check_sources, _check_overrides, _check_tasks):
         rule(recipe, fail)
+    _check_label_texts(recipe, fail)
     _check_teacher_vectors(recipe, fail)
     _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
@@ -110,6 +111,19 @@ def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail:
             raise fail(where, item.score_range, expected, "Remove it.")
         if item.score_range[0] >= item.score_range[1]:
             raise fail(where, item.score_range, "[lowest, highest]", "Swap or widen them.")
+
+
+def _check_label_texts(recipe: Recipe, fail: Fail) -> None:
+    """Texts of labels belong to rows with labels, and there are some."""
+    for index, source in enumerate(recipe.data.sources):
+        key, texts = f"data.sources.{index}.label_texts", source.label_texts
+        if texts is None:
+            continue
+        if not TASKS[source.task].has_labels:
+            expected = f"null, as rows of task {source.task} have no labels"
+            raise fail(key, texts, expected, "Remove it.")
+        if not texts:
+            raise fail(key, texts, "the text of every label", "Fill it in, or remove it.")
 
 
 def _check_overrides(recipe: Recipe, fail: Fail) -> None:

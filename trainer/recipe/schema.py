@@ -1,7 +1,7 @@
 """What a recipe may say: every key, its type, default and bounds; it must not read files.
 
 Bounds are enforced by `trainer.recipe.typed`. Each task's own section stands in its file
-(`trainer.recipe.ir`, `trainer.recipe.sts`); defaults live in these files and nowhere else.
+(`trainer.recipe.ir` and others); defaults live in these files and nowhere else.
 """
 
 from collections.abc import Mapping
@@ -105,7 +105,8 @@ class SourceRecipe:
     name: str
     """Unique among the sources; appears in metrics and plans."""
     task: Task
-    """Kind of its rows: queries with positives and negatives, or pairs with a score."""
+    """Kind of its rows: queries with positives and negatives, pairs with a score, or texts with
+    labels."""
     path: str | None = None
     """File, folder or glob; relative to `data.root`. Exactly one of `path` and `hub`."""
     hub: str | None = None
@@ -115,22 +116,25 @@ class SourceRecipe:
     format: str | None = None
     """Name of a data format; null finds it by the columns."""
     query_instruction: str = ""
-    """Put before queries, or before both texts of an STS pair."""
+    """Put before queries, before both texts of an STS pair, or before labelled texts."""
     passage_instruction: str = ""
-    """Put before passages."""
+    """Put before passages, or before `label_texts`."""
     weight: float = bounded(1.0, above=0)
     """Share of the task's steps under `alternate`; factor on the share otherwise."""
     global_batch_size: int | None = bounded(None, low=1)
     """Rows of a step of this source, in place of its task's `global_batch_size`; null: as there."""
     negatives: int | None = bounded(None, low=0)
-    """Hard negatives per query in a step of this source, in place of `tasks.ir.negatives`; null: as
-    there. Only for `ir`."""
+    """Hard negatives per query in a step of this source, in place of `tasks.ir.negatives`, or of
+    `tasks.labels.negatives`; null: as there. Not for `sts`."""
     in_batch: bool | Literal["positives", "positives_only"] | None = None
     """Candidates of a step of this source, in place of `tasks.ir.in_batch`; null: as there. False,
     for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either.
     Only for `ir`."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
+    label_texts: dict[str, str] | str | None = None
+    """Text of every label, as a mapping or a JSON file that holds one, relative to `data.root`:
+    what texts are compared with; null: with each other. Only for `labels`."""
     teacher_embeddings: str | None = None
     """Folder with a teacher's vector of every text of the source, for `embedding_distillation` of
     its task; relative to `data.root`. Null: its steps go without that term."""

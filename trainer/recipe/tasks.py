@@ -4,10 +4,10 @@ A new kind is one file in each room that it needs, and one line here. It must no
 kind than `TaskKind` says.
 """
 
-from trainer.recipe import ir, sts
+from trainer.recipe import ir, labels, sts
 from trainer.recipe.kind import TaskKind
 
-TASKS: dict[str, TaskKind] = {kind.name: kind for kind in (ir.KIND, sts.KIND)}
+TASKS: dict[str, TaskKind] = {kind.name: kind for kind in (ir.KIND, sts.KIND, labels.KIND)}
 """Kinds by name, in the order of charts and tables."""
 
 

@@ -9,7 +9,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from trainer.checkpoint.base_identity import check_dtypes, identify_base
 from trainer.checkpoint.manifest import BaseIdentity
-from trainer.data.plan import DataPlan, make_plan
+from trainer.data.plan import DataPlan
+from trainer.data.planned import plan_of
 from trainer.data.teacher import check_widths
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
 from trainer.distributed.agree import on_all_ranks
@@ -93,7 +94,7 @@ def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
     if recipe.model.lora is not None:
         check_exportable(recipe, config)
     built = _build(recipe, path, config, resolved, ranks)
-    plan = make_plan(recipe, {source.name: len(source) for source in data.sources})
+    plan = plan_of(recipe, data.sources)
     name, revision = recipe.model.path, recipe.model.revision
     return Session(
         recipe=recipe,

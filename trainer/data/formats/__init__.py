@@ -9,6 +9,8 @@ from trainer.data.formats import (
     dpr,
     flag_embedding,
     gritlm,
+    labelled_texts,
+    nli,
     nomic,
     own,
     sentence_transformers,
@@ -33,6 +35,8 @@ ADAPTERS: list[Adapter] = [
     *gritlm.ADAPTERS,
     *flag_embedding.ADAPTERS,
     *sentence_transformers.ADAPTERS,
+    *labelled_texts.ADAPTERS,
+    *nli.ADAPTERS,
     *texts.ADAPTERS,
     *by_order.ADAPTERS,
 ]

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from trainer.data.fields import Row
-from trainer.data.records import IrRecord, RawRecord, StsRecord
+from trainer.data.records import IrRecord, LabelledRecord, RawRecord, StsRecord
 from trainer.recipe.schema import EvalSetRecipe, SourceRecipe, Task
 
 
@@ -45,8 +45,19 @@ class ScoredPairs(NamedTuple):
 
     pairs: tuple[ScoredPair, ...]
 
+    @property
+    def records(self) -> tuple[RawRecord, ...]:
+        """The pairs."""
+        return self.pairs
 
-Parsed = RawRecord | ScoredPairs
+
+class LabelledTexts(NamedTuple):
+    """The texts of one row, where a row holds several; each is a record of its own."""
+
+    records: tuple[LabelledRecord, ...]
+
+
+Parsed = RawRecord | ScoredPairs | LabelledTexts
 
 
 class Documents(Protocol):
@@ -99,5 +110,7 @@ class Adapter:
         nothing_ignored
     )
     """What the first rows ask for that will not happen, a sentence each."""
+    joins: Literal["label", "premise"] | None = None
+    """What rows must share to be brought together in training; None: each row stands alone."""
     teacher_columns: str = ""
     """Where its rows carry a teacher's scores, for messages; empty: they carry none."""

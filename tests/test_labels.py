@@ -1,0 +1,96 @@
+"""Labelled texts beside retrieval and similarity: trained, resumed, planned and reported."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import corpus
+from tests.support.ranks import run_ranks
+from tests.support.sessions import cut, run_of, run_session
+from trainer.run_folder.layout import RunFolder
+
+LABELS = ("w1", "w2", "w3")
+STEPS = 8
+
+
+def write_recipe(folder: Path) -> None:
+    """The workspace's recipe with three sources of labelled texts, one of which has label texts."""
+    corpus.make_workspace(folder)
+    rng = random.Random(1)
+    rows = [{"text": corpus.sentence(rng), "label": LABELS[n % 3]} for n in range(30)]
+    corpus.write_lines(folder / "labels.jsonl", rows)
+    one = {"name": "topics", "task": "labels", "path": "labels.jsonl", "query_instruction": "w5 "}
+    named = one | {"name": "named", "label_texts": {label: f"{label} w9" for label in LABELS}}
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe["data"]["sources"] += [one, named | {"negatives": 2, "passage_instruction": "w6 "}]
+    recipe["data"]["pattern"] = {"ir": 1, "sts": 1, "labels": 2}
+    recipe["tasks"]["labels"] = {
+        "global_batch_size": 6, "negatives": 3, "objective": "in_batch", "balance": "classes"
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def body(rank: int, world_size: int, folder: Path) -> None:
+    from torch.distributed import barrier
+
+    changes = (f"train.max_steps={STEPS}", "checkpoint.every_steps=4", "data.workers=1")
+    run = run_of(folder, "whole", *changes)
+    run_session(run, resume=False)
+    if rank == 0:
+        run.artifacts.report()
+        cut(folder / "whole", folder / "cut", after=4)
+    barrier()
+    run.session.built.engine.destroy()
+    run_session(run_of(folder, "cut", *changes), resume=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    folder = tmp_path_factory.mktemp("labels")
+    write_recipe(folder)
+    run_ranks(body, 2, folder, timeout_sec=240)
+    return {name: RunFolder(folder / name) for name in ("whole", "cut")}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.dist
+def test_labelled_texts_train_beside_the_others(runs: dict[str, RunFolder]) -> None:
+    steps = lines(runs["whole"].metrics)
+    assert sorted(step["task"] for step in steps) == ["ir"] * 2 + ["labels"] * 4 + ["sts"] * 2
+    own = [step for step in steps if step["task"] == "labels"]
+    assert {step["source"] for step in own} == {"topics", "named"}
+    assert all(step["loss"] == pytest.approx(step["infonce"]) for step in own)
+    assert all(step["masked_pairs"] > 0 for step in own)
+
+
+@pytest.mark.dist
+def test_a_run_with_labelled_texts_resumes_to_the_bit(runs: dict[str, RunFolder]) -> None:
+    whole, resumed = (lines(runs[name].metrics) for name in ("whole", "cut"))
+    timed = ("seconds", "tokens_per_sec")
+    assert [{k: v for k, v in step.items() if k not in timed} for step in whole] == [
+        {k: v for k, v in step.items() if k not in timed} for step in resumed
+    ]
+    weights = [(runs[name].model / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.dist
+def test_report_exposure_and_prompts_know_them(runs: dict[str, RunFolder]) -> None:
+    exposure = {
+        one["source"]: one for one in json.loads(runs["whole"].facts.read_text())["exposure"]
+    }
+    assert (exposure["topics"]["steps"], exposure["topics"]["rows_seen"]) == (2, 12)
+    page = runs["whole"].report.read_text()
+    for words in ("Loss, labelled texts", "4 labelled texts"):
+        assert words in page
+    saved = json.loads((runs["whole"].model / "config_sentence_transformers.json").read_text())
+    prompts = saved["prompts"]
+    assert [prompts[name] for name in ("labels", "Classification", "Clustering")] == ["w5 "] * 3
+    assert prompts["named-labels-document"] == "w6 "
