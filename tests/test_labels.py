@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from tests.support import corpus
+from tests.support.forked import finish_forked
+from tests.support.launched import environment
+from tests.support.light import finish_light
 from tests.support.ranks import run_ranks
 from tests.support.sessions import cut, run_of, run_session
 from trainer.run_folder.layout import RunFolder
@@ -93,4 +96,60 @@ def test_report_exposure_and_prompts_know_them(runs: dict[str, RunFolder]) -> No
     saved = json.loads((runs["whole"].model / "config_sentence_transformers.json").read_text())
     prompts = saved["prompts"]
     assert [prompts[name] for name in ("labels", "Classification", "Clustering")] == ["w5 "] * 3
-    assert prompts["named-labels-document"] == "w6 "
+    assert prompts["labels-document"] == "w6 "
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    write_recipe(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.dist
+def test_the_selfcheck_and_the_dry_run_know_them(project: Path) -> None:
+    changes = ("tasks.labels.objective=supcon", "data.sources.named.label_texts=null")
+    arguments = ("--recipe", str(project / "recipe.yaml"), "data.pattern.labels=3", *changes)
+    checked = finish_forked(project, *arguments, "--selfcheck", ranks=2)
+    assert checked.code == 0, checked.err
+    assert "selfcheck passed" in checked.out
+    assert len([line for line in checked.out.splitlines() if line.split()[:1] == ["labels"]]) >= 1
+    planned = finish_forked(project, *arguments[:2], "--dry-run", "--gpus", "2")
+    assert planned.code == 0, planned.err
+    words = [line.split() for line in planned.out.splitlines()]
+    # rows a step and a rank, tokens a rank: 3 anchors of 5 texts of 12; one of 12 and three of 16
+    assert ["labels", "(topics)", "6", "3", "180"] in [line[:5] for line in words]
+    assert ["labels", "(named)", "6", "3", "180"] in [line[:5] for line in words]
+    # 30 rows, a quarter of 20 steps
+    assert ["topics", "labels", "30", "5", "30"] in [line[:5] for line in words]
+
+
+BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "one label": ([{"text": f"w{n}", "label": "x"} for n in range(30)], "labels = 1"),
+    "two types": (
+        [{"text": "w1", "label": 0}, {"text": "w2", "label": "x"}],
+        "labels.jsonl:2: label",
+    ),
+    "an empty text": ([{"text": "w1", "label": "x"}, {"text": "", "label": "x"}], "jsonl:2: text"),
+    "no text of a label": (
+        [{"text": f"w{n}", "label": f"w{n % 4}"} for n in range(30)],
+        'label_texts: labels without a text = "w0"',
+    ),
+    "fewer rows than a batch": (
+        [{"text": f"w{n}", "label": LABELS[n % 3]} for n in range(5)],
+        "global_batch_size = 6; expected at most 4, the rows of source topics",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "part"), BAD.values(), ids=BAD)
+def test_bad_rows_end_the_command_with_one_message(
+    project: Path, rows: list[dict[str, Any]], part: str
+) -> None:
+    corpus.write_lines(project / "labels.jsonl", rows)
+    arguments = ["--recipe", "recipe.yaml"]
+    ended = finish_light(project, arguments, environment(HOME=str(project)))
+    assert ended.code == 2, ended.err
+    assert len(ended.err.splitlines()) == 1, ended.err
+    assert part in ended.err
+    assert "; expected " in ended.err
+    assert not (project / "run").exists()

@@ -216,10 +216,11 @@ def check_labels(sources: Sequence[Source], recipe: Recipe) -> None:
         assert isinstance(settings, LabelsRecipe)
         if settings.negatives > others:
             one = next(one for one in recipe.data.sources if one.name == source.name)
+            key, own = key_of(one, "negatives"), f"data.sources.{source.name}.negatives"
             raise RecipeError(
-                f"recipe: {key_of(one, 'negatives')} = {settings.negatives}; expected at most "
-                f"{others}, as source {source.name} has {others + 1} labels and each has one text. "
-                f"Lower it, or set data.sources.{source.name}.negatives."
+                f"recipe: {key} = {settings.negatives}; expected at most {others}, as source "
+                f"{source.name} has {others + 1} labels and each has one text. Lower it"
+                f"{'.' if key == own else f', or set {own}.'}"
             )
 
 

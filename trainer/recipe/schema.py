@@ -128,8 +128,8 @@ class SourceRecipe:
     `tasks.labels.negatives`; null: as there. Not for `sts`."""
     in_batch: bool | Literal["positives", "positives_only"] | None = None
     """Candidates of a step of this source, in place of `tasks.ir.in_batch`; null: as there. False,
-    for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either.
-    Only for `ir`."""
+    for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either. A
+    path that ends in `no_in_batch_neg` means false, as in FlagEmbedding. Only for `ir`."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
     label_texts: dict[str, str] | str | None = None
