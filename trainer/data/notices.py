@@ -7,8 +7,8 @@ from pathlib import Path
 from trainer.data.fields import Row, shown
 from trainer.data.formats.adapter import Adapter
 from trainer.data.tables import Table
+from trainer.recipe.eval_kinds import row_kind
 from trainer.recipe.schema import EvalSetRecipe, SourceRecipe
-from trainer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def _warn_of_instruction(table: Table, carried: str, recipe: AnySource, key: str
 
 def _named_in_path(recipe: AnySource, table: Table) -> Sequence[str]:
     """In-batch negatives, where the name of a file or its folder says that there should be none."""
-    if not TASKS[recipe.task].has_corpus or getattr(recipe, "in_batch", None) is not None:
+    if not row_kind(recipe.task).has_corpus or getattr(recipe, "in_batch", None) is not None:
         return ()
     if not any(_without_in_batch(file.name) for file in table.files):
         return ()
