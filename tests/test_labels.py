@@ -40,7 +40,8 @@ def write_recipe(folder: Path) -> None:
 def body(rank: int, world_size: int, folder: Path) -> None:
     from torch.distributed import barrier
 
-    changes = (f"train.max_steps={STEPS}", "checkpoint.every_steps=4", "data.workers=1")
+    held_out = "eval.sets=[{{name: found, task: clustering, path: labels.jsonl}}]"
+    changes = (f"train.max_steps={STEPS}", "checkpoint.every_steps=4", "data.workers=1", held_out)
     run = run_of(folder, "whole", *changes)
     run_session(run, resume=False)
     if rank == 0:
@@ -71,6 +72,13 @@ def test_labelled_texts_train_beside_the_others(runs: dict[str, RunFolder]) -> N
     assert {step["source"] for step in own} == {"topics", "named"}
     assert all(step["loss"] == pytest.approx(step["infonce"]) for step in own)
     assert all(step["masked_pairs"] > 0 for step in own)
+
+
+@pytest.mark.dist
+def test_they_are_evaluated_as_clusters(runs: dict[str, RunFolder]) -> None:
+    found = [line["sets"]["found"] for line in lines(runs["whole"].evaluations)]
+    assert all(0 <= one["v_measure"] <= 1 for one in found)
+    assert len(found) >= 2
 
 
 @pytest.mark.dist

@@ -5,7 +5,7 @@ Letters: G anchors, P positives and N negatives per anchor, C labels.
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,10 +15,10 @@ from trainer.data.label_source import LabelledSource
 from trainer.data.shared_labels import num_known, own_known, shared_labels
 from trainer.data.sources import Source
 from trainer.data.text_table import ABSENT, TextTable
-from trainer.errors import DataError, RecipeError
-from trainer.recipe.labels import KIND, LabelsRecipe
+from trainer.errors import RecipeError
+from trainer.recipe.labels import LabelsRecipe
 from trainer.recipe.per_source import key_of, settings_of
-from trainer.recipe.schema import DataRecipe, EvalSetRecipe, Recipe
+from trainer.recipe.schema import Recipe
 
 TRIES = 64
 """Draws of a negative after which its slot stays empty: nearly every text shares a label with the
@@ -222,15 +222,3 @@ def check_labels(sources: Sequence[Source], recipe: Recipe) -> None:
                 f"{source.name} has {others + 1} labels and each has one text. Lower it"
                 f"{'.' if key == own else f', or set {own}.'}"
             )
-
-
-def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> NoReturn:
-    """Nothing is evaluated as this task.
-
-    Raises:
-        DataError: always.
-    """
-    raise DataError(
-        f"eval.sets.{recipe.name}: task = {KIND.name}; expected a task that is evaluated. Labelled "
-        "texts are trained on only: remove the set."
-    )

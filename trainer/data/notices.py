@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from trainer.data.fields import Row, shown
 from trainer.data.formats.adapter import Adapter
 from trainer.data.tables import Table
+from trainer.recipe.eval_kinds import row_kind
 from trainer.recipe.per_source import NO_IN_BATCH_NEGATIVES, forbids_in_batch
 from trainer.recipe.schema import EvalSetRecipe, SourceRecipe
-from trainer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def _named_in_path(recipe: AnySource, table: Table) -> Sequence[str]:
 
     A path that says it itself is taken at its word, see `trainer.recipe.per_source`.
     """
-    if not TASKS[recipe.task].has_corpus or getattr(recipe, "in_batch", None) is not None:
+    if not row_kind(recipe.task).has_corpus or getattr(recipe, "in_batch", None) is not None:
         return ()
     if forbids_in_batch(recipe.path or ""):
         return ()

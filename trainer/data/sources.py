@@ -6,7 +6,7 @@ seconds. Imports no torch, transformers or datasets.
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,13 @@ from trainer.data.notices import warn_of_ignored
 from trainer.data.premise_source import premise_source
 from trainer.data.records import IrRecord
 from trainer.data.scan import RowReader, Scan, scan_table, text_key
-from trainer.data.tables import Table, open_table
+from trainer.data.tables import Table, open_table, table_of
 from trainer.data.teacher_vectors import TeacherVectors, open_teacher_vectors
 from trainer.data.unchanged import Mark, marks_of
 from trainer.errors import DataError
-from trainer.recipe import ir
-from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe, Task
+from trainer.recipe import ir, sts
+from trainer.recipe.eval_kinds import row_kind
+from trainer.recipe.schema import DataRecipe, EvalKindName, EvalSetRecipe, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
@@ -297,10 +298,21 @@ def open_table_source(recipe: EvalSetRecipe, data: DataRecipe, *, owner: str) ->
     return _table_source(recipe, table, owner=owner, skip=data.on_bad_row == "skip")
 
 
-def task_of_path(path: Path) -> Task:
-    """The task that an evaluation set at a path is of, where nothing says it."""
-    has_corpus = is_beir_folder(path)
-    return next(name for name, kind in TASKS.items() if kind.has_corpus == has_corpus)
+def open_file_source(
+    recipe: EvalSetRecipe, files: Sequence[Path], data: DataRecipe, *, owner: str
+) -> TableSource:
+    """The rows of one part of a held-out set, every row checked.
+
+    Raises:
+        DataError: if a file is unreadable or empty, or a row is malformed; names file and line.
+    """
+    table = table_of(files, header_of(recipe.task, recipe.format))
+    return _table_source(recipe, table, owner=owner, skip=data.on_bad_row == "skip")
+
+
+def kind_of_path(path: Path) -> EvalKindName:
+    """The kind that an evaluation set at a path is of, where nothing says it."""
+    return (ir if is_beir_folder(path) else sts).EVAL_KIND.name
 
 
 def beir_folder(path: str, root: str, name: str | None) -> Path | None:
@@ -325,7 +337,7 @@ def _table_source(
     usable = table.row(int(scan.rows[0])) if len(scan.rows) else None
     warn_of_ignored(recipe, adapter, table, usable)
     scale = given or (
-        _found_scale(table, scan) if TASKS[adapter.task].has_scores else KNOWN_SCALES[0]
+        _found_scale(table, scan) if row_kind(adapter.task).has_scores else KNOWN_SCALES[0]
     )
     return TableSource(
         recipe=recipe,
@@ -374,7 +386,7 @@ def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, fl
         else f"{len(scan.rows)} pairs of {num_rows} rows"
     )
     parts = [f"{adapter.name}, {rows} in {len(table.files)} file(s)"]
-    if TASKS[adapter.task].has_scores:
+    if row_kind(adapter.task).has_scores:
         parts.append(f"scores {scale[0]:g}..{scale[1]:g}")
     if scan.num_scored:
         parts.append(f"a teacher's scores in {scan.num_scored}")

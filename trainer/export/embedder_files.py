@@ -17,8 +17,8 @@ from trainer.export.dims import with_dims
 from trainer.export.sentence_files import OLDER_TYPES
 from trainer.model.projection import dense_config
 from trainer.recipe.kind import Side
-from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import MEANS, Pooling, ProjectionRecipe, Recipe, SourceRecipe
+from trainer.recipe.sides import sides_of_source
 from trainer.recipe.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -69,9 +69,8 @@ def prompts_of(recipe: Recipe) -> dict[str, str]:
 def _named(recipe: Recipe, source: SourceRecipe, query: str, passage: str) -> dict[str, str]:
     """The prompts of the sides that a source's steps have, under the names of its task."""
     of_side: dict[Side, str] = {"query": query, "passage": passage}
-    kind = TASKS[source.task]
-    sides = kind.texts_of_row(settings_of(recipe, source.name))
-    return {name: of_side[side] for name, side in kind.prompts.items() if side in sides}
+    sides, prompts = sides_of_source(recipe, source), TASKS[source.task].prompts
+    return {name: of_side[side] for name, side in prompts.items() if side in sides}
 
 
 def max_tokens(recipe: Recipe) -> int:

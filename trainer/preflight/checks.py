@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
-from trainer.data.evalsets import EvalSet
+from trainer.data.evalsets import EvalSet, open_eval_set
 from trainer.data.labels import check_labels
 from trainer.data.overlap import warn_of_overlaps
 from trainer.data.planned import plan_of
 from trainer.data.sources import Source, open_sources
-from trainer.data.tasks import open_eval_set
 from trainer.data.teacher import check_negatives, check_teacher_vectors, check_teachers
 from trainer.errors import RecipeError
 from trainer.recipe.model_path import is_gguf, resolve_model_path

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
+from trainer.recipe.eval_kinds import EVAL_KINDS, row_kind
 from trainer.recipe.kind import Fail, Side, Words
 from trainer.recipe.per_source import overrides_of, settings_of
 from trainer.recipe.schema import EvalSetRecipe, MatryoshkaRecipe, Recipe, SourceRecipe
+from trainer.recipe.sides import sides_of
 from trainer.recipe.tasks import TASKS
 
 
@@ -64,7 +66,7 @@ def _check_best(recipe: Recipe, fail: Fail) -> None:
             advice = "Set eval.best_metric, or leave eval.patience out."
             raise fail("eval.patience", recipe.eval.patience, "a metric to judge by", advice)
         return
-    known = [f"{one.name}.{name}" for one in sets for name in TASKS[one.task].metrics]
+    known = [f"{one.name}.{name}" for one in sets for name in EVAL_KINDS[one.task].metrics]
     if metric not in (["mean", *known] if sets else []):
         expected = f"`mean` or one of {', '.join(known)}" if sets else "null without eval.sets"
         raise fail("eval.best_metric", metric, expected, "Correct it.")
@@ -106,7 +108,7 @@ def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail:
         where = f"{key}.{index}.score_range"
         if item.score_range is None:
             continue
-        if not TASKS[item.task].has_scores:
+        if not row_kind(item.task).has_scores:
             expected = f"no range, as rows of task {item.task} have no score"
             raise fail(where, item.score_range, expected, "Remove it.")
         if item.score_range[0] >= item.score_range[1]:
@@ -306,8 +308,7 @@ def _check_export(recipe: Recipe, fail: Fail) -> None:
         "query": ("data.query_max_tokens", data.query_max_tokens),
         "passage": ("data.passage_max_tokens", data.passage_max_tokens),
     }
-    tasks = {source.task for source in data.sources} | {one.task for one in recipe.eval.sets}
-    for side in {side for task in sorted(tasks) for side in TASKS[task].prompts.values()}:
+    for side in sides_of(recipe):
         key, limit = limits[side]
         if longest is not None and longest < limit:
             expected = f"at least {key} = {limit}"

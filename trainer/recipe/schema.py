@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from trainer.recipe.eval_kinds import eval_kind_names
 from trainer.recipe.fields import OneOf, SectionsByName, bounded
 from trainer.recipe.kind import TaskSettings
 from trainer.recipe.tasks import default_pattern, task_names, task_schemas
 
 Task = Annotated[str, OneOf(task_names)]
 """Name of a kind of task, as in `trainer.recipe.tasks`."""
+EvalKindName = Annotated[str, OneOf(eval_kind_names)]
+"""Name of an evaluation kind, as in `trainer.recipe.eval_kinds`."""
 Pooling = Literal["last", "mean", "weighted_mean", "cls"]
 MEANS: tuple[Pooling, ...] = ("mean", "weighted_mean")
 """Poolings over many tokens, which can leave the instruction out."""
@@ -222,8 +225,8 @@ class EvalSetRecipe:
 
     name: str
     """Unique among the sets; key in `eval.jsonl`."""
-    task: Task
-    """Kind of its rows, which decides the metrics."""
+    task: EvalKindName
+    """Evaluation kind, which decides the layout and the metrics; it need not be trained."""
     path: str
     """File or BEIR folder; relative to `data.root`."""
     split: str = "dev"

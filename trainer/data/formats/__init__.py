@@ -9,6 +9,7 @@ from trainer.data.formats import (
     dpr,
     flag_embedding,
     gritlm,
+    held_out,
     labelled_texts,
     nli,
     nomic,
@@ -21,8 +22,8 @@ from trainer.data.formats import (
 )
 from trainer.data.formats.adapter import Adapter
 from trainer.errors import DataError
-from trainer.recipe.schema import Task
-from trainer.recipe.tasks import TASKS
+from trainer.recipe.eval_kinds import row_kind
+from trainer.recipe.schema import EvalKindName, Task
 
 ADAPTERS: list[Adapter] = [
     *codiemb.ADAPTERS,
@@ -39,21 +40,24 @@ ADAPTERS: list[Adapter] = [
     *nli.ADAPTERS,
     *texts.ADAPTERS,
     *by_order.ADAPTERS,
+    *held_out.ADAPTERS,
 ]
 """The first that fits is taken; narrower ones come first."""
 
 
-def header_of(task: Task, name: str | None) -> tuple[str, ...] | None:
+def header_of(task: Task | EvalKindName, name: str | None) -> tuple[str, ...] | None:
     """Column names of a format whose files do not begin with them; None for all others."""
     named = (a.header for a in ADAPTERS if a.task == task and a.name == name)
     return next(named, None)
 
 
-def find_adapter(task: Task, name: str | None, rows: Sequence[Row], *, owner: str) -> Adapter:
+def find_adapter(
+    task: Task | EvalKindName, name: str | None, rows: Sequence[Row], *, owner: str
+) -> Adapter:
     """The adapter that a source names, or the first that fits its rows.
 
     Args:
-        task: the source's task.
+        task: the source's task, or the kind of a held-out set.
         name: `format` of the recipe, or None to go by the rows.
         rows: the first rows.
         owner: recipe key or file of the rows, for messages.
@@ -70,7 +74,7 @@ def find_adapter(task: Task, name: str | None, rows: Sequence[Row], *, owner: st
     if named:
         return named[0]
     if name is not None:
-        names = ", ".join([*_names(adapters), *(["beir"] if TASKS[task].has_corpus else [])])
+        names = ", ".join([*_names(adapters), *(["beir"] if row_kind(task).has_corpus else [])])
         raise DataError(
             f"{owner}: format = {name}; expected one of {names} for task {task}. Correct the name, "
             "or leave it out to go by the columns."

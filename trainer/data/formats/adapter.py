@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from trainer.data.fields import Row
 from trainer.data.records import IrRecord, LabelledRecord, RawRecord, StsRecord
-from trainer.recipe.schema import EvalSetRecipe, SourceRecipe, Task
+from trainer.recipe.schema import EvalKindName, EvalSetRecipe, SourceRecipe, Task
 
 
 class ScoredPair(NamedTuple):
@@ -88,8 +88,8 @@ class Adapter:
 
     name: str
     """As in `data.sources[].format`."""
-    task: Task
-    """Task of the records."""
+    task: Task | EvalKindName
+    """Task of the records, or the evaluation kind that alone has such rows."""
     columns: frozenset[str]
     """Fields that a row of this format has; enough to distinguish it from the others."""
     parse: Callable[[Row], Parsed]

@@ -5,8 +5,9 @@
 
 from typing import Any
 
-from trainer.data.fields import Row, RowError, check_text, named_items, shown
+from trainer.data.fields import Row, RowError, named_items, shown
 from trainer.data.formats.adapter import Adapter, LabelledTexts
+from trainer.data.formats.held_out import read_label
 from trainer.data.records import Label, LabelledRecord
 from trainer.recipe import labels
 
@@ -14,7 +15,7 @@ TEXTS = ("text", "sentence")
 """Columns of a text; the first that a row has."""
 LABELS = ("label", "labels", "label_text")
 """Columns of its label, or of a list of them; the first that a row has."""
-EXPECTED = "a whole number, a text, or a list of one of them"
+EXPECTED = "a label: a text or a whole number, or a list of them"
 
 
 def parse_text(row: Row) -> LabelledRecord:
@@ -56,22 +57,14 @@ def _checked(field: str, value: Any) -> tuple[Label, ...]:
         RowError: if there is none, or one is neither a whole number nor a text.
     """
     if not isinstance(value, list):
-        return (_label(field, value),)
+        return (read_label(field, value),)
     if not value:
         raise RowError(field, "[]", "at least one label")
-    found = [_label(*named) for named in named_items(field, value)]
+    found = [read_label(*named) for named in named_items(field, value)]
     other = next((label for label in found if type(label) is not type(found[0])), None)
     if other is not None:
         raise RowError(field, shown(value), f"{type_name(found[0])}s alone, not {shown(other)} too")
     return tuple(dict.fromkeys(found))
-
-
-def _label(field: str, value: Any) -> Label:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if not isinstance(value, str):
-        raise RowError(field, shown(value), EXPECTED)
-    return check_text(field, value)
 
 
 def type_name(label: Label) -> str:
