@@ -74,7 +74,7 @@ def score(model: Path, setup: Setup) -> Scores:
 
 def score_model(model: "SentenceTransformer", setup: Setup) -> Scores:
     """Score a loaded model on the held-out sets, all with the same text lengths."""
-    from trainer.data.tasks import open_eval_set
+    from trainer.data.evalsets import open_eval_set
     from trainer.evaluation.evaluate import evaluate_set
 
     limits = Limits(query=setup.size.tokens, passage=setup.size.tokens)

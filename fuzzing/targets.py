@@ -149,8 +149,8 @@ def read_source(path: Path, task: Any, name: str | None = None) -> None:
 
 def read_eval_set(path: Path, task: Any) -> None:
     """A file or folder of evaluation data, texts and judgements included."""
+    from trainer.data.evalsets import open_eval_set
     from trainer.data.ir import IrEvalSet
-    from trainer.data.tasks import open_eval_set
     from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
     recipe = EvalSetRecipe(name="set", task=task, path=str(path), split="train")

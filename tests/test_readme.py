@@ -12,8 +12,8 @@ import yaml
 from tests.support.pages import COMMANDS, PAGES, PROJECT, README, ROOT, Page, words_of
 from tools import recipe_reference
 from trainer.cli import Arguments, parse_arguments
+from trainer.data.evalsets import open_eval_set
 from trainer.data.sources import open_sources
-from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError, RecipeError
 from trainer.recipe.load import load_recipe
 from trainer.recipe.resolve import resolve

@@ -267,7 +267,7 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
     """Choose a merge by held-out sets."""
     # heavy
     from tools.evaluate import evaluate, read_sets
-    from trainer.data.tasks import open_eval_set
+    from trainer.data.evalsets import open_eval_set
     from trainer.merge.search import MergeSearch
     from trainer.recipe.schema import DataRecipe
     from trainer.report.merge_search import write_search_page

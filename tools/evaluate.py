@@ -1,10 +1,11 @@
 """Score an embedder on held-out sets: `python tools/evaluate.py --model DIR --sets PATH ...`.
 
 DIR is a sentence-transformers folder, a hub id, or the output folder of a run, which is scored
-with the text lengths of its recipe. A set is a BEIR folder or a file of scored pairs, written
-PATH or PATH:task. `--mteb TASK ...` scores tasks of the MTEB leaderboards through their own
-package, which downloads their data. With `--json` the last line is `{set: {metric: value}}`,
-null where a value is not defined.
+with the text lengths of its recipe. A set is written PATH or PATH:KIND, with an evaluation kind of
+the recipe's `eval.sets`; without one it is a BEIR folder or a file of scored pairs.
+`--mteb TASK ...` scores tasks of the MTEB leaderboards through their own package, which downloads
+their data. With `--json` the last line is `{set: {metric: value}}`, null where a value is not
+defined.
 
 A Matryoshka model is scored by its prefixes too, those that `--dims` names or else those that its
 recipe or config.json names; in JSON they are the key `dims` of a set, `{size: {metric: value}}`.
@@ -22,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.cli import ending_with_code
-from trainer.data.sources import task_of_path
-from trainer.data.tasks import open_eval_set
+from trainer.data.evalsets import open_eval_set
+from trainer.data.sources import kind_of_path
 from trainer.errors import DataError, RecipeError
 from trainer.evaluation.exported import (
     ExportedEmbedder,
@@ -32,8 +33,8 @@ from trainer.evaluation.exported import (
     load_model,
     trained_dims,
 )
+from trainer.recipe.eval_kinds import EVAL_KINDS
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
-from trainer.recipe.tasks import task_names
 
 if TYPE_CHECKING:
     from trainer.evaluation.examine import SetReport
@@ -45,22 +46,23 @@ Dims = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 def read_set(text: str, split: str) -> EvalSetRecipe:
-    """A set from `PATH` or `PATH:task`.
+    """A set from `PATH` or `PATH:KIND`.
 
     Raises:
         DataError: if there is nothing at the path.
     """
-    path, colon, task = text.rpartition(":")
-    if not colon or task not in task_names():
-        path, task = text, ""
+    path, colon, kind = text.rpartition(":")
+    if not colon or kind not in EVAL_KINDS:
+        path, kind = text, ""
     if not path or not _exists(Path(path).expanduser()):
+        layouts = ", ".join(f"{name}: {one.layout}" for name, one in EVAL_KINDS.items())
         raise DataError(
-            f"--sets: {path} = missing; expected a BEIR folder or a file of scored pairs, "
-            f"written PATH or PATH:task with task {' or '.join(task_names())}. Check the path."
+            f"--sets: {path} = missing; expected a BEIR folder or a file of scored pairs, or "
+            f"PATH:KIND ({layouts}). Check the path."
         )
     name = Path(path).name.removesuffix(".jsonl")
-    task = task or task_of_path(Path(path).expanduser())
-    return EvalSetRecipe(name=name, task=task, path=path, split=split)
+    kind = kind or kind_of_path(Path(path).expanduser())
+    return EvalSetRecipe(name=name, task=kind, path=path, split=split)
 
 
 def _exists(path: Path) -> bool:
@@ -262,7 +264,7 @@ def main() -> int:
     parser.add_argument(
         "--model", required=True, help="folder, run folder, hub id or package:NAME/FOLDER"
     )
-    parser.add_argument("--sets", default=[], nargs="+", metavar="PATH[:task]")
+    parser.add_argument("--sets", default=[], nargs="+", metavar="PATH[:KIND]")
     parser.add_argument("--mteb", default=[], nargs="+", metavar="TASK", help="such as SciFact")
     parser.add_argument(
         "--dims", metavar="N,N", help="prefixes to score; default: those that were trained"

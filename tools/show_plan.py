@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from trainer.cli import ending_with_code
 from trainer.data.batch import StepPlan
 from trainer.data.collate import make_batch
-from trainer.data.plan import DataPlan, Exposure, make_plan
+from trainer.data.plan import DataPlan, Exposure
+from trainer.data.planned import plan_of
 from trainer.data.sources import Source, open_sources
 from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.errors import TrainerError
@@ -84,7 +85,7 @@ def main() -> int:
     arguments = parse_arguments(sys.argv[1:])
     recipe = with_adapter(load_recipe(arguments.recipe, arguments.overrides))
     sources = open_sources(recipe.data)
-    plan = make_plan(recipe, {source.name: len(source) for source in sources})
+    plan = plan_of(recipe, sources)
     num_steps = recipe.train.max_steps or plan.num_steps(recipe.train.epochs or 0)
     if arguments.as_json:
         shown = num_steps - arguments.start if arguments.steps is None else arguments.steps

@@ -14,11 +14,11 @@ from tests.support.data_files import (
     write_jsonl,
     write_qrels,
 )
+from trainer.data.evalsets import open_eval_set
 from trainer.data.ir import IrEvalSet
 from trainer.data.overlap import count_overlaps, warn_of_overlaps
 from trainer.data.records import IrRecord
 from trainer.data.sources import open_source, open_sources
-from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.data.test_data_formats import caches as caches  # a fixture: caches of each test alone
 from tests.support.data_files import all_records, ir_source, write_beir, write_jsonl, write_qrels
+from trainer.data.evalsets import open_eval_set
 from trainer.data.ir import IrEvalSet
 from trainer.data.records import IrRecord
-from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 

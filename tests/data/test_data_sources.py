@@ -14,10 +14,10 @@ from tests.support.data_files import (
     sts_source,
     write_jsonl,
 )
+from trainer.data.evalsets import open_eval_set
 from trainer.data.records import IrRecord, StsRecord
 from trainer.data.sources import open_source
 from trainer.data.sts import StsEvalSet
-from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainer.data.tasks import open_eval_set
+from trainer.data.evalsets import open_eval_set
 from trainer.evaluation.evaluate import examine_set
 from trainer.evaluation.geometry import (
     NUM_BINS,

@@ -14,7 +14,7 @@ from tests.support.sessions import run_of
 from trainer.checkpoint.safetensors_file import map_tensors, read_header
 from trainer.checkpoint.tensors import read_whole
 from trainer.checkpoint.zero_format import read_zero
-from trainer.data.tasks import open_eval_set
+from trainer.data.evalsets import open_eval_set
 from trainer.evaluation.best import watched_value
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 

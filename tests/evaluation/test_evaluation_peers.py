@@ -18,9 +18,9 @@ from sentence_transformers.sentence_transformer.evaluation import (
 
 from bench.ablation_data import HeldOutSize, prepare
 from tests.support import corpus
+from trainer.data.evalsets import open_eval_set
 from trainer.data.ir import IrEvalSet
 from trainer.data.sts import StsEvalSet
-from trainer.data.tasks import open_eval_set
 from trainer.evaluation.evaluate import evaluate_set, examine_set
 from trainer.evaluation.exported import ExportedEmbedder, Limits
 from trainer.evaluation.metrics import pearson, ranking_metrics, spearman

@@ -10,8 +10,14 @@ from trainer.engine.losses.task_loss import own_texts
 from trainer.errors import ObjectiveError
 from trainer.objectives.prefixes import WHOLE
 from trainer.objectives.ranking import cosent_loss, pearson_loss, pro_loss, rank_kl_loss
-from trainer.objectives.terms import RETRIEVAL_TERMS, SIMILARITY_TERMS, Term, weighted_terms
-from trainer.recipe import ir, sts
+from trainer.objectives.terms import (
+    RETRIEVAL_TERMS,
+    SIMILARITY_TERMS,
+    SUPERVISED_TERMS,
+    Term,
+    weighted_terms,
+)
+from trainer.recipe import ir, labels, sts
 from trainer.recipe.kind import Terms
 from trainer.recipe.sts import StsRecipe, similarity_temperatures, similarity_weights
 
@@ -45,8 +51,12 @@ def terms_of(**weights: float) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     ("settings", "functions"),
-    [(ir.TERMS, RETRIEVAL_TERMS), (sts.TERMS, SIMILARITY_TERMS)],
-    ids=["retrieval", "similarity"],
+    [
+        (ir.TERMS, RETRIEVAL_TERMS),
+        (sts.TERMS, SIMILARITY_TERMS),
+        (labels.TERMS, SUPERVISED_TERMS),
+    ],
+    ids=["retrieval", "similarity", "labels"],
 )
 def test_every_term_of_a_recipe_has_its_function(
     settings: Terms, functions: dict[str, Term]

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer.data.sources import open_source
 from trainer.recipe.ir import IrRecipe
+from trainer.recipe.labels import LabelsRecipe
 from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe, TrainRecipe
 from trainer.recipe.sts import StsRecipe
 
@@ -51,6 +52,7 @@ def data_recipe(
     data: Mapping[str, Any] | None = None,
     ir: Mapping[str, Any] | None = None,
     sts: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Any] | None = None,
     seed: int = 1,
     pooling: Any = "last",
 ) -> Recipe:
@@ -63,6 +65,7 @@ def data_recipe(
         tasks={
             "ir": IrRecipe(**({"global_batch_size": 4} | dict(ir or {}))),
             "sts": StsRecipe(**({"global_batch_size": 4} | dict(sts or {}))),
+            "labels": LabelsRecipe(**({"global_batch_size": 4} | dict(labels or {}))),
         },
         train=TrainRecipe(max_steps=1),
         seed=seed,
@@ -94,6 +97,11 @@ def ir_source(path: object, **changes: Any) -> SourceRecipe:
 def sts_source(path: object, **changes: Any) -> SourceRecipe:
     """An STS source named `set`."""
     return SourceRecipe(name="set", task="sts", path=str(path), **changes)
+
+
+def labels_source(path: object, **changes: Any) -> SourceRecipe:
+    """A source of labelled texts named `set`."""
+    return SourceRecipe(name="set", task="labels", path=str(path), **changes)
 
 
 def all_records(recipe: SourceRecipe) -> list[Any]:

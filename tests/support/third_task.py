@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.batch import StepPlan, Texts
-from trainer.data.evalsets import EvalSet
+from trainer.data.evalsets import EVAL_DATA, EvalSet
 from trainer.data.formats import ADAPTERS
 from trainer.data.formats.adapter import Adapter
 from trainer.data.scan import query_key
@@ -33,6 +33,8 @@ from trainer.evaluation.examine import Embed, SetReport, crossed
 from trainer.evaluation.geometry import describe_geometry
 from trainer.objectives.terms import RETRIEVAL_TERMS, Term
 from trainer.recipe import ir
+from trainer.recipe.eval_kind import EvalKind
+from trainer.recipe.eval_kinds import EVAL_KINDS
 from trainer.recipe.fields import NumberOf, NumbersByName, bounded
 from trainer.recipe.kind import TaskKind, TermSettings, defaults, term_table, weight_numbers
 from trainer.recipe.tasks import TASKS
@@ -63,9 +65,15 @@ KIND = TaskKind(
     label="duplicates",
     settings=DuplicatesRecipe,
     terms=TERMS,
-    metrics={"closeness": "Closeness"},
     texts_of_row=lambda settings: {"query": 2},
     prompts={"duplicates": "query"},
+)
+EVAL_KIND = EvalKind(
+    name=KIND.name,
+    label=KIND.label,
+    layout="a file of pairs",
+    metrics={"closeness": "Closeness"},
+    prompts={"query": ("duplicates",)},
 )
 
 
@@ -116,7 +124,7 @@ class DuplicatesSet:
     """Held-out pairs."""
 
     records: tuple[Duplicate, ...]
-    task: ClassVar[str] = KIND.name
+    kind: ClassVar[str] = EVAL_KIND.name
 
     def query_keys(self) -> np.ndarray:
         return np.fromiter(map(query_key, self.records), np.uint64)
@@ -170,9 +178,11 @@ def margin_loss(queries: Tensor, passages: Tensor, *, first_row: int) -> Tensor:
 
 
 TASKS[KIND.name] = KIND
-TASK_DATA[KIND.name] = TaskData(collate=collate, open_eval_set=open_set)
+TASK_DATA[KIND.name] = TaskData(collate=collate)
 LOSSES[KIND.name] = make_loss
-EXAMINERS[KIND.name] = examine
+EVAL_KINDS[EVAL_KIND.name] = EVAL_KIND
+EVAL_DATA[EVAL_KIND.name] = open_set
+EXAMINERS[EVAL_KIND.name] = examine
 ADAPTERS.append(
     Adapter(name="pairs", task=KIND.name, columns=frozenset({"left", "right"}), parse=parse)
 )

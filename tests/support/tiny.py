@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, BertConfig, PretrainedConfig, Qwen3Config
 
-from trainer.data.batch import Batch, IrBatch, StepPlan, StsBatch, Texts
+from trainer.data.batch import Batch, IrBatch, LabelsBatch, StepPlan, StsBatch, Texts
 from trainer.recipe.embedding_distillation import EmbeddingDistillationRecipe
 from trainer.recipe.ir import DistillationRecipe, IrRecipe, MaskRecipe
 from trainer.recipe.schema import (
@@ -179,6 +179,30 @@ def sts_batch(step: int) -> StsBatch:
         text1=np.arange(8),
         text2=np.arange(8, 16),
         score=score,
+    )
+
+
+def labels_batch(step: int) -> LabelsBatch:
+    """8 anchors of 3 labels, 2 positives and 2 negatives each; text 20 is in two, 21 has no other.
+
+    An anchor has a slot without a text, one a negative of a label of its own, as after cutting.
+    """
+    rng = np.random.default_rng(300 + step)
+    labels = [text % 3 for text in range(24)]
+    labels[21] = 9
+    members = [(text, label) for text, label in enumerate(labels)] + [(20, 0)]
+    by_label = {label: [t for t in range(8, 20) if t % 3 == label] for label in range(3)}
+    positives = [rng.choice(by_label[row % 3], 2, replace=False) for row in range(8)]
+    negatives = [rng.choice(by_label[(row + 1) % 3], 2, replace=False) for row in range(8)]
+    passages = np.concatenate([np.array(positives), np.array(negatives)], axis=1)
+    passages[1, 3], passages[2, 2], passages[3, 2], passages[4, 3] = -1, 20, 21, 22
+    return LabelsBatch(
+        plan=StepPlan(step=step, task="labels", source="labels", epoch=0, rows=np.arange(8)),
+        texts=make_texts(rng.integers(2, 14, size=24).tolist(), seed=70 + step),
+        query=np.arange(8),
+        passages=passages,
+        members=np.array(sorted(members), np.int64),
+        num_masked=0,
     )
 
 

@@ -8,8 +8,8 @@ import pytest
 from demo import data as demo_data
 from demo.docs import Doc, is_usable, read_docs, split_docstring
 from demo.sts import place_score, silver_pairs
+from trainer.data.evalsets import open_eval_set
 from trainer.data.sources import open_source
-from trainer.data.tasks import open_eval_set
 from trainer.evaluation.metrics import ranking_metrics
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe, SourceRecipe

@@ -10,8 +10,8 @@ from bench.ablation_data import GENRES, QUICK, Genre, held_out_sets, prepare
 from bench.ablation_runs import RECIPES, Setup
 from bench.ablation_table import render
 from tools.bench import ablation
+from trainer.data.evalsets import open_eval_set
 from trainer.data.sources import open_sources
-from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError, RecipeError
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import DataRecipe

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.kept import Kept
 from bench.teacher import write_scored
 from trainer.cli import ending_with_code
-from trainer.data.tasks import open_eval_set
+from trainer.data.evalsets import open_eval_set
 from trainer.errors import RecipeError, TrainerError
 from trainer.recipe.load import load_recipe
 

@@ -1,7 +1,8 @@
 """What crosses the door from data to engine: one tokenised global batch; it holds no logic.
 
 Letters: U distinct texts of the step, G queries, P positives, N negatives per query, n pairs,
-M masked pairs. All ranks hold the same batch; which rank embeds which text is the engine's choice.
+M masked pairs, m pairs of a text and a label. All ranks hold the same batch; which rank embeds
+which text is the engine's choice.
 """
 
 from dataclasses import dataclass
@@ -110,3 +111,24 @@ class StsBatch:
     def num_masked(self) -> int:
         """None: no pair is a candidate of another."""
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsBatch:
+    """A global batch of labelled anchors with P positives and N negatives each."""
+
+    plan: StepPlan
+    """What the batch was made from."""
+    texts: Texts
+    """The distinct texts."""
+    query: np.ndarray
+    """The anchors, as index into texts [G], int64."""
+    passages: np.ndarray
+    """Index into texts [G, P + N], int64; the first P columns are positives. -1: no text."""
+    members: np.ndarray
+    """Every pair (text, label) of the distinct texts [m, 2], int64, ascending.
+
+    A text may have several labels, as may texts that became the same tokens.
+    """
+    num_masked: int
+    """See `Batch.num_masked`: candidates that share a label with the anchor."""

@@ -25,8 +25,8 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
     Raises:
         DataError: if a row changed on disk, or a text has no tokens.
     """
-    records = [source.record(row) for row in plan.rows.tolist()]
     instructions = next(item for item in recipe.data.sources if item.name == plan.source)
     table = TextTable(encoder, recipe.data, instructions, source.teacher_vectors)
-    task = TASK_DATA[plan.task]
-    return task.collate(plan, records, table, settings_of(recipe, plan.source), recipe.seed)
+    task, settings = TASK_DATA[plan.task], settings_of(recipe, plan.source)
+    records = task.draw(plan, source, settings, recipe.seed)
+    return task.collate(plan, records, table, settings, recipe.seed)

@@ -1,16 +1,56 @@
-"""What crosses the door from data to evaluation: a held-out set of any task."""
+"""What each evaluation kind is to the data room: a held-out set, opened and checked.
 
+A new kind is a file beside this one and one line in the table.
+"""
+
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from trainer.data import ir, labelled, paired, reranking, sts
+from trainer.recipe import ir as retrieval
+from trainer.recipe import sts as similarity
+from trainer.recipe.eval_kinds import (
+    BITEXT,
+    CLASSIFICATION,
+    CLUSTERING,
+    PAIR_CLASSIFICATION,
+    RERANKING,
+)
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+
 
 class EvalSet(Protocol):
-    """A held-out set; its records are those of its task."""
+    """A held-out set, as it crosses the door to evaluation; its records are those of its kind."""
 
     @property
-    def task(self) -> str:
-        """Its task."""
+    def kind(self) -> str:
+        """Its evaluation kind."""
 
     def query_keys(self) -> np.ndarray:
         """Keys of what its records ask, as `Source.queries` has them [n], uint64."""
+
+
+OpenEvalSet = Callable[[EvalSetRecipe, DataRecipe], EvalSet]
+"""Opens a held-out set, every row checked; raises DataError."""
+
+EVAL_DATA: dict[str, OpenEvalSet] = {
+    retrieval.EVAL_KIND.name: ir.open_eval_set,
+    similarity.EVAL_KIND.name: sts.open_eval_set,
+    CLASSIFICATION.name: labelled.open_classification,
+    CLUSTERING.name: labelled.open_clustering,
+    PAIR_CLASSIFICATION.name: paired.open_pairs,
+    RERANKING.name: reranking.open_reranking,
+    BITEXT.name: paired.open_bitext,
+}
+"""By name of the kind."""
+
+
+def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> EvalSet:
+    """One held-out set of any kind, every row checked.
+
+    Raises:
+        DataError: if a file is missing or empty, or a row is malformed; names file and line.
+    """
+    return EVAL_DATA[recipe.task](recipe, data)

@@ -19,7 +19,7 @@ from trainer.data.scan import text_key
 from trainer.data.sources import beir_folder
 from trainer.data.text_table import ABSENT, TextTable
 from trainer.errors import DataError
-from trainer.recipe.ir import KIND, IrRecipe
+from trainer.recipe.ir import EVAL_KIND, IrRecipe
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
 Item = TypeVar("Item")
@@ -163,7 +163,7 @@ class Corpus:
 class IrEvalSet:
     """Held-out queries, the corpus they search, and graded judgements."""
 
-    task: ClassVar[str] = KIND.name
+    kind: ClassVar[str] = EVAL_KIND.name
     query_ids: tuple[str, ...]
     """The judged queries [n]."""
     queries: tuple[str, ...]

@@ -2,19 +2,17 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from trainer.data.fields import Row, shown
 from trainer.data.formats.adapter import Adapter
 from trainer.data.tables import Table
+from trainer.recipe.eval_kinds import row_kind
+from trainer.recipe.per_source import NO_IN_BATCH_NEGATIVES, forbids_in_batch
 from trainer.recipe.schema import EvalSetRecipe, SourceRecipe
-from trainer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
 AnySource = SourceRecipe | EvalSetRecipe
-NO_IN_BATCH_NEGATIVES = "no_in_batch_neg"
-"""End of a file's or folder's name by which FlagEmbedding switches in-batch negatives off."""
 
 
 def warn_of_ignored(recipe: AnySource, adapter: Adapter, table: Table, usable: Row | None) -> None:
@@ -47,18 +45,19 @@ def _warn_of_instruction(table: Table, carried: str, recipe: AnySource, key: str
 
 
 def _named_in_path(recipe: AnySource, table: Table) -> Sequence[str]:
-    """In-batch negatives, where the name of a file or its folder says that there should be none."""
-    if not TASKS[recipe.task].has_corpus or getattr(recipe, "in_batch", None) is not None:
+    """In-batch negatives, where some of the files say by their names that there should be none.
+
+    A path that says it itself is taken at its word, see `trainer.recipe.per_source`.
+    """
+    if not row_kind(recipe.task).has_corpus or getattr(recipe, "in_batch", None) is not None:
         return ()
-    if not any(_without_in_batch(file.name) for file in table.files):
+    if forbids_in_batch(recipe.path or ""):
+        return ()
+    if not any(forbids_in_batch(str(file.name)) for file in table.files):
         return ()
     return (
-        f"the name says {NO_IN_BATCH_NEGATIVES}, but the passages of other rows of a batch are "
-        "negatives here, also those of the same class, unless tasks.ir.in_batch is false: set "
-        f"data.sources.{recipe.name}.in_batch=false, which needs hard negatives",
+        f"the name of a file says {NO_IN_BATCH_NEGATIVES} and path does not, so the passages of "
+        "other rows of a batch are negatives, also those of the same class: make a source of its "
+        f"own of the file, or set data.sources.{recipe.name}.in_batch=false, which needs hard "
+        "negatives",
     )
-
-
-def _without_in_batch(name: Path) -> bool:
-    stem = name.name.partition(".")[0]
-    return any(part.endswith(NO_IN_BATCH_NEGATIVES) for part in (stem, name.parent.name))

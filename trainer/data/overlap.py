@@ -16,6 +16,8 @@ def count_overlaps(
 ) -> dict[tuple[str, str], int]:
     """Rows of each source whose query, or pair in either order, an evaluation set has.
 
+    The task of a source does not matter: a set of any kind may ask what the rows of another ask.
+
     Args:
         sources: training sources.
         held_out: evaluation sets by name.
@@ -27,7 +29,7 @@ def count_overlaps(
     for name, found in held_out.items():
         keys = found.query_keys()
         for source in sources:
-            count = int(np.isin(source.queries, keys).sum()) if source.task == found.task else 0
+            count = int(np.isin(source.queries, keys).sum())
             if count:
                 counts[source.name, name] = count
     return counts

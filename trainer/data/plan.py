@@ -3,17 +3,19 @@
 Nothing is walked through and nothing is stored, so resuming is a jump, any rank can compute any
 step, and the number of ranks does not enter. Each source is an endless stream of its rows, one
 permutation after another, and its k-th step takes the k-th block of the stream: rows left over at
-the end of an epoch open the next one.
+the end of an epoch open the next one. A source whose classes are drawn
+equally often has the stream of `trainer.data.classes`.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
 from trainer.data.batch import StepPlan
+from trainer.data.classes import Classes, balanced_counts, balanced_rows
 from trainer.data.permutation import keys_of, permute
 from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
 from trainer.errors import RecipeError
@@ -41,6 +43,8 @@ class PlannedSource:
     """Records it has."""
     batch_size: int
     """Rows of one step over all ranks."""
+    classes: Classes | None = None
+    """Its rows by class, where classes are drawn equally often; None: rows are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +131,9 @@ class DataPlan:
     def exposure(self, num_steps: int) -> tuple[Exposure, ...]:
         """How often each source's rows are seen in the first steps, in the recipe's order."""
         steps = self.source_steps(num_steps)
-        return tuple(_exposure(source, steps[name]) for name, source in self.sources.items())
+        return tuple(
+            _exposure(source, steps[name], self.seed) for name, source in self.sources.items()
+        )
 
     def _seen(self, num_steps: int, epochs: float) -> bool:
         steps = self.source_steps(num_steps)
@@ -158,7 +164,9 @@ def _fewest(is_enough: Callable[[int], bool]) -> int:
     return high
 
 
-def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
+def make_plan(
+    recipe: Recipe, sizes: Mapping[str, int], classes: Mapping[str, Classes] | None = None
+) -> DataPlan:
     """The plan of a recipe.
 
     Shares of the steps, for a source of n rows and weight w whose steps have b rows:
@@ -168,12 +176,17 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, int]) -> DataPlan:
     Args:
         recipe: the run.
         sizes: number of records of each source, by name.
+        classes: rows by class of the sources whose classes are drawn equally often, by name.
 
     Raises:
         RecipeError: if a batch has more rows than its source, a task with sources has no settings
             or no turn in the pattern, or the pattern names an unknown task.
     """
-    sources = [_planned(source, recipe, sizes[source.name]) for source in recipe.data.sources]
+    found = classes or {}
+    sources = [
+        replace(_planned(one, recipe, sizes[one.name]), classes=found.get(one.name))
+        for one in recipe.data.sources
+    ]
     shares = _source_shares(recipe.data, sources)
     by_task: dict[str, dict[str, Fraction]] = {}
     for source in sources:
@@ -264,6 +277,9 @@ def _task_shares(
 
 def _rows(source: PlannedSource, first: int, seed: int) -> np.ndarray:
     """A block of the source's endless stream [batch_size], int64."""
+    if source.classes is not None:
+        size = source.batch_size
+        return balanced_rows(source.classes, first, size, seed=seed, source=source.name)
     epoch, start = divmod(first, source.num_rows)
     parts = []
     remaining = source.batch_size
@@ -275,11 +291,21 @@ def _rows(source: PlannedSource, first: int, seed: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _exposure(source: PlannedSource, steps: int) -> Exposure:
-    seen = steps * source.batch_size
+def _rows_by_count(source: PlannedSource, seen: int, seed: int) -> list[int]:
+    """How many rows of a source are seen never, once and twice in its first draws."""
+    if source.classes is not None:
+        counts = balanced_counts(
+            source.classes, seen, source.num_rows, seed=seed, source=source.name
+        )
+        return [int((counts == times).sum()) for times in range(3)]
     epochs, extra = divmod(seen, source.num_rows)
     rows_by_count = {epochs: source.num_rows - extra, epochs + 1: extra}
-    fewer = [rows_by_count.get(times, 0) for times in range(3)]
+    return [rows_by_count.get(times, 0) for times in range(3)]
+
+
+def _exposure(source: PlannedSource, steps: int, seed: int) -> Exposure:
+    seen = steps * source.batch_size
+    fewer = _rows_by_count(source, seen, seed)
     return Exposure(
         task=source.task,
         source=source.name,

@@ -1,10 +1,10 @@
-"""Training examples: what every record can say of itself, and those of two tasks.
+"""Training examples: what every record can say of itself, and those of the tasks.
 
 It must not read files. A record of another task is a class with the same methods.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 class RawRecord(Protocol):
@@ -86,3 +86,84 @@ class StsRecord:
     def texts(self) -> tuple[str, ...]:
         """All texts that a step embeds of it."""
         return (self.text1, self.text2)
+
+
+Label = int | str
+"""What a text is labelled with; all labels of a source are of one type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledRecord:
+    """A text and what it is labelled with."""
+
+    text: str
+    """Without instruction."""
+    labels: tuple[Label, ...]
+    """At least one."""
+    label_texts: tuple[str, ...] = ()
+    """The text of each label, where the source has them."""
+
+    @property
+    def raw_score(self) -> None:
+        """See `RawRecord.raw_score`; there is none."""
+        return None
+
+    @property
+    def has_teacher(self) -> bool:
+        """See `RawRecord.has_teacher`; a text has no scores."""
+        return False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts that a step may embed of it."""
+        return (self.text, *self.label_texts)
+
+    def asked(self) -> str:
+        """Its text."""
+        return self.text
+
+    def taught(self) -> str:
+        """Its text with its labels in any order."""
+        return "\0".join([self.text, *sorted(map(str, self.labels))])
+
+    def scaled(self, low: float, high: float) -> "LabelledRecord":
+        """Itself: there is no score."""
+        return self
+
+
+Relation = Literal["entailment", "neutral", "contradiction", "none"]
+"""How a hypothesis stands to its premise; none: nobody knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceRow:
+    """A premise and a hypothesis; rows of one premise make a record of retrieval."""
+
+    premise: str
+    """Without instruction."""
+    hypothesis: str
+    """Without instruction."""
+    relation: Relation
+    """How the two stand to each other."""
+
+    @property
+    def raw_score(self) -> None:
+        """See `RawRecord.raw_score`; there is none."""
+        return None
+
+    @property
+    def has_teacher(self) -> bool:
+        """See `RawRecord.has_teacher`; nobody scored it."""
+        return False
+
+    def asked(self) -> str:
+        """Its premise."""
+        return self.premise
+
+    def taught(self) -> str:
+        """All of it."""
+        return "\0".join([self.premise, self.hypothesis, self.relation])
+
+    def scaled(self, low: float, high: float) -> "InferenceRow":
+        """Itself: there is no score."""
+        return self

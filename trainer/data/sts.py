@@ -14,7 +14,7 @@ from trainer.data.sources import beir_folder, open_table_source
 from trainer.data.text_table import TextTable
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
-from trainer.recipe.sts import KIND, StsRecipe
+from trainer.recipe.sts import EVAL_KIND, StsRecipe
 
 
 def collate(
@@ -35,7 +35,7 @@ def collate(
 class StsEvalSet:
     """Held-out pairs."""
 
-    task: ClassVar[str] = KIND.name
+    kind: ClassVar[str] = EVAL_KIND.name
     text1: tuple[str, ...]
     """First texts [n]."""
     text2: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What each task is to the data room: how rows become a batch, and what a held-out set is.
+"""What each task is to the data room: how rows become a batch.
 
 A new task is a file beside this one and one line in the table.
 """
@@ -7,17 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data import ir, sts
+from trainer.data import ir, labels, sts
 from trainer.data.batch import Batch, StepPlan
-from trainer.data.evalsets import EvalSet
+from trainer.data.sources import Source
 from trainer.data.text_table import TextTable
 from trainer.recipe import ir as retrieval
+from trainer.recipe import labels as labelled
 from trainer.recipe import sts as similarity
-from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
 Collate = Callable[[StepPlan, Sequence[Any], TextTable, Any, int], Batch]
 """From a plan, its records in order, a table for their texts, the settings of the task and the
 run's seed to the global batch."""
+
+Draw = Callable[[StepPlan, Source, Any, int], Sequence[Any]]
+"""From a plan, its source, the settings of the source's steps and the run's seed to records."""
+
+
+def planned_records(plan: StepPlan, source: Source, settings: Any, seed: int) -> Sequence[Any]:
+    """The record of each planned row, for tasks that need no other rows beside it."""
+    return [source.record(row) for row in plan.rows.tolist()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +34,13 @@ class TaskData:
 
     collate: Collate
     """Records to a batch."""
-    open_eval_set: Callable[[EvalSetRecipe, DataRecipe], EvalSet]
-    """A held-out set, every row checked; raises DataError."""
+    draw: Draw = planned_records
+    """What `collate` makes a batch of, in the plan's order."""
 
 
 TASK_DATA: dict[str, TaskData] = {
-    retrieval.KIND.name: TaskData(collate=ir.collate, open_eval_set=ir.open_eval_set),
-    similarity.KIND.name: TaskData(collate=sts.collate, open_eval_set=sts.open_eval_set),
+    retrieval.KIND.name: TaskData(collate=ir.collate),
+    similarity.KIND.name: TaskData(collate=sts.collate),
+    labelled.KIND.name: TaskData(collate=labels.collate, draw=labels.draw),
 }
 """By name of the task."""
-
-
-def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> EvalSet:
-    """One held-out set of any task, every row checked.
-
-    Raises:
-        DataError: if a file is missing or empty, or a row is malformed; names file and line.
-    """
-    return TASK_DATA[recipe.task].open_eval_set(recipe, data)

@@ -1,6 +1,6 @@
-"""What an evaluation of any task is made of: a function that embeds, a report, samples of vectors.
+"""What an evaluation of any kind is made of: a function that embeds, a report, samples of vectors.
 
-It must not know tasks, models or ranks. Letters: Q queries, D embedding size, n texts or pairs.
+It must not know kinds, models or ranks. Letters: Q queries, D embedding size, n texts or pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from trainer.evaluation.geometry import SAMPLE, Geometry
 from trainer.recipe.kind import Side
+
+BLOCK_TEXTS = 8_192
+"""Texts embedded at a time, so that memory is bounded whatever the set."""
 
 
 class Embed(Protocol):
@@ -28,12 +31,12 @@ class SetReport:
     """What is known of a model on one set."""
 
     metrics: dict[str, float]
-    """Those of the task, the main one first."""
+    """Those of the kind, the main one first."""
     geometry: Geometry
     """Where its vectors lie."""
     dims: Mapping[int, dict[str, float]] = field(default_factory=dict)
     """Metrics of normalised prefixes by their size, descending, the whole vector first; empty where
-    no prefix was asked for, or the task has no such scores."""
+    no prefix was asked for, or the kind has no such scores."""
 
 
 class FiniteEmbed:
@@ -69,6 +72,13 @@ class FiniteEmbed:
         """D of some vectors [n, D], and the prefixes below it that are to be scored, descending."""
         whole = vectors.shape[1]
         return [whole, *sorted({dim for dim in self._dims if dim < whole}, reverse=True)]
+
+
+def embed_blocks(embed: Embed, texts: Sequence[str], *, side: Side) -> Tensor:
+    """Vectors of all texts on the host [n, D], of which the device holds a block at a time."""
+    starts = range(0, len(texts), BLOCK_TEXTS)
+    blocks = [embed(texts[start : start + BLOCK_TEXTS], side=side).cpu() for start in starts]
+    return torch.cat(blocks)
 
 
 def prefixes_only(metrics: Mapping[int, dict[str, float]]) -> Mapping[int, dict[str, float]]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from trainer.errors import RecipeError
 from trainer.export.dims import dims_of
+from trainer.recipe.eval_kinds import EVAL_KINDS
 from trainer.recipe.kind import Side
 from trainer.recipe.load import load_recipe
 from trainer.recipe.model_path import resolve_model_path
-from trainer.recipe.schema import Task
-from trainer.recipe.tasks import TASKS
+from trainer.recipe.schema import EvalKindName
 from trainer.run_folder.layout import RunFolder
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ExportedEmbedder:
     """Embeds with a sentence-transformers model and its own prompts."""
 
     model: "SentenceTransformer"
-    task: Task
+    kind: EvalKindName
     limits: Limits
 
     def __call__(self, texts: Sequence[str], *, side: Side) -> "Tensor":
@@ -44,10 +44,11 @@ class ExportedEmbedder:
         limit = self.limits.query if side == "query" else self.limits.passage
         if limit is not None:
             self.model.max_seq_length = limit
-        name = TASKS[self.task].prompt_of(side)
+        prompts = self.model.prompts
+        named = (name for name in EVAL_KINDS[self.kind].prompts[side] if name in prompts)
         return self.model.encode(
             list(texts),
-            prompt=self.model.prompts.get(name),
+            prompt=prompts.get(next(named, "")),
             convert_to_tensor=True,
             normalize_embeddings=True,
             show_progress_bar=False,

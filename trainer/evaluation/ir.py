@@ -11,14 +11,20 @@ import torch
 from torch import Tensor
 
 from trainer.data.ir import IrEvalSet
-from trainer.evaluation.examine import Embed, FiniteEmbed, SetReport, crossed, prefixes_only, spread
+from trainer.evaluation.examine import (
+    BLOCK_TEXTS,
+    Embed,
+    FiniteEmbed,
+    SetReport,
+    crossed,
+    prefixes_only,
+    spread,
+)
 from trainer.evaluation.geometry import describe_geometry
 from trainer.evaluation.metrics import RECALL_CUT, ranking_metrics
 from trainer.evaluation.search import TopK
 from trainer.objectives.prefixes import Prefix, cut
 
-BLOCK_TEXTS = 8_192
-"""Documents embedded at a time; bounds memory whatever the corpus."""
 HARDEST = 10
 """Unjudged or irrelevant documents of each query, the best ranked ones, drawn as negatives."""
 

@@ -18,6 +18,7 @@ from trainer.export.sentence_files import OLDER_TYPES
 from trainer.model.projection import dense_config
 from trainer.recipe.kind import Side
 from trainer.recipe.schema import MEANS, Pooling, ProjectionRecipe, Recipe, SourceRecipe
+from trainer.recipe.sides import sides_of_source
 from trainer.recipe.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -58,17 +59,18 @@ def prompts_of(recipe: Recipe) -> dict[str, str]:
     for source in recipe.data.sources:
         query = prompt_prefix(recipe.data.prompt_template, source.query_instruction)
         passage = prompt_prefix(recipe.data.prompt_template, source.passage_instruction)
-        for name, prompt in _named(source, query, passage).items():
+        for name, prompt in _named(recipe, source, query, passage).items():
             if prompts.setdefault(name, prompt) != prompt:
                 prompts[f"{source.name}-{name}"] = prompt
     # retrieval clients ask for these two by name
     return {"query": "", "document": ""} | prompts
 
 
-def _named(source: SourceRecipe, query: str, passage: str) -> dict[str, str]:
-    """The prompts of a source under the names of its task."""
+def _named(recipe: Recipe, source: SourceRecipe, query: str, passage: str) -> dict[str, str]:
+    """The prompts of the sides that a source's steps have, under the names of its task."""
     of_side: dict[Side, str] = {"query": query, "passage": passage}
-    return {name: of_side[side] for name, side in TASKS[source.task].prompts.items()}
+    sides, prompts = sides_of_source(recipe, source), TASKS[source.task].prompts
+    return {name: of_side[side] for name, side in prompts.items() if side in sides}
 
 
 def max_tokens(recipe: Recipe) -> int:

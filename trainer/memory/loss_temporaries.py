@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainer.objectives.tiles import TILE_BYTES
-from trainer.recipe import ir, sts
+from trainer.recipe import ir, labels, sts
 from trainer.recipe.kind import TaskSettings
 
 TILES = 4
@@ -25,9 +25,21 @@ def _all_pairs(settings: TaskSettings) -> int:
     return TILES * 4 * settings.global_batch_size**2
 
 
+def _labelled(settings: labels.LabelsRecipe) -> int:
+    """Tiles of logits, and a flag for each anchor and text or slot, twice as one is a copy."""
+    anchors = settings.global_batch_size
+    slots = anchors * (settings.positives + settings.negatives)
+    if settings.objective == "own_negatives":
+        return TILES * 4 * slots + anchors * (anchors + slots)
+    texts = anchors + slots
+    rows = texts if settings.objective == "supcon" else anchors
+    return TILES * min(TILE_BYTES, 4 * rows * texts) + 2 * rows * texts
+
+
 TEMPORARIES: dict[str, Callable[[Any], int]] = {
     ir.KIND.name: _retrieval,
     sts.KIND.name: _all_pairs,
+    labels.KIND.name: _labelled,
 }
 """From a task's settings to bytes."""
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from trainer.errors import RecipeError
 from trainer.recipe.schema import Recipe
-from trainer.recipe.tasks import TASKS
+from trainer.recipe.sides import sides_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -69,8 +69,7 @@ def check_lengths(recipe: Recipe, skeleton: nn.Module) -> None:
         return
     data = recipe.data
     limits = {"query_max_tokens": data.query_max_tokens}
-    tasks = {source.task for source in data.sources} | {held.task for held in recipe.eval.sets}
-    if any("passage" in TASKS[task].prompts.values() for task in tasks):
+    if "passage" in sides_of(recipe):
         limits["passage_max_tokens"] = data.passage_max_tokens
     too_long = {key: value for key, value in limits.items() if value > most}
     if not too_long and (recipe.export.max_tokens or 0) > most:

@@ -24,6 +24,7 @@ from trainer.objectives.ranking import (
     rank_kl_loss,
 )
 from trainer.objectives.regularisers import spread_out
+from trainer.objectives.supervised import supcon
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """From scores and a teacher's [b, C], positive first, to a scalar []: see `distillation`."""
@@ -75,7 +76,8 @@ class RetrievalInputs:
     temperature: float
     """Divides cosine similarity."""
     mask: Tensor | None
-    """Known pairs: int64 [M, 2] of (row, flat column); rows are global beside `all_queries`."""
+    """Known pairs: int64 [M, 2] of (row, flat column); rows are global beside `all_queries`.
+    Or bool [B, G, P + N]."""
     absent: Tensor | None
     """Passages that do not exist [G, P + N], bool."""
     margin: float | None
@@ -124,6 +126,26 @@ class SimilarityInputs:
     """The term's own; None where it has none."""
     texts: Tensor
     """This rank's share of the distinct texts [u, D]."""
+    teacher_vectors: Tensor | None
+    """A teacher's vectors of `texts` [u, D]; None where no term reads them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedInputs:
+    """What terms over all labelled texts may read; see the arguments of `supcon`."""
+
+    texts: Tensor
+    """This rank's share of the distinct texts [u, D]: its anchors."""
+    all_texts: Tensor
+    """All texts [U, D]."""
+    positive: Tensor
+    """Which texts share a label with an anchor [u, U], bool."""
+    temperature: float
+    """Divides cosine similarity."""
+    first_row: int
+    """Number of the first anchor among all texts."""
+    prefixes: Sequence[Prefix]
+    """Leading parts of the vectors."""
     teacher_vectors: Tensor | None
     """A teacher's vectors of `texts` [u, D]; None where no term reads them."""
 
@@ -285,6 +307,20 @@ SIMILARITY_TERMS = table(
     EMBEDDING_DISTILLATION,
 )
 """Terms of `SimilarityInputs`."""
+
+SUPERVISED_TERMS = table(
+    # with the other objectives it is retrieval's term, and here it never has a weight
+    RETRIEVAL_TERMS["infonce"],
+    Term(
+        name="supcon",
+        function=supcon,
+        reads=("texts", "all_texts", "positive"),
+        options=("temperature", "first_row", "prefixes"),
+        parts="summed",
+    ),
+    EMBEDDING_DISTILLATION,
+)
+"""Terms of `SupervisedInputs`."""
 
 
 def weighted_terms(terms: Mapping[str, Term], weights: Mapping[str, float]) -> list[Term]:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
-from trainer.data.evalsets import EvalSet
+from trainer.data.evalsets import EvalSet, open_eval_set
+from trainer.data.labels import check_labels
 from trainer.data.overlap import warn_of_overlaps
-from trainer.data.plan import make_plan
+from trainer.data.planned import plan_of
 from trainer.data.sources import Source, open_sources
-from trainer.data.tasks import open_eval_set
 from trainer.data.teacher import check_negatives, check_teacher_vectors, check_teachers
 from trainer.errors import RecipeError
 from trainer.recipe.adapter_folder import find_adapter_folder
@@ -67,7 +67,7 @@ def check_run(recipe: Recipe, *, world_size: int, resume: bool) -> RunData:
     check_packages(recipe)
     check_output_dir(recipe.output_dir, resume=resume)
     data = open_data(recipe)
-    make_plan(recipe, {source.name: len(source) for source in data.sources})
+    plan_of(recipe, data.sources)
     return data
 
 
@@ -77,11 +77,13 @@ def open_data(recipe: Recipe) -> RunData:
     Raises:
         DataError: if a file is missing or empty, a row is malformed, a teacher's scores are asked
             for that no row has, or a text has none of its teacher's vectors.
+        RecipeError: if a step draws more labels than a source has.
     """
     sources = open_sources(recipe.data)
     check_teacher_vectors(sources)
     check_teachers(sources, recipe)
     check_negatives(sources, recipe)
+    check_labels(sources, recipe)
     eval_sets = tuple(open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets)
     names = [held_out.name for held_out in recipe.eval.sets]
     warn_of_overlaps(sources, dict(zip(names, eval_sets, strict=True)))

@@ -14,6 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from trainer.cli import Arguments, is_first_rank, launched_ranks
+from trainer.data.labels import classes_of
 from trainer.data.plan import make_plan
 from trainer.data.sources import Source
 from trainer.data.teacher import check_widths, scored_rows, taught_sources
@@ -174,7 +175,7 @@ def _step_section(recipe: Recipe, sources: Sequence[Source]) -> str:
     # under `alternate` the turns do not depend on the sizes, so any size stands for an unknown one
     names = [source.name for source in recipe.data.sources]
     guessed = {name: settings_of(recipe, name).global_batch_size for name in names}
-    plan = make_plan(recipe, guessed | sizes)
+    plan = make_plan(recipe, guessed | sizes, classes_of(sources, recipe))
     unknown = [name for name in guessed if name not in sizes]
     if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
         listed = ", ".join(unknown)

@@ -9,6 +9,7 @@ from trainer.recipe.embedding_distillation import (
     EmbeddingDistillationRecipe,
     embedding_weight,
 )
+from trainer.recipe.eval_kind import EvalKind
 from trainer.recipe.fields import NumberOf, NumbersByName, bounded
 from trainer.recipe.kind import (
     Fail,
@@ -241,15 +242,22 @@ KIND = TaskKind(
     settings=IrRecipe,
     terms=TERMS,
     loss_unit="nats",
-    metrics={"ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10", "recall_at_100": "Recall@100"},
     has_corpus=True,
     texts_of_row=_texts_of_row,
     prompts={"query": "query", "document": "passage"},
-    hub_task="information-retrieval",
     weights_of=_all_weights,
     teacher_key=_teacher_key,
     guide_key="mask.guide",
     is_guided=is_guided,
     negatives_key=needs_negatives,
     check=_check,
+)
+EVAL_KIND = EvalKind(
+    name="ir",
+    label="retrieval",
+    layout="a BEIR folder",
+    metrics={"ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10", "recall_at_100": "Recall@100"},
+    prompts={"query": ("query",), "passage": ("document",)},
+    has_corpus=True,
+    hub_task="information-retrieval",
 )

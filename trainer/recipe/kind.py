@@ -103,7 +103,7 @@ class TaskKind:
     """One kind of task, as the schema, the checks, the memory plan and the charts know it."""
 
     name: str
-    """As in `data.sources[].task` and `tasks`."""
+    """As in `data.sources[].task` and `tasks`. An evaluation kind of the same name has its rows."""
     label: str
     """Its name in charts and tables."""
     settings: type
@@ -112,18 +112,16 @@ class TaskKind:
     """Terms of its loss."""
     loss_unit: str = ""
     """Unit of its loss, for charts."""
-    metrics: Mapping[str, str]
-    """Metrics of its evaluation with their labels, the main one first; higher is better."""
     has_scores: bool = False
     """Whether its rows carry a score, so that `score_range` means something."""
+    has_labels: bool = False
+    """Whether its rows carry labels, so that `label_texts` means something."""
     has_corpus: bool = False
     """Whether its rows may stand in a BEIR folder, queries and documents apart."""
     texts_of_row: Callable[[Any], Mapping[Side, int]]
     """From settings to the number of texts that a row puts on each side."""
     prompts: Mapping[str, Side]
     """Names of its prompts in an export, and whose instruction each is."""
-    hub_task: str = "sentence-similarity"
-    """What model cards of the Hugging Face hub call it, beside scores."""
     benchmark_prompts: Mapping[str, str] = field(default_factory=dict)
     """Names under which mteb looks for a prompt, where none of `prompts` is one; each with the
     prompt that it stands for."""
@@ -137,16 +135,10 @@ class TaskKind:
     """From settings to whether that key is set; a teacher's vectors then do for its scores."""
     negatives_key: Callable[[Any], str | None] = lambda settings: None
     """From settings to a key that needs hard negatives in the rows; None: none does."""
+    of_source: Callable[[Any, Any], Any] = lambda settings, source: settings
+    """From settings of the task and a source's section to the settings of the source's steps."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
-
-    def prompt_of(self, side: Side) -> str:
-        """Name of the prompt of a side in an export.
-
-        Raises:
-            KeyError: if the task has no texts on that side.
-        """
-        return {its: name for name, its in self.prompts.items()}[side]
 
 
 def reads_middle(kind: TaskKind, settings: TaskSettings) -> bool:

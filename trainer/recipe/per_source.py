@@ -6,6 +6,7 @@ Whatever decides about a step of a source asks here, so that no room reads a tas
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, cast
 
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
@@ -15,6 +16,8 @@ from trainer.recipe.tasks import TASKS
 
 OVERRIDES = ("global_batch_size", "negatives", "in_batch")
 """Keys of a source that take the place of its task's key of the same name; null: the task's."""
+NO_IN_BATCH_NEGATIVES = "no_in_batch_neg"
+"""End of a file's or folder's name by which FlagEmbedding switches in-batch negatives off."""
 
 
 def settings_of(recipe: Recipe, source: str) -> TaskSettings:
@@ -25,7 +28,7 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
         source: its name.
     """
     found = next(one for one in recipe.data.sources if one.name == source)
-    settings: Any = recipe.tasks[found.task]
+    settings: Any = TASKS[found.task].of_source(recipe.tasks[found.task], found)
     overrides = dict(overrides_of(found))
     if overrides.get("in_batch") is False:
         # its records are compared with no other, whatever the task compares
@@ -36,9 +39,18 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
 
 
 def overrides_of(source: SourceRecipe) -> Mapping[str, Any]:
-    """What a source overrides, by key."""
+    """What a source overrides, by key; in-batch negatives also by the name of its files."""
     values = {name: getattr(source, name) for name in OVERRIDES}
+    if source.in_batch is None and TASKS[source.task].has_corpus:
+        values["in_batch"] = False if source.path and forbids_in_batch(source.path) else None
     return {name: value for name, value in values.items() if value is not None}
+
+
+def forbids_in_batch(path: str) -> bool:
+    """Whether the name of a file, or of its folder, says that rows have no in-batch negatives."""
+    name = PurePath(path)
+    parts = (name.name.partition(".")[0], name.parent.name)
+    return any(part.endswith(NO_IN_BATCH_NEGATIVES) for part in parts)
 
 
 def key_of(source: SourceRecipe, name: str) -> str:

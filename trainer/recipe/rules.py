@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
+from trainer.recipe.eval_kinds import EVAL_KINDS, row_kind
 from trainer.recipe.kind import Fail, Side, Words
 from trainer.recipe.per_source import key_of, overrides_of, settings_of
 from trainer.recipe.schema import EvalSetRecipe, MatryoshkaRecipe, Recipe, SourceRecipe
+from trainer.recipe.sides import sides_of
 from trainer.recipe.tasks import TASKS
 
 
@@ -33,6 +35,7 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
 
     for rule in (_check_names, _check_best, _check_sources, _check_overrides, _check_tasks):
         rule(recipe, fail)
+    _check_label_texts(recipe, fail)
     _check_teacher_vectors(recipe, fail)
     _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
@@ -63,7 +66,7 @@ def _check_best(recipe: Recipe, fail: Fail) -> None:
             advice = "Set eval.best_metric, or leave eval.patience out."
             raise fail("eval.patience", recipe.eval.patience, "a metric to judge by", advice)
         return
-    known = [f"{one.name}.{name}" for one in sets for name in TASKS[one.task].metrics]
+    known = [f"{one.name}.{name}" for one in sets for name in EVAL_KINDS[one.task].metrics]
     if metric not in (["mean", *known] if sets else []):
         expected = f"`mean` or one of {', '.join(known)}" if sets else "null without eval.sets"
         raise fail("eval.best_metric", metric, expected, "Correct it.")
@@ -105,11 +108,24 @@ def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail:
         where = f"{key}.{index}.score_range"
         if item.score_range is None:
             continue
-        if not TASKS[item.task].has_scores:
+        if not row_kind(item.task).has_scores:
             expected = f"no range, as rows of task {item.task} have no score"
             raise fail(where, item.score_range, expected, "Remove it.")
         if item.score_range[0] >= item.score_range[1]:
             raise fail(where, item.score_range, "[lowest, highest]", "Swap or widen them.")
+
+
+def _check_label_texts(recipe: Recipe, fail: Fail) -> None:
+    """Texts of labels belong to rows with labels, and there are some."""
+    for index, source in enumerate(recipe.data.sources):
+        key, texts = f"data.sources.{index}.label_texts", source.label_texts
+        if texts is None:
+            continue
+        if not TASKS[source.task].has_labels:
+            expected = f"null, as rows of task {source.task} have no labels"
+            raise fail(key, texts, expected, "Remove it.")
+        if not texts:
+            raise fail(key, texts, "the text of every label", "Fill it in, or remove it.")
 
 
 def _check_overrides(recipe: Recipe, fail: Fail) -> None:
@@ -301,8 +317,7 @@ def _check_export(recipe: Recipe, fail: Fail) -> None:
         "query": ("data.query_max_tokens", data.query_max_tokens),
         "passage": ("data.passage_max_tokens", data.passage_max_tokens),
     }
-    tasks = {source.task for source in data.sources} | {one.task for one in recipe.eval.sets}
-    for side in {side for task in sorted(tasks) for side in TASKS[task].prompts.values()}:
+    for side in sides_of(recipe):
         key, limit = limits[side]
         if longest is not None and longest < limit:
             expected = f"at least {key} = {limit}"

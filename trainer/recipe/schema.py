@@ -1,19 +1,22 @@
 """What a recipe may say: every key, its type, default and bounds; it must not read files.
 
 Bounds are enforced by `trainer.recipe.typed`. Each task's own section stands in its file
-(`trainer.recipe.ir`, `trainer.recipe.sts`); defaults live in these files and nowhere else.
+(`trainer.recipe.ir` and others); defaults live in these files and nowhere else.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from trainer.recipe.eval_kinds import eval_kind_names
 from trainer.recipe.fields import OneOf, SectionsByName, bounded
 from trainer.recipe.kind import TaskSettings
 from trainer.recipe.tasks import default_pattern, task_names, task_schemas
 
 Task = Annotated[str, OneOf(task_names)]
 """Name of a kind of task, as in `trainer.recipe.tasks`."""
+EvalKindName = Annotated[str, OneOf(eval_kind_names)]
+"""Name of an evaluation kind, as in `trainer.recipe.eval_kinds`."""
 Pooling = Literal["last", "mean", "weighted_mean", "cls"]
 MEANS: tuple[Pooling, ...] = ("mean", "weighted_mean")
 """Poolings over many tokens, which can leave the instruction out."""
@@ -110,7 +113,8 @@ class SourceRecipe:
     name: str
     """Unique among the sources; appears in metrics and plans."""
     task: Task
-    """Kind of its rows: queries with positives and negatives, or pairs with a score."""
+    """Kind of its rows: queries with positives and negatives, pairs with a score, or texts with
+    labels."""
     path: str | None = None
     """File, folder or glob; relative to `data.root`. Exactly one of `path` and `hub`."""
     hub: str | None = None
@@ -123,22 +127,25 @@ class SourceRecipe:
     """Columns of the file that have another name than the format reads, as `NAME: COLUMN`, for
     example `{sentence1: left, score: similarity_score}`."""
     query_instruction: str = ""
-    """Put before queries, or before both texts of an STS pair."""
+    """Put before queries, before both texts of an STS pair, or before labelled texts."""
     passage_instruction: str = ""
-    """Put before passages."""
+    """Put before passages, or before `label_texts`."""
     weight: float = bounded(1.0, above=0)
     """Share of the task's steps under `alternate`; factor on the share otherwise."""
     global_batch_size: int | None = bounded(None, low=1)
     """Rows of a step of this source, in place of its task's `global_batch_size`; null: as there."""
     negatives: int | None = bounded(None, low=0)
-    """Hard negatives per query in a step of this source, in place of `tasks.ir.negatives`; null: as
-    there. Only for `ir`."""
+    """Hard negatives per query in a step of this source, in place of `tasks.ir.negatives`, or of
+    `tasks.labels.negatives`; null: as there. Not for `sts`."""
     in_batch: bool | Literal["positives", "positives_only"] | None = None
     """Candidates of a step of this source, in place of `tasks.ir.in_batch`; null: as there. False,
-    for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either.
-    Only for `ir`."""
+    for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either. A
+    path that ends in `no_in_batch_neg` means false, as in FlagEmbedding. Only for `ir`."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
+    label_texts: dict[str, str] | str | None = None
+    """Text of every label, as a mapping or a JSON file that holds one, relative to `data.root`:
+    what texts are compared with; null: with each other. Only for `labels`."""
     teacher_embeddings: str | None = None
     """Folder with a teacher's vector of every text of the source, for `embedding_distillation` and
     `mask.guide` of its task; relative to `data.root`. Null: its steps go without."""
@@ -226,8 +233,8 @@ class EvalSetRecipe:
 
     name: str
     """Unique among the sets; key in `eval.jsonl`."""
-    task: Task
-    """Kind of its rows, which decides the metrics."""
+    task: EvalKindName
+    """Evaluation kind, which decides the layout and the metrics; it need not be trained."""
     path: str
     """File or BEIR folder; relative to `data.root`."""
     split: str = "dev"

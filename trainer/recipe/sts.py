@@ -9,6 +9,7 @@ from trainer.recipe.embedding_distillation import (
     EmbeddingDistillationRecipe,
     embedding_weight,
 )
+from trainer.recipe.eval_kind import EvalKind
 from trainer.recipe.fields import NumberOf, NumbersByName, bounded
 from trainer.recipe.kind import (
     Side,
@@ -121,11 +122,18 @@ KIND = TaskKind(
     label="similarity",
     settings=StsRecipe,
     terms=TERMS,
-    metrics={"spearman": "Spearman", "pearson": "Pearson"},
     has_scores=True,
     texts_of_row=_texts_of_row,
     prompts={"sts": "query"},
-    hub_task="semantic-similarity",
     benchmark_prompts={"STS": "sts"},
     weights_of=_all_weights,
+)
+EVAL_KIND = EvalKind(
+    name="sts",
+    label="similarity",
+    layout="a file of scored pairs",
+    metrics={"spearman": "Spearman", "pearson": "Pearson"},
+    prompts={"query": ("sts",)},
+    has_scores=True,
+    hub_task="semantic-similarity",
 )

@@ -1,13 +1,13 @@
-"""The one table of tasks: every kind that a recipe may train on or evaluate.
+"""The one table of tasks: every kind that a recipe may train on.
 
 A new kind is one file in each room that it needs, and one line here. It must not know more of a
 kind than `TaskKind` says.
 """
 
-from trainer.recipe import ir, sts
+from trainer.recipe import ir, labels, sts
 from trainer.recipe.kind import TaskKind
 
-TASKS: dict[str, TaskKind] = {kind.name: kind for kind in (ir.KIND, sts.KIND)}
+TASKS: dict[str, TaskKind] = {kind.name: kind for kind in (ir.KIND, sts.KIND, labels.KIND)}
 """Kinds by name, in the order of charts and tables."""
 
 
@@ -24,14 +24,3 @@ def task_schemas() -> dict[str, type]:
 def default_pattern() -> dict[str, int]:
     """One turn for each kind."""
     return dict.fromkeys(TASKS, 1)
-
-
-def kind_of_metric(metric: str) -> TaskKind | None:
-    """The first kind whose evaluation gives a metric; None for an unknown one."""
-    return next((kind for kind in TASKS.values() if metric in kind.metrics), None)
-
-
-def metric_label(metric: str) -> str:
-    """A metric as charts and tables name it; an unknown one as it is."""
-    kind = kind_of_metric(metric)
-    return metric if kind is None else kind.metrics[metric]

@@ -22,6 +22,8 @@ MAX_TEXT = 1000
 """Characters of a path in a recipe; a whole one has at most 4096 bytes."""
 _PROSE = ("query_instruction", "passage_instruction", "prompt_template")
 """Keys whose text is put before the user's own; all others name something on one line."""
+_PROSE_BY_NAME = ("label_texts",)
+"""Keys with a mapping whose texts are embedded."""
 
 
 def build(schema: type[DataclassT], document: Document) -> DataclassT:
@@ -90,6 +92,10 @@ class _Builder:
         ]
         if len(members) == 1 or isinstance(value, list):
             return self.convert(value, members[0], path)
+        mappings = [member for member in members if get_origin(member) is dict]
+        if mappings:
+            others = [member for member in members if member not in mappings]
+            return self.convert(value, (mappings if isinstance(value, dict) else others)[0], path)
         sections = [member for member in members if dataclasses.is_dataclass(member)]
         if sections and isinstance(value, dict):
             return self.convert(value, sections[0], path)
@@ -199,7 +205,7 @@ class _Builder:
             expected = "no password or token, as recipes are saved with checkpoints and reports"
             advice = "Remove it and revoke it; put tokens into the environment, such as HF_TOKEN."
             raise self._error(path, value, expected, advice)
-        if path[-1] in _PROSE:
+        if path[-1] in _PROSE or (path[-2:-1] and path[-2] in _PROSE_BY_NAME):
             if any("\ud800" <= character <= "\udfff" for character in value):
                 raise self._error(path, value, "whole characters", "Remove half a surrogate pair.")
             return value

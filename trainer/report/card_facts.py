@@ -65,8 +65,8 @@ class CardFacts:
     def tasks(self) -> list[str]:
         """Tasks that the model was trained for; all with prompts where no run is known."""
         if self.trained_by is None:
-            prompts = self.exported.prompts.keys()
-            return [name for name, kind in TASKS.items() if kind.prompts.keys() <= prompts]
+            prompts = self.exported.prompts
+            return [name for name, kind in TASKS.items() if next(iter(kind.prompts)) in prompts]
         trained = {source.task for source in self.trained_by.recipe.data.sources}
         return [name for name in TASKS if name in trained]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from trainer.recipe.tasks import TASKS, metric_label
+from trainer.recipe.eval_kinds import EVAL_KINDS, metric_label
 from trainer.report.card_facts import CardFacts, TrainedBy, finite_metrics
 from trainer.report.read import main_by_size
 
@@ -59,11 +59,12 @@ def _model_index(name: str, trained_by: TrainedBy) -> list[dict[str, Any]]:
     """Scores of the exported parameters; empty without an evaluation."""
     results = [
         {
-            "task": {"type": TASKS[held_out.task].hub_task, "name": TASKS[held_out.task].label},
+            "task": {"type": kind.hub_task, "name": kind.label},
             "dataset": dataset,
             "metrics": metrics,
         }
         for held_out in trained_by.recipe.eval.sets
+        for kind in (EVAL_KINDS[held_out.task],)
         for dataset, metrics in _scored(trained_by, held_out.name)
         if metrics
     ]

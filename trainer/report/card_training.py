@@ -6,11 +6,12 @@ from typing import Any
 
 import yaml
 
+from trainer.recipe.eval_kinds import metric_label
 from trainer.recipe.load import dump_recipe
 from trainer.recipe.per_source import overrides_of, step_kinds
 from trainer.recipe.schema import Recipe, SourceRecipe
 from trainer.recipe.secrets import without_secrets
-from trainer.recipe.tasks import TASKS, metric_label
+from trainer.recipe.tasks import TASKS
 from trainer.report.card_facts import CardFacts, TrainedBy, finite_metrics
 from trainer.report.markdown import block, code, plain, table
 from trainer.report.read import main_by_size, teacher_counts

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from trainer.recipe.tasks import metric_label
+from trainer.recipe.eval_kinds import metric_label
 from trainer.report.charts import Axis, Series
 from trainer.report.html import charts, figure, table
 from trainer.report.read import Line, Run, main_by_size

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from statistics import fmean
 
-from trainer.recipe.kind import TaskKind
-from trainer.recipe.tasks import TASKS, kind_of_metric, metric_label
+from trainer.recipe.eval_kind import EvalKind
+from trainer.recipe.eval_kinds import EVAL_KINDS, kind_of_metric, metric_label
 from trainer.report.charts import Axis, Series
 from trainer.report.html import charts, figure, framed, table
 from trainer.report.read import Line, Run, main_metrics
@@ -83,7 +83,7 @@ def _scores(run: Run, name: str, metric: str) -> Series | None:
 
 
 def trade_off_figure(runs: Sequence[Run]) -> str:
-    """Means of two tasks against each other, a path of each run; nothing where one is missing."""
+    """Means of two kinds against each other, a path of each run; nothing where one is missing."""
     kinds = _evaluated_kinds(runs)
     paths = [path for run in runs if (path := _path(run, kinds))]
     if not paths:
@@ -94,8 +94,8 @@ def trade_off_figure(runs: Sequence[Run]) -> str:
     return framed(title, trade_off_chart(title, axes, paths))
 
 
-def _evaluated_kinds(runs: Sequence[Run]) -> list[TaskKind]:
-    """The first two kinds of tasks, in the order of their table, that any run evaluated."""
+def _evaluated_kinds(runs: Sequence[Run]) -> list[EvalKind]:
+    """The first two evaluation kinds, in the order of their table, that any run evaluated."""
     found = {
         kind.name
         for run in runs
@@ -103,10 +103,10 @@ def _evaluated_kinds(runs: Sequence[Run]) -> list[TaskKind]:
         for _, metric, _ in main_metrics(line)
         if (kind := kind_of_metric(metric))
     }
-    return [kind for name, kind in TASKS.items() if name in found][:2]
+    return [kind for name, kind in EVAL_KINDS.items() if name in found][:2]
 
 
-def _path(run: Run, kinds: Sequence[TaskKind]) -> Series | None:
+def _path(run: Run, kinds: Sequence[EvalKind]) -> Series | None:
     """Means over the sets of both kinds at each evaluation."""
     points = [point for line in run.evaluations if (point := _both_means(line, kinds))]
     if len(points) < 2:
@@ -115,7 +115,7 @@ def _path(run: Run, kinds: Sequence[TaskKind]) -> Series | None:
     return Series(name=run.name, x=x, y=y)
 
 
-def _both_means(evaluation: Line, kinds: Sequence[TaskKind]) -> tuple[float, float] | None:
+def _both_means(evaluation: Line, kinds: Sequence[EvalKind]) -> tuple[float, float] | None:
     """Mean of the main metrics of the sets of each of two kinds."""
     values: dict[str, list[float]] = {kind.name: [] for kind in kinds}
     for _, metric, value in main_metrics(evaluation):

@@ -9,7 +9,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from trainer.checkpoint.base_identity import check_dtypes, check_recorded_base, identify_base
 from trainer.checkpoint.manifest import BaseIdentity
-from trainer.data.plan import DataPlan, make_plan
+from trainer.data.plan import DataPlan
+from trainer.data.planned import plan_of
 from trainer.data.teacher import check_widths
 from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
 from trainer.distributed.agree import on_all_ranks
@@ -96,7 +97,7 @@ def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
         check_exportable(recipe, config)
     base = _identify(recipe.model, path, ranks) if recipe.model.lora else None
     built = _build(recipe, path, config, resolved, ranks)
-    plan = make_plan(recipe, {source.name: len(source) for source in data.sources})
+    plan = plan_of(recipe, data.sources)
     return Session(
         recipe=recipe,
         data=data,

@@ -10,6 +10,9 @@ from trainer.data.formats import (
     dpr,
     flag_embedding,
     gritlm,
+    held_out,
+    labelled_texts,
+    nli,
     nomic,
     own,
     sentence_transformers,
@@ -21,8 +24,8 @@ from trainer.data.formats import (
 from trainer.data.formats.adapter import Adapter
 from trainer.data.formats.nearest import comes_near, lacking, mapping_hint, nearest, nearest_name
 from trainer.errors import DataError
-from trainer.recipe.schema import Task
-from trainer.recipe.tasks import TASKS
+from trainer.recipe.eval_kinds import row_kind
+from trainer.recipe.schema import EvalKindName, Task
 
 ADAPTERS: list[Adapter] = [
     *codiemb.ADAPTERS,
@@ -35,25 +38,34 @@ ADAPTERS: list[Adapter] = [
     *gritlm.ADAPTERS,
     *flag_embedding.ADAPTERS,
     *sentence_transformers.ADAPTERS,
+    *labelled_texts.ADAPTERS,
+    *nli.ADAPTERS,
     *texts.ADAPTERS,
     *by_order.ADAPTERS,
+    *held_out.ADAPTERS,
 ]
 """The first that fits is taken; narrower ones come first."""
 
 
-def header_of(task: Task, name: str | None) -> tuple[str, ...] | None:
+def header_of(task: Task | EvalKindName, name: str | None) -> tuple[str, ...] | None:
     """Column names of a format whose files do not begin with them; None for all others."""
     named = (a.header for a in ADAPTERS if a.task == task and a.name == name)
     return next(named, None)
 
 
 def find_adapter(
-    task: Task, name: str | None, rows: Sequence[Row], *, owner: str, columns: Columns, place: str
+    task: Task | EvalKindName,
+    name: str | None,
+    rows: Sequence[Row],
+    *,
+    owner: str,
+    columns: Columns,
+    place: str,
 ) -> Adapter:
     """The adapter that a source names, or the first that fits its rows.
 
     Args:
-        task: the source's task.
+        task: the source's task, or the kind of a held-out set.
         name: `format` of the recipe, or None to go by the rows.
         rows: the first rows, under the recipe's names.
         owner: recipe key of the source, for messages.
@@ -67,7 +79,7 @@ def find_adapter(
     adapters = [adapter for adapter in ADAPTERS if adapter.task == task]
     named = [adapter for adapter in adapters if adapter.name == name]
     if name is not None and not named:
-        names = ", ".join([*_names(adapters), *(["beir"] if TASKS[task].has_corpus else [])])
+        names = ", ".join([*_names(adapters), *(["beir"] if row_kind(task).has_corpus else [])])
         raise DataError(
             f"{place}: format = {name}; expected one of {names} for task {task}. Correct the name, "
             "or leave it out to go by the columns."
@@ -119,7 +131,12 @@ def _check_names(columns: Columns, adapters: Sequence[Adapter], *, owner: str) -
 
 
 def _unknown_columns(
-    task: Task, adapters: Sequence[Adapter], columns: Collection[str], *, owner: str, place: str
+    task: Task | EvalKindName,
+    adapters: Sequence[Adapter],
+    columns: Collection[str],
+    *,
+    owner: str,
+    place: str,
 ) -> DataError:
     """No format has these columns; the message names the nearest."""
     known = "; ".join(f"{name}: {shapes}" for name, shapes in _names(adapters).items())

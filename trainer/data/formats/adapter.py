@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from trainer.data.fields import Row
-from trainer.data.records import IrRecord, RawRecord, StsRecord
-from trainer.recipe.schema import EvalSetRecipe, SourceRecipe, Task
+from trainer.data.records import IrRecord, LabelledRecord, RawRecord, StsRecord
+from trainer.recipe.schema import EvalKindName, EvalSetRecipe, SourceRecipe, Task
 
 DIGITS = re.compile(r"\d+")
 
@@ -48,8 +48,19 @@ class ScoredPairs(NamedTuple):
 
     pairs: tuple[ScoredPair, ...]
 
+    @property
+    def records(self) -> tuple[RawRecord, ...]:
+        """The pairs."""
+        return self.pairs
 
-Parsed = RawRecord | ScoredPairs
+
+class LabelledTexts(NamedTuple):
+    """The texts of one row, where a row holds several; each is a record of its own."""
+
+    records: tuple[LabelledRecord, ...]
+
+
+Parsed = RawRecord | ScoredPairs | LabelledTexts
 
 
 class Documents(Protocol):
@@ -80,8 +91,8 @@ class Adapter:
 
     name: str
     """As in `data.sources[].format`."""
-    task: Task
-    """Task of the records."""
+    task: Task | EvalKindName
+    """Task of the records, or the evaluation kind that alone has such rows."""
     columns: frozenset[str]
     """Fields that a row of this format has; enough to distinguish it from the others."""
     parse: Callable[[Row], Parsed]
@@ -106,6 +117,8 @@ class Adapter:
         nothing_ignored
     )
     """What the first rows ask for that will not happen, a sentence each."""
+    joins: Literal["label", "premise"] | None = None
+    """What rows must share to be brought together in training; None: each row stands alone."""
     teacher_columns: str = ""
     """Where its rows carry a teacher's scores, for messages; empty: they carry none."""
 

@@ -49,7 +49,8 @@ class RetrievalLoss:
     absent: Tensor
     """Passages that do not exist [G, P + N], bool."""
     masked: Tensor
-    """Known pairs as (query, flat passage) [M, 2], int64; queries are counted as terms do."""
+    """Known pairs as (query, flat passage) [M, 2], int64; queries are counted as terms do. Or bool
+    [B, G, P + N]."""
     teacher: Tensor | None
     """A teacher's scores of own passages [B, P + N], NaN where a row has none."""
     guide: Guide | None

@@ -3,14 +3,16 @@
 from trainer.data.batch import Batch
 from trainer.distributed.group import Ranks
 from trainer.engine.losses.ir import retrieval_loss
+from trainer.engine.losses.labels import labels_loss
 from trainer.engine.losses.sts import similarity_loss
 from trainer.engine.losses.task_loss import MakeLoss, TaskLoss
-from trainer.recipe import ir, sts
+from trainer.recipe import ir, labels, sts
 from trainer.recipe.kind import TaskSettings
 
 LOSSES: dict[str, MakeLoss] = {
     ir.KIND.name: retrieval_loss,
     sts.KIND.name: similarity_loss,
+    labels.KIND.name: labels_loss,
 }
 """What makes the loss of a batch, by task."""
 

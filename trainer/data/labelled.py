@@ -1,0 +1,142 @@
+"""Held-out texts with labels: sets of classification and of clustering, opened and checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from trainer.data.fields import shown
+from trainer.data.layouts import part_files
+from trainer.data.records import Label
+from trainer.data.scan import text_key
+from trainer.data.sources import open_file_source, open_table_source
+from trainer.data.table_source import TableSource
+from trainer.errors import DataError
+from trainer.recipe.eval_kinds import CLASSIFICATION, CLUSTERING
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTexts:
+    """Texts with a label each."""
+
+    texts: tuple[str, ...]
+    """Without instruction [n]."""
+    labels: tuple[Label, ...]
+    """All texts, or all whole numbers [n]."""
+
+    def query_keys(self) -> np.ndarray:
+        """Keys of the texts, as `EvalSet.query_keys` has them [n], uint64."""
+        return np.fromiter(map(text_key, self.texts), np.uint64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSet:
+    """Texts from which a classifier learns, and others by which it is scored."""
+
+    kind: ClassVar[str] = CLASSIFICATION.name
+    train: LabelledTexts
+    """At least two labels."""
+    test: LabelledTexts
+    """With labels that `train` has."""
+
+    def query_keys(self) -> np.ndarray:
+        """See `EvalSet.query_keys`: those of the test."""
+        return self.test.query_keys()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusteringSet:
+    """Texts that are to be clustered."""
+
+    kind: ClassVar[str] = CLUSTERING.name
+    rows: LabelledTexts
+    """At least two labels."""
+
+    def query_keys(self) -> np.ndarray:
+        """See `EvalSet.query_keys`."""
+        return self.rows.query_keys()
+
+
+def open_classification(recipe: EvalSetRecipe, data: DataRecipe) -> ClassificationSet:
+    """A folder with files `train` and `test`, every row checked.
+
+    Raises:
+        DataError: if a file is missing, a row is malformed, labels are of two types, `train` has
+            one label only, or `test` has one that `train` lacks; names file and line.
+    """
+    owner = f"eval.sets.{recipe.name}"
+    folder = (Path(data.root).expanduser() / Path(recipe.path).expanduser()).absolute()
+    files = {name: part_files(folder, (name,)) for name in ("train", "test")}
+    for name, found in files.items():
+        if not found:
+            raise DataError(
+                f"{owner}: path = {recipe.path}, without {name}.jsonl; expected "
+                f"{CLASSIFICATION.layout} (looked for {folder / name}.jsonl). Add the file, or "
+                "change path or task."
+            )
+    train, test = (open_file_source(recipe, found, data, owner=owner) for found in files.values())
+    learnt = _read(train)
+    _check_labels(train, learnt.labels)
+    scored = _read(test, like=(learnt.labels[0], train.place(0)))
+    known = set(learnt.labels)
+    for row, label in enumerate(scored.labels):
+        if label not in known:
+            raise DataError(
+                f"{test.place(row)}: label = {shown(label)}; expected a label that "
+                f"{train.reader.table.name} has. Add rows with it there, or remove the row."
+            )
+    return ClassificationSet(train=learnt, test=scored)
+
+
+def open_clustering(recipe: EvalSetRecipe, data: DataRecipe) -> ClusteringSet:
+    """A file of labelled texts, every row checked.
+
+    Raises:
+        DataError: if the file is missing, a row is malformed, labels are of two types, or there is
+            one label only; names file and line.
+    """
+    source = open_table_source(recipe, data, owner=f"eval.sets.{recipe.name}")
+    rows = _read(source)
+    _check_labels(source, rows.labels)
+    return ClusteringSet(rows=rows)
+
+
+def _read(source: TableSource, like: tuple[Label, str] | None = None) -> LabelledTexts:
+    """All rows, whose labels are of one type.
+
+    Args:
+        source: the rows.
+        like: a label of the type, and where it stands; None: the first one.
+
+    Raises:
+        DataError: naming the first row with a label of another type.
+    """
+    records = [source.record(row) for row in range(len(source))]
+    example, place = like or (records[0].label, source.place(0))
+    for row, record in enumerate(records):
+        if type(record.label) is not type(example):
+            kind = "a text" if isinstance(example, str) else "a whole number"
+            raise DataError(
+                f"{source.place(row)}: label = {shown(record.label)}; expected {kind}, as "
+                f"{shown(example)} at {place} is. Write all labels of a set alike."
+            )
+    return LabelledTexts(
+        texts=tuple(record.text for record in records),
+        labels=tuple(record.label for record in records),
+    )
+
+
+def _check_labels(source: TableSource, labels: Sequence[Label]) -> None:
+    """There is something to tell apart.
+
+    Raises:
+        DataError: if all labels are equal.
+    """
+    if len(set(labels)) < 2:
+        raise DataError(
+            f"{source.place(0)}: label = {shown(labels[0])}, as in all {len(labels)} rows; "
+            "expected at least two labels. Check the label field, or leave the set out."
+        )
