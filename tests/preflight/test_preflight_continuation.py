@@ -195,6 +195,24 @@ def test_an_older_release_kept_no_rows(begun: Path) -> None:
         resumed("data.sources.docs")
 
 
+def test_records_without_a_recipe_are_refused_or_passed_over(begun: Path) -> None:
+    facts = begun / "out" / "run.json"
+    content = json.loads(facts.read_text())
+    content["stretches"][0]["recipe"] = {"data": 1}
+    facts.write_text(json.dumps(content))
+    assert resumed() == load_recipe("small.yaml")
+    path = begun / "out" / "checkpoints" / "step-2" / "manifest.json"
+    saved = json.loads(path.read_text())
+    saved["stretches"][0]["recipe"] = {}
+    del saved["sha256"]
+    path.write_text(json.dumps(saved))
+    with pytest.raises(CheckpointError, match="step-2: recipe = not one of this project; expected"):
+        resumed()
+    # a manifest that cannot be read is left to those who look for a valid checkpoint
+    path.write_text("{")
+    assert resumed("train.max_steps=9").train.max_steps == 9
+
+
 def test_a_folder_without_a_checkpoint_is_no_run_to_compare_with(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

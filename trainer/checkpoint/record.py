@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainer.checkpoint.compare import is_same
+from trainer.checkpoint.differences import by_name
 from trainer.checkpoint.manifest import Manifest, read_manifest
 from trainer.checkpoint.tags import tags_in
 from trainer.data.growth import SourceState
 from trainer.data.stretch import Stretch
 from trainer.errors import CheckpointError
+from trainer.recipe.completed import completed
+from trainer.recipe.schema import Recipe
 from trainer.run_folder.facts import read_run_stretches
 from trainer.run_folder.layout import RunFolder
 
@@ -34,6 +37,9 @@ def read_record(run: RunFolder) -> Record | None:
     """The stretches of a run, by its newest checkpoint whose manifest can be read.
 
     None where there is no such checkpoint. Whether a checkpoint is whole is not looked at.
+
+    Raises:
+        CheckpointError: the manifest's recipe is none.
     """
     for tag in tags_in(run.checkpoints):
         try:
@@ -45,11 +51,19 @@ def read_record(run: RunFolder) -> Record | None:
 
 
 def recorded_stretches(manifest: Manifest, run: RunFolder) -> tuple[Stretch, ...]:
-    """The stretches of a run that has a checkpoint, those that follow the checkpoint too."""
-    own = stretches_of(manifest)
-    known = read_run_stretches(run.root)
+    """The stretches of a run that has a checkpoint, those that follow the checkpoint too.
+
+    Raises:
+        CheckpointError: the manifest's recipe is none.
+    """
+    own, known = stretches_of(manifest), read_run_stretches(run.root)
+    if not _are_recipes(own):
+        raise CheckpointError(
+            f"checkpoint step-{manifest.step}: recipe = not one of this project; expected that of "
+            "its run. The checkpoint is not complete; start anew in another output_dir."
+        )
     earlier = [one for one in known if one.first_step < manifest.step]
-    if _agree(own, earlier):
+    if _are_recipes(known) and _agree(own, earlier):
         return known
     if known:
         logger.warning("%s: stretches = those of another continuation; %s counts",
@@ -67,6 +81,15 @@ def stretches_of(manifest: Manifest) -> tuple[Stretch, ...]:
         for name, fingerprint in manifest.sources.items()
     }
     return (Stretch(first_step=0, recipe=manifest.recipe, sources=sources),)
+
+
+def _are_recipes(stretches: Sequence[Stretch]) -> bool:
+    """Whether recipes can be compared: they have the sections and sources of one."""
+    try:
+        trees = [by_name(completed(Recipe, one.recipe)) for one in stretches]
+        return all(isinstance(tree["train"]["schedule"], str) for tree in trees)
+    except (LookupError, TypeError, AttributeError):
+        return False
 
 
 def _agree(own: Sequence[Stretch], known: Sequence[Stretch]) -> bool:
