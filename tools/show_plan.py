@@ -1,4 +1,4 @@
-"""Show, before a run, which rows it will train on: exposure of every source, and single steps.
+"""Show which rows a run will train on, or trained on: exposure of every source, and single steps.
 
 It must not decide anything: the run computes the same plan from the same code.
 """
@@ -6,8 +6,9 @@ It must not decide anything: the run computes the same plan from the same code.
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from trainer.cli import ending_with_code
 from trainer.data.batch import StepPlan
@@ -15,22 +16,34 @@ from trainer.data.collate import make_batch
 from trainer.data.plan import DataPlan, Exposure
 from trainer.data.planned import plan_of
 from trainer.data.sources import Source, open_sources
+from trainer.data.stretch import (
+    PlannedStretch,
+    Stretch,
+    length_of,
+    plan_stretches,
+    stretch_at,
+)
 from trainer.data.tokens import load_tokenizer, make_encoder
-from trainer.errors import TrainerError
+from trainer.errors import DataError, TrainerError
 from trainer.recipe.adapter_folder import with_adapter
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import Recipe
+from trainer.report.stretches import stretch_rows
+from trainer.run_folder.facts import read_run_stretches
+from trainer.run_folder.layout import RunFolder
 
 DESCRIPTION = """\
 Show, before a run, how often the rows of each source are seen, and which rows single steps train
 on. The plan is a pure function of the recipe and the sizes of the sources: any step can be asked
-for, and no number of ranks or workers changes it.
+for, and no number of ranks or workers changes it. With --run: the same of a run that has begun,
+over all its stretches, from its output folder alone.
 """
 EPILOG = """\
 examples:
   python tools/show_plan.py --recipe recipes/minilm.yaml
   python tools/show_plan.py --recipe recipes/minilm.yaml data.schedule=proportional --steps 8
   python tools/show_plan.py --recipe recipes/minilm.yaml --start 1000 --steps 3 --json
+  python tools/show_plan.py --run runs/minilm --start 1000 --steps 3
 """
 SAMPLED_ROWS = 256
 """Rows of each source's first step that are tokenised to estimate its tokens."""
@@ -43,8 +56,10 @@ COLUMNS = ("task", "source", "rows", "steps", "epochs", "never", "once", "twice"
 class Arguments:
     """What the user asked for."""
 
-    recipe: str
-    """Path of the recipe."""
+    recipe: str | None
+    """Path of the recipe; None: a run is shown."""
+    run: Path | None
+    """Output folder of a run; None: a recipe is shown."""
     overrides: tuple[str, ...]
     """`key.path=value`, in order."""
     start: int
@@ -65,14 +80,19 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--recipe", required=True, metavar="FILE", help="what to train, a YAML file")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe", metavar="FILE", help="what to train, a YAML file")
+    what.add_argument("--run", type=Path, metavar="FOLDER", help="output folder of a run")
     add("overrides", nargs="*", metavar="key.path=value", help="changes to the recipe")
     add("--start", type=_count, default=0, metavar="S", help="first step to show, from 0")
     add("--steps", type=_count, metavar="N", help="number of steps to show")
     add("--json", action="store_true", help="one JSON object per step, nothing else")
     found = parser.parse_intermixed_args(argv)
+    if found.run is not None and found.overrides:
+        parser.error("a run that has begun is shown as it is; key.path=value is for --recipe")
     return Arguments(
         recipe=found.recipe,
+        run=found.run,
         overrides=tuple(found.overrides),
         start=found.start,
         steps=found.steps,
@@ -83,19 +103,61 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 def main() -> int:
     """Print the table or the steps and return the exit code."""
     arguments = parse_arguments(sys.argv[1:])
-    recipe = with_adapter(load_recipe(arguments.recipe, arguments.overrides))
+    if arguments.run is not None:
+        stretches = _stretches_of(arguments.run.expanduser())
+        planned = plan_stretches(stretches)
+        num_steps = planned[-1].num_steps
+        if not arguments.as_json and len(stretches) > 1:
+            print_table(("steps", "what changed"), stretch_rows(stretches, num_steps))
+            print()
+        show(arguments, lambda step: stretch_at(planned, step).plan.at(step), planned[-1], None)
+        return 0
+    recipe = with_adapter(load_recipe(arguments.recipe or "", arguments.overrides))
     sources = open_sources(recipe.data)
     plan = plan_of(recipe, sources)
-    num_steps = recipe.train.max_steps or plan.num_steps(recipe.train.epochs or 0)
-    if arguments.as_json:
-        shown = num_steps - arguments.start if arguments.steps is None else arguments.steps
-        for step in range(arguments.start, arguments.start + shown):
-            print(json.dumps(step_line(plan.at(step))))
-        return 0
-    print_exposure(plan, num_steps, estimate_tokens(recipe, plan, sources))
-    if arguments.steps is not None:
-        print_steps(plan, arguments.start, arguments.steps)
+    tokens = None if arguments.as_json else estimate_tokens(recipe, plan, sources)
+    whole = PlannedStretch(recipe=recipe, plan=plan, num_steps=length_of(recipe, plan))
+    show(arguments, plan.at, whole, tokens)
     return 0
+
+
+def show(
+    arguments: Arguments,
+    at: Callable[[int], StepPlan],
+    last: PlannedStretch,
+    tokens: Mapping[str, float] | None,
+) -> None:
+    """Print what was asked for.
+
+    Args:
+        arguments: see there.
+        at: what a step trains on.
+        last: the last stretch of the run, which counts for all of it.
+        tokens: mean of a step of each source, where known.
+    """
+    if arguments.as_json:
+        shown = last.num_steps - arguments.start if arguments.steps is None else arguments.steps
+        for step in range(arguments.start, arguments.start + shown):
+            print(json.dumps(step_line(at(step))))
+        return
+    print_exposure(last.plan, last.num_steps, tokens)
+    if arguments.steps is not None:
+        print_steps(map(at, range(arguments.start, arguments.start + arguments.steps)))
+
+
+def _stretches_of(folder: Path) -> tuple[Stretch, ...]:
+    """The stretches that a run says it has.
+
+    Raises:
+        DataError: if it says none.
+    """
+    stretches = read_run_stretches(folder)
+    if not stretches:
+        raise DataError(
+            f"{RunFolder(folder).facts}: stretches = missing; expected the output folder of a run "
+            "that has begun. Give its output_dir, or a recipe with --recipe."
+        )
+    return stretches
 
 
 def step_line(step: StepPlan) -> dict[str, object]:
@@ -184,10 +246,10 @@ def whole_task(parts: Sequence[Exposure]) -> Exposure:
     )
 
 
-def print_steps(plan: DataPlan, start: int, num_steps: int) -> None:
+def print_steps(steps: Iterable[StepPlan]) -> None:
     """One line per step with its first rows."""
     lines = []
-    for step in map(plan.at, range(start, start + num_steps)):
+    for step in steps:
         rows = " ".join(map(str, step.rows[:SHOWN_ROWS].tolist()))
         more = f" ... ({len(step.rows)})" if len(step.rows) > SHOWN_ROWS else ""
         lines.append([f"{step.step:,}", step.task, step.source, str(step.epoch), rows + more])

@@ -38,6 +38,8 @@ class Arguments:
     """`key.path=value`, in order."""
     resume: bool
     """Continue the newest valid checkpoint."""
+    changes: tuple[str, ...]
+    """`key.path=value` that a run goes on with, or `key.path` of what the recipe has changed."""
     dry_run: bool
     """Check and print everything, train nothing."""
     selfcheck: bool
@@ -49,6 +51,11 @@ class Arguments:
     gpu_memory_bytes: int | None
     """Memory of one GPU that a dry run plans for; None: that of this machine."""
 
+    @property
+    def changed_values(self) -> tuple[str, ...]:
+        """The changes that bring a value."""
+        return tuple(change for change in self.changes if "=" in change)
+
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Read the command line; a mistake in it ends the process with code 2 and the usage."""
@@ -58,10 +65,13 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         parser.error("--gpus, --hosts and --gpu-memory plan a --dry-run; a run takes what it finds")
     if found.dry_run and found.selfcheck:
         parser.error("choose one of --dry-run and --selfcheck")
+    if found.change and (found.selfcheck or not found.resume):
+        parser.error("--change says what a run goes on with; give it with --resume")
     return Arguments(
         recipe=found.recipe,
         overrides=tuple(found.overrides),
         resume=found.resume,
+        changes=tuple(found.change),
         dry_run=found.dry_run,
         selfcheck=found.selfcheck,
         gpus=found.gpus,
@@ -83,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--recipe", required=True, metavar="FILE", help="what to train, a YAML file")
     add("overrides", nargs="*", metavar="key.path=value", help="changes to the recipe")
     add("--resume", action="store_true", help="continue the newest checkpoint of output_dir")
+    add(
+        "--change",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="key.path[=value]",
+        help="with --resume: what is changed from here on; without a value: as the recipe has it",
+    )
     add("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
     add("--selfcheck", action="store_true", help="compare chunked with whole-batch gradients")
     add("--gpus", type=_count, metavar="N", help="dry run: GPUs per host")

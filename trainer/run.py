@@ -1,10 +1,11 @@
 """Start here: arguments -> recipe -> checks -> build -> fit -> close; it holds no logic.
 
-deepspeed trainer/run.py --recipe FILE [key.path=value ...]
+deepspeed trainer/run.py --recipe FILE [key.path=value ...] [--resume [--change key.path=value ...]]
 """
 
 import sys
 
+from trainer.checkpoint.changes import named_keys
 from trainer.cli import (
     ending_with_code,
     launched_ranks,
@@ -13,6 +14,7 @@ from trainer.cli import (
     set_up_logging,
 )
 from trainer.preflight.checks import check_run
+from trainer.preflight.continuation import check_continued_data, continued_recipe
 from trainer.recipe.adapter_folder import with_adapter
 from trainer.recipe.load import load_recipe
 
@@ -22,13 +24,21 @@ def main() -> int:
     arguments = parse_arguments(sys.argv[1:])
     set_up_logging()
     let_idle_threads_sleep()
-    recipe = with_adapter(load_recipe(arguments.recipe, arguments.overrides))
+    recipe = with_adapter(
+        load_recipe(arguments.recipe, arguments.overrides, arguments.changed_values)
+    )
+    named = named_keys(arguments.changes, recipe)
+    resume = not arguments.selfcheck and (arguments.resume or recipe.resume == "auto")
+    if resume:
+        recipe = continued_recipe(recipe, named)
     if arguments.dry_run:
         from trainer.preflight.dry_run import dry_run
 
         return dry_run(recipe, arguments)
-    resume = arguments.resume or recipe.resume == "auto" or arguments.selfcheck
-    data = check_run(recipe, world_size=launched_ranks(), resume=resume)
+    any_folder = resume or arguments.selfcheck
+    data = check_run(recipe, world_size=launched_ranks(), resume=any_folder)
+    if resume:
+        check_continued_data(recipe, data.sources, named)
     # torch, transformers and deepspeed are imported from here on
     if arguments.selfcheck:
         from trainer.session.selfcheck import selfcheck
@@ -36,7 +46,7 @@ def main() -> int:
         return selfcheck(recipe, data)
     from trainer.session.train import train
 
-    return train(recipe, data, resume=resume)
+    return train(recipe, data, resume=resume, named=named)
 
 
 if __name__ == "__main__":

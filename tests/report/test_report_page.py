@@ -12,7 +12,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tests.support.data_files import data_recipe
 from trainer.errors import DataError
+from trainer.recipe.load import plain_recipe
+from trainer.recipe.schema import SourceRecipe
 from trainer.report.charts import (
     HEIGHT,
     MAX_POINTS,
@@ -98,6 +101,28 @@ def test_page_tells_where_a_teacher_scored_passages(run_folder: Path) -> None:
     assert (
         "rows seen count repeats. A teacher scored passages of pairs (1,200 of 1,600 rows)." in page
     )
+
+
+def test_page_tells_the_stretches_of_a_run(run_folder: Path) -> None:
+    recipe = plain_recipe(data_recipe([SourceRecipe(name="pairs", task="sts", path="p")]))
+    slower = {**recipe, "train": {**recipe["train"], "learning_rate": 1e-6}}
+    parts = ((0, recipe, 1600, ()), (50, slower, 2000, ("train.learning_rate",)))
+    stretches = [
+        {"first_step": step, "recipe": one, "changed": changed}
+        | {"sources": {"pairs": {"fingerprint": "f", "num_rows": rows}}}
+        for step, one, rows, changed in parts
+    ]
+    (run_folder / "run.json").write_text(json.dumps(FACTS | {"stretches": stretches}))
+    page = write_report(run_folder).read_text()
+    assert "<h2>Stretches</h2>" in page
+    assert '<td class="left">0 to 49</td><td class="left">-</td>' in page
+    assert (
+        '<td class="left">50 to 199</td><td class="left">train.learning_rate = 1e-06 (was 1e-05); '
+        "rows of pairs = 2,000 (was 1,600)</td>" in page
+    )
+    for fewer in (stretches[:1], [{"first_step": 0}], "x"):
+        (run_folder / "run.json").write_text(json.dumps(FACTS | {"stretches": fewer}))
+        assert "<h2>Stretches</h2>" not in write_report(run_folder).read_text()
 
 
 def test_page_tells_the_run_and_loads_nothing(run_folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.run_folder.finished import clear_finished, hash_folder, read_finished, write_finished
+from trainer.run_folder.finished import hash_folder, read_finished, write_finished
 
 
 @pytest.fixture
@@ -56,8 +56,9 @@ def test_run_without_evaluations(run: Path) -> None:
     assert (read_finished(run) or {})["metrics"] == {}
 
 
-def test_marker_is_gone_when_the_run_goes_on(run: Path) -> None:
-    clear_finished(run)
+def test_a_further_end_replaces_the_marker(run: Path) -> None:
     write_finished(run, step=2)
-    clear_finished(run)
-    assert read_finished(run) is None
+    (run / "model" / "model.safetensors").write_bytes(b"Weights")
+    write_finished(run, step=4)
+    found = read_finished(run) or {}
+    assert (found["step"], found["export"]["sha256"]) == (4, hash_folder(run / "model"))

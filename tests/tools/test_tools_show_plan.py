@@ -10,8 +10,11 @@ import pytest
 from tests.support.data_files import byte_tokenizer, write_jsonl
 from tests.support.forked import finish_forked
 from tests.support.launched import Ended
+from trainer.data.growth import SourceState
 from trainer.data.plan import make_plan
-from trainer.recipe.load import load_recipe
+from trainer.data.stretch import Stretch, plan_stretches
+from trainer.recipe.load import load_recipe, plain_recipe
+from trainer.run_folder.facts import RunFacts, write_run_facts
 
 TOOL = Path(__file__).parents[2] / "tools" / "show_plan.py"
 RECIPE = """\
@@ -69,6 +72,53 @@ def test_json_lines_are_the_steps_of_the_run(recipe):
             "rows": found.rows.tolist(),
         }
     assert len(show_forked(recipe, "--json").out.splitlines()) == 10
+
+
+def test_a_run_that_has_begun_is_shown_with_its_stretches(recipe, tmp_path):
+    first = load_recipe(recipe)
+    longer = load_recipe(recipe, ["train.max_steps=20"])
+    rows = ({"pairs": 8, "search": 50}, {"pairs": 8, "search": 60})
+    stretches = [
+        Stretch(
+            first_step=step,
+            recipe=plain_recipe(one),
+            sources={
+                name: SourceState(fingerprint=f"{number}", num_rows=number)
+                for name, number in sizes.items()
+            },
+            changed=changed,
+        )
+        for step, one, sizes, changed in (
+            (0, first, rows[0], ()),
+            (6, longer, rows[1], ("data.sources.search.path", "train.max_steps")),
+        )
+    ]
+    facts = RunFacts(num_ranks=1, device="cpu", num_steps=20, exposure=(), scored_rows={},
+                     libraries={}, stretches=stretches)  # fmt: skip
+    (tmp_path / "run").mkdir()
+    write_run_facts(tmp_path / "run", facts)
+    # no data file is needed
+    (tmp_path / "ir.jsonl").unlink()
+    run = tmp_path / "run"
+    shown = finish_forked(run, "--run", str(run), "--steps", "1", script="tools/show_plan.py")
+    assert shown.code == 0, shown.err
+    lines = [" ".join(line.split()) for line in shown.out.splitlines()]
+    assert lines[:3] == [
+        "steps what changed",
+        "0 to 5 -",
+        "6 to 19 train.max_steps = 20 (was 10); rows of search = 60 (was 50)",
+    ]
+    # 10 steps of 4 rows of each source in the whole run, none of the 60 rows twice
+    assert "ir search 60 10 0.67 20 40 0 0 -" in lines
+    shown = finish_forked(run, "--run", str(run), "--json", script="tools/show_plan.py")
+    planned = plan_stretches(stretches)
+    for step, line in enumerate(map(json.loads, shown.out.splitlines())):
+        found = planned[step >= 6].plan.at(step)
+        assert (line["source"], line["rows"]) == (found.source, found.rows.tolist())
+    assert step == 19
+    shown = finish_forked(run, "--run", str(tmp_path), script="tools/show_plan.py")
+    assert shown.code == 2
+    assert "run.json: stretches = missing; expected the output folder of a run" in shown.err
 
 
 def test_the_table_counts_rows_and_tokens(recipe):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.data.stretch import Stretch, read_stretches
 from trainer.errors import CheckpointError
 
 NAME = "manifest.json"
@@ -58,6 +59,8 @@ class Manifest:
     """By path relative to the checkpoint's folder."""
     base: BaseIdentity | None = None
     """The frozen base of an adapter run, which the checkpoint does not hold; None for others."""
+    stretches: tuple[Stretch, ...] = ()
+    """Those that its steps lie in; empty in manifests of older releases, whose runs had one."""
 
 
 def digest(path: Path) -> FileEntry:
@@ -107,7 +110,9 @@ def read_manifest(folder: Path) -> Manifest:
         base = content.pop("base", None)
         if base is not None:
             base = BaseIdentity(**{**base, "files": _entries(base["files"])})
-        return Manifest(files=_entries(content.pop("files")), base=base, **content)
+        stretches = read_stretches(content.pop("stretches", ()))
+        files = _entries(content.pop("files"))
+        return Manifest(files=files, base=base, stretches=stretches, **content)
     except UNREADABLE as error:
         raise CheckpointError(
             f"{path}: {type(error).__name__}: {error}; expected a manifest of format {FORMAT}. "

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from trainer.checkpoint.deepspeed_files import CheckpointFiles
 from trainer.checkpoint.manifest import Manifest, read_manifest, verify
 from trainer.checkpoint.repartition import load_repartitioned
-from trainer.checkpoint.save import step_of, tags_in
 from trainer.checkpoint.storage import Storage
+from trainer.checkpoint.tags import step_of, tags_in
 from trainer.checkpoint.unpickle import load_pickled, refuse_code
 from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks

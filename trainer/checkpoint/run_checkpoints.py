@@ -1,31 +1,30 @@
 """The checkpoints of one run: which one it continues, and what goes into the next."""
 
-import dataclasses
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import deepspeed
 
 from trainer.checkpoint.base_identity import check_same_base
-from trainer.checkpoint.compare import compare_runs
-from trainer.checkpoint.manifest import BaseIdentity
+from trainer.checkpoint.compare import compare_runs, describe_environment, next_stretches
+from trainer.checkpoint.manifest import BaseIdentity, Manifest
+from trainer.checkpoint.record import recorded_stretches
 from trainer.checkpoint.replace import restore_replaced
 from trainer.checkpoint.resume import find_checkpoint, find_tag, load_checkpoint
-from trainer.checkpoint.save import (
-    SaveRequest,
-    best_tag,
-    mark_best,
-    save_checkpoint,
-    tag_of,
-    tags_in,
-    unmark_best,
-)
+from trainer.checkpoint.save import SaveRequest, best_tag, mark_best, save_checkpoint, unmark_best
 from trainer.checkpoint.storage import Storage
-from trainer.distributed.agree import on_all_ranks
+from trainer.checkpoint.tags import tag_of, tags_in
+from trainer.data.growth import all_added_rows, state_of
+from trainer.data.labels import classes_of
+from trainer.data.sources import Source
+from trainer.data.stretch import PlannedStretch, Stretch, plan_stretches
+from trainer.distributed.agree import on_all_ranks, on_first_rank
 from trainer.errors import CheckpointError
+from trainer.recipe.load import plain_recipe
 from trainer.recipe.schema import Recipe
+from trainer.run_folder.layout import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +39,10 @@ class RunCheckpoints:
     """Of that folder."""
     recipe: Recipe
     """As resolved."""
-    sources: Mapping[str, str]
-    """Fingerprint of each source."""
+    sources: Sequence[Source]
+    """Opened and checked."""
+    named: Sequence[str] = ()
+    """Keys that may differ from the run so far."""
     versions: Mapping[str, str]
     """Of this project and of the libraries that shape the numbers."""
     base: BaseIdentity | None
@@ -49,8 +50,29 @@ class RunCheckpoints:
     own: set[str] = field(default_factory=set)
     """Tags that this process wrote or read; the same on all ranks. A folder of another tag may be
     a checkpoint that was skipped as damaged."""
+    continued: list[Stretch] = field(default_factory=list)
+    """Stretches of the run that was restored; empty where it begins here."""
 
-    def restore(self, engine: deepspeed.DeepSpeedEngine, *, num_steps: int) -> int:
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """Stretches of the run."""
+        return tuple(self.continued) or (self._now(),)
+
+    @property
+    def planned(self) -> tuple[PlannedStretch, ...]:
+        """What follows from each of them."""
+        classes = classes_of(self.sources, self.recipe)
+        return plan_stretches(self.stretches, self.recipe, classes)
+
+    def _now(self) -> Stretch:
+        """The recipe and the data as they are, as if they began a run."""
+        return Stretch(
+            first_step=0,
+            recipe=plain_recipe(self.recipe),
+            sources={source.name: state_of(source) for source in self.sources},
+        )
+
+    def restore(self, engine: deepspeed.DeepSpeedEngine) -> int:
         """Continue the newest valid checkpoint; returns steps done, 0 where there is none.
 
         Raises:
@@ -62,25 +84,35 @@ class RunCheckpoints:
         if found is None:
             logger.info("%s: no checkpoint; the run starts at its first step", self.folder)
             return 0
-        for line in compare_runs(
-            found.tag,
-            found.manifest,
-            recipe=dataclasses.asdict(self.recipe),
-            sources=self.sources,
-            versions=self.versions,
-            world_size=self.storage.ranks.world_size,
-        ):
-            logger.info("since checkpoint %s: %s", found.tag, line)
-        if self.base is not None:
-            check_same_base(found.tag, found.manifest.base, self.base)
-        if found.manifest.step > num_steps:
-            raise CheckpointError(
-                f"checkpoint {found.tag}: steps done = {found.manifest.step}; expected at most "
-                f"{num_steps}, the length of the run. Undo the change of train.max_steps."
-            )
+        self._continue(found.tag, found.manifest)
         done = load_checkpoint(engine, self.folder, found, self.storage.ranks)
         self.own.add(found.tag)
         return done
+
+    def _continue(self, tag: str, saved: Manifest) -> None:
+        """Take the run up where a checkpoint has it. Collective: yes.
+
+        Raises:
+            CheckpointError: it is of another run, of adapters of another base, or longer.
+        """
+        run, now = RunFolder(self.folder.parent), self._now()
+        stretches = on_first_rank(lambda: recorded_stretches(saved, run), self.storage.ranks)
+        current = stretches[-1]
+        added = all_added_rows(current.sources, self.sources)
+        found = compare_runs(tag, current, now.recipe, named=self.named, added=added)
+        ranks = self.storage.ranks.world_size
+        environment = describe_environment(saved, versions=self.versions, world_size=ranks)
+        for line in (*found.lines, *environment):
+            logger.info("since checkpoint %s: %s", tag, line)
+        if self.base is not None:
+            check_same_base(tag, saved.base, self.base)
+        self.continued[:] = next_stretches(stretches, saved.step, now, found.changed)
+        num_steps = self.planned[-1].num_steps
+        if saved.step > num_steps:
+            raise CheckpointError(
+                f"checkpoint {tag}: steps done = {saved.step}; expected at most {num_steps}, the "
+                "length of the run. Undo the change of train.max_steps."
+            )
 
     def save(
         self,
@@ -96,13 +128,15 @@ class RunCheckpoints:
         """
         if self._has(tag_of(step)):
             return
+        stretches = tuple(one for one in self.stretches if one.first_step < step)
         request = SaveRequest(
             step=step,
-            recipe=dataclasses.asdict(self.recipe),
-            sources=dict(self.sources),
+            recipe=dict(stretches[-1].recipe),
+            sources={name: state.fingerprint for name, state in stretches[-1].sources.items()},
             versions=dict(self.versions),
             write_embedder=write_embedder,
             base=self.base,
+            stretches=stretches,
         )
         keep = self.recipe.checkpoint.keep
         save_checkpoint(engine, self.folder, request, self.storage, keep=keep)

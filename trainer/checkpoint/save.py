@@ -26,13 +26,14 @@ from trainer.checkpoint.manifest import (
 )
 from trainer.checkpoint.replace import replace_folder, restore_replaced
 from trainer.checkpoint.storage import Storage
+from trainer.checkpoint.tags import step_of, tag_of, tags_in
 from trainer.checkpoint.zero_format import read_zero
+from trainer.data.stretch import Stretch
 from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
 from trainer.run_folder.layout import BEST, LATEST
 
-PREFIX = "step-"
 PARTIAL = ".partial-"
 ROOM_FACTOR = 1.02
 """Free disk asked for, over the bytes of the tensors to write."""
@@ -62,16 +63,8 @@ class SaveRequest:
     """Writes config, tokenizer and pooling files into a folder; called on its keeper."""
     base: BaseIdentity | None = None
     """The frozen base of an adapter run, which is not saved."""
-
-
-def tag_of(step: int) -> str:
-    """Folder name of a checkpoint."""
-    return f"{PREFIX}{step}"
-
-
-def step_of(tag: str) -> int:
-    """Steps done by a checkpoint's folder name."""
-    return int(tag.removeprefix(PREFIX))
+    stretches: tuple[Stretch, ...] = ()
+    """Those that the steps done lie in."""
 
 
 def save_checkpoint(
@@ -233,6 +226,7 @@ def _complete(
         versions=request.versions,
         files=entries,
         base=request.base,
+        stretches=request.stretches,
     )
     write_manifest(partial, manifest)
     _publish(partial.parent, partial.name, tag_of(request.step))
@@ -291,12 +285,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def tags_in(folder: Path) -> list[str]:
-    """Names of the checkpoints in a folder, newest first."""
-    found = [p.name for p in folder.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(found, key=step_of, reverse=True)
 
 
 def _prune_to(folder: Path, step: int, keep: int) -> None:

@@ -7,7 +7,7 @@ after another. So any place of the stream is computed alone, as those of `traine
 Letters: C classes, M pairs of a class and one of its rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +29,60 @@ class Classes:
     def of(self, number: int) -> np.ndarray:
         """Rows of a class."""
         return self.rows[self.starts[number] : self.starts[number + 1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassStream:
+    """Rows of a source whose classes are drawn equally often, as `RowStream` has those of others.
+
+    With another seed the draws begin anew; the rows are the same all along.
+    """
+
+    seed: int
+    """Root of its permutations."""
+    source: str
+    """Name of the source."""
+    num_rows: int
+    """Records it has."""
+    classes: Classes
+    """Its rows by class."""
+    before: "ClassStream | None" = None
+    """The stream that this one takes the place of; None: this one begins with the run."""
+    taken: int = 0
+    """Rows that were taken from `before`."""
+
+    def continued(self, position: int, *, num_rows: int, seed: int) -> tuple["ClassStream", int]:
+        """The stream after `position` rows for a seed; its position."""
+        assert num_rows == self.num_rows, (num_rows, self.num_rows)
+        if seed == self.seed:
+            return self, position
+        if position == 0 and self.before is not None:
+            return self.before.continued(self.taken, num_rows=num_rows, seed=seed)
+        return replace(self, seed=seed, before=self if position else None, taken=position), 0
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """A block of the stream [count], int64; `first` is a position in it."""
+        return balanced_rows(self.classes, first, count, seed=self.seed, source=self.source)
+
+    def epoch(self, position: int) -> int:
+        """How many times as many rows as there are were taken before a position."""
+        return self.total(position) // self.num_rows
+
+    def total(self, position: int) -> int:
+        """Rows taken from the beginning of the run until a position."""
+        return position + (0 if self.before is None else self.before.total(self.taken))
+
+    def seen(self, position: int) -> list[tuple[int, int]]:
+        """How often the rows were seen before a position: (number of rows, times)."""
+        times, rows = np.unique(self._counts(position), return_counts=True)
+        return list(zip(rows.tolist(), times.tolist(), strict=True))
+
+    def _counts(self, position: int) -> np.ndarray:
+        """How often each row was seen before a position [num_rows], int64."""
+        counts = balanced_counts(
+            self.classes, position, self.num_rows, seed=self.seed, source=self.source
+        )
+        return counts if self.before is None else counts + self.before._counts(self.taken)
 
 
 def balanced_rows(

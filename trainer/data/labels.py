@@ -17,7 +17,7 @@ from trainer.data.sources import Source
 from trainer.data.text_table import ABSENT, TextTable
 from trainer.errors import RecipeError
 from trainer.recipe.labels import LabelsRecipe
-from trainer.recipe.per_source import key_of, settings_of
+from trainer.recipe.per_source import is_balanced, key_of, settings_of
 from trainer.recipe.schema import Recipe
 
 TRIES = 64
@@ -198,8 +198,7 @@ def classes_of(sources: Sequence[Source], recipe: Recipe) -> dict[str, Classes]:
     return {
         source.name: source.classes()
         for source in sources
-        if isinstance(source, LabelledSource)
-        and getattr(settings_of(recipe, source.name), "balance", None) == "classes"
+        if isinstance(source, LabelledSource) and is_balanced(recipe, source.name)
     }
 
 

@@ -3,20 +3,21 @@
 Nothing is walked through and nothing is stored, so resuming is a jump, any rank can compute any
 step, and the number of ranks does not enter. Each source is an endless stream of its rows, one
 permutation after another, and its k-th step takes the k-th block of the stream: rows left over at
-the end of an epoch open the next one. A source whose classes are drawn
-equally often has the stream of `trainer.data.classes`.
+the end of an epoch open the next one. A source whose classes are drawn equally often has the stream
+of `trainer.data.classes`.
+
+A run that goes on with another recipe has a plan for each stretch. Streams go on where they were.
+So do turns where the shares are the same; where they changed, turns begin anew.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-import numpy as np
-
 from trainer.data.batch import StepPlan
-from trainer.data.classes import Classes, balanced_counts, balanced_rows
-from trainer.data.permutation import keys_of, permute
+from trainer.data.classes import Classes, ClassStream
+from trainer.data.row_stream import RowStream
 from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
 from trainer.errors import RecipeError
 from trainer.recipe.per_source import key_of, settings_of
@@ -31,6 +32,10 @@ MAX_STEPS = 1 << 53
 """No run is longer; above it not every number of steps has its float."""
 
 
+Stream = RowStream | ClassStream
+"""Rows of a source in the order in which steps take them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedSource:
     """What the plan knows of a source."""
@@ -43,8 +48,6 @@ class PlannedSource:
     """Records it has."""
     batch_size: int
     """Rows of one step over all ranks."""
-    classes: Classes | None = None
-    """Its rows by class, where classes are drawn equally often; None: rows are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +77,35 @@ class Exposure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataPlan:
-    """The whole sequence of batches of a run."""
+class Shifts:
+    """What a later stretch adds to counts that begin with 0 at the first step of a run."""
 
-    seed: int
-    """Root of all permutations."""
+    tasks: int = 0
+    """To a step, for its place in the turns of the tasks."""
+    turns: Mapping[str, int] = field(default_factory=dict)
+    """To the turns of a task, for their place in the turns of its sources."""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    """To the rows of a source's turns, for their place in its stream."""
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """To the turns of a source, for the steps that it had in the whole run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """The whole sequence of batches of a run, or of a stretch of it."""
+
     sources: Mapping[str, PlannedSource]
     """By name."""
+    streams: Mapping[str, Stream]
+    """Rows of each source."""
     tasks: Schedule
     """Whose turn it is among the tasks."""
     turns: Mapping[str, Schedule]
     """Whose turn it is among the sources of each task."""
+    first_step: int = 0
+    """Where the stretch begins, in steps of the run."""
+    shifts: Shifts = Shifts()
+    """Where it begins in its turns and streams."""
 
     def at(self, step: int) -> StepPlan:
         """What a step trains on, `step` counted from 0."""
@@ -92,54 +113,74 @@ class DataPlan:
 
     def source_step(self, name: str, turn: int, step: int) -> StepPlan:
         """A source's step number `turn`, which is the run's step number `step`."""
-        source = self.sources[name]
-        first = turn * source.batch_size
+        source, stream = self.sources[name], self.streams[name]
+        first = self._position(name, turn)
         return StepPlan(
             step=step,
             task=source.task,
             source=name,
-            epoch=first // source.num_rows,
-            rows=_rows(source, first, self.seed),
+            epoch=stream.epoch(first),
+            rows=stream.rows(first, source.batch_size),
         )
 
     def turn(self, step: int) -> tuple[str, int]:
-        """The source of a step, and how many steps it had before."""
-        task, task_turn = turn_at(self.tasks, step)
-        return turn_at(self.turns[task], task_turn)
+        """The source of a step, and the number of its turn."""
+        task, task_turn = turn_at(self.tasks, step + self.shifts.tasks)
+        return turn_at(self.turns[task], task_turn + self.shifts.turns.get(task, 0))
+
+    def first_turn(self, name: str) -> int:
+        """The number of the first turn of a source."""
+        return self._turns_before(self.first_step)[name]
 
     def source_steps(self, num_steps: int) -> dict[str, int]:
-        """How many of the first steps each source gets."""
+        """How many of the first steps of the run each source gets."""
+        turns = self._turns_before(num_steps)
+        return {name: number + self.shifts.steps.get(name, 0) for name, number in turns.items()}
+
+    def _turns_before(self, step: int) -> dict[str, int]:
+        """Number of the next turn of each source at a step."""
         counts: dict[str, int] = {}
-        for task, steps in turns_before(self.tasks, num_steps).items():
-            counts |= turns_before(self.turns[task], steps)
+        for task, turns in turns_before(self.tasks, step + self.shifts.tasks).items():
+            counts |= turns_before(self.turns[task], turns + self.shifts.turns.get(task, 0))
         return counts
 
+    def _position(self, name: str, turn: int) -> int:
+        """Where a turn of a source begins in its stream."""
+        return turn * self.sources[name].batch_size + self.shifts.rows.get(name, 0)
+
     def num_steps(self, epochs: float) -> int:
-        """The fewest steps after which every source was seen at least `epochs` times.
+        """The fewest steps of the run after which every source was seen at least `epochs` times.
+
+        They are as many as the stretch has before it at least. Rows that were added count as all
+        others: a source is seen once when as many rows were taken as it has now.
 
         Raises:
             RecipeError: if those are more than any run has.
         """
         if not self._seen(MAX_STEPS, epochs):
             raise self._endless(epochs)
-        return _fewest(lambda steps: self._seen(steps, epochs))
+        found = _fewest(lambda steps: self._seen(self.first_step + steps, epochs))
+        return self.first_step if self._seen(self.first_step, epochs) else self.first_step + found
 
-    def first_step(self, name: str) -> int:
-        """The first step that a source gets, counted from 0."""
-        return _fewest(lambda steps: self.source_steps(steps)[name] > 0) - 1
+    def first_step_of(self, name: str) -> int:
+        """The first step of the plan that a source gets, in steps of the run."""
+        before = self.first_turn(name)
+        found = _fewest(lambda steps: self._turns_before(self.first_step + steps)[name] > before)
+        return self.first_step + found - 1
 
     def exposure(self, num_steps: int) -> tuple[Exposure, ...]:
-        """How often each source's rows are seen in the first steps, in the recipe's order."""
-        steps = self.source_steps(num_steps)
+        """How often each source's rows are seen in the run's first steps, in the recipe's order."""
+        steps, turns = self.source_steps(num_steps), self._turns_before(num_steps)
         return tuple(
-            _exposure(source, steps[name], self.seed) for name, source in self.sources.items()
+            _exposure(source, self.streams[name], self._position(name, turns[name]), steps[name])
+            for name, source in self.sources.items()
         )
 
     def _seen(self, num_steps: int, epochs: float) -> bool:
-        steps = self.source_steps(num_steps)
+        turns = self._turns_before(num_steps)
         written = Fraction(repr(epochs))  # 0.1 is a tenth, not the float a little above it
         return all(
-            steps[name] * source.batch_size >= written * source.num_rows
+            self.streams[name].total(self._position(name, turns[name])) >= written * source.num_rows
             for name, source in self.sources.items()
         )
 
@@ -182,21 +223,55 @@ def make_plan(
         RecipeError: if a batch has more rows than its source, a task with sources has no settings
             or no turn in the pattern, or the pattern names an unknown task.
     """
-    found = classes or {}
-    sources = [
-        replace(_planned(one, recipe, sizes[one.name]), classes=found.get(one.name))
-        for one in recipe.data.sources
-    ]
+    sources = [_planned(source, recipe, sizes[source.name]) for source in recipe.data.sources]
     shares = _source_shares(recipe.data, sources)
     by_task: dict[str, dict[str, Fraction]] = {}
     for source in sources:
         by_task.setdefault(source.task, {})[source.name] = shares[source.name]
     return DataPlan(
-        seed=recipe.seed,
         sources={source.name: source for source in sources},
+        streams={one.name: _stream(one, recipe.seed, classes or {}) for one in sources},
         tasks=make_schedule(_task_shares(recipe.data, by_task)),
         turns={task: make_schedule(shares) for task, shares in by_task.items()},
     )
+
+
+def _stream(source: PlannedSource, seed: int, classes: Mapping[str, Classes]) -> Stream:
+    """The rows of a source, from the beginning of a run."""
+    name, num_rows = source.name, source.num_rows
+    if name in classes:
+        return ClassStream(seed=seed, source=name, num_rows=num_rows, classes=classes[name])
+    return RowStream(seed=seed, source=name, num_rows=num_rows)
+
+
+def continue_plan(before: DataPlan, first_step: int, plan: DataPlan) -> DataPlan:
+    """The plan of a stretch that follows another one.
+
+    Args:
+        before: of the stretch that ends.
+        first_step: where the next one begins, in steps of the run.
+        plan: of its recipe, as if it began the run; no source has fewer rows than before, nor
+            other classes.
+    """
+    task_turn = first_step + before.shifts.tasks if plan.tasks == before.tasks else 0
+    tasks_before = turns_before(before.tasks, first_step + before.shifts.tasks)
+    ended = before._turns_before(first_step)
+    streams, turns, rows, steps = {}, {}, {}, {}
+    for task, number in turns_before(plan.tasks, task_turn).items():
+        same = plan.turns[task] == before.turns.get(task)
+        source_turn = tasks_before[task] + before.shifts.turns.get(task, 0) if same else 0
+        turns[task] = source_turn - number
+        for name, turn in turns_before(plan.turns[task], source_turn).items():
+            stream, position = plan.streams[name], 0
+            if name in before.streams:
+                old, position = before.streams[name], before._position(name, ended[name])
+                size, seed = stream.num_rows, stream.seed
+                stream, position = old.continued(position, num_rows=size, seed=seed)
+            streams[name] = stream
+            rows[name] = position - turn * plan.sources[name].batch_size
+            steps[name] = before.source_steps(first_step).get(name, 0) - turn
+    shifts = Shifts(tasks=task_turn - first_step, turns=turns, rows=rows, steps=steps)
+    return replace(plan, streams=streams, first_step=first_step, shifts=shifts)
 
 
 def _planned(source: SourceRecipe, recipe: Recipe, num_rows: int) -> PlannedSource:
@@ -275,44 +350,20 @@ def _task_shares(
     return {task: Fraction(turns) for task, turns in data.pattern.items() if task in by_task}
 
 
-def _rows(source: PlannedSource, first: int, seed: int) -> np.ndarray:
-    """A block of the source's endless stream [batch_size], int64."""
-    if source.classes is not None:
-        size = source.batch_size
-        return balanced_rows(source.classes, first, size, seed=seed, source=source.name)
-    epoch, start = divmod(first, source.num_rows)
-    parts = []
-    remaining = source.batch_size
-    while remaining:
-        taken = min(remaining, source.num_rows - start)
-        indices = np.arange(start, start + taken, dtype=np.int64)
-        parts.append(permute(indices, source.num_rows, keys_of(seed, source.name, epoch)))
-        epoch, start, remaining = epoch + 1, 0, remaining - taken
-    return np.concatenate(parts)
-
-
-def _rows_by_count(source: PlannedSource, seen: int, seed: int) -> list[int]:
-    """How many rows of a source are seen never, once and twice in its first draws."""
-    if source.classes is not None:
-        counts = balanced_counts(
-            source.classes, seen, source.num_rows, seed=seed, source=source.name
-        )
-        return [int((counts == times).sum()) for times in range(3)]
-    epochs, extra = divmod(seen, source.num_rows)
-    rows_by_count = {epochs: source.num_rows - extra, epochs + 1: extra}
-    return [rows_by_count.get(times, 0) for times in range(3)]
-
-
-def _exposure(source: PlannedSource, steps: int, seed: int) -> Exposure:
-    seen = steps * source.batch_size
-    fewer = _rows_by_count(source, seen, seed)
+def _exposure(source: PlannedSource, stream: Stream, position: int, steps: int) -> Exposure:
+    """How often rows were seen before a position of the stream."""
+    rows_by_count: dict[int, int] = {}
+    for rows, times in stream.seen(position):
+        rows_by_count[times] = rows_by_count.get(times, 0) + rows
+    fewer = [rows_by_count.get(times, 0) for times in range(3)]
+    total = stream.total(position)
     return Exposure(
         task=source.task,
         source=source.name,
         num_rows=source.num_rows,
         steps=steps,
-        rows_seen=seen,
-        epochs=seen / source.num_rows,
+        rows_seen=total,
+        epochs=total / source.num_rows,
         never=fewer[0],
         once=fewer[1],
         twice=fewer[2],

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from trainer import __version__
-from trainer.checkpoint.compare import differences
+from trainer.checkpoint.differences import differences
 from trainer.data.sources import Source
 from trainer.distributed.group import Ranks
 from trainer.errors import HostError

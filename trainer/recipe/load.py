@@ -6,30 +6,35 @@ the schema (`typed`), and the pairs that contradict each other are refused (`rul
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trainer.recipe.completed import completed
 from trainer.recipe.document import Document, apply_overrides, read_document
 from trainer.recipe.rules import check_rules
 from trainer.recipe.schema import DataRecipe, Recipe
 from trainer.recipe.typed import build
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), changes: Sequence[str] = ()
+) -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: the YAML file.
         overrides: `key.path=value`, applied in order; the values are parsed as YAML.
+        changes: applied after them; they may name a source that is not there, which is added.
     Returns:
         The recipe with every default filled in.
     Raises:
         RecipeError: on the first mistake; the message names file and line, or the override.
     """
-    document = read_document(path)
+    document = _with_new_sources(read_document(path), changes)
+    overrides = (*overrides, *changes)
     if any(override.startswith("data.pattern.") for override in overrides):
         document = _with_pattern(document)
     document = _with_pattern(apply_overrides(document, overrides))
@@ -40,9 +45,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every key written out; `load_recipe` reads back an equal one."""
-    return yaml.safe_dump(
-        _plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True, width=100
-    )
+    return yaml.safe_dump(plain_recipe(recipe), sort_keys=False, allow_unicode=True, width=100)
+
+
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe in the plain values of YAML and JSON; `recipe_of` gives an equal one."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(recipe))
+    return plain
+
+
+def recipe_of(values: Mapping[str, Any], name: str = "recipe of the run") -> Recipe:
+    """The recipe that plain values spell.
+
+    Args:
+        values: as `plain_recipe` gives them; keys that an older release lacked get their defaults.
+        name: what messages call them.
+    Raises:
+        RecipeError: on the first mistake, such as a key that this release does not know.
+    """
+    document = Document(file=name, values=_plain(completed(Recipe, values)), places={})
+    recipe = build(Recipe, document)
+    check_rules(recipe, document.place)
+    return recipe
 
 
 def _plain(value: Any) -> Any:
@@ -50,6 +74,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _with_new_sources(document: Document, changes: Sequence[str]) -> Document:
+    """Add the sources that are given keys and are not there yet, with nothing but a name."""
+    values = copy.deepcopy(document.values)
+    data = values.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    if not isinstance(sources, list):
+        return document
+    known = {source.get("name") for source in sources if isinstance(source, dict)}
+    for change in changes:
+        parts = change.partition("=")[0].split(".")
+        is_new = len(parts) == 4 and parts[:2] == ["data", "sources"] and parts[2] not in known
+        if is_new and not parts[2].isdecimal():
+            sources.append({"name": parts[2]})
+            known.add(parts[2])
+    return dataclasses.replace(document, values=values)
 
 
 def _with_pattern(document: Document) -> Document:

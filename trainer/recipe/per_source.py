@@ -38,6 +38,11 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
     return cast(TaskSettings, dataclasses.replace(settings, **overrides))
 
 
+def is_balanced(recipe: Recipe, source: str) -> bool:
+    """Whether the classes of a source are drawn equally often, rather than its rows."""
+    return getattr(settings_of(recipe, source), "balance", None) == "classes"
+
+
 def overrides_of(source: SourceRecipe) -> Mapping[str, Any]:
     """What a source overrides, by key; in-batch negatives also by the name of its files."""
     values = {name: getattr(source, name) for name in OVERRIDES}

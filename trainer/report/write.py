@@ -24,6 +24,7 @@ from trainer.report.held_out import (
 )
 from trainer.report.html import charts, page, table
 from trainer.report.read import Run, read_run
+from trainer.report.stretches import stretches_section
 from trainer.report.training import exposure_section, summary, training_section
 from trainer.run_folder.layout import RunFolder
 
@@ -95,6 +96,7 @@ def render_run(run: Run) -> str:
     parts = [
         f"<h1>{escape(run.name)}</h1>",
         summary(run),
+        stretches_section(run),
         evaluation_section(run),
         dims_section(run),
         geometry_section(run),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from trainer import __version__
 from trainer.data.plan import Exposure
+from trainer.data.stretch import Stretch, plain_stretches, read_stretches
 from trainer.run_folder.layout import RunFolder
 
 
@@ -31,6 +32,8 @@ class RunFacts:
     """Rows with a teacher's scores of each source that has any."""
     libraries: Mapping[str, str]
     """Releases that shape the numbers."""
+    stretches: Sequence[Stretch]
+    """Parts of the run, each with its recipe and data."""
 
 
 def write_run_facts(folder: Path, facts: RunFacts) -> None:
@@ -47,8 +50,18 @@ def write_run_facts(folder: Path, facts: RunFacts) -> None:
         "num_steps": facts.num_steps,
         "exposure": [asdict(one) for one in facts.exposure],
         "scored_rows": dict(facts.scored_rows),
+        "stretches": plain_stretches(facts.stretches),
     }
     target = RunFolder(folder).facts
     partial = target.with_name(f".{target.name}")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, target)
+
+
+def read_run_stretches(folder: Path) -> tuple[Stretch, ...]:
+    """The stretches of `run.json`; none where it is missing, damaged or of an older release."""
+    try:
+        content = json.loads(RunFolder(folder).facts.read_text(encoding="utf-8"))
+        return read_stretches(content["stretches"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ()

@@ -1,7 +1,8 @@
 """`finished.json` of an output folder: the last thing a run writes, and only if it is done.
 
-Launchers do not always hand exit codes on, so a scheduler may look for this file instead. It must
-not import torch.
+Launchers do not always hand exit codes on, so a scheduler may look for this file instead. It tells
+of the folder's `model/`: both stay while a finished run goes on, until it has reached its new end.
+It must not import torch.
 """
 
 import hashlib
@@ -13,13 +14,8 @@ from typing import Any
 from trainer.run_folder.layout import RunFolder
 
 
-def clear_finished(folder: Path) -> None:
-    """Remove the marker of an earlier part of the run; before anything is trained."""
-    RunFolder(folder).finished.unlink(missing_ok=True)
-
-
 def write_finished(folder: Path, *, step: int) -> None:
-    """Write the marker: beside it first, renamed when it is on disk.
+    """Write the marker, in place of an older one: beside it first, renamed when it is on disk.
 
     Args:
         folder: of the run; `model/` and all else is written.

@@ -26,7 +26,6 @@ from trainer.recipe.load import dump_recipe
 from trainer.report.card import write_run_card
 from trainer.report.write import write_report
 from trainer.run_folder.facts import RunFacts, write_run_facts
-from trainer.run_folder.finished import clear_finished
 from trainer.session.open import Session
 from trainer.session.parity import parity_of_session, warn_of_clients
 
@@ -43,25 +42,28 @@ class Artifacts:
     session: Session
 
     def begin(self) -> None:
-        """Write the recipe and the facts of the run, on the first rank alone."""
+        """Write the recipe and the facts of the run, on one rank for each disk.
+
+        What an earlier end of the run left, `model/` and its marker, stays until the next end.
+        """
         folder, recipe = self.session.folder, self.session.recipe
         with writing_to(folder.root):
             folder.root.mkdir(parents=True, exist_ok=True)
-            clear_finished(folder.root)
             folder.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
             write_run_facts(folder.root, self._facts())
 
     def _facts(self) -> RunFacts:
         """What the page says besides the recipe."""
-        session = self.session
+        session, last = self.session, self.checkpoints.planned[-1]
         device = session.ranks.device
         return RunFacts(
             num_ranks=session.ranks.world_size,
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            num_steps=session.num_steps,
-            exposure=session.plan.exposure(session.num_steps),
+            num_steps=last.num_steps,
+            exposure=last.plan.exposure(last.num_steps),
             scored_rows=scored_rows(session.data.sources),
             libraries={name: version(name) for name in LIBRARIES},
+            stretches=self.checkpoints.stretches,
         )
 
     @cached_property
@@ -73,7 +75,8 @@ class Artifacts:
             folder=folder,
             storage=probe_storage(folder, session.ranks),
             recipe=session.recipe,
-            sources=session.fingerprints,
+            sources=session.data.sources,
+            named=session.named,
             versions={"trainer": __version__, **{name: version(name) for name in LIBRARIES}},
             base=session.base,
         )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,31 +50,30 @@ class Session:
     encoder: TextEncoder
     """The tokenizer as the recipe uses it."""
     plan: DataPlan
-    """Which rows each step trains on."""
+    """Which rows each step trains on, where the run begins with this recipe."""
     base: BaseIdentity | None
     """What adapters belong to; None where all parameters are trained."""
+    named: tuple[str, ...] = ()
+    """Keys that may differ from a run that is continued."""
 
     @property
     def folder(self) -> RunFolder:
         """The run's output folder."""
         return RunFolder(Path(self.recipe.output_dir).expanduser())
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of the whole run."""
-        if self.recipe.train.max_steps is not None:
-            return self.recipe.train.max_steps
-        assert self.recipe.train.epochs is not None
-        return self.plan.num_steps(self.recipe.train.epochs)
 
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """Identity of each source's data."""
-        return {source.name: source.fingerprint for source in self.data.sources}
+def open_session(
+    recipe: Recipe, data: RunData, ranks: Ranks, *, named: Sequence[str] = ()
+) -> Session:
+    """Load tokenizer and model and make the engine.
 
-
-def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
-    """Load tokenizer and model and make the engine. Collective: yes."""
+    Args:
+        recipe: checked.
+        data: opened and checked.
+        ranks: this process.
+        named: keys that may differ from a run that is continued.
+    Collective: yes.
+    """
     path = _place_of_base(recipe.model, ranks)
     resolved = resolve(recipe, world_size=ranks.world_size)
     check_deepspeed(resolved.deepspeed, file=recipe.engine.deepspeed)
@@ -107,6 +107,7 @@ def open_session(recipe: Recipe, data: RunData, ranks: Ranks) -> Session:
         encoder=encoder,
         plan=plan,
         base=base,
+        named=tuple(named),
     )
 
 

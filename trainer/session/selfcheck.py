@@ -123,7 +123,7 @@ def compared_steps(recipe: Recipe, plan: DataPlan) -> tuple[range, ...]:
     """
     seen = {plan.turn(step)[0] for step in range(NUM_STEPS)}
     late = [
-        min(plan.first_step(source.name) for source in kind.sources)
+        min(plan.first_step_of(source.name) for source in kind.sources)
         for kind in step_kinds(recipe)
         if kind.sources and seen.isdisjoint(source.name for source in kind.sources)
     ]

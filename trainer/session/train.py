@@ -1,19 +1,22 @@
 """Train a run from its first or its next step to its end, and hand over what it made."""
 
 import logging
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from trainer.checkpoint.save import tag_of
+from trainer.checkpoint.tags import tag_of
+from trainer.data.batch import Batch
 from trainer.data.loader import batches
+from trainer.data.stretch import PlannedStretch, spans, stretch_at
 from trainer.distributed.group import joined
 from trainer.engine.bad_steps import BadSteps
 from trainer.engine.loop import Hooks, Interrupt, Schedule, fit
 from trainer.engine.out_of_memory import probe_memory
 from trainer.engine.recorder import FileRecorder, Recorder
-from trainer.engine.step import Stepper
+from trainer.engine.step import Stepper, StepReport
 from trainer.preflight.checks import RunData, writing_to
 from trainer.recipe.resolve import warmup_steps
 from trainer.recipe.schema import Recipe
@@ -25,13 +28,14 @@ from trainer.session.open import Session, open_session
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, data: RunData, *, resume: bool) -> int:
+def train(recipe: Recipe, data: RunData, *, resume: bool, named: Sequence[str] = ()) -> int:
     """Train as the recipe says, from the start or from the newest valid checkpoint.
 
     Args:
         recipe: checked.
         data: opened and checked.
         resume: whether to continue what `output_dir` holds.
+        named: keys that may differ from what it holds.
 
     Returns:
         Exit code: 0 done, 130 or 143 interrupted and saved.
@@ -41,7 +45,7 @@ def train(recipe: Recipe, data: RunData, *, resume: bool) -> int:
     """
     interrupt = Interrupt()
     with interrupt.listening(), joined(recipe.engine.timeout_minutes) as ranks:
-        run = TrainingRun.of(open_session(recipe, data, ranks))
+        run = TrainingRun.of(open_session(recipe, data, ranks, named=named))
         start = run.prepare(resume=resume)
         done = run.fit(start, interrupt)
         if ranks.is_first:
@@ -72,10 +76,10 @@ class TrainingRun:
         session, start = self.session, 0
         checkpoints = self.artifacts.checkpoints
         if resume:
-            start = checkpoints.restore(session.built.engine, num_steps=session.num_steps)
+            start = checkpoints.restore(session.built.engine)
         if start > 0:
             logger.info("resumed from %s: next step is %d", tag_of(start), start)
-        if session.ranks.is_first:
+        if checkpoints.storage.is_keeper:
             self.artifacts.begin()
         dist.barrier()
         return start
@@ -83,11 +87,11 @@ class TrainingRun:
     def fit(self, start: int, interrupt: Interrupt) -> int:
         """Run the loop from a step; returns steps done."""
         session, recipe = self.session, self.session.recipe
-        stop = session.num_steps
-        stepper = self._stepper(stop)
+        planned = self.artifacts.checkpoints.planned
+        stop = planned[-1].num_steps
         if start < stop:
             probe_memory(recipe, session.built, session.ranks)
-        stream = batches(session.plan, session.data.sources, session.encoder, recipe, start, stop)
+        stream = self._batches(planned, start, stop)
         with closing(stream), self._recorder(start, stop) as recorder:
             stopping = self.held_out.early_stopping
             had_ended = stopping.recall(start)
@@ -103,7 +107,7 @@ class TrainingRun:
                 save_every_minutes=recipe.checkpoint.every_minutes,
             )
             hooks = Hooks(
-                step=stepper.run,
+                step=self._steps(planned),
                 report=recorder.step,
                 evaluate=lambda done: self.held_out.evaluate_step(done, recorder),
                 save=self.artifacts.save,
@@ -120,16 +124,37 @@ class TrainingRun:
             write_finished(session.folder.root, step=done)
         logger.info("done: %d steps, model in %s", done, session.folder.model)
 
-    def _stepper(self, stop: int) -> Stepper:
-        """Takes the steps of this run."""
+    def _batches(
+        self, planned: Sequence[PlannedStretch], start: int, stop: int
+    ) -> Generator[Batch]:
+        """The batches of some steps, those of each stretch by its own recipe."""
+        session = self.session
+        for one, first, end in spans(planned, start, stop):
+            with closing(
+                batches(one.plan, session.data.sources, session.encoder, one.recipe, first, end)
+            ) as stream:
+                yield from stream
+
+    def _steps(self, planned: Sequence[PlannedStretch]) -> Callable[[Batch], StepReport]:
+        """Takes the steps of this run, each as its stretch has it."""
         session = self.session
         bad_steps = BadSteps(
             folder=session.folder.root,
             sources={source.name: source for source in session.data.sources},
             ranks=session.ranks,
         )
-        warmup = warmup_steps(session.recipe, stop)
-        return Stepper(session.recipe, session.built, session.ranks, stop, warmup, bad_steps)
+        steppers = {
+            one.first_step: Stepper(
+                one.recipe,
+                session.built,
+                session.ranks,
+                one.num_steps,
+                warmup_steps(one.recipe, one.num_steps),
+                bad_steps,
+            )
+            for one in planned
+        }
+        return lambda batch: steppers[stretch_at(planned, batch.plan.step).first_step].run(batch)
 
     def _recorder(self, start: int, stop: int) -> Recorder:
         """Writes numbers on the first rank, nothing elsewhere."""

@@ -1,0 +1,52 @@
+"""The real command goes on with a finished run, is killed on the way, and reaches the new end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import corpus
+from tests.support.forked import finish_forked, forked
+from tests.support.launched import lines, num_steps
+from trainer.run_folder.facts import read_run_stretches
+from trainer.run_folder.finished import hash_folder, read_finished
+
+pytestmark = pytest.mark.dist
+
+END = 40
+"""Steps that a test has time to kill a run in."""
+
+
+def test_a_finished_run_goes_on_to_a_further_end(tmp_path: Path) -> None:
+    corpus.make_workspace(tmp_path)
+    run = tmp_path / "run"
+    common = ["--recipe", str(tmp_path / "recipe.yaml"), "eval.sets=[]", "train.max_steps=2"]
+    ended = finish_forked(tmp_path, *common)
+    assert ended.code == 0, ended.out + ended.err
+    before = (read_finished(run), hash_folder(run / "model"))
+    assert (before[0] or {})["step"] == 2
+
+    change = ["--resume", "--change", f"train.max_steps={END}", "checkpoint.every_steps=100"]
+    with forked(tmp_path, *common, *change) as command:
+        command.until(lambda: num_steps(run) >= 6)
+    # killed without a checkpoint of its own: what was there is valid, and the stretch is known
+    assert (read_finished(run), hash_folder(run / "model")) == before
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-2"]
+    first, second = read_run_stretches(run)
+    assert (first.first_step, second.first_step) == (0, 2)
+    assert second.changed == ("checkpoint.every_steps", "train.max_steps")
+    assert second.recipe["train"]["max_steps"] == END
+
+    ended = finish_forked(tmp_path, *common, "--resume")
+    assert ended.code == 0, ended.out + ended.err
+    for words in (
+        f"the run goes on with train.max_steps = {END}, as it was changed to (the recipe says 2)",
+        "resumed from step-2: next step is 2",
+    ):
+        assert words in ended.out
+    assert [line["step"] for line in lines(run / "metrics.jsonl")] == list(range(END))
+    assert json.loads((run / "run.json").read_text())["num_steps"] == END
+    found = read_finished(run) or {}
+    assert (found["step"], found["export"]["sha256"]) == (END, hash_folder(run / "model"))
+    assert found["export"]["sha256"] != before[1]
+    assert "<h2>Stretches</h2>" in (run / "report.html").read_text()

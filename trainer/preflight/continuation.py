@@ -1,0 +1,63 @@
+"""Whether a run may be continued as the recipe and its data are now; it must not create a file.
+
+Asked before torch is imported, of the newest checkpoint that there is. When the group is up it is
+asked again, of the checkpoint that is continued.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.checkpoint.changes import keep_changes
+from trainer.checkpoint.compare import compare_runs
+from trainer.checkpoint.record import read_record
+from trainer.data.growth import all_added_rows
+from trainer.data.sources import Source
+from trainer.recipe.load import plain_recipe, recipe_of
+from trainer.recipe.schema import Recipe
+from trainer.run_folder.layout import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+def continued_recipe(recipe: Recipe, named: Sequence[str]) -> Recipe:
+    """The recipe that a run goes on with: what was changed by name before stays changed.
+
+    Args:
+        recipe: as loaded, with the changes that are made now.
+        named: their keys.
+
+    Raises:
+        CheckpointError: another change was not named, or cannot be made.
+    """
+    record = read_record(_folder(recipe))
+    if record is None:
+        return recipe
+    given = plain_recipe(recipe)
+    kept, lines = keep_changes(record.stretches, given, named)
+    for line in lines:
+        logger.info("the run goes on with %s", line)
+    compare_runs(record.tag, record.stretches[-1], kept, named=named, added={})
+    return recipe if kept == given else recipe_of(kept)
+
+
+def check_continued_data(recipe: Recipe, sources: Sequence[Source], named: Sequence[str]) -> None:
+    """Refuse to continue a run on other rows than it began with, and on more that are not named.
+
+    Args:
+        recipe: from `continued_recipe`.
+        sources: opened.
+        named: keys that are changed now.
+
+    Raises:
+        CheckpointError: naming each such source.
+    """
+    record = read_record(_folder(recipe))
+    if record is not None:
+        current = record.stretches[-1]
+        added = all_added_rows(current.sources, sources)
+        compare_runs(record.tag, current, plain_recipe(recipe), named=named, added=added)
+
+
+def _folder(recipe: Recipe) -> RunFolder:
+    return RunFolder(Path(recipe.output_dir).expanduser())
