@@ -1,5 +1,6 @@
 """A recipe is read as written, refused with one exact message, and survives a round trip."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from trainer.errors import RecipeError
 from trainer.recipe.ir import DistillationRecipe, MaskRecipe
-from trainer.recipe.load import dump_recipe, load_recipe
+from trainer.recipe.load import dump_recipe, load_recipe, plain_recipe, recipe_of
 from trainer.recipe.schema import LoraRecipe, MatryoshkaRecipe, Recipe
 from trainer.recipe.tasks import TASKS
 
@@ -128,6 +129,29 @@ def test_round_trip_of_any_value(
     assert recipe.train.learning_rate == rate
     assert recipe.data.sources[0].query_instruction == instruction
     assert load_recipe(write(folder, dump_recipe(recipe))) == recipe
+    assert recipe_of(json.loads(json.dumps(plain_recipe(recipe)))) == recipe
+
+
+def test_plain_values_of_a_run_are_completed_and_checked(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    plain = plain_recipe(recipe)
+    del plain["data"]["workers"], plain["tasks"]["ir"]["directions"]
+    assert recipe_of(plain) == recipe
+    plain["train"]["gone"] = 1
+    with pytest.raises(RecipeError, match=r"recipe of the run: train.gone = 1; expected a known"):
+        recipe_of(plain)
+
+
+def test_changes_come_after_overrides_and_may_add_a_source(recipe_file: Path) -> None:
+    added = ["data.sources.more.path=x.jsonl", "data.sources.more.task=ir", "seed=2"]
+    recipe = load_recipe(recipe_file, ["seed=1"], added)
+    assert recipe.seed == 2
+    assert [source.name for source in recipe.data.sources][-1] == "more"
+    assert recipe.data.sources[-1].path == "x.jsonl"
+    # one that is there is changed, and an override adds none
+    assert load_recipe(recipe_file, [], ["data.sources.docs.path=y"]).data.sources[1].path == "y"
+    with pytest.raises(RecipeError, match=r"sources.more = \(missing\); expected an index"):
+        load_recipe(recipe_file, added)
 
 
 @pytest.mark.parametrize(
@@ -345,6 +369,7 @@ def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) ->
     assert (weights["spread_out"], weights["distillation"]) == (0.5, 1.0)
     assert recipe.model.matryoshka == MatryoshkaRecipe(dims=(64, 32))
     assert load_recipe(write(tmp_path, dump_recipe(recipe)), []) == recipe
+    assert recipe_of(json.loads(json.dumps(plain_recipe(recipe)))) == recipe
 
 
 @pytest.mark.parametrize(
