@@ -341,6 +341,7 @@ def test_folders_of_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3", "lora_alpha": 1}')
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors = absent"):
         open_checkpoint(tmp_path)
-    save_file({"base_model.model.a.ia3_l": torch.ones(2)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match="ia3_l = part of an adapter; expected LoRA"):
+    loha = {"base_model.model.a.hada_w1_a": torch.ones(2)}
+    save_file(loha, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="hada_w1_a = part of an adapter; expected LoRA"):
         open_checkpoint(tmp_path)

@@ -14,6 +14,7 @@ from trainer.errors import RecipeError
 from trainer.model.adapters import check_targets
 from trainer.recipe.schema import LoraRecipe
 
+WHOLE = LoraRecipe(rank=4, targets=("q_proj",), modules_to_save=("norm",))
 DORA = LoraRecipe(rank=4, alpha=8, dropout=0.1, dora=True, targets=("q_proj", "down_proj"))
 
 
@@ -30,7 +31,7 @@ def test_targets_that_match_pass(meta_model: nn.Module, targets: Any) -> None:
     check_targets(meta_model, LoraRecipe(targets=targets))
 
 
-@pytest.mark.parametrize("targets", [("query",), ("q_proj", "query"), ("embed_tokens",), ("roj",)])
+@pytest.mark.parametrize("targets", [("query",), ("q_proj", "query"), ("norm",), ("roj",)])
 def test_targets_that_match_nothing_are_named(meta_model: nn.Module, targets: Any) -> None:
     with pytest.raises(RecipeError, match=rf"targets = {targets[-1]} \(matches nothing\)"):
         check_targets(meta_model, LoraRecipe(targets=targets))
@@ -46,11 +47,12 @@ def facts(rank: int, world_size: int, model: Path) -> dict[str, Any]:
     ways = [Variant("step"), Variant("layer", gather="layer"), Variant("il", gather="chunk")]
     return {
         "dora": run_all(rank, world_size, model, ways, DORA),
-        "bfloat16": bfloat16_run(world_size, model),
+        "bfloat16": bfloat16_run(world_size, model, LoraRecipe(rank=4)),
+        "whole": bfloat16_run(world_size, model, WHOLE),
     }
 
 
-def bfloat16_run(world_size: int, model: Path) -> dict[str, Any]:
+def bfloat16_run(world_size: int, model: Path, lora: LoraRecipe) -> dict[str, Any]:
     """Three steps under ZeRO-3; what dtype each kind of parameter has, and what moved."""
     import dataclasses
 
@@ -61,7 +63,7 @@ def bfloat16_run(world_size: int, model: Path) -> dict[str, Any]:
     from trainer.engine.step import Stepper
     from trainer.recipe.resolve import resolve
 
-    recipe = recipe_of(Variant("bf16", deepspeed="zero3_bf16.json"), model, LoraRecipe(rank=4))
+    recipe = recipe_of(Variant("bf16", deepspeed="zero3_bf16.json"), model, lora)
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype="bfloat16"))
     ranks = join(timeout_minutes=2)
     config = dict(resolve(recipe, world_size=world_size).deepspeed)
@@ -108,4 +110,17 @@ def test_bfloat16_base_stays_as_it_was_under_float32_adapters(told: dict[str, An
             "unchanged": True,
             "optimized": rank["bfloat16"]["num_adapters"],
             "num_adapters": 4 * 7 * 2,
+        }
+
+
+@pytest.mark.dist
+def test_beside_whole_modules_adapters_have_the_dtype_of_the_base(told: dict[str, Any]) -> None:
+    for rank in told["ranks"]:
+        assert rank["whole"] == {
+            "base": {torch.bfloat16},
+            "adapters": {torch.bfloat16, torch.float32},  # parameters and their masters
+            "unchanged": True,
+            "optimized": rank["whole"]["num_adapters"],
+            # q_proj of 4 layers; 4 norms of each layer and the last one
+            "num_adapters": 4 * 2 + 4 * 4 + 1,
         }

@@ -106,8 +106,8 @@ def test_other_settings_than_the_adapters_are_named(
     [
         ({"peft_type": "IA3"}, r"peft_type = 'IA3'; expected LoRA or DoRA"),
         ({"bias": "all"}, r"bias = 'all'; expected LoRA or DoRA"),
-        ({"modules_to_save": ["norm"]}, r"modules_to_save = \['norm'\]; expected LoRA"),
         ({"alpha_pattern": {"q_proj": 2}}, r"alpha_pattern = .*; expected LoRA"),
+        ({"modules_to_save": "norm"}, r"modules_to_save = 'norm'; expected a list of names"),
         ({"r": "4"}, r"r = '4'; expected a number above 0"),
         ({"lora_alpha": None}, r"lora_alpha = None; expected a number above 0"),
         ({"lora_dropout": 1}, r"lora_dropout = 1; expected a number of at least 0 and below 1"),

@@ -1,7 +1,10 @@
-"""LoRA adapters as changes of whole weights; it must not read tensors, only arrange them.
+"""Adapters as changes of whole weights; it must not read tensors, only arrange them.
 
 Formulas: W + s B A with s = alpha / rank (Hu et al. 2021, arXiv:2106.09685, section 4.1), or
-alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732); DoRA as in `LowRankTensor`.
+alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732); DoRA as in `LowRankTensor`. A bias of B
+adds s times itself to the module's. IA3 multiplies the outputs of a module, or in a feed-forward
+block its inputs, by a vector (Liu et al. 2022, arXiv:2205.05638, section 3.3). Trained tokens are
+rows of the embedding as they stand.
 """
 
 import math
@@ -12,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.json_files import read_object
-from trainer.checkpoint.tensors import LowRankTensor, SlicedTensor, numel
+from trainer.checkpoint.tensors import (
+    LowRankTensor,
+    ReplacedRows,
+    ScaledTensor,
+    ShiftedTensor,
+    SlicedTensor,
+    numel,
+)
 from trainer.errors import CheckpointError
 
 QUANTIFIER = re.compile(r"(?<!\()[*+?{]")
@@ -30,8 +40,8 @@ class LoraSettings:
 
     path: Path
     """File that says so, for messages."""
-    alpha: float
-    """Numerator of the scale."""
+    alpha: float = 1.0
+    """Numerator of the scale; of no use to adapters without one."""
     rslora: bool = False
     """Divide by the square root of the rank."""
     dora: bool = False
@@ -40,6 +50,8 @@ class LoraSettings:
     """Weights are stored [in, out], as GPT-2's."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     """Other alphas by regular expression on the end of a module's name."""
+    token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Rows that trained tokens replace, by the end of a module's name; "" is any module."""
 
     def scale(self, module: str, rank: int) -> float:
         """Factor of B A for a module, no unit.
@@ -62,27 +74,49 @@ def settings_from_peft(path: Path) -> LoraSettings:
     """Read peft's `adapter_config.json`.
 
     Raises:
-        CheckpointError: if it is damaged, or of an adapter that is not LoRA without extras.
+        CheckpointError: if it is damaged, or of an adapter of a kind that cannot be merged.
     """
     config = read_object(path)
-    kind, alpha = config.get("peft_type"), _number(path, "lora_alpha", config.get("lora_alpha"))
-    extras = {"peft_type": kind != "LORA", "lora_bias": config.get("lora_bias"),
-              "use_bdlora": config.get("use_bdlora"),
-              "bias": config.get("bias", "none") != "none"}  # fmt: skip
+    kind = config.get("peft_type")
+    if kind == "IA3":
+        return LoraSettings(path=path, transposed=bool(config.get("fan_in_fan_out")))
+    if kind == "TRAINABLE_TOKENS":
+        rows = _token_rows(path, "token_indices", config.get("token_indices"))
+        return LoraSettings(path=path, token_rows=rows)
+    extras = {"peft_type": kind != "LORA", "use_bdlora": config.get("use_bdlora")}
     for name, present in extras.items():
         if present:
             raise CheckpointError(
-                f"{path}: {name} = {config.get(name)!r:.60}; expected LoRA or DoRA without trained "
-                "biases. Merge the adapter into its base with peft first."
+                f"{path}: {name} = {config.get(name)!r:.60}; expected LORA, with or without DoRA, "
+                "IA3 or TRAINABLE_TOKENS. Merge the adapter into its base with peft first."
             )
+    name = "trainable_token_indices"
     return LoraSettings(
         path=path,
-        alpha=alpha,
+        alpha=_number(path, "lora_alpha", config.get("lora_alpha")),
+        token_rows=_token_rows(path, name, config.get(name)),
         rslora=bool(config.get("use_rslora")),
         dora=bool(config.get("use_dora")),
         transposed=bool(config.get("fan_in_fan_out")),
         alpha_pattern=_patterns(path, config.get("alpha_pattern") or {}),
     )
+
+
+def _token_rows(path: Path, name: str, value: Any) -> dict[str, tuple[int, ...]]:
+    """Rows of trained tokens by module; a list is that of the one module which has such tokens.
+
+    Raises:
+        CheckpointError: they are no numbers of rows, or a row stands there twice.
+    """
+    given = value if isinstance(value, dict) else {} if value is None else {"": value}
+    for rows in given.values():
+        is_whole = isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows)
+        if not is_whole or len(set(rows)) < len(rows):
+            raise CheckpointError(
+                f"{path}: {name} = {rows!r:.60}; expected numbers of tokens, each once. The file "
+                "is damaged; save the adapter again."
+            )
+    return {str(module): tuple(rows) for module, rows in given.items()}
 
 
 def _number(path: Path, name: str, value: Any) -> float:
@@ -165,8 +199,66 @@ def adapted(
         name = f"{module}.weight"
         if name not in weights:
             raise _wrong(settings, module, "an adapter", "a weight of that name in the base")
-        tensors[name] = _apply(module, weights[name], parts, settings)
+        tensors |= _changed(module, weights, parts, settings)
     return tensors
+
+
+def _changed(
+    module: str,
+    weights: Mapping[str, SlicedTensor],
+    parts: Mapping[str, SlicedTensor],
+    settings: LoraSettings,
+) -> dict[str, SlicedTensor]:
+    """The tensors of a module that its adapter changes."""
+    name, bias = f"{module}.weight", f"{module}.bias"
+    if set(parts) == {"tokens"}:
+        return {name: _with_tokens(module, weights[name], parts["tokens"], settings)}
+    if set(parts) == {"ia3"}:
+        return _scaled(module, weights, parts["ia3"], settings)
+    shift = parts.get("B_bias")
+    own = {part: tensor for part, tensor in parts.items() if part != "B_bias"}
+    changed: dict[str, SlicedTensor] = {name: _apply(module, weights[name], own, settings)}
+    if shift is not None:
+        if bias not in weights or numel(weights[bias].shape) != numel(shift.shape):
+            raise _wrong(settings, module, "a bias of lora_B", "a bias of its size in the base")
+        scale = settings.scale(module, own["A"].shape[0])
+        changed[bias] = ShiftedTensor(weights[bias], shift, scale)
+    return changed
+
+
+def _with_tokens(
+    module: str, weight: SlicedTensor, values: SlicedTensor, settings: LoraSettings
+) -> ReplacedRows:
+    """An embedding with trained tokens in it."""
+    ends = [end for end in settings.token_rows if f".{module}".endswith(f".{end}") or not end]
+    rows = settings.token_rows[ends[0]] if ends else ()
+    if len(weight.shape) != 2 or tuple(values.shape) != (len(rows), weight.shape[1]):
+        found = f"trained tokens of shape {tuple(values.shape)}"
+        raise _wrong(settings, module, found, f"a row of {weight.shape} for each of {len(rows)}")
+    if max(rows, default=0) >= weight.shape[0]:
+        raise _wrong(settings, module, f"token {max(rows)}", f"one below {weight.shape[0]}")
+    return ReplacedRows(weight, rows, values)
+
+
+def _scaled(
+    module: str,
+    weights: Mapping[str, SlicedTensor],
+    factor: SlicedTensor,
+    settings: LoraSettings,
+) -> dict[str, SlicedTensor]:
+    """A module whose outputs [out, 1], or inputs [1, in], are scaled; outputs with their bias."""
+    name, bias = f"{module}.weight", f"{module}.bias"
+    weight = weights[name]
+    if len(weight.shape) != 2 or len(factor.shape) != 2 or 1 not in factor.shape:
+        raise _wrong(settings, module, f"factors {factor.shape} on {weight.shape}", "a vector")
+    of_outputs = factor.shape[1] == 1
+    by_row = of_outputs != settings.transposed
+    if numel(factor.shape) != weight.shape[0 if by_row else 1]:
+        raise _wrong(settings, module, f"factors {factor.shape}", f"one for each of {weight.shape}")
+    changed: dict[str, SlicedTensor] = {name: ScaledTensor(weight, factor, by_row)}
+    if of_outputs and bias in weights:
+        changed[bias] = ScaledTensor(weights[bias], factor, by_row=True)
+    return changed
 
 
 def _apply(

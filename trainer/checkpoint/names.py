@@ -26,6 +26,12 @@ ADAPTER_PART = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)"
     r"(\.default)?(\.weight)?"
 )
+OTHER_PARTS = {
+    "B_bias": re.compile(r"(?P<module>.+)\.lora_B(\.default)?\.bias"),
+    "tokens": re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta(\.default)?"),
+    "ia3": re.compile(r"(?P<module>.+)\.ia3_l(\.default)?"),
+}
+"""Parts of adapters of strangers, which can be merged and are not trained here."""
 REPLACED = re.compile(r"(?P<module>.+)\.modules_to_save\.default\.(?P<leaf>.+)")
 ORIGINAL = re.compile(r".+\.original_module\..+")
 BASE_LAYER = re.compile(r"(?P<module>.+)\.base_layer\.(?P<leaf>.+)")
@@ -56,7 +62,7 @@ class Named(Generic[T]):
     """Whole tensors."""
     adapters: dict[str, dict[str, T]]
     """Parts of the adapter of each module, by module name: A, B, embedding_A, embedding_B,
-    magnitude_vector."""
+    magnitude_vector, and those of `OTHER_PARTS`."""
 
 
 def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
@@ -80,9 +86,10 @@ def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
                 "surrogate pair found). Save the checkpoint again."
             )
         name = projection_name(full) or full.removeprefix(wrapper)
-        part = ADAPTER_PART.fullmatch(name)
-        if part:
-            adapters.setdefault(part["module"], {})[part["part"]] = tensor
+        part = adapter_part(name)
+        if part is not None:
+            module, kind = part
+            adapters.setdefault(module, {})[kind] = tensor
         elif not ORIGINAL.fullmatch(name):
             plain_name = _plain_name(path, name)
             if plain_name in plain:
@@ -94,6 +101,22 @@ def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
     return Named(plain, adapters)
 
 
+def adapter_part(name: str) -> tuple[str, str] | None:
+    """The adapted module and which part of its adapter a tensor is; None for any other tensor.
+
+    Args:
+        name: without wrappers.
+    """
+    found = ADAPTER_PART.fullmatch(name)
+    if found is not None:
+        return found["module"], found["part"]
+    for kind, pattern in OTHER_PARTS.items():
+        found = pattern.fullmatch(name)
+        if found is not None:
+            return found["module"], kind
+    return None
+
+
 def _plain_name(path: Path, name: str) -> str:
     for pattern in (REPLACED, BASE_LAYER):
         match = pattern.fullmatch(name)
@@ -101,8 +124,8 @@ def _plain_name(path: Path, name: str) -> str:
             return f"{match['module']}.{match['leaf']}"
     if FOREIGN_PART.fullmatch(name):
         raise CheckpointError(
-            f"{path}: {name} = part of an adapter; expected LoRA or DoRA named `default`. Merge "
-            "it into its base with peft first."
+            f"{path}: {name} = part of an adapter; expected LoRA, DoRA, IA3 or trained tokens, "
+            "named `default`. Merge it into its base with peft first."
         )
     return name
 

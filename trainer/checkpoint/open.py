@@ -1,7 +1,8 @@
 """Open any checkpoint as tensors by name, slice by slice; it must not import DeepSpeed or models.
 
-Understood are Hugging Face folders (safetensors, sharded or not), DeepSpeed ZeRO checkpoints (a
-tag folder, a `checkpoints` folder by its `latest`, a whole run folder) and PEFT adapters.
+Understood are Hugging Face folders (safetensors or `.bin`, sharded or not), DeepSpeed ZeRO
+checkpoints (a tag folder, a `checkpoints` folder by its `latest`, a whole run folder) and PEFT
+adapters.
 """
 
 import hashlib
@@ -24,8 +25,9 @@ from trainer.checkpoint.names import (
     projection_name,
     sort_names,
 )
+from trainer.checkpoint.pickled_weights import map_pickled
 from trainer.checkpoint.safetensors_file import header_hash, map_tensors, read_header
-from trainer.checkpoint.tensors import SlicedTensor, numel
+from trainer.checkpoint.tensors import SlicedTensor, StoredTensor, numel
 from trainer.checkpoint.zero_files import is_zero_folder
 from trainer.checkpoint.zero_format import latest_tag, read_manifest, read_zero
 from trainer.errors import CheckpointError
@@ -34,8 +36,11 @@ from trainer.run_folder.layout import CHECKPOINTS, LATEST, RunFolder
 Kind = Literal["safetensors", "zero", "peft"]
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+PICKLED = "pytorch_model.bin"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PICKLED_ADAPTER = "adapter_model.bin"
 ADAPTER_BASE = "base.json"
 """What the trainer's export of an adapter says of its base, as `base` of a manifest."""
 HASH_CHUNK_BYTES = 8 << 20
@@ -144,13 +149,14 @@ def _zero_lora(
 
 
 def _open_peft(folder: Path) -> OpenedCheckpoint:
-    weights = folder / ADAPTER_WEIGHTS
+    found = [folder / name for name in (ADAPTER_WEIGHTS, PICKLED_ADAPTER)]
+    weights = next(filter(Path.is_file, found), found[0])
     if not weights.is_file():
         raise CheckpointError(
             f"{folder}: {ADAPTER_WEIGHTS} = absent; expected it beside {ADAPTER_CONFIG}. Save the "
             "adapter with safetensors."
         )
-    named = sort_names(folder, map_tensors(weights, read_header(weights)) | _dense(folder))
+    named = sort_names(folder, _tensors_of(weights) | _dense(folder))
     return OpenedCheckpoint(
         path=folder,
         kind="peft",
@@ -169,15 +175,16 @@ def _open_safetensors(folder: Path) -> OpenedCheckpoint:
     files = _weight_files(place)
     tensors: dict[str, SlicedTensor] = {}
     for file in files:
-        for name, tensor in map_tensors(file, read_header(file)).items():
+        for name, tensor in _tensors_of(file).items():
             if name in tensors:
                 raise CheckpointError(
                     f"{file}: {name} = a second time; expected each tensor in one shard. Save the "
                     "model again."
                 )
             tensors[name] = tensor
-    if (place / INDEX).is_file():
-        _check_index(place / INDEX, tensors)
+    index = place / (INDEX if files[0].suffix == ".safetensors" else PICKLED_INDEX)
+    if index.is_file():
+        _check_index(index, tensors)
     named = sort_names(folder, tensors | _dense(folder))
     if named.adapters:
         raise CheckpointError(
@@ -197,6 +204,13 @@ def _open_safetensors(folder: Path) -> OpenedCheckpoint:
     )
 
 
+def _tensors_of(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file of weights, mapped."""
+    if file.suffix == ".safetensors":
+        return map_tensors(file, read_header(file))
+    return map_pickled(file)
+
+
 def _dense(folder: Path) -> dict[str, SlicedTensor]:
     """Tensors of the one dense layer behind the pooling, under the trainer's names."""
     return {
@@ -209,7 +223,8 @@ def _dense(folder: Path) -> dict[str, SlicedTensor]:
 def _weights_place(folder: Path) -> Path:
     """The folder itself, or the transformer's subfolder of older sentence-transformers models."""
     modules = folder / "modules.json"
-    if not modules.is_file() or (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+    names = (SINGLE, INDEX, PICKLED, PICKLED_INDEX)
+    if not modules.is_file() or any((folder / name).is_file() for name in names):
         return folder
     path = module_path(read_modules(modules)[0])
     # not Path.is_dir, which raises at a name that no file system takes
@@ -223,12 +238,14 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
             f"{folder}: weights = {SINGLE} and {INDEX}; expected one of them. Move the stale one "
             "away."
         )
+    if not single.is_file() and not index.is_file():
+        single, index = folder / PICKLED, folder / PICKLED_INDEX
     if single.is_file():
         return (single,)
     if not index.is_file():
         raise CheckpointError(
-            f"{folder}: weights = none; expected {SINGLE}, {INDEX}, {ADAPTER_CONFIG} or DeepSpeed "
-            "files. Convert other formats with save_pretrained."
+            f"{folder}: weights = none; expected {SINGLE} or {PICKLED}, an index of several, "
+            f"{ADAPTER_CONFIG} or DeepSpeed files. Convert other formats with save_pretrained."
         )
     names = sorted(set(_weight_map(index).values()))
     for name in names:

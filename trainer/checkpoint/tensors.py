@@ -144,6 +144,130 @@ class LowRankTensor:
         return read
 
 
+@dataclass(frozen=True)
+class ShiftedTensor:
+    """`base + scale * shift`, element by element; the sum runs in float64."""
+
+    base: SlicedTensor
+    """Of any shape."""
+    shift: SlicedTensor
+    """Of the same number of elements."""
+    scale: float
+    """Factor of the shift, no unit."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the base."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the base."""
+        return self.base.dtype
+
+    @property
+    def resident_bytes(self) -> int:
+        """Nothing beside blocks."""
+        return 0
+
+    def open(self) -> ReadInto:
+        """A reader that computes a slice."""
+        read_base, read_shift = self.base.open(), self.shift.open()
+
+        def read(start: int, out: Tensor) -> None:
+            block, moved = torch.empty(2, out.numel(), dtype=torch.float64)
+            read_base(start, block)
+            read_shift(start, moved)
+            out.copy_(block.add_(moved, alpha=self.scale))
+
+        return read
+
+
+@dataclass(frozen=True)
+class ScaledTensor:
+    """A weight whose rows, or whose columns, are each multiplied by a factor, in float64."""
+
+    weight: SlicedTensor
+    """[rows, columns], or [rows]."""
+    factor: SlicedTensor
+    """As many elements as rows, or as columns."""
+    by_row: bool
+    """Whether rows have the factors."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the weight."""
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weight."""
+        return self.weight.dtype
+
+    @property
+    def resident_bytes(self) -> int:
+        """The factors in float64."""
+        return 8 * numel(self.factor.shape)
+
+    def open(self) -> ReadInto:
+        """A reader that computes a slice."""
+        columns = numel(self.shape[1:])
+        factor = read_whole(self.factor).view(-1)
+        read_weight = self.weight.open()
+
+        def read(start: int, out: Tensor) -> None:
+            block = torch.empty(out.numel(), dtype=torch.float64)
+            read_weight(start, block)
+            place = torch.arange(start, start + out.numel())
+            index = place // columns if self.by_row else place % columns
+            out.copy_(block.mul_(factor[index]))
+
+        return read
+
+
+@dataclass(frozen=True)
+class ReplacedRows:
+    """A weight some of whose rows are others, as trained tokens of an embedding are."""
+
+    weight: SlicedTensor
+    """[rows, columns]."""
+    rows: tuple[int, ...]
+    """Which are replaced, each once."""
+    values: SlicedTensor
+    """Their values [len(rows), columns]."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the weight."""
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weight."""
+        return self.weight.dtype
+
+    @property
+    def resident_bytes(self) -> int:
+        """Nothing: rows are read where they lie."""
+        return self.weight.resident_bytes
+
+    def open(self) -> ReadInto:
+        """A reader that looks for the rows which a slice touches."""
+        columns = self.shape[1]
+        read_weight, read_values = self.weight.open(), self.values.open()
+
+        def read(start: int, out: Tensor) -> None:
+            read_weight(start, out)
+            stop = start + out.numel()
+            for number, row in enumerate(self.rows):
+                first, last = max(start, row * columns), min(stop, (row + 1) * columns)
+                if first < last:
+                    skipped = first - row * columns
+                    read_values(number * columns + skipped, out[first - start : last - start])
+
+        return read
+
+
 def read_whole(tensor: SlicedTensor) -> Tensor:
     """All elements in memory, in the tensor's shape, float64."""
     flat = torch.empty(numel(tensor.shape), dtype=torch.float64)

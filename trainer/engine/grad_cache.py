@@ -57,6 +57,16 @@ def concatenate(outputs: Sequence[Vectors]) -> Vectors:
     return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
 
 
+def hand_on(outputs: Vectors, gradients: Vectors) -> None:
+    """Continue the way back from vectors to parameters.
+
+    Vectors without a trained parameter before them, as those of a middle layer below all adapters,
+    have none to hand a gradient to.
+    """
+    pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+    torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+
+
 def surrogate(outputs: Vectors, gradients: Vectors) -> Tensor:
     """A scalar whose gradient with respect to outputs is the cached gradient."""
     products = [(o * g).sum() for o, g in zip(outputs, gradients, strict=True)]
@@ -118,7 +128,7 @@ class StepGradCache:
                 model.begin(chunks[i], step_key)
                 output = outputs[i] if i >= kept_from else model(chunks[i], middle=middle)
                 outputs[i] = ()
-                torch.autograd.backward(output, cached[i])
+                hand_on(output, cached[i])
                 del output
             self.replica.deliver(self.engine)
         return terms

@@ -16,10 +16,12 @@ from trainer.model.weights import likely_prefix
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "adapter_model.safetensors"
-OF_ADAPTER = re.compile(r"\.default(?=\.|$)")
+OF_ADAPTER = re.compile(r"(\.modules_to_save)?\.default(?=\.|$)")
 """What peft puts into the names of a model's adapter, and leaves out in files."""
 MAGNITUDE = re.compile(r"(?<=\.lora_magnitude_vector)\.weight$")
 """What files of peft lack, and those of the trainer have."""
+BASE = ".base_layer."
+"""In the names of the base's own embeddings, which peft saves beside their adapters."""
 PEFT = "base_model.model."
 """What peft puts before the backbone's names."""
 
@@ -47,6 +49,8 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
             names = {_bare(name): name for name in file.keys()}  # noqa: SIM118 - not a mapping
             prefix = likely_prefix(wanted, names)
             found = {name.removeprefix(prefix): full for name, full in names.items()}
+            for name in [name for name in found if BASE in name]:
+                _check_copy(path, model, name, file.get_tensor(found.pop(name)))
             _check(
                 path, wanted, {n: tuple(file.get_slice(f).get_shape()) for n, f in found.items()}
             )
@@ -87,6 +91,20 @@ def _check(path: Path, wanted: dict[str, nn.Parameter], found: dict[str, tuple[i
             raise RecipeError(
                 f"{start}{name} of shape {list(found[name])}; expected {list(shape)}. {advice}"
             )
+
+
+def _check_copy(path: Path, model: PeftModel, name: str, saved: torch.Tensor) -> None:
+    """Refuse an adapter that was trained on other embeddings than the base has."""
+    own = {_bare(full): parameter for full, parameter in model.named_parameters()}.get(name)
+    is_same = False
+    if own is not None:
+        with deepspeed.zero.GatheredParameters([own], enabled=hasattr(own, "ds_id")):
+            is_same = own.shape == saved.shape and torch.equal(own.cpu(), saved.to(own.dtype))
+    if not is_same:
+        raise RecipeError(
+            f"{path}: {name} = other values than in the base; expected the base's own, as they are "
+            "not trained. Merge the adapter with tools/delta_merge.py, or name its own base."
+        )
 
 
 def _set(parameter: nn.Parameter, value: torch.Tensor) -> None:

@@ -18,10 +18,11 @@ from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from trainer.checkpoint.json_files import write_json
 from trainer.checkpoint.manifest import BaseIdentity
-from trainer.checkpoint.names import ADAPTER_PART
+from trainer.checkpoint.names import ADAPTER_PART, ORIGINAL, REPLACED
 from trainer.checkpoint.open import ADAPTER_BASE, ADAPTER_WEIGHTS
 from trainer.checkpoint.tensors import LowRankTensor, StoredTensor
 from trainer.distributed.group import Ranks
@@ -76,19 +77,26 @@ def merged_tensors(model: PeftModel, ranks: Ranks) -> Iterator[tuple[str, Tensor
         if not isinstance(module, LoraLayer):
             continue
         leaf = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
-        merged.add(name := f"{_bare(module_name)}.{leaf}")
+        merged.add(name := f"{own_name(module_name)}.{leaf}")
         merge = _merged_stack if isinstance(module, ParamWrapper) else _merged_weight
         yield name, merge(module, ranks)
     for full, parameter in base.named_parameters():
-        if ADAPTER_PART.fullmatch(full) or _bare(full) in merged:
+        if ADAPTER_PART.fullmatch(full) or ORIGINAL.fullmatch(full) or own_name(full) in merged:
             continue
         with deepspeed.zero.GatheredParameters([parameter]):
-            yield _bare(full), parameter.detach()
+            yield own_name(full), parameter.detach()
 
 
-def _bare(name: str) -> str:
-    """A name as the base has it."""
-    return BASE.sub("", name)
+def own_name(name: str) -> str:
+    """The base's name of a tensor that peft has wrapped.
+
+    A copy that is trained whole has the name of what it replaces.
+
+    Args:
+        name: without the prefix of peft's model.
+    """
+    whole = REPLACED.fullmatch(name)
+    return BASE.sub("", name if whole is None else f"{whole['module']}.{whole['leaf']}")
 
 
 def _merged_stack(layer: Any, ranks: Ranks) -> Tensor:
@@ -105,9 +113,18 @@ def _merged_stack(layer: Any, ranks: Ranks) -> Tensor:
 
 
 def _merged_weight(layer: Any, ranks: Ranks) -> Tensor:
-    """W + scale B A of one adapted linear module [out, in], DoRA's magnitudes applied."""
+    """W + scale B A of one adapted module [out, in], DoRA's magnitudes applied.
+
+    Embeddings, and GPT-2's linear modules, keep W and the sum as [in, out].
+    """
     base = layer.get_base_layer()
-    parts = {"A": layer.lora_A[ADAPTER].weight, "B": layer.lora_B[ADAPTER].weight}
+    is_table = isinstance(base, nn.Embedding)
+    parts = (
+        {"A": layer.lora_embedding_A[ADAPTER], "B": layer.lora_embedding_B[ADAPTER]}
+        if is_table
+        else {"A": layer.lora_A[ADAPTER].weight, "B": layer.lora_B[ADAPTER].weight}
+    )
+    transposed = is_table or isinstance(base, Conv1D)
     if ADAPTER in layer.lora_magnitude_vector:
         parts["magnitude"] = layer.lora_magnitude_vector[ADAPTER].weight
     with deepspeed.zero.GatheredParameters([base.weight, *parts.values()]):
@@ -116,9 +133,10 @@ def _merged_weight(layer: Any, ranks: Ranks) -> Tensor:
         stored = {name: _stored(parameter) for name, parameter in parts.items()}
         merged = LowRankTensor(
             _stored(base.weight),
-            stored["B"],
-            stored["A"],
+            stored["A" if transposed else "B"],
+            stored["B" if transposed else "A"],
             layer.scaling[ADAPTER],
+            transposed=transposed,
             magnitude=stored.get("magnitude"),
         )
         return _computed(merged)
@@ -136,6 +154,18 @@ def _computed(tensor: LowRankTensor) -> Tensor:
     for start in range(0, whole.numel(), MERGE_ELEMENTS):
         read(start, whole.view(-1)[start : start + MERGE_ELEMENTS])
     return whole
+
+
+def _file_name(full: str) -> str | None:
+    """Name of an adapter's tensor in its file; None for a tensor of the base."""
+    whole, part = REPLACED.fullmatch(full), ADAPTER_PART.fullmatch(full)
+    if whole is not None:
+        return f"{whole['module']}.{whole['leaf']}"
+    if part is None:
+        return None
+    # `.weight` also for magnitudes, which peft saves without: transformers needs it
+    ending = "" if part["part"].startswith("embedding") else ".weight"
+    return f"{part['module']}.lora_{part['part']}{ending}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,21 +198,30 @@ def write_adapter(
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, torch.Size] = {}
     for full, parameter in model.named_parameters():
-        part = ADAPTER_PART.fullmatch(full)
-        if part is None:
+        name = _file_name(full)
+        if name is None:
             continue
-        # `.weight` also for magnitudes, which peft saves without: transformers needs it
-        name = f"{part['module']}.lora_{part['part']}.weight"
         with deepspeed.zero.GatheredParameters([parameter]):
             shapes[name] = parameter.shape
             if ranks.is_first:
                 tensors[name] = parameter.detach().to("cpu", copy=True).contiguous()
     if ranks.is_first:
         save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        config = copy.copy(model.peft_config[ADAPTER])
-        config.inference_mode = True
-        config.base_model_name_or_path = base.place
-        config.revision = base.revision
-        config.save_pretrained(str(folder))
+        write_adapter_config(model, folder, base)
         write_json(folder / ADAPTER_BASE, asdict(base.identity))
     return shapes
+
+
+def write_adapter_config(model: PeftModel, folder: Path, base: AdapterBase) -> None:
+    """Write peft's config of the adapter.
+
+    Args:
+        model: whole or partitioned.
+        folder: exists.
+        base: named in it.
+    """
+    config = copy.copy(model.peft_config[ADAPTER])
+    config.inference_mode = True
+    config.base_model_name_or_path = base.place
+    config.revision = base.revision
+    config.save_pretrained(str(folder))

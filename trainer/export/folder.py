@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.checkpoint.json_files import write_json
+from trainer.checkpoint.names import ORIGINAL
 from trainer.checkpoint.replace import replace_folder, restore_replaced
 from trainer.checkpoint.safetensors_file import PLAIN
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
-from trainer.export.adapter import AdapterBase, merged_tensors, write_adapter
+from trainer.export.adapter import AdapterBase, merged_tensors, own_name, write_adapter
 from trainer.export.base import folder_of_base
 from trainer.export.complete import complete_folder, open_to_readers, weights_format
 from trainer.export.embedder_files import DENSE_FOLDER
@@ -143,8 +144,8 @@ def full_tensors(backbone: nn.Module, ranks: Ranks) -> Iterator[tuple[str, Tenso
                 yield name, parameter.detach()
     persistent = backbone.state_dict().keys()
     for name, buffer in backbone.named_buffers():
-        if name in persistent:
-            yield name, buffer
+        if name in persistent and not ORIGINAL.fullmatch(name):
+            yield own_name(name), buffer
 
 
 def _write_weights(

@@ -4,9 +4,10 @@ The model is built on the meta device, where nothing has storage; it must not lo
 """
 
 import copy
+import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -25,6 +26,8 @@ FEW_TEXTS, MANY_TEXTS = 4, 8
 """Texts of two trials, from which a line through their sizes follows."""
 FEW_LAYERS, MANY_LAYERS = 3, 4
 """Layers of two trials, of which the last one of each may differ from the others."""
+REPLACED = ".modules_to_save."
+"""In the names of peft's copies of modules that are trained whole."""
 
 
 class PlanError(TrainerError):
@@ -108,14 +111,17 @@ def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
     plain = replace(recipe.model, lora=None)
     backbone = _build(config, plain)
     num_layers = max(1, len(_blocks(backbone)))
+    everywhere = in_every_layer(recipe.model)
     few, many = (
-        _embedder(_with_layers(config, number), recipe.model)
+        _embedder(_with_layers(config, number), everywhere)
         for number in (min(FEW_LAYERS, num_layers), min(MANY_LAYERS, num_layers))
     )
     # adapters of all layers are slow to make: those of a few give the others
     repeats = 1 + max(0, num_layers - MANY_LAYERS)
     added, one_layer = _adapters(many.backbone), _adapters(many.backbone) - _adapters(few.backbone)
     added.update({size: count * (repeats - 1) for size, count in one_layer.items()})
+    if everywhere != recipe.model:
+        added = _adapters(_build(config, recipe.model))
     hidden_size = int(config.get_text_config().hidden_size)
     projected = _projection(recipe.model, hidden_size)
     table = max(_tables(backbone), key=_count, default=None)
@@ -133,7 +139,7 @@ def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
         if recipe.model.lora is None
         else _total(one_layer),
         embedding_parameters=0 if table is None else _count(table),
-        embedding_trained=table is not None and recipe.model.lora is None,
+        embedding_trained=table is not None and _trains_table(many.backbone, recipe.model),
         num_layers=num_layers,
         hidden_size=hidden_size,
         vector_size=hidden_size
@@ -169,7 +175,7 @@ def _whole_model(
 
 def _one_layer(config: PretrainedConfig, recipe: Recipe, length: int) -> LinearBytes:
     """Forward and backward of a layer that is recomputed by itself."""
-    plain = replace(recipe.model, gradient_checkpointing=False)
+    plain = replace(in_every_layer(recipe.model), gradient_checkpointing=False)
     embedder = _embedder(_with_layers(config, 2), plain)
     return _line(lambda n: measure_layer(embedder, num_texts=n, length=length).peak, length)
 
@@ -249,8 +255,42 @@ def _tables(model: nn.Module) -> list[nn.Module]:
 
 def _adapters(backbone: nn.Module) -> Counter[int]:
     """How many parameters of each size peft has added; none to a plain backbone."""
-    added = hasattr(backbone, "peft_config")
-    return Counter(p.numel() for p in backbone.parameters() if added and p.requires_grad)
+    if not hasattr(backbone, "peft_config"):
+        return Counter()
+    # tables that are trained whole are frozen in a trial
+    return Counter(
+        parameter.numel()
+        for name, parameter in backbone.named_parameters()
+        if parameter.requires_grad or REPLACED in name
+    )
+
+
+def in_every_layer(recipe: ModelRecipe) -> ModelRecipe:
+    """The model section with what it names of single layers named of all: a bound on each layer.
+
+    Args:
+        recipe: `lora` may name modules such as `layers.30.self_attn.q_proj`.
+    """
+    if recipe.lora is None:
+        return recipe
+    targets = recipe.lora.targets
+    lora = replace(
+        recipe.lora,
+        targets=targets if isinstance(targets, str) else _without_layers(targets),
+        modules_to_save=_without_layers(recipe.lora.modules_to_save),
+    )
+    return replace(recipe, lora=lora)
+
+
+def _without_layers(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of modules without the layer that some stand in, each once."""
+    return tuple(dict.fromkeys(re.sub(r"^(.*\.)?\d+\.", "", name) for name in names))
+
+
+def _trains_table(backbone: nn.Module, recipe: ModelRecipe) -> bool:
+    """Whether the table of embeddings is trained, and not only by adapters."""
+    whole = (name for name, module in backbone.named_modules() if isinstance(module, nn.Embedding))
+    return recipe.lora is None or any(REPLACED in f"{name}." for name in whole)
 
 
 def _projection(recipe: ModelRecipe, hidden_size: int) -> Counter[int]:

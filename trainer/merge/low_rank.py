@@ -1,4 +1,4 @@
-"""What is known of low-rank changes without forming them; it must not know files or names.
+"""What is known of changes of a tensor without forming them; it must not know files or names.
 
 Letters: r rank of an adapter, m rows and n columns of the weight, K checkpoints.
 """
@@ -6,7 +6,10 @@ Letters: r rank of an adapter, m rows and n columns of the weight, K checkpoints
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.tensors import LowRankTensor, SlicedTensor, read_whole
+from trainer.checkpoint.tensors import LowRankTensor, SlicedTensor, numel, read_whole
+
+COMPARED_ELEMENTS = 1 << 20
+"""Elements of whole tensors that are compared at once."""
 
 
 def is_low_rank_change(tuned: SlicedTensor, base: SlicedTensor) -> bool:
@@ -52,3 +55,23 @@ def change_norms(tuned: tuple[SlicedTensor, ...], base: SlicedTensor) -> Tensor 
             return None
     norm_K = torch.stack(norms)
     return norm_K if bool(norm_K.isfinite().all()) else None
+
+
+def equal_values(one: SlicedTensor, other: SlicedTensor) -> bool:
+    """Whether two tensors hold the same values, read block by block.
+
+    Args:
+        one: any tensor.
+        other: any tensor.
+    """
+    if tuple(one.shape) != tuple(other.shape):
+        return False
+    readers = [one.open(), other.open()]
+    for start in range(0, numel(one.shape), COMPARED_ELEMENTS):
+        count = min(COMPARED_ELEMENTS, numel(one.shape) - start)
+        blocks = [torch.empty(count, dtype=torch.float64) for _ in readers]
+        for read, block in zip(readers, blocks, strict=True):
+            read(start, block)
+        if not torch.equal(*blocks):
+            return False
+    return True

@@ -28,7 +28,7 @@ from trainer.errors import CheckpointError
 from trainer.merge.arithmetic import delta_weights
 from trainer.merge.assets import copy_assets, find_assets
 from trainer.merge.driver import EXTRA_FILE_BYTES, MergeReport
-from trainer.merge.low_rank import factors, is_low_rank_change, row_norms
+from trainer.merge.low_rank import equal_values, factors, is_low_rank_change, row_norms
 from trainer.merge.merge_plan import Inputs, MergePlan, open_inputs, plan_id
 from trainer.merge.output import PartialFolder, ShardFile, check_output
 from trainer.merge.record import merge_html, merge_json
@@ -38,8 +38,6 @@ from trainer.merge.stream import Outcome
 
 PEFT_PREFIX = "base_model.model."
 """What peft puts before the base's names."""
-COMPARED_ELEMENTS = 1 << 20
-"""Elements of a whole tensor that are compared with the base's at once."""
 
 
 @dataclass(frozen=True)
@@ -144,29 +142,14 @@ def _check_part(path: Path, name: str, one: SlicedTensor, base: SlicedTensor) ->
             wrong = "adapted by DoRA"
         elif not name.endswith(".weight") or "embed" in name.rsplit(".", 2)[-2]:
             wrong = "an adapted embedding"
-        elif not is_low_rank_change(one, base) and not _equal(one.weight, base):
+        elif not is_low_rank_change(one, base) and not equal_values(one.weight, base):
             wrong = "trained whole"
-    elif one is not base and not _equal(one, base):
+    elif one is not base and not equal_values(one, base):
         wrong = "trained whole"
     if wrong:
         raise CheckpointError(
             f"{path}: {name} = {wrong}; expected LoRA on linear maps alone. Use --as model."
         )
-
-
-def _equal(one: SlicedTensor, other: SlicedTensor) -> bool:
-    """Whether two tensors hold the same values, read block by block."""
-    if tuple(one.shape) != tuple(other.shape):
-        return False
-    readers = [one.open(), other.open()]
-    for start in range(0, numel(one.shape), COMPARED_ELEMENTS):
-        count = min(COMPARED_ELEMENTS, numel(one.shape) - start)
-        blocks = [torch.empty(count, dtype=torch.float64) for _ in readers]
-        for read, block in zip(readers, blocks, strict=True):
-            read(start, block)
-        if not torch.equal(*blocks):
-            return False
-    return True
 
 
 def _rank(part: LowRankTensor) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,13 @@ from trainer.checkpoint.tensors import SlicedTensor, StoredTensor, numel
 from trainer.errors import CheckpointError
 from trainer.merge.assets import Assets, check_architecture, find_assets, weights_form
 from trainer.merge.expected import check_expected
+from trainer.merge.low_rank import equal_values
 from trainer.merge.matching import Root, bare, check_complete, common_prefix, matched
 from trainer.merge.output import ShardFile, plan_shards
 from trainer.merge.settings import MergeSettings
 from trainer.merge.stream import MergeItem
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +179,7 @@ def plan_of(inputs: Inputs, settings: MergeSettings) -> MergePlan:
     ]
     for source, own in zip(sources, matched_ones, strict=True):
         check_complete(source.path, kept, own, Root(base_source.path, root))
+    _warn_of_heads(inputs, kept)
     restore = prefix if all(one == prefix for one in inputs.prefixes) else ""
     paths = (base_source.path, *(one.path for one in sources))
     items = tuple(
@@ -201,6 +206,29 @@ def plan_of(inputs: Inputs, settings: MergeSettings) -> MergePlan:
                          for one in (base_source, *sources)),
         dtype=_main_dtype(items),
     )  # fmt: skip
+
+
+def _warn_of_heads(inputs: Inputs, kept: Sequence[str]) -> None:
+    """Report each trained head over all tokens that the result has not, as where the base ties it.
+
+    A copy of the embeddings, or of the base's own head, says nothing that is lost. Other heads are
+    no part of an embedder.
+    """
+    known = set(kept)
+    shapes = [tuple(one.shape) for one in inputs.root.values() if len(one.shape) == 2]
+    table = max(shapes, default=())
+    for source, own in zip(inputs.sources, inputs.matched, strict=True):
+        for name, tensor in own.items():
+            if name in known or not is_head(name) or tuple(tensor.shape) != table:
+                continue
+            alike = [other for other in own.values() if tuple(other.shape) == tuple(tensor.shape)]
+            copies = [*(one for one in alike if one is not tensor), inputs.root.get(name)]
+            if not any(one is not None and equal_values(tensor, one) for one in copies):
+                logger.warning(
+                    "%s: %s was trained and is left out: the base %s, or another checkpoint, has "
+                    "no head but its embeddings",
+                    source.path, name, inputs.base.path,
+                )  # fmt: skip
 
 
 def _check_layer(assets: Assets, items: Sequence[MergeItem]) -> None:

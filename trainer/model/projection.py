@@ -99,8 +99,10 @@ def make_projection(recipe: ModelRecipe, path: str, *, hidden_size: int) -> Proj
     if recipe.projection is None:
         return None
     found = base_projection(recipe, path, download=True)
-    # adapters, beside which it is trained, have float32 weights whatever the backbone's dtype
-    is_wide = recipe.dtype == "float32" or recipe.lora is not None
+    # adapters, beside which it is trained, have float32 weights whatever the backbone's dtype,
+    # unless modules are trained whole beside them
+    has_wide_adapters = recipe.lora is not None and not recipe.lora.modules_to_save
+    is_wide = recipe.dtype == "float32" or has_wide_adapters
     projection = Projection(
         recipe.projection,
         hidden_size=hidden_size,

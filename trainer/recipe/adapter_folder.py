@@ -15,9 +15,9 @@ from trainer.recipe.schema import LoraRecipe, Recipe
 
 ALIKE = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
 """Settings of a folder that training goes on with, and the recipe's keys for them."""
-LEFT_OUT = ("lora_bias", "alpha_pattern", "rank_pattern", "modules_to_save",
-            "trainable_token_indices", "layer_replication", "target_parameters",
-            "use_bdlora", "alora_invocation_tokens")  # fmt: skip
+LEFT_OUT = ("lora_bias", "alpha_pattern", "rank_pattern", "trainable_token_indices",
+            "layer_replication", "target_parameters", "use_bdlora",
+            "alora_invocation_tokens")  # fmt: skip
 """Settings by which an adapter has more, or other, weights than a recipe can name."""
 
 
@@ -164,17 +164,25 @@ def _settings(found: AdapterFolder) -> LoraRecipe:
     dropout, targets = settings.get("lora_dropout") or 0.0, settings.get("target_modules")
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise _malformed(found, "lora_dropout", "a number of at least 0 and below 1")
-    names = targets if isinstance(targets, list) else []
-    if targets != "all-linear" and not (names and all(isinstance(name, str) for name in names)):
+    if targets != "all-linear" and not (isinstance(targets, list) and targets):
         raise _malformed(found, "target_modules", "a list of names, or all-linear")
     return LoraRecipe(
         rank=int(settings["r"]),
         alpha=float(settings["lora_alpha"]),
         dropout=float(dropout),
-        targets=tuple(sorted(names)) or "all-linear",
+        targets="all-linear" if targets == "all-linear" else _names(found, "target_modules"),
+        modules_to_save=_names(found, "modules_to_save"),
         rslora=bool(settings.get("use_rslora")),
         dora=bool(settings.get("use_dora")),
     )
+
+
+def _names(found: AdapterFolder, name: str) -> tuple[str, ...]:
+    """A list of modules; null is an empty one."""
+    names = found.settings.get(name) or []
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise _malformed(found, name, "a list of names")
+    return tuple(sorted(names))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -38,7 +38,11 @@ class LoraRecipe:
     dropout: float = bounded(0.0, low=0, high=0.99)
     """Probability of zeroing an adapter's input."""
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    """Names of the linear modules that get an adapter, as peft's `target_modules`."""
+    """Names, or ends of names, of the modules that get an adapter, as peft's `target_modules`:
+    linear modules, those of GPT-2, and embeddings. `all-linear` is all but embeddings."""
+    modules_to_save: tuple[str, ...] = ()
+    """Ends of names of modules that are trained whole beside the adapters and saved with them, as
+    peft's: `norm` is every module whose name ends so, `input_layernorm` too."""
     rslora: bool = False
     """Scale by 1 / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732)."""
     dora: bool = False

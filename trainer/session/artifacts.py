@@ -14,7 +14,7 @@ from trainer.checkpoint.run_checkpoints import RunCheckpoints
 from trainer.checkpoint.save import SaveError
 from trainer.checkpoint.storage import probe_storage
 from trainer.data.teacher import scored_rows
-from trainer.export.adapter import AdapterBase
+from trainer.export.adapter import AdapterBase, write_adapter_config
 from trainer.export.base import folder_of_base
 from trainer.export.embedder_files import write_embedder_files
 from trainer.export.folder import ADAPTER_FOLDER, ExportRequest, export_model
@@ -88,7 +88,7 @@ class Artifacts:
             SaveError: a disk refused.
         """
         engine = self.session.built.engine
-        self.checkpoints.save(engine, done, write_embedder=self._write_embedder)
+        self.checkpoints.save(engine, done, write_embedder=self._write_beside_checkpoint)
 
     def try_save(self, done: int) -> None:
         """Write the checkpoint of `done` steps, or say why not and when it is tried again."""
@@ -105,7 +105,7 @@ class Artifacts:
         """Keep the checkpoint of this step, or say why not."""
         engine = self.session.built.engine
         try:
-            self.checkpoints.keep_best(engine, done, write_embedder=self._write_embedder)
+            self.checkpoints.keep_best(engine, done, write_embedder=self._write_beside_checkpoint)
         except SaveError as error:
             logger.warning("%s The best checkpoint so far is not kept.", error)
 
@@ -190,6 +190,13 @@ class Artifacts:
         self._write_embedder(folder)
         if parity is not None:
             write_parity(folder, parity)
+
+    def _write_beside_checkpoint(self, folder: Path) -> None:
+        """Embedder files and, of adapters, peft's config: merging reads there how they apply."""
+        self._write_embedder(folder)
+        backbone, base = self.session.built.engine.module.backbone, self._adapter_base()
+        if isinstance(backbone, PeftModel) and base is not None:
+            write_adapter_config(backbone, folder, base)
 
     def _write_embedder(self, folder: Path) -> None:
         """Config, tokenizer, pooling and prompts."""
