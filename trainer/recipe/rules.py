@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
-from trainer.recipe.eval_kinds import EVAL_KINDS, row_kind
+from trainer.recipe.eval_kinds import EVAL_KINDS, MEANS, row_kind
 from trainer.recipe.kind import Fail, Side, Words
 from trainer.recipe.per_source import overrides_of, settings_of
 from trainer.recipe.schema import EvalSetRecipe, MatryoshkaRecipe, Recipe, SourceRecipe
@@ -66,8 +66,9 @@ def _check_best(recipe: Recipe, fail: Fail) -> None:
             raise fail("eval.patience", recipe.eval.patience, "a metric to judge by", advice)
         return
     known = [f"{one.name}.{name}" for one in sets for name in EVAL_KINDS[one.task].metrics]
-    if metric not in (["mean", *known] if sets else []):
-        expected = f"`mean` or one of {', '.join(known)}" if sets else "null without eval.sets"
+    if metric not in ([*MEANS, *known] if sets else []):
+        means = ", ".join(f"`{name}`" for name in MEANS)
+        expected = f"{means} or one of {', '.join(known)}" if sets else "null without eval.sets"
         raise fail("eval.best_metric", metric, expected, "Correct it.")
 
 
