@@ -61,6 +61,8 @@ def test_another_metric_is_refused_with_the_known_ones(file: Path, metric: str) 
         ("tasks.clustering={global_batch_size: 2}", r"tasks\.clustering"),
         ("eval.sets=[{name: topics, task: clustering, path: a, score_range: [0, 1]}]",
          r"score_range = .*; expected no range, as rows of task clustering have no score"),
+        ("eval.sets.dev.passage_instruction=find",
+         r"passage_instruction = 'find'; expected nothing, as sets of kind sts have no passages"),
     ],
 )  # fmt: skip
 def test_kinds_are_scored_and_tasks_are_trained(file: Path, override: str, said: str) -> None:

@@ -86,7 +86,7 @@ def _check_unique(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail:
 
 
 def _check_sources(recipe: Recipe, fail: Fail) -> None:
-    """Every source has one origin and a sensible score range."""
+    """Every source has one origin; scores and instructions of any set are of use."""
     if not recipe.data.sources:
         raise fail("data.sources", (), "at least one source", "Add a data set.")
     for index, source in enumerate(recipe.data.sources):
@@ -100,6 +100,12 @@ def _check_sources(recipe: Recipe, fail: Fail) -> None:
             raise fail(f"{key}.path", got, "only one of `path` and `hub`", "Remove one of them.")
     _check_ranges("data.sources", recipe.data.sources, fail)
     _check_ranges("eval.sets", recipe.eval.sets, fail)
+    for index, held_out in enumerate(recipe.eval.sets):
+        kind, instruction = EVAL_KINDS[held_out.task], held_out.passage_instruction
+        if instruction and "passage" not in kind.prompts:
+            expected = f"nothing, as sets of kind {kind.name} have no passages"
+            key = f"eval.sets.{index}.passage_instruction"
+            raise fail(key, instruction, expected, "Write it as query_instruction, or remove it.")
 
 
 def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail: Fail) -> None:

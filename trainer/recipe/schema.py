@@ -231,9 +231,10 @@ class EvalSetRecipe:
     format: str | None = None
     """Name of a data format; null finds it."""
     query_instruction: str = ""
-    """As in training."""
+    """Put before queries, or before all texts of a kind without passages; as in training. Exported
+    as the prompt of the kind where no source decides it."""
     passage_instruction: str = ""
-    """As in training."""
+    """Put before passages, of `ir` and `reranking` alone; exported likewise."""
     score_range: tuple[float, float] | None = None
     """As in training."""
 
