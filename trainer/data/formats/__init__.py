@@ -10,6 +10,7 @@ from trainer.data.formats import (
     flag_embedding,
     gritlm,
     held_out,
+    mteb,
     nomic,
     own,
     sentence_transformers,
@@ -37,6 +38,7 @@ ADAPTERS: list[Adapter] = [
     *texts.ADAPTERS,
     *by_order.ADAPTERS,
     *held_out.ADAPTERS,
+    *mteb.ADAPTERS,
 ]
 """The first that fits is taken; narrower ones come first."""
 
@@ -76,10 +78,15 @@ def find_adapter(
             "or leave it out to go by the columns."
         )
     known = "; ".join(f"{name}: {shapes}" for name, shapes in _names(adapters).items())
+    others = "."
+    if any(not adapter.is_found for adapter in adapters):
+        others = (
+            ": `by-order` takes columns in their order, `msmarco-triples` takes tab-separated "
+            "files without a header line."
+        )
     raise DataError(
         f"{owner}: columns = {_shown(columns)}; expected those of a format of task {task} "
-        f"({known}). Rename the columns, or set task or format: `by-order` takes columns in their "
-        "order, `msmarco-triples` takes tab-separated files without a header line."
+        f"({known}). Rename the columns, or set task or format{others}"
     )
 
 

@@ -40,13 +40,14 @@ class ScoredPair(NamedTuple):
         return StsRecord(text1=self.text1, text2=self.text2, score=score)
 
 
-class ScoredPairs(NamedTuple):
-    """The pairs of one row, where a row holds several; each is a record of its own."""
+class RowRecords(NamedTuple):
+    """The records of one row, where a row holds several."""
 
-    pairs: tuple[ScoredPair, ...]
+    records: tuple[RawRecord, ...]
+    """At least one."""
 
 
-Parsed = RawRecord | ScoredPairs
+Parsed = RawRecord | RowRecords
 
 
 class Documents(Protocol):
