@@ -61,6 +61,13 @@ ROWS: dict[str, list[Any]] = {
     "records": [
         {"query": "a", "positives": ["p", "\u00e9"], "negatives": ["n"], "task": "ir"},
         {"text1": "a", "text2": "\u6f22", "score": 0.5},
+        {"text": "a", "label": "\u6f22"},
+        {"text1": "a", "text2": "b", "label": 1},
+    ],
+    "mteb": [
+        {"sentences": ["a", "b"], "labels": ["x", "y"]},
+        {"sentence1": "a", "sentence2": "b", "labels": 1},
+        {"query": "a", "positive": ["p"], "negative": ["n"]},
     ],
     "sentence-transformers": [
         {"anchor": "a", "positive": "p", "negative_1": "n", "negative_2": None},
@@ -136,7 +143,7 @@ def json_arrays() -> list[Parts]:
     rows = ROWS["records"][:1] * 2
     return [
         (json.dumps(rows).encode(),),
-        (b"\xef\xbb\xbf" + json.dumps(ROWS["records"][1:] * 2, indent=1).encode(),),
+        (b"\xef\xbb\xbf" + json.dumps(ROWS["records"][1:2] * 2, indent=1).encode(),),
         (_lines(rows),),
     ]
 

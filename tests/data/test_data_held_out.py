@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from tests.support.data_files import ir_source, sts_source, write_jsonl
 from tests.support.held_out_sets import KINDS, opened, write_sets
@@ -115,7 +117,7 @@ BAD: list[tuple[str, dict[str, list[Any]], str]] = [
      r'set\.jsonl:2: text2 = "\\t"; expected a text that is not empty\.'),
     ("bitext", {"set": [RED, BLUE]},
      r"set\.jsonl:1: columns = label, text; expected those of a format of task bitext \(records: "
-     r"text1, text2\)"),
+     r"text1, text2; mteb: .*\)\. Rename the columns, or set task or format\.$"),
 ]  # fmt: skip
 
 
@@ -141,6 +143,50 @@ def test_bad_input_is_one_message_and_code_2(
     shown = capsys.readouterr()
     assert len([line for line in shown.err.splitlines() if line]) == 1
     assert shown.out == ""
+
+
+MTEB: list[tuple[str, list[Any], list[Any]]] = [
+    ("clustering", [{"sentences": "a", "labels": 1}, {"sentences": "b", "labels": 2}],
+     [RED | {"label": 1}, BLUE | {"label": 2}]),
+    ("clustering", [{"sentences": ["a", "b"], "labels": ["red", "blue"]}], [RED, BLUE]),
+    ("pair_classification", [{"sentence1": ["a", "c"], "sentence2": ["b", "d"], "labels": [1, 0]}],
+     [TRUE, FALSE]),
+    ("pair_classification", [{"sent1": ["a", "c"], "sent2": ["b", "d"], "labels": [1, 0]}],
+     [TRUE, FALSE]),
+    ("pair_classification", [{"sentence1": "a", "sentence2": "b", "labels": 1},
+                             {"sentence1": "c", "sentence2": "d", "labels": 0}], [TRUE, FALSE]),
+    ("reranking", [{"query": "q", "positive": ["p"], "negative": ["n", "m"]}], [RANKED]),
+    ("bitext", [{"sentence1": "a", "sentence2": "b"}], [MATCH]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "theirs", "ours"), MTEB)
+def test_mtebs_own_rows_are_the_same_set(
+    kind: str, theirs: list[Any], ours: list[Any], tmp_path: Path
+) -> None:
+    found = opened(kind, write_jsonl(tmp_path / "theirs.jsonl", theirs))
+    assert found == opened(kind, write_jsonl(tmp_path / "ours.jsonl", ours))
+
+
+def test_mtebs_folders_of_classes_are_read(tmp_path: Path) -> None:
+    for name, label in (("train", 0), ("train", 1), ("test", 1)):
+        rows = {"text": [f"{name} {label}"], "label": [label], "label_text": ["no"]}
+        file = tmp_path / "data" / f"{name}-0000{label}-of-00002.parquet"
+        file.parent.mkdir(exist_ok=True)
+        parquet.write_table(pyarrow.table(rows), file)
+    found = opened("classification", tmp_path / "data")
+    assert isinstance(found, ClassificationSet)
+    assert (found.train.texts, found.train.labels) == (("train 0", "train 1"), (0, 1))
+    assert (found.test.texts, found.test.labels) == (("test 1",), (1,))
+
+
+def test_lists_of_unlike_length_are_told(tmp_path: Path) -> None:
+    rows = [{"sentences": ["a", "b"], "labels": ["x", "y"]}, {"sentences": ["c"], "labels": []}]
+    with pytest.raises(
+        DataError,
+        match=r"a\.jsonl:2: labels = 0 items; expected as many as sentences, at least one",
+    ):
+        opened("clustering", write_jsonl(tmp_path / "a.jsonl", rows))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.data.cache import Arrays, cached_arrays
 from trainer.data.fields import RowError
-from trainer.data.formats.adapter import Adapter, LabelledTexts, ScoredPairs
+from trainer.data.formats.adapter import Adapter, RowRecords
 from trainer.data.records import RawRecord
 from trainer.data.tables import Table
 from trainer.errors import DataError
@@ -78,7 +78,7 @@ class RowReader:
         """
         dropped: list[RowError] | None = [] if self.skip else None
         parsed = self.adapter.parse(self.table.row(index, dropped))
-        records = parsed.records if isinstance(parsed, ScoredPairs | LabelledTexts) else (parsed,)
+        records = parsed.records if isinstance(parsed, RowRecords) else (parsed,)
         for record in records:
             if self.score_range is not None and record.raw_score is not None:
                 _check_score(record.raw_score, *self.score_range)

@@ -12,6 +12,7 @@ from trainer.data.formats import (
     gritlm,
     held_out,
     labelled_texts,
+    mteb,
     nli,
     nomic,
     own,
@@ -43,6 +44,7 @@ ADAPTERS: list[Adapter] = [
     *texts.ADAPTERS,
     *by_order.ADAPTERS,
     *held_out.ADAPTERS,
+    *mteb.ADAPTERS,
 ]
 """The first that fits is taken; narrower ones come first."""
 
@@ -147,10 +149,15 @@ def _unknown_columns(
         needs = " and ".join(close.missing(columns))
         hint = f"Nearest is {close.name}, which also needs {needs}. "
         hint += mapping_hint(close, columns, owner=owner)
+    others = "."
+    if any(not adapter.is_found for adapter in adapters):
+        others = (
+            ": `by-order` takes columns in their order, `msmarco-triples` takes tab-separated "
+            "files without a header line."
+        )
     return DataError(
         f"{place}: columns = {listed(columns)}; expected those of a format of task {task} "
-        f"({known}). {hint}, or set task or format: `by-order` takes columns in their "
-        "order, `msmarco-triples` takes tab-separated files without a header line."
+        f"({known}). {hint}, or set task or format{others}"
     )
 
 

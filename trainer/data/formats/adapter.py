@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from trainer.data.fields import Row
-from trainer.data.records import IrRecord, LabelledRecord, RawRecord, StsRecord
+from trainer.data.records import IrRecord, RawRecord, StsRecord
 from trainer.recipe.schema import EvalKindName, EvalSetRecipe, SourceRecipe, Task
 
 DIGITS = re.compile(r"\d+")
@@ -43,24 +43,14 @@ class ScoredPair(NamedTuple):
         return StsRecord(text1=self.text1, text2=self.text2, score=score)
 
 
-class ScoredPairs(NamedTuple):
-    """The pairs of one row, where a row holds several; each is a record of its own."""
+class RowRecords(NamedTuple):
+    """The records of one row, where a row holds several."""
 
-    pairs: tuple[ScoredPair, ...]
-
-    @property
-    def records(self) -> tuple[RawRecord, ...]:
-        """The pairs."""
-        return self.pairs
+    records: tuple[RawRecord, ...]
+    """At least one."""
 
 
-class LabelledTexts(NamedTuple):
-    """The texts of one row, where a row holds several; each is a record of its own."""
-
-    records: tuple[LabelledRecord, ...]
-
-
-Parsed = RawRecord | ScoredPairs | LabelledTexts
+Parsed = RawRecord | RowRecords
 
 
 class Documents(Protocol):

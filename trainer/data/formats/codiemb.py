@@ -8,7 +8,7 @@ source's `query_instruction` here, so that it is exported with the model.
 from typing import Any
 
 from trainer.data.fields import Row, RowError, check_string, check_text, shown
-from trainer.data.formats.adapter import Adapter, ScoredPair, ScoredPairs
+from trainer.data.formats.adapter import Adapter, RowRecords, ScoredPair
 from trainer.data.records import IrRecord
 from trainer.recipe.schema import Task
 
@@ -29,7 +29,7 @@ def parse_ir(row: Row) -> IrRecord:
     )
 
 
-def parse_sts(row: Row) -> ScoredPairs:
+def parse_sts(row: Row) -> RowRecords:
     """`{"task_type": "sts", "query": triple, "positives": [triple], "positive_scores": [number]}`.
 
     Each positive is a pair with the query, and so is each negative that has a score in
@@ -45,7 +45,7 @@ def parse_sts(row: Row) -> ScoredPairs:
         raise RowError("positives", "[]", "at least one triple of texts")
     if row.has("negative_scores") and row.items("negative_scores"):
         pairs += _scored(row, query, "negatives", "negative_scores")
-    return ScoredPairs(tuple(pairs))
+    return RowRecords(tuple(pairs))
 
 
 def task_instruction(row: Row) -> str:

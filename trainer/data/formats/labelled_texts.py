@@ -6,7 +6,7 @@
 from typing import Any
 
 from trainer.data.fields import Row, RowError, named_items, shown
-from trainer.data.formats.adapter import Adapter, LabelledTexts
+from trainer.data.formats.adapter import Adapter, RowRecords
 from trainer.data.formats.held_out import read_label
 from trainer.data.records import Label, LabelledRecord
 from trainer.recipe import labels
@@ -27,7 +27,7 @@ def parse_text(row: Row) -> LabelledRecord:
     return LabelledRecord(text=row.text(row.first(TEXTS)), labels=_labels_of(row))
 
 
-def parse_set(row: Row) -> LabelledTexts:
+def parse_set(row: Row) -> RowRecords:
     """`{"sentences": [str, ...], "labels": [int | str, ...]}`: one set of MTEB's clustering tasks.
 
     Raises:
@@ -37,7 +37,7 @@ def parse_set(row: Row) -> LabelledTexts:
     if len(texts) != len(found):
         raise RowError("labels", f"{len(found)} of {len(texts)} texts", "one for each text")
     named = named_items("labels", found)
-    return LabelledTexts(
+    return RowRecords(
         tuple(
             LabelledRecord(text=text, labels=_checked(*label))
             for text, label in zip(texts, named, strict=True)
