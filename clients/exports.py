@@ -22,11 +22,12 @@ from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.distributed.group import Ranks, joined
 from trainer.errors import RecipeError
 from trainer.export.adapter import AdapterBase, check_exportable
-from trainer.export.embedder_files import max_tokens, prompts_of, write_embedder_files
+from trainer.export.embedder_files import max_tokens, write_embedder_files
 from trainer.export.folder import ExportRequest, export_model
 from trainer.export.from_folder import CHUNK_TOKENS, PlainModel
 from trainer.export.parity_file import Parity, write_parity
 from trainer.export.parity_make import ParityModel, make_parity
+from trainer.export.prompts import prompts_of
 from trainer.export.sentence_files import with_benchmark_names
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import load_backbone, load_config

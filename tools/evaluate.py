@@ -26,6 +26,7 @@ from trainer.cli import ending_with_code
 from trainer.data.evalsets import open_eval_set
 from trainer.data.sources import kind_of_path
 from trainer.errors import DataError, RecipeError
+from trainer.evaluation.best import means_of
 from trainer.evaluation.exported import (
     ExportedEmbedder,
     check_dims,
@@ -190,6 +191,12 @@ def table(results: Results) -> str:
     return "\n".join(lines)
 
 
+def overall(results: Results, *, num_sets: int) -> Results:
+    """Both means of the sets, which stand first, as the table has them; none for a single set."""
+    sets = dict(list(results.items())[:num_sets])
+    return {"all sets": means_of(sets)} if len(sets) > 1 else {}
+
+
 def dims_table(dims: Dims) -> str:
     """Sets and metrics, a column for each size of a prefix, the whole vector first."""
     sizes = sorted({size for by_size in dims.values() for size in by_size}, reverse=True)
@@ -282,7 +289,7 @@ def main() -> int:
     # Read when torch is loaded: idle threads sleep, which saves most of the time on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     results, dims = evaluate_all(arguments)
-    print(table(results))
+    print(table({**results, **overall(results, num_sets=len(arguments.sets))}))
     if dims:
         print(f"\n{dims_table(dims)}")
     if arguments.json:

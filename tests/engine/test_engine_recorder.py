@@ -108,6 +108,19 @@ def test_an_evaluation_where_the_run_goes_on_stays(tmp_path: Path) -> None:
     assert steps_of(tmp_path / "eval.jsonl") == []
 
 
+def test_means_are_kept_beside_the_sets(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sets = {"pairs": {"spearman": 0.5}, "docs": {"ndcg_at_10": 0.25}}
+    with FileRecorder(tmp_path, start=0, stop=6, wandb_project=None, name="run") as recorder:
+        recorder.evaluation(0, sets, {}, means={"mean": 0.375, "mean_of_kinds": float("nan")})
+    line = json.loads((tmp_path / "eval.jsonl").read_text())
+    assert line["means"] == {"mean": 0.375, "mean_of_kinds": None}
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [one.value for one in board.Scalars("eval/mean")] == [0.375]
+    assert {"eval/mean_of_kinds", "eval/pairs/spearman"} <= set(board.Tags()["scalars"])
+
+
 def test_scores_of_prefixes_have_a_key_of_their_own(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

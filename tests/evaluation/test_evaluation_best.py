@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.evaluation.best import BestSoFar, watched_value
+from trainer.evaluation.best import BestSoFar, means_of, watched_value
 
 
 def line(step: int, sts: float, ir: float) -> dict[str, object]:
@@ -20,6 +20,21 @@ def test_a_metric_of_a_set_or_the_mean_of_main_metrics() -> None:
     assert watched_value(results(0.5, 0.2), "pairs.dev.spearman") == 0.5
     assert watched_value(results(0.5, 0.2), "docs.recall_at_100") == 1.0
     assert watched_value(results(0.5, 0.25), "mean") == 0.375
+
+
+def test_the_mean_of_kinds_averages_the_sets_of_a_kind_first() -> None:
+    sets = results(0.5, 0.25) | {
+        "more": {"ndcg_at_10": 0.75, "recall_at_100": 0.0},
+        "classes": {"accuracy": 0.0, "f1_macro": 1.0},
+    }
+    assert means_of(sets) == {"mean": 0.375, "mean_of_kinds": (0.5 + 0.5 + 0.0) / 3}
+    assert watched_value(sets, "mean_of_kinds") == (0.5 + 0.5 + 0.0) / 3
+    undefined = means_of(sets | {"x": {"v_measure": None}})
+    assert all(math.isnan(value) for value in undefined.values())
+    line = {"step": 0, "sets": sets}
+    for names, step in ((list(sets), 0), (["docs"], None)):
+        best = BestSoFar(metric="mean_of_kinds").after_lines([line], 0, names)
+        assert best.step == step
 
 
 def test_the_best_is_kept_and_the_rest_is_counted() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support import corpus
+from tests.support.held_out_sets import write_sets
 from tests.support.ranks import run_ranks
 from tests.support.sessions import run_of
 from trainer.checkpoint.safetensors_file import map_tensors, read_header
@@ -31,7 +32,21 @@ PREFIXES = "model.matryoshka={{dims: [32, 8], weights: [1, 0.5]}}"
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workspace")
     corpus.make_workspace(folder)
+    write_sets(folder / "kinds", labels=corpus.WORDS[:4], words=corpus.WORDS[4:])
     return folder
+
+
+KINDS = (
+    ("classification", "classes"),
+    ("clustering", "clusters.jsonl"),
+    ("pair_classification", "pairs.jsonl"),
+    ("reranking", "candidates.jsonl"),
+    ("bitext", "bitext.jsonl"),
+)
+"""Kinds that are no task, and where their sets lie in the folder `kinds`."""
+EVERY_KIND = SETS.removesuffix("]") + "".join(
+    f", {{{{name: {kind}, task: {kind}, path: kinds/{file}}}}}" for kind, file in KINDS
+) + "]"  # fmt: skip
 
 
 def examined(rank: int, world_size: int, folder: Path) -> tuple[dict[str, Any], float]:
@@ -47,7 +62,8 @@ def examined(rank: int, world_size: int, folder: Path) -> tuple[dict[str, Any], 
     open_eval_set(docs, DataRecipe(sources=()))
     once = opened.count("dev.tsv")
     opened.clear()
-    reports = run_of(folder, f"examined by {world_size}", SETS, PREFIXES).held_out.evaluate()
+    name = f"examined by {world_size}"
+    reports = run_of(folder, name, EVERY_KIND, PREFIXES).held_out.evaluate()
     return reports, opened.count("dev.tsv") / once
 
 
@@ -56,7 +72,7 @@ def test_two_ranks_agree_with_one_and_open_each_set_once(workspace: Path) -> Non
     (first, *_), (second, *_) = both = run_ranks(examined, 2, workspace, timeout_sec=120)
     assert first == second  # to the bit: all ranks hold the same vectors
     assert [times, *(count for _, count in both)] == [1, 1, 1]
-    assert first.keys() == alone.keys() == {"pairs", "docs"}
+    assert first.keys() == alone.keys() == {"pairs", "docs", *(kind for kind, _ in KINDS)}
     for name, report in alone.items():
         # float32 vectors from chunks of other shapes
         assert first[name].metrics == pytest.approx(report.metrics, abs=1e-5)
@@ -112,6 +128,9 @@ def test_the_best_checkpoint_is_kept_and_exported(workspace: Path) -> None:
         assert torch.equal(read_whole(tensor), read_whole(expected[f"backbone.{name}"])), name
     exported = best or done
     assert f"| before | after {exported:,} steps |" in (run / "model" / "README.md").read_text()
+    for line in lines:
+        mean = (line["sets"]["pairs"]["spearman"] + line["sets"]["docs"]["ndcg_at_10"]) / 2
+        assert line["means"] == pytest.approx({"mean": mean, "mean_of_kinds": mean}, abs=1e-12)
     facts = json.loads((run / "run.json").read_text())
     assert facts["environment"]["ranks"] == 2
     assert {one["source"] for one in facts["exposure"]} == {"sts", "ir"}

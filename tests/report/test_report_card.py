@@ -300,6 +300,8 @@ def test_scores_are_those_of_the_exported_step(workspace: Path) -> None:
     card = card_of(workspace, model, step=10)
     assert "| held-out set | metric | before | after 10 steps | change |" in card
     assert "| docs | nDCG@10 | 0.5000 | 0.6000 | +0.1000 |" in card
+    for mean in ("mean of all sets", "mean of kinds"):
+        assert f"| all | {mean} | 0.3000 | 0.4000 | +0.1000 |" in card
     (index,) = metadata_load(model / "README.md")["model-index"]
     values = [one["value"] for result in index["results"] for one in result["metrics"]]
     assert values == [0.2, 0.6]

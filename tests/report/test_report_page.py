@@ -113,6 +113,34 @@ def test_page_tells_the_run_and_loads_nothing(run_folder: Path) -> None:
     assert not list(run_folder.glob(".report*"))
 
 
+def test_both_means_and_every_kind_have_a_row(run_folder: Path) -> None:
+    page = write_report(run_folder).read_text()
+    for label in ("mean of all sets", "mean of kinds"):
+        assert f'"left">all</td><td class="left">{label}</td><td>0.5000</td><td>0.5000</td>' in page
+    kinds = {
+        "classes": {"accuracy": 0.5, "f1_macro": 0.4},
+        "more": {"accuracy": 0.75},
+        "clusters": {"v_measure": 0.25},
+        "twins": {"average_precision": 0.5},
+        "candidates": {"map": 0.5, "mrr": 0.6, "ndcg_at_10": 0.7},
+        "bitext": {"f1": 1.0},
+    }
+    line = json.dumps({"step": 100, "sets": kinds}) + "\n"
+    (run_folder / "eval.jsonl").write_text(line)
+    page = write_report(run_folder).read_text()
+    rows = [
+        ("classes", "Accuracy", "0.5000"), ("classes", "F1 (macro)", "0.4000"),
+        ("clusters", "V-measure", "0.2500"), ("twins", "Average precision", "0.5000"),
+        ("candidates", "MAP", "0.5000"), ("candidates", "MRR", "0.6000"),
+        ("candidates", "nDCG@10", "0.7000"), ("bitext", "F1", "1.0000"),
+        ("all", "mean of all sets", f"{3.5 / 6:.4f}"),
+        ("all", "mean of kinds", f"{(0.625 + 0.25 + 0.5 + 0.5 + 1) / 5:.4f}"),
+    ]  # fmt: skip
+    for name, label, value in rows:
+        names = f'<td class="left">{name}</td><td class="left">{label}</td>'
+        assert f"{names}<td>{value}</td><td>{value}</td><td>+0.0000</td>" in page
+
+
 def test_every_chart_is_whole_svg_inside_its_frame(run_folder: Path) -> None:
     page = write_report(run_folder).read_text()
     charts = re.findall(rf'<svg viewBox="0 0 {WIDTH} {HEIGHT}".*?</svg>', page)

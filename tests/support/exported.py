@@ -1,14 +1,22 @@
 """Exported folders of tiny models, made by the trainer's own parts without a training run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from tests.support import corpus, tiny
-from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe
+from trainer.recipe.schema import (
+    DataRecipe,
+    EvalRecipe,
+    EvalSetRecipe,
+    ModelRecipe,
+    Recipe,
+    SourceRecipe,
+)
 
 MAX_TOKENS = 40
 """Longest text of the exports."""
@@ -37,12 +45,15 @@ def recipe_for(base: Path, **model: Any) -> Recipe:
     return tiny.make_recipe(base, model=ModelRecipe(path=str(base), **model), data=data)
 
 
-def make_export(base: Path, folder: Path, **model: Any) -> Path:
+def make_export(
+    base: Path, folder: Path, *, sets: Sequence[EvalSetRecipe] = (), **model: Any
+) -> Path:
     """A folder as the trainer writes it, with `parity.json`, from the base's own weights.
 
     Args:
         base: from `make_base`.
         folder: is made.
+        sets: held-out sets of the recipe.
         model: settings of the recipe's model section.
     """
     from trainer.data.tokens import load_tokenizer
@@ -53,7 +64,7 @@ def make_export(base: Path, folder: Path, **model: Any) -> Path:
     from trainer.model.backbone import load_config
     from trainer.model.projection import make_projection
 
-    recipe = recipe_for(base, **model)
+    recipe = replace(recipe_for(base, **model), eval=EvalRecipe(sets=tuple(sets)))
     folder.mkdir(parents=True)
     write_embedder_files(
         folder,

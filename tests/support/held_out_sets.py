@@ -43,18 +43,24 @@ class Embedder:
         return torch.stack([vector_of(text) for text in texts])
 
 
-def write_sets(folder: Path, *, words: Sequence[str] = LABELS, seed: int = 0) -> dict[str, Path]:
+def write_sets(
+    folder: Path,
+    *,
+    labels: Sequence[str] = LABELS,
+    words: Sequence[str] = LABELS,
+    seed: int = 0,
+) -> dict[str, Path]:
     """A set of each kind, by kind; texts are a label and words."""
     rng = random.Random(seed)
 
     def text(label: str) -> str:
         return " ".join([label, *(rng.choice(words) for _ in range(3)), f"{rng.random():.6f}"])
 
-    rows = [(text(label), label) for label in LABELS for _ in range(20)]
+    rows = [(text(label), label) for label in labels for _ in range(20)]
     rng.shuffle(rows)
     labelled = [{"text": one, "label": label} for one, label in rows]
     pairs = [
-        {"text1": one, "text2": text(rng.choice([label, label, *LABELS])), "label": 0}
+        {"text1": one, "text2": text(rng.choice([label, label, *labels])), "label": 0}
         for one, label in rows[:60]
     ]
     for pair in pairs:
@@ -63,7 +69,7 @@ def write_sets(folder: Path, *, words: Sequence[str] = LABELS, seed: int = 0) ->
         {
             "query": one,
             "positives": [text(label) for _ in range(rng.randint(1, 3))],
-            "negatives": [text(rng.choice(LABELS)) for _ in range(rng.randint(1, 12))],
+            "negatives": [text(rng.choice(labels)) for _ in range(rng.randint(1, 12))],
         }
         for one, label in rows[:25]
     ]

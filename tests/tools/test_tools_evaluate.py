@@ -72,6 +72,16 @@ def test_json_and_table_carry_prefixes() -> None:
     assert row == "pairs  spearman        0.5000     nan"
 
 
+def test_the_table_ends_with_both_means_of_several_sets() -> None:
+    sets = {"a": {"spearman": 0.5}, "b": {"map": 0.25, "mrr": 1.0}, "c": {"map": 0.75}}
+    results = sets | {"SciFact": {"main_score": 0.1}}
+    assert evaluate.overall(results, num_sets=3) == {
+        "all sets": {"mean": 0.5, "mean_of_kinds": 0.5}
+    }
+    assert evaluate.overall(results, num_sets=1) == {}
+    assert evaluate.overall({"SciFact": {"main_score": 0.1}}, num_sets=0) == {}
+
+
 @pytest.mark.parametrize("text", ["0", "64,-1", "", "64,", "a", "1.5"])
 def test_prefixes_that_are_no_sizes_are_told(text: str) -> None:
     said = rf"^--dims: {text or 'nothing'} = no sizes; expected whole numbers .* Correct it\.$"

@@ -28,6 +28,8 @@ EvalDims = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Metrics by set and by size of the prefix."""
 NO_DIMS: EvalDims = {}
 """Of a model whose whole vectors alone are scored."""
+NO_MEANS: Mapping[str, float] = {}
+"""Of scores that are not averaged."""
 
 
 def step_line(report: StepReport) -> dict[str, Any]:
@@ -151,6 +153,7 @@ class Recorder:
         results: EvalResults,
         geometry: EvalGeometry,
         dims: EvalDims = NO_DIMS,
+        means: Mapping[str, float] = NO_MEANS,
     ) -> None:
         """Record an evaluation made after `steps_done` steps."""
 
@@ -217,9 +220,12 @@ class FileRecorder(Recorder):
         results: EvalResults,
         geometry: EvalGeometry,
         dims: EvalDims = NO_DIMS,
+        means: Mapping[str, float] = NO_MEANS,
     ) -> None:
         """Record an evaluation made after `steps_done` steps."""
         line = {"step": steps_done, "sets": _finite_values(results), "geometry": geometry}
+        if means:
+            line["means"] = {name: _finite(value) for name, value in means.items()}
         if dims:
             line["dims"] = {
                 name: _finite_values({str(dim): metrics for dim, metrics in by_dim.items()})
@@ -266,16 +272,18 @@ def _flat(line: Mapping[str, Any]) -> dict[str, float]:
     """Numbers of an evaluation by one name each; what is not defined is NaN.
 
     Args:
-        line: as `eval.jsonl` has it; `dims` is there where prefixes were scored.
+        line: as `eval.jsonl` has it; `dims` is there where prefixes were scored, `means` where
+            scores were averaged.
     """
     places = dict(line.get("sets", {}))
     for name, by_dim in line.get("dims", {}).items():
         places |= {f"{name}/dim_{dim}": metrics for dim, metrics in by_dim.items()}
-    return {
-        f"eval/{place}/{metric}": math.nan if value is None else value
+    values = {
+        f"eval/{place}/{metric}": value
         for place, metrics in places.items()
         for metric, value in metrics.items()
-    }
+    } | {f"eval/{name}": value for name, value in line.get("means", {}).items()}
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _start_wandb(project: str | None, name: str, folder: Path) -> Any:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Self
 
-MEAN = "mean"
-"""Stands for the mean over all sets of each set's first metric."""
+from trainer.recipe.eval_kinds import MEAN, MEAN_OF_KINDS, MEANS
 
 Results = Mapping[str, Mapping[str, float | None]]
 """Metrics by set; NaN, or None as files have it, where one is not defined."""
@@ -18,15 +17,34 @@ def watched_value(results: Results, metric: str) -> float:
 
     Args:
         results: of one evaluation; each set's first metric is its main one.
-        metric: `SET.METRIC` or `mean`, checked with the recipe.
+        metric: `SET.METRIC` or one of MEANS, checked with the recipe.
 
     Returns:
         Higher is better; NaN where the metric is not defined.
     """
-    if metric == MEAN:
-        return fmean(_number(next(iter(metrics.values()))) for metrics in results.values())
+    if metric in MEANS:
+        return means_of(results)[metric]
     name, _, kind = metric.rpartition(".")
     return _number(results[name][kind])
+
+
+def means_of(results: Results) -> dict[str, float]:
+    """MTEB's two means of the sets' main metrics, by MEAN and MEAN_OF_KINDS.
+
+    Args:
+        results: of one evaluation, at least one set. Sets with one main metric are of one kind.
+
+    Returns:
+        NaN where a main metric is not defined.
+    """
+    by_kind: dict[str, list[float]] = {}
+    for metrics in results.values():
+        metric, value = next(iter(metrics.items()))
+        by_kind.setdefault(metric, []).append(_number(value))
+    return {
+        MEAN: fmean(value for values in by_kind.values() for value in values),
+        MEAN_OF_KINDS: fmean(map(fmean, by_kind.values())),
+    }
 
 
 def _number(value: float | None) -> float:
@@ -38,10 +56,10 @@ def is_comparable(results: Results, metric: str, sets: Collection[str]) -> bool:
 
     Args:
         results: of the earlier one, whose sets may have been others.
-        metric: `SET.METRIC` or `mean`.
+        metric: `SET.METRIC` or one of MEANS.
         sets: names of the sets that are evaluated now.
     """
-    if metric == MEAN:
+    if metric in MEANS:
         return results.keys() == set(sets)
     name, _, kind = metric.rpartition(".")
     return kind in results.get(name, {})
@@ -52,7 +70,7 @@ class BestSoFar:
     """The best evaluation of a run up to now."""
 
     metric: str
-    """`SET.METRIC` or `mean`."""
+    """`SET.METRIC` or one of MEANS."""
     step: int | None = None
     """Steps done at the best evaluation; None before the first."""
     value: float = -math.inf

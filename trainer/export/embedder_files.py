@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken
 
 from trainer.checkpoint.json_files import read_object, write_json
-from trainer.data.prompts import prompt_prefix
 from trainer.export.complete import CONFIG, complete_folder
 from trainer.export.dims import with_dims
+from trainer.export.prompts import prompts_of
 from trainer.export.sentence_files import OLDER_TYPES
 from trainer.model.projection import dense_config
-from trainer.recipe.kind import Side
-from trainer.recipe.schema import MEANS, Pooling, ProjectionRecipe, Recipe, SourceRecipe
-from trainer.recipe.sides import sides_of_source
-from trainer.recipe.tasks import TASKS
+from trainer.recipe.schema import MEANS, Pooling, ProjectionRecipe, Recipe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -48,29 +45,6 @@ def modules_of(projection: ProjectionRecipe | None) -> list[dict[str, object]]:
         }
         for number, kind in enumerate(kinds)
     ]
-
-
-def prompts_of(recipe: Recipe) -> dict[str, str]:
-    """Prompts by name, each that of the first source whose task has it, such as `query`.
-
-    Sources with other instructions add `<source>-query` and `<source>-document`.
-    """
-    prompts: dict[str, str] = {}
-    for source in recipe.data.sources:
-        query = prompt_prefix(recipe.data.prompt_template, source.query_instruction)
-        passage = prompt_prefix(recipe.data.prompt_template, source.passage_instruction)
-        for name, prompt in _named(recipe, source, query, passage).items():
-            if prompts.setdefault(name, prompt) != prompt:
-                prompts[f"{source.name}-{name}"] = prompt
-    # retrieval clients ask for these two by name
-    return {"query": "", "document": ""} | prompts
-
-
-def _named(recipe: Recipe, source: SourceRecipe, query: str, passage: str) -> dict[str, str]:
-    """The prompts of the sides that a source's steps have, under the names of its task."""
-    of_side: dict[Side, str] = {"query": query, "passage": passage}
-    sides, prompts = sides_of_source(recipe, source), TASKS[source.task].prompts
-    return {name: of_side[side] for name, side in prompts.items() if side in sides}
 
 
 def max_tokens(recipe: Recipe) -> int:

@@ -24,7 +24,8 @@ class EvalKind:
     higher is better."""
     prompts: Mapping[Side, tuple[str, ...]]
     """The sides that its texts have. For each the names of an exported model's prompts, of which
-    the first that the model has is put before these texts."""
+    the first that the model has is put before these texts. The names and their order are mteb's,
+    and names of the project's own come last."""
     has_scores: bool = False
     """Whether its rows carry a score, so that `score_range` means something."""
     has_corpus: bool = False

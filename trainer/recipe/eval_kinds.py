@@ -64,6 +64,13 @@ EVAL_KINDS: dict[str, EvalKind] = {
 }
 """Kinds by name, in the order of charts and tables."""
 
+MEAN = "mean"
+"""The mean over all sets of each set's main metric; stands in `eval.best_metric`."""
+MEAN_OF_KINDS = "mean_of_kinds"
+"""The mean over kinds of the mean over the sets of a kind; stands there too."""
+MEANS = {MEAN: "mean of all sets", MEAN_OF_KINDS: "mean of kinds"}
+"""MTEB's two means with their labels."""
+
 
 def eval_kind_names() -> tuple[str, ...]:
     """Names of all kinds."""

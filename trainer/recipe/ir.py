@@ -245,7 +245,7 @@ EVAL_KIND = EvalKind(
     label="retrieval",
     layout="a BEIR folder",
     metrics={"ndcg_at_10": "nDCG@10", "mrr_at_10": "MRR@10", "recall_at_100": "Recall@100"},
-    prompts={"query": ("query",), "passage": ("document",)},
+    prompts={"query": ("Retrieval-query", "query"), "passage": ("Retrieval-document", "document")},
     has_corpus=True,
     hub_task="information-retrieval",
 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
-from trainer.recipe.eval_kinds import EVAL_KINDS, row_kind
+from trainer.recipe.eval_kinds import EVAL_KINDS, MEANS, row_kind
 from trainer.recipe.kind import Fail, Side, Words
 from trainer.recipe.per_source import overrides_of, settings_of
 from trainer.recipe.schema import EvalSetRecipe, MatryoshkaRecipe, Recipe, SourceRecipe
@@ -67,8 +67,9 @@ def _check_best(recipe: Recipe, fail: Fail) -> None:
             raise fail("eval.patience", recipe.eval.patience, "a metric to judge by", advice)
         return
     known = [f"{one.name}.{name}" for one in sets for name in EVAL_KINDS[one.task].metrics]
-    if metric not in (["mean", *known] if sets else []):
-        expected = f"`mean` or one of {', '.join(known)}" if sets else "null without eval.sets"
+    if metric not in ([*MEANS, *known] if sets else []):
+        means = ", ".join(f"`{name}`" for name in MEANS)
+        expected = f"{means} or one of {', '.join(known)}" if sets else "null without eval.sets"
         raise fail("eval.best_metric", metric, expected, "Correct it.")
 
 
@@ -86,7 +87,7 @@ def _check_unique(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail:
 
 
 def _check_sources(recipe: Recipe, fail: Fail) -> None:
-    """Every source has one origin and a sensible score range."""
+    """Every source has one origin; scores and instructions of any set are of use."""
     if not recipe.data.sources:
         raise fail("data.sources", (), "at least one source", "Add a data set.")
     for index, source in enumerate(recipe.data.sources):
@@ -100,6 +101,12 @@ def _check_sources(recipe: Recipe, fail: Fail) -> None:
             raise fail(f"{key}.path", got, "only one of `path` and `hub`", "Remove one of them.")
     _check_ranges("data.sources", recipe.data.sources, fail)
     _check_ranges("eval.sets", recipe.eval.sets, fail)
+    for index, held_out in enumerate(recipe.eval.sets):
+        kind, instruction = EVAL_KINDS[held_out.task], held_out.passage_instruction
+        if instruction and "passage" not in kind.prompts:
+            expected = f"nothing, as sets of kind {kind.name} have no passages"
+            key = f"eval.sets.{index}.passage_instruction"
+            raise fail(key, instruction, expected, "Write it as query_instruction, or remove it.")
 
 
 def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail: Fail) -> None:

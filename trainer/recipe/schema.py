@@ -228,15 +228,17 @@ class EvalSetRecipe:
     task: EvalKindName
     """Evaluation kind, which decides the layout and the metrics; it need not be trained."""
     path: str
-    """File or BEIR folder; relative to `data.root`."""
+    """File, or BEIR folder (`ir`), or folder with train.jsonl and test.jsonl (`classification`);
+    relative to `data.root`."""
     split: str = "dev"
     """Which qrels of a BEIR folder."""
     format: str | None = None
     """Name of a data format; null finds it."""
     query_instruction: str = ""
-    """As in training."""
+    """Put before queries, or before all texts of a kind without passages; as in training. Exported
+    as the prompt of the kind where no source decides it."""
     passage_instruction: str = ""
-    """As in training."""
+    """Put before passages, of `ir` and `reranking` alone; exported likewise."""
     score_range: tuple[float, float] | None = None
     """As in training."""
 
@@ -250,8 +252,9 @@ class EvalRecipe:
     sets: tuple[EvalSetRecipe, ...] = ()
     """None: no evaluation."""
     best_metric: str | None = None
-    """`SET.METRIC` such as `stsb.spearman`, or `mean` of each set's first metric: the checkpoint of
-    the best evaluation is kept besides `checkpoint.keep`, and exported as `model/`."""
+    """`SET.METRIC` such as `stsb.spearman`, `mean` of each set's first metric, or `mean_of_kinds`,
+    which averages the sets of a kind first: the checkpoint of the best evaluation is kept besides
+    `checkpoint.keep`, and exported as `model/`."""
     patience: int | None = bounded(None, low=1)
     """Evaluations in a row without a better `best_metric` after which the run ends; null: never."""
 

@@ -133,7 +133,7 @@ EVAL_KIND = EvalKind(
     label="similarity",
     layout="a file of scored pairs",
     metrics={"spearman": "Spearman", "pearson": "Pearson"},
-    prompts={"query": ("sts",)},
+    prompts={"query": ("STS", "sts")},
     has_scores=True,
     hub_task="semantic-similarity",
 )

@@ -14,7 +14,7 @@ from trainer.recipe.secrets import without_secrets
 from trainer.recipe.tasks import TASKS
 from trainer.report.card_facts import CardFacts, TrainedBy, finite_metrics
 from trainer.report.markdown import block, code, plain, table
-from trainer.report.read import main_by_size, teacher_counts
+from trainer.report.read import main_by_size, means, teacher_counts
 from trainer.run_folder.layout import CHECKPOINTS
 
 PLACES = ("output_dir", "root", "path", "deepspeed")
@@ -96,6 +96,12 @@ def _scores(trained_by: TrainedBy, *, is_merge: bool) -> list[str]:
     ]
     if after is None or not rows:
         return []
+    old_means = dict(means(before))
+    rows += [
+        ("all", label, *_change(old_means.get(label), value))
+        for label, value in means(after)
+        if value is not None
+    ]
     head = ("held-out set", "metric", "before", f"after {after['step']:,} steps", "change")
     return ["## Evaluation", table(head, rows, num_names=2), *_scores_by_size(trained_by)]
 

@@ -9,7 +9,7 @@ from trainer.recipe.eval_kind import EvalKind
 from trainer.recipe.eval_kinds import EVAL_KINDS, kind_of_metric, metric_label
 from trainer.report.charts import Axis, Series
 from trainer.report.html import charts, figure, framed, table
-from trainer.report.read import Line, Run, main_metrics
+from trainer.report.read import Line, Run, main_metrics, means
 from trainer.report.vector_charts import (
     cosine_legend,
     histogram_chart,
@@ -36,6 +36,9 @@ def evaluation_section(run: Run) -> str:
         for before in (first["sets"].get(name, {}),)
         for metric, value in metrics.items()
     ]
+    before = dict(means(first))
+    rows += [_change_row(("all", label), before.get(label), value, 4)
+             for label, value in means(last)]  # fmt: skip
     head = ("set", "metric", f"step {first['step']:,}", f"step {last['step']:,}", "change")
     curves = charts(evaluation_figures([run])) if len(run.evaluations) > 2 else ""
     return f"<h2>Held-out sets</h2>{table(head, rows, num_names=2)}{curves}"

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import DataError
+from trainer.evaluation.best import means_of
+from trainer.recipe.eval_kinds import MEANS
 from trainer.recipe.tasks import TASKS
 from trainer.run_folder.layout import RunFolder
 
@@ -143,6 +145,18 @@ def main_metrics(evaluation: Line) -> Iterable[tuple[str, str, float | None]]:
     for name, metrics in evaluation["sets"].items():
         metric = next(iter(metrics))
         yield name, metric, metrics[metric]
+
+
+def means(evaluation: Line | None) -> list[tuple[str, float | None]]:
+    """Labels and values of both means of an evaluation; none of a single set or of no evaluation.
+
+    They are computed, as an evaluation that was recorded by an older trainer has none.
+    """
+    sets = {} if evaluation is None else evaluation["sets"]
+    if len(sets) < 2:
+        return []
+    return [(MEANS[name], None if math.isnan(value) else value)
+            for name, value in means_of(sets).items()]  # fmt: skip
 
 
 def main_by_size(evaluation: Line | None, name: str) -> tuple[str, dict[int, float]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.engine.embed import embed_texts
 from trainer.engine.recorder import Recorder
+from trainer.evaluation.best import means_of
 from trainer.evaluation.early_stopping import EarlyStopping
 from trainer.evaluation.evaluate import examine_set
 from trainer.evaluation.examine import SetReport
@@ -52,7 +53,7 @@ class HeldOut:
         results = {name: report.metrics for name, report in reports.items()}
         geometry = {name: report.geometry.recorded for name, report in reports.items()}
         dims = {name: report.dims for name, report in reports.items() if report.dims}
-        recorder.evaluation(done, results, geometry, dims)
+        recorder.evaluation(done, results, geometry, dims, means_of(results))
         decision = self.early_stopping.update(done, results)
         if decision.is_best and done:
             self.artifacts.keep_best(done)

@@ -9,10 +9,11 @@ from pathlib import Path
 from trainer.errors import TrainerError
 from trainer.export.clients.folder import TOKENIZER
 from trainer.export.clients.table import read_clients
-from trainer.export.embedder_files import max_tokens, prompts_of
+from trainer.export.embedder_files import max_tokens
 from trainer.export.folder import ADAPTER_FOLDER
 from trainer.export.parity_file import PARITY, Parity
 from trainer.export.parity_make import ParityModel, make_parity
+from trainer.export.prompts import prompts_of
 from trainer.export.sentence_files import with_benchmark_names
 from trainer.session.open import Session
 
