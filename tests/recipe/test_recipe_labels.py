@@ -8,7 +8,7 @@ import pytest
 
 from tests.recipe.test_recipe_load import TEXT, refused, write
 from tests.support.data_files import data_recipe, labels_source
-from trainer.export.embedder_files import prompts_of
+from trainer.export.prompts import prompts_of
 from trainer.memory.loss_temporaries import TILES, temporary_bytes
 from trainer.memory.workload import step_tokens
 from trainer.objectives.tiles import TILE_BYTES

@@ -66,7 +66,7 @@ def supcon(
         for prefix in prefixes:
             own, others = (cut(side.to(dtype), prefix) for side in (anchors, texts))
             total = total + prefix.weight * _summed(own, others, positive, temperature, first_row)
-    return total / max(1, int(positive.any(dim=1).sum()))
+    return total / positive.any(dim=1).sum().clamp_min(1)
 
 
 def _summed(

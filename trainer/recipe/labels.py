@@ -128,7 +128,11 @@ KIND = TaskKind(
     has_labels=True,
     texts_of_row=_texts_of_row,
     prompts={"labels": "query", "labels-document": "passage"},
-    benchmark_prompts={"Classification": "labels", "Clustering": "labels"},
+    benchmark_prompts={
+        "Classification": "labels",
+        "Clustering": "labels",
+        "Classification-document": "labels-document",
+    },
     weights_of=_weights_of,
     of_source=of_source,
     check=_check,

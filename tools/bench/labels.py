@@ -1,0 +1,238 @@
+"""Do labelled texts help classification and clustering? The demo's small decoder, three ways.
+
+    python tools/bench/labels.py                # 9 runs: about an hour on two idle cores
+    python tools/bench/labels.py --pieces 1     # one missing run, then the table
+    python tools/bench/labels.py --show         # the table of what is there
+
+`without` trains the demo's recipe. `own_negatives` and `supcon` add steps on summaries that are
+labelled with their module (`demo/labels.py`), by the objective of that name; there are as many
+steps of the other tasks. All have the same data, seeds and rate, and are scored on the demo's
+held-out docs and pairs, and on held-out modules: their summaries are classified and clustered.
+Results are kept in the work folder, a file each. With `--json` the last line is
+`{variant: {metric: [value of each seed]}}`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+import yaml
+
+# started by path, as the docs show
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.kept import Kept
+from demo.labels import write_labelled
+from trainer.cli import ending_with_code
+from trainer.errors import RecipeError, TrainerError
+from trainer.run_folder.layout import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "recipes" / "demo.yaml"
+STEPS = {"ir": 180, "sts": 60, "labels": 60}
+"""Of each task; those of the first two are the demo's."""
+OWN = ("docs", "summaries")
+"""Sets of the demo's recipe."""
+METRICS = {
+    "clusters": "v_measure", "classes": "accuracy", "docs": "ndcg_at_10", "summaries": "spearman"
+}  # fmt: skip
+"""What is compared on each held-out set."""
+LABELS = {"global_batch_size": 64, "negatives": 3, "balance": "classes"}
+"""Settings of the task, beside its objective."""
+VARIANTS = ("without", "own_negatives", "supcon")
+MOST_LOST = 0.01
+"""How much lower a score of the other tasks may be."""
+
+Scores = dict[str, float]
+"""Held-out set to its score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all runs share."""
+
+    demo: Path
+    """Holds `base` and `data`, which `make demo` makes."""
+    folder: Path
+    """Labelled rows, runs and results."""
+    overrides: tuple[str, ...] = ()
+    """Further changes of every variant."""
+
+    @property
+    def kept(self) -> Kept:
+        """Results that are there."""
+        return Kept(self.folder / "results")
+
+    def recipe(self, variant: str) -> str:
+        """The demo's recipe with the held-out sets of all variants and the source of some."""
+        recipe, data = yaml.safe_load(RECIPE.read_text(encoding="utf-8")), self.folder / "data"
+        recipe["model"]["path"] = str(self.demo / "base")
+        recipe["data"]["root"] = str(self.demo / "data")
+        recipe["checkpoint"] = {"every_steps": None, "keep": 1}
+        recipe["eval"]["every_steps"] = None
+        recipe["eval"]["sets"] += [
+            {"name": "classes", "task": "classification", "path": str(data / "classes")},
+            {"name": "clusters", "task": "clustering", "path": str(data / "clusters.jsonl")},
+        ]
+        recipe["train"]["max_steps"] = STEPS["ir"] + STEPS["sts"]
+        if variant != "without":
+            source = {"name": "modules", "task": "labels", "path": str(data / "labels.jsonl")}
+            recipe["data"]["sources"].append(source)
+            recipe["data"]["pattern"] = {"ir": 3, "sts": 1, "labels": 1}
+            recipe["tasks"]["labels"] = LABELS | {"objective": variant}
+            recipe["train"]["max_steps"] += STEPS["labels"]
+        return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def prepare(setup: Setup) -> None:
+    """The labelled rows, once.
+
+    Raises:
+        RecipeError: if the demo's data and base model are not there.
+    """
+    docs = setup.demo / "data" / "docs.jsonl"
+    if not docs.is_file() or not (setup.demo / "base").is_dir():
+        raise RecipeError(
+            f"--demo: {setup.demo} = no data and base; expected the folder that `make demo` fills. "
+            "Run `make demo` first."
+        )
+    if not (setup.folder / "data" / "labels.jsonl").is_file():
+        lines = docs.read_text(encoding="utf-8").splitlines()
+        print(write_labelled(setup.folder / "data", map(json.loads, lines)), file=sys.stderr)
+
+
+def train(variant: str, seed: int, setup: Setup) -> Scores:
+    """One run in a process of its own, and what its last evaluation says.
+
+    Raises:
+        TrainerError: if the run fails.
+    """
+    run = setup.folder / "runs" / f"{variant}-{seed}"
+    shutil.rmtree(run, ignore_errors=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
+    recipe = run.with_suffix(".yaml")
+    recipe.write_text(setup.recipe(variant), encoding="utf-8")
+    command = [
+        *(sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(recipe)),
+        *(f"seed={seed}", f"output_dir={run}", *setup.overrides),
+    ]
+    log = run.with_suffix(".log")
+    with log.open("w") as stream:
+        code = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
+    if code != 0:
+        raise TrainerError(f"labels: {variant} = code {code}; expected 0. See {log}.")
+    last = RunFolder(run).evaluations.read_text(encoding="utf-8").splitlines()[-1]
+    sets = json.loads(last)["sets"]
+    return {name: float(sets[name][metric]) for name, metric in METRICS.items()}
+
+
+def made_from(setup: Setup, variant: str, seed: int) -> list[str]:
+    """What a result depends on besides the program."""
+    return [setup.recipe(variant), str(seed), *setup.overrides]
+
+
+def run_piece(setup: Setup, variant: str, seed: int) -> None:
+    """Train and keep the scores."""
+    setup.kept.make(
+        f"{variant}-{seed}",
+        made_from(setup, variant, seed),
+        lambda: train(variant, seed, setup),
+    )
+
+
+def collect(setup: Setup, seeds: Sequence[int]) -> dict[str, dict[int, Scores]]:
+    """Results that are there, by variant and seed."""
+    found: dict[str, dict[int, Scores]] = {}
+    for variant in VARIANTS:
+        for seed in seeds:
+            scores = setup.kept.get(f"{variant}-{seed}", made_from(setup, variant, seed))
+            if scores is not None:
+                found.setdefault(variant, {})[seed] = scores
+    return found
+
+
+def render(results: Mapping[str, Mapping[int, Scores]]) -> str:
+    """Scores, means over seeds, and what each comparison says."""
+    lines = [f"{'variant':14} seeds" + "".join(f"{name:>18}" for name in METRICS.values())]
+    for variant, seeds in results.items():
+        cells = [_cell([one[name] for one in seeds.values()]) for name in METRICS]
+        lines.append(f"{variant:14} {len(seeds):5}" + "".join(cells))
+    return "\n".join([*lines, "", *comparisons(results)])
+
+
+def comparisons(results: Mapping[str, Mapping[int, Scores]]) -> Iterator[str]:
+    """Each seed of a variant beside the same seed without labelled texts."""
+    without = results.get("without", {})
+    for variant in VARIANTS[1:]:
+        for seed, scores in results.get(variant, {}).items():
+            if seed in without:
+                gains = {name: scores[name] - without[seed][name] for name in METRICS}
+                holds = all(
+                    gain >= -MOST_LOST if name in OWN else gain > 0 for name, gain in gains.items()
+                )
+                shown = ", ".join(f"{METRICS[name]} {gain:+.4f}" for name, gain in gains.items())
+                yield f"seed {seed}, {variant}: {shown}: {'holds' if holds else 'DOES NOT HOLD'}"
+
+
+def _cell(values: Sequence[float]) -> str:
+    """Mean and spread of some seeds."""
+    spread = f" +-{stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{f'{fmean(values):.4f}{spread}':>18}"
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--work", type=Path, default=Path("runs/labels"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--pieces", type=int, help="make at most so many missing results")
+    parser.add_argument("--show", action="store_true", help="make none")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of all runs")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Make what is missing and print the table."""
+    arguments = read_arguments()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    setup = Setup(
+        demo=arguments.demo.resolve(), folder=arguments.work.resolve(),
+        overrides=tuple(arguments.overrides),
+    )  # fmt: skip
+    there = collect(setup, arguments.seeds)
+    missing = [
+        (variant, seed)
+        for seed in arguments.seeds
+        for variant in arguments.variants
+        if seed not in there.get(variant, {})
+    ]
+    wanted = [] if arguments.show else missing[: arguments.pieces]
+    if wanted:
+        prepare(setup)
+    for variant, seed in wanted:
+        print(f"{variant}, seed {seed} ...", file=sys.stderr, flush=True)
+        run_piece(setup, variant, seed)
+    results = collect(setup, arguments.seeds)
+    print(render(results) if results else "nothing there yet")
+    if arguments.json:
+        print(json.dumps({
+            variant: {METRICS[name]: [one[name] for one in seeds.values()] for name in METRICS}
+            for variant, seeds in results.items()
+        }))  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(ending_with_code(main))
