@@ -22,7 +22,12 @@ from trainer.recipe.schema import Recipe
 MAX_BYTES = 12_000
 EXAMPLE = "helpdesk.yaml"
 """The recipe that the pages themselves hold: a short one in the README, a long one elsewhere."""
-EXAMPLES = {page.name: recipe for page in PAGES for recipe in page.blocks("yaml")}
+EXAMPLES = {
+    page.name: recipe
+    for page in PAGES
+    for recipe in page.blocks("yaml")
+    if "output_dir:" in recipe  # others show a part of one
+}
 RUNS = [command for command in COMMANDS if "trainer/run.py" in command and "--recipe" in command]
 FAILURES = Page(ROOT / "docs" / "failures.md")
 

@@ -10,9 +10,9 @@ from tests.data.test_data_formats import caches as caches  # a fixture: caches o
 from tests.data.test_data_formats import records_of, write_as
 from tests.support.data_files import all_records, ir_source, sts_source, write_beir, write_jsonl
 from trainer.data import scan
+from trainer.data.evalsets import open_eval_set
 from trainer.data.records import IrRecord, StsRecord
 from trainer.data.sources import open_source
-from trainer.data.tasks import open_eval_set
 from trainer.errors import DataError, RecipeError
 from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe

@@ -73,8 +73,7 @@ def info_nce(
             likely false negatives; a constant for the gradient. None: none.
         first_row: global row of the first query.
         all_queries: all G queries [G, D], where `queries` are a share and a direction reads all.
-        guide: another model's vectors of the same texts; candidates that it finds nearer than the
-            best positive are left out. None: none.
+        guide: another model's vectors; leaves out what it finds nearer than the best positive.
         **options: `directions`, `in_batch`, `margin_of`, `hardness`, `hardness_of` and `prefixes`,
             as `Compared` has them.
 
@@ -92,12 +91,11 @@ def info_nce(
     compared = Compared(**options)
     _check_compared(compared)
     others = _read_queries(queries, passages, all_queries, compared.directions)
+    _check_guide(guide, queries, passages, others)
     job = Job(
         num_positives=num_positives, temperature=temperature, first_row=first_row, absent=absent,
         margin=margin, guide=guide, compared=compared,
     )  # fmt: skip
-    if guide is not None:
-        _check_guide(guide, queries, passages, others)
     job = _with_mask(job, mask, len(queries) if others is None else None, passages)
     if compared.in_batch is False:
         losses = own_candidates(queries, passages, job)
@@ -164,7 +162,11 @@ def _check_absent(absent: Tensor, passages: Tensor) -> None:
     require(fits, "info_nce: absent", got, expected, "Give one flag per passage.")
 
 
-def _check_guide(guide: Guide, queries: Tensor, passages: Tensor, others: Tensor | None) -> None:
+def _check_guide(
+    guide: Guide | None, queries: Tensor, passages: Tensor, others: Tensor | None
+) -> None:
+    if guide is None:
+        return
     size = guide.queries.shape[-1]
     found = [guide.queries, guide.passages, guide.all_queries]
     shaped = [queries, passages, others]
