@@ -69,6 +69,8 @@ ROWS: dict[str, list[Any]] = {
         {"sentence1": "a", "sentence2": "b", "labels": 1},
         {"query": "a", "positive": ["p"], "negative": ["n"]},
     ],
+    "labelled-texts": [{"sentence": "a", "label": [1, 2]}, {"text": "a", "label_text": "x"}],
+    "nli": [{"premise": "a", "hypothesis": "p", "label": 0}],
     "sentence-transformers": [
         {"anchor": "a", "positive": "p", "negative_1": "n", "negative_2": None},
         {"sentence1": "a", "sentence2": "b", "score": 4},

@@ -117,7 +117,7 @@ BAD: list[tuple[str, dict[str, list[Any]], str]] = [
      r'set\.jsonl:2: text2 = "\\t"; expected a text that is not empty\.'),
     ("bitext", {"set": [RED, BLUE]},
      r"set\.jsonl:1: columns = label, text; expected those of a format of task bitext \(records: "
-     r"text1, text2; mteb: .*\)\. Rename the columns, or set task or format\.$"),
+     r"text1, text2; mteb: .*\)\. .*, or set task or format\.$"),
 ]  # fmt: skip
 
 

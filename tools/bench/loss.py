@@ -215,9 +215,7 @@ def main() -> None:
     parser.add_argument("--plain-queries", type=int, default=2_048, help="G of the comparison")
     parser.add_argument("--size", type=int, default=1_024, help="D")
     parser.add_argument("--positives", type=int, default=1, help="P")
-    parser.add_argument(
-        "--num-negatives", type=int, default=2, help="N of the plain and tiled forms"
-    )
+    parser.add_argument("--negatives", type=int, default=2, help="N of the plain and tiled forms")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")

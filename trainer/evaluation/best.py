@@ -32,11 +32,13 @@ def means_of(results: Results) -> dict[str, float]:
     """MTEB's two means of the sets' main metrics, by MEAN and MEAN_OF_KINDS.
 
     Args:
-        results: of one evaluation, at least one set. Sets with one main metric are of one kind.
+        results: of one evaluation. Sets with one main metric are of one kind.
 
     Returns:
-        NaN where a main metric is not defined.
+        NaN where a main metric is not defined; nothing where there are no sets.
     """
+    if not results:
+        return {}
     by_kind: dict[str, list[float]] = {}
     for metrics in results.values():
         metric, value = next(iter(metrics.items()))

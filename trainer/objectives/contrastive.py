@@ -67,7 +67,7 @@ def info_nce(
         num_positives: P, at least 1.
         temperature: divides the dot product; no unit, greater than 0.
         mask: known pairs: bool [B, G, P + N] or [B, G * (P + N)], or int64 [M, 2] of (row, flat
-            column), best on the CPU. Rows are these B, or all G where `all_queries` is given.
+            column), on the CPU. Rows are these B, or all G where `all_queries` is given.
         absent: passages that do not exist, bool [G, P + N], left out for every query.
         margin: candidates whose score is above the positive's by more than this are left out, as
             likely false negatives; a constant for the gradient. None: none.
@@ -88,8 +88,7 @@ def info_nce(
     """
     _check(queries, passages, num_positives, first_row)
     require_temperature(temperature, "info_nce")
-    compared = Compared(**options)
-    _check_compared(compared)
+    _check_compared(compared := Compared(**options))
     others = _read_queries(queries, passages, all_queries, compared.directions)
     _check_guide(guide, queries, passages, others)
     job = Job(

@@ -64,7 +64,7 @@ def recipe_of(values: Mapping[str, Any], name: str = "recipe of the run") -> Rec
         RecipeError: on the first mistake, such as a key that this release does not know.
     """
     document = Document(file=name, values=_plain(completed(Recipe, values)), places={})
-    recipe = build(Recipe, document)
+    recipe = _without_idle_turns(build(Recipe, document))
     check_rules(recipe, document.place)
     return recipe
 
@@ -91,6 +91,16 @@ def _with_new_sources(document: Document, changes: Sequence[str]) -> Document:
             sources.append({"name": parts[2]})
             known.add(parts[2])
     return dataclasses.replace(document, values=values)
+
+
+def _without_idle_turns(recipe: Recipe) -> Recipe:
+    """Take turns of tasks without a source out of `data.pattern`: nobody has them.
+
+    A recipe that was made in a program, and not loaded, has the default's.
+    """
+    tasks = {source.task for source in recipe.data.sources}
+    turns = {task: number for task, number in recipe.data.pattern.items() if task in tasks}
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, pattern=turns))
 
 
 def _with_pattern(document: Document) -> Document:

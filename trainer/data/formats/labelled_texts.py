@@ -85,7 +85,7 @@ ADAPTERS = (
         for label in LABELS
     ),
     Adapter(
-        name="mteb-clustering",
+        name="mteb",
         task=labels.KIND.name,
         columns=frozenset({"sentences", "labels"}),
         parse=parse_set,
