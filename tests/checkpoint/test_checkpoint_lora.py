@@ -191,7 +191,7 @@ def losses(path: Path) -> list[float]:
         ("other rank", r"step-6: .*model.lora.rank = 8 \(was 4\)"),
         ("other projection", r"step-6: model.projection.bias = True \(was False\)"),
         ("other base", r"step-6: model.path = '.*/other' \(was '.*/model'\)"),
-        ("unknown target", r"lora.targets = query \(matches nothing\); .* down_proj, gate_proj"),
+        ("unknown target", r"lora.targets = query \(matches nothing\); .* gate_proj, k_proj"),
         ("no target", r"model.lora.targets = query \(matches nothing\)"),
         ("rank 0", r"model.lora.rank = 0; expected .*at least 1"),
         (

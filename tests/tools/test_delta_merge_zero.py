@@ -257,12 +257,14 @@ def test_adapters_on_a_base_with_a_head_fit_by_name(tmp_path: Path) -> None:
 
 def test_unknown_adapters_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_base(tmp_path / "base")
-    adapter(tmp_path / "base", tmp_path / "a", 1, target_modules=["q_proj"], bias="all")
+    adapter(tmp_path / "base", tmp_path / "a", 1, target_modules=["q_proj"])
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"LORA"', '"LOHA"'))
 
     arguments = ["--base", f"{tmp_path}/base", "--checkpoints", f"{tmp_path}/a"]
     assert delta_merge.main([*arguments, "--output", f"{tmp_path}/out"]) == 2
 
-    assert "bias = 'all'; expected LoRA or DoRA without trained biases" in capsys.readouterr().err
+    assert "peft_type = 'LOHA'; expected LORA, with or without DoRA" in capsys.readouterr().err
 
 
 def tokenizer(folder: Path) -> None:
