@@ -69,7 +69,10 @@ ROWS: dict[str, list[Any]] = {
         {"sentence1": "a", "sentence2": "b", "labels": 1},
         {"query": "a", "positive": ["p"], "negative": ["n"]},
     ],
-    "labelled-texts": [{"sentence": "a", "label": [1, 2]}, {"text": "a", "label_text": "x"}],
+    "labelled-texts": [
+        [{"sentence": text, "label": [int(text in "ab"), 2]} for text in "abcd"],
+        [{"text": text, "label_text": str(text in "ab")} for text in "abcd"],
+    ],
     "nli": [{"premise": "a", "hypothesis": "p", "label": 0}],
     "sentence-transformers": [
         {"anchor": "a", "positive": "p", "negative_1": "n", "negative_2": None},
@@ -112,6 +115,8 @@ ROWS: dict[str, list[Any]] = {
     "pairs-without-header": [{"query": "a", "positive": "p"}],
 }  # fmt: skip
 """Rows of each format: one of each task and of each shape that it has."""
+WHOLE = ("labelled-texts",)
+"""Formats whose rows mean something beside others alone: each entry is the rows of a file."""
 WITHOUT_HEADER = ("msmarco-triples", "pairs-without-header")
 """Formats of tab-separated files; rows of all others are JSON."""
 BESIDE: dict[str, dict[str, list[Any]]] = {
@@ -136,6 +141,8 @@ def row_files(name: str) -> list[Parts]:
     """A file of each row of a format, three times over, with what stands beside it."""
     if name in WITHOUT_HEADER:
         return [(("\t".join(row.values()) + "\n").encode() * 3,) for row in ROWS[name]]
+    if name in WHOLE:
+        return [(_lines(rows),) for rows in ROWS[name]]
     beside = [_lines(rows) for rows in BESIDE.get(name, {}).values()]
     return [(_lines([row] * 3), *beside) for row in ROWS[name]]
 

@@ -143,11 +143,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         help="weight_k of task_arithmetic, one per checkpoint, e.g. --weights 0.7 0.3; of "
         "multi_slerp, where they are divided by their sum (default: 1 each)",
     )
-    add(
-        "--t",
-        type=float,
-        help="slerp: 0 is the first checkpoint, 1 the second (default: 0.5)",
-    )
+    add("--t", type=float, help="slerp: 0 is the first checkpoint, 1 the second (default: 0.5)")
     add(
         "--density",
         type=float,
@@ -171,9 +167,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--search",
         nargs="+",
         metavar="PATH[:KIND]",
-        help="choose method, weights and lambda by the scores of these held-out sets, as "
-        "tools/evaluate.py takes them; the result scores no worse there than any input. Every "
-        "candidate is merged and scored, which loads it whole",
+        help="choose method, weights and lambda by these held-out sets (see tools/evaluate.py); "
+        "each candidate is merged and loaded whole",
     )
     add("--split", default="dev", help="which qrels of a BEIR folder of --search (default: dev)")
 

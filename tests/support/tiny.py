@@ -75,7 +75,8 @@ def make_recipe(path: Path, **changes: Any) -> Recipe:
             sources=(
                 SourceRecipe(name="ir", task="ir", path="unused"),
                 SourceRecipe(name="sts", task="sts", path="unused"),
-            )
+            ),
+            pattern={"ir": 1, "sts": 1},
         ),
         "tasks": {
             "ir": IrRecipe(global_batch_size=8, positives=2, negatives=1, temperature=0.1),

@@ -54,7 +54,8 @@ class Source(Protocol):
 
     @property
     def queries(self) -> np.ndarray:
-        """Keys of what its records ask: queries, or pairs in either order [n], uint64."""
+        """Keys of what its rows ask: queries, or pairs in either order, uint64; one for each record
+        at least, as records may join rows."""
 
     @property
     def num_scored(self) -> int:
