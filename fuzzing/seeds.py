@@ -70,7 +70,7 @@ ROWS: dict[str, list[Any]] = {
         {"query": "a", "positive": ["p"], "negative": ["n"]},
     ],
     "labelled-texts": [
-        [{"sentence": text, "label": [int(text in "ab"), 2]} for text in "abcd"],
+        [{"sentence": text, "label": [int(text in "ab")]} for text in "abcd"],
         [{"text": text, "label_text": str(text in "ab")} for text in "abcd"],
     ],
     "nli": [{"premise": "a", "hypothesis": "p", "label": 0}],

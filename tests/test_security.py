@@ -188,6 +188,7 @@ def test_code_beside_the_weights(recipe: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_code_of_another_repository_is_bound_to_the_commit(recipe: Path, tmp_path: Path) -> None:
     """A config may take its code from elsewhere, whose newest state nobody has read."""

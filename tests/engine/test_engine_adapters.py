@@ -97,6 +97,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"reference": reference, "ranks": run_ranks(body, 2, folder, timeout_sec=400)}
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize("name", KINDS)
 def test_steps_are_those_of_one_plain_process(told: dict[str, Any], name: str) -> None:

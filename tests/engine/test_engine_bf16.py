@@ -98,6 +98,7 @@ def compare(
     return float(max(errors))
 
 
+@pytest.mark.slow
 def test_gradient_is_the_float32_sum_of_the_chunks(tmp_path: Path) -> None:
     model = tiny.save_model(tiny.qwen3_config(), tmp_path)
     for errors in run_ranks(compare_all, 2, model, timeout_sec=120):

@@ -61,6 +61,7 @@ def test_the_first_that_fits_is_named(shape: ModelShape) -> None:
     assert "none of these fits" in choices_section(found, machine(1))
 
 
+@pytest.mark.slow
 def test_change_that_would_fit_does(shape: ModelShape) -> None:
     least = min(min(c.totals.values()) for c in choices(RECIPE, shape, machine(1)))
     small = machine(int(least * 0.9))

@@ -100,7 +100,11 @@ REFUSED = {
 
 CASES = [(*one, "model") for one in REFUSED]
 CASES += [(*one, "adapter") for one in REFUSED if "adap" in one[1]]
-ASKING = {("lacking base", "lacking tuned", "model"), ("lacking base", "adapter", "adapter")}
+ASKING = {
+    ("lacking base", "lacking tuned", "model"),
+    ("lacking base", "adapter", "adapter"),
+    ("lacking base", "adapter", "model"),
+}
 """These ask transformers, in a process of its own, for names that others ask for, too."""
 
 
@@ -127,6 +131,7 @@ def test_what_fits_is_merged(room: Path, tmp_path: Path, checkpoint: str) -> Non
     assert merged.keys() == load_file(room / "base" / "model.safetensors").keys()
 
 
+@pytest.mark.slow
 def test_layers_that_the_architecture_makes_unlike_are_merged(tmp_path: Path) -> None:
     from transformers import AutoModel, Qwen3MoeConfig
 

@@ -96,11 +96,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"reference": reference, "ranks": run_ranks(facts, 2, model, timeout_sec=180)}
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_dora_on_a_sharded_base_equals_one_plain_process(told: dict[str, Any]) -> None:
     check([rank["dora"] for rank in told["ranks"]], told["reference"])
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_bfloat16_base_stays_as_it_was_under_float32_adapters(told: dict[str, Any]) -> None:
     for rank in told["ranks"]:
@@ -113,6 +115,7 @@ def test_bfloat16_base_stays_as_it_was_under_float32_adapters(told: dict[str, An
         }
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_beside_whole_modules_adapters_have_the_dtype_of_the_base(told: dict[str, Any]) -> None:
     for rank in told["ranks"]:

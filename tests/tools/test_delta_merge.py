@@ -139,6 +139,7 @@ def test_without_waiting_for_the_disk_the_result_is_the_same(toys: Path) -> None
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outgrow", [True, False])
 def test_inputs_that_outgrow_memory_leave_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outgrow: bool

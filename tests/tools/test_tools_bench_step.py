@@ -79,6 +79,7 @@ def test_gpu_benchmark_says_that_there_is_no_gpu() -> None:
     assert "CUDA devices = 0" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_small_run_ends_with_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -95,6 +96,7 @@ def test_small_run_ends_with_json(
     assert report["max_loss_difference"] < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_a_pretrained_decoder_ends_its_texts_alike_on_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -289,6 +289,7 @@ def test_a_kill_leaves_no_output_and_the_next_start_cleans_up(file: Path) -> Non
     assert left_in(file.parent) == ["model", "small.gguf"]
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_one_message_and_removes_what_a_signal_cut(file: Path) -> None:
     tool, output = str(ROOT / "tools" / "unpack_gguf.py"), file.parent / "model"
     with subprocess.Popen([sys.executable, tool, str(file), str(output)]) as process:

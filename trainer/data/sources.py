@@ -54,8 +54,7 @@ class Source(Protocol):
 
     @property
     def queries(self) -> np.ndarray:
-        """Keys of what its rows ask: queries, or pairs in either order, uint64; one for each record
-        at least, as records may join rows."""
+        """Keys of what its rows ask, such as queries, uint64; as many as records or more."""
 
     @property
     def num_scored(self) -> int:
