@@ -103,6 +103,7 @@ def trained(rank: int, world_size: int, folder: Path) -> Tensor:
     return vectors.cpu()
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_both_exports_embed_as_the_trainer(tmp_path: Path) -> None:
     from peft import PeftModel

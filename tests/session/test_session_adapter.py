@@ -28,7 +28,7 @@ from trainer.model.embedder import Embedder
 from trainer.recipe.adapter_folder import with_adapter
 from trainer.recipe.schema import LoraRecipe, Recipe
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 LORA = LoraRecipe(rank=4, alpha=8, targets=("q_proj", "v_proj", "down_proj"))
 DORA = replace(LORA, dora=True)

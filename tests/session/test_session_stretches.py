@@ -110,8 +110,8 @@ def kill(folder: Path, after: int) -> None:
             shutil.rmtree(path)
 
 
-FAST = [(2, "full"), (1, "lora")]
-SLOW = [(1, "full"), (2, "lora")]
+FAST = [(2, "full")]
+SLOW = [(1, "full"), (1, "lora"), (2, "lora")]
 
 
 @pytest.fixture(

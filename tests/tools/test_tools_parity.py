@@ -78,6 +78,7 @@ def by_client(out: str) -> dict[str, dict[str, Any]]:
     return {f"{e['client']} {e['version'].partition('.')[0]}".strip(): e for e in found}
 
 
+@pytest.mark.slow
 def test_installed_clients_run_and_others_are_read(sound: Path) -> None:
     done = subprocess.run(
         [sys.executable, "tools/parity.py", str(sound), "--json"],
