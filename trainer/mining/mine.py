@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -216,13 +216,13 @@ class Mining:
     def _finish(self, passages: Passages, queries: Queries) -> dict[str, Any]:
         """Choose, and write rows and record; the rows get their name last."""
         tally = Tally()
-        chosen = [*self._chosen(queries, passages, tally)]
+        negatives, scores = self._chosen(queries, passages, tally)
         partial = self.work / "rows.jsonl"
         examples: list[dict[str, Any]] = []
         with partial.open("w", encoding="utf-8") as stream:
             for row in range(len(self.source)):
                 query = int(queries.query_of_row[row])
-                line = self._line(row, chosen[query], passages)
+                line = self._line(row, negatives[query], scores[query], passages)
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
                 if len(examples) < NUM_EXAMPLES and row * NUM_EXAMPLES >= len(examples) * len(
                     self.source
@@ -243,8 +243,12 @@ class Mining:
         partial.rename(self.output)
         return record
 
-    def _chosen(self, queries: Queries, passages: Passages, tally: Tally) -> Iterator[Chosen]:
-        """The negatives of each query."""
+    def _chosen(
+        self, queries: Queries, passages: Passages, tally: Tally
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The negatives of each query, NO_PASSAGE where there are fewer, and their cosines."""
+        shape = (len(queries), self.settings.num_negatives)
+        negatives, scores = np.full(shape, NO_PASSAGE, np.int64), np.zeros(shape, np.float32)
         alike = passages_like(passages, queries)
         for number, members in enumerate(blocks(len(queries), QUERY_BLOCK)):
             found = np.load(self._found_file(number))
@@ -264,17 +268,25 @@ class Mining:
                     salt=int(queries.keys[query]),
                 )
                 tally.add(one, cosines, self.settings.num_negatives)
-                yield one
+                negatives[query, : len(one.passages)] = one.passages
+                scores[query, : len(one.scores)] = one.scores
+        return negatives, scores
 
-    def _line(self, row: int, chosen: Chosen, passages: Passages) -> dict[str, Any]:
+    def _line(
+        self,
+        row: int,
+        negatives: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        passages: Passages,
+    ) -> dict[str, Any]:
         """A row of the output, in the project's own format."""
         record = self.source.record(row)
-        numbers = chosen.passages.tolist()
+        numbers = [number for number in negatives.tolist() if number != NO_PASSAGE]
         line = {
             "query": record.query,
             "positives": list(record.positives),
             "negatives": [passages.text(number) for number in numbers],
-            "mined_scores": [round(float(score), 6) for score in chosen.scores],
+            "mined_scores": [round(float(score), 6) for score in scores[: len(numbers)]],
         }
         if passages.id_at is not None:
             line["negative_ids"] = [passages.identifier(number) for number in numbers]
