@@ -41,9 +41,9 @@ trained into an embedder on this machine, without a download from a hub:
 
 1. docstrings of the installed packages become training data    half a minute
 2. the model is unpacked from GGUF into the cache               a minute
-3. evaluation of the untouched model on held-out docs           five minutes
-4. training, all parameters, IR and STS in turn                 20 minutes
-5. evaluation, export, three searches                           ten minutes
+3. evaluation of the untouched model on held-out docs           four minutes
+4. training, all parameters, IR and STS in turn                 23 minutes
+5. evaluation, export, three searches                           seven minutes
 
 The times are those of two idle CPU cores; a GPU takes less. It needs 12 GB of memory and 6 GB of
 disk: in {DRIVER.folder}, {DATA} and the cache. Interrupted, `make llm` goes on from its newest
