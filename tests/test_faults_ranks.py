@@ -32,6 +32,7 @@ def test_killed_rank_ends_all_within_30_seconds_and_is_named(
     assert_named(ended, killed, dies=1, speaks=0)
 
 
+@pytest.mark.slow
 def test_launcher_lets_the_other_rank_name_the_first(workspace: Path, tmp_path: Path) -> None:
     recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={tmp_path}/run")
     with launched(tmp_path, by_deepspeed(), *recipe, *MORE_STEPS) as run:

@@ -208,12 +208,18 @@ def test_full_finetuning_is_the_same_in_more_ways(model: Path) -> None:
 
 def test_a_composed_loss_is_the_same_any_way(model: Path) -> None:
     (reference,) = run_ranks(plain_reference, 1, model, None, True)
+    check(run_ranks(run_all, 2, model, COMPOSED[1:4], None, timeout_sec=240), reference)
+    ((plain, composed),) = run_ranks(count_forwards, 1, model, [FULL[4], COMPOSED[2]])
+    assert composed == plain
+
+
+@pytest.mark.slow
+def test_a_composed_loss_is_the_same_in_more_ways(model: Path) -> None:
+    (reference,) = run_ranks(plain_reference, 1, model, None, True)
     check(run_ranks(run_all, 2, model, COMPOSED, None, timeout_sec=240), reference)
     lora = LoraRecipe(rank=4, alpha=8, targets=("q_proj", "v_proj", "down_proj"))
     (reference,) = run_ranks(plain_reference, 1, model, lora, True)
     check(run_ranks(run_all, 2, model, COMPOSED[2:3], lora, timeout_sec=120), reference)
-    ((plain, composed),) = run_ranks(count_forwards, 1, model, [FULL[4], COMPOSED[2]])
-    assert composed == plain
 
 
 def count_forwards(
