@@ -13,9 +13,10 @@ from trainer.data.cache import Arrays, cached_arrays
 from trainer.data.classes import Classes
 from trainer.data.fields import BlankTextError, RowError, check_text, shown
 from trainer.data.label_index import LabelIndex, LabelPairs
-from trainer.data.over_table import OverTable, RowsOfTable, records_of
+from trainer.data.over_table import OverTable, records_of
 from trainer.data.records import Label, LabelledRecord
 from trainer.data.scan import CACHE_FROM_ROWS, text_key
+from trainer.data.table_source import TableSource
 from trainer.errors import DataError
 from trainer.recipe.schema import SourceRecipe
 
@@ -72,7 +73,7 @@ class LabelledSource(OverTable):
         )
 
 
-def labelled_source(table: RowsOfTable, recipe: SourceRecipe, root: str) -> LabelledSource:
+def labelled_source(table: TableSource, recipe: SourceRecipe, root: str) -> LabelledSource:
     """The source that the rows of a table are, with labels of a single text told of and left out.
 
     Args:
@@ -111,7 +112,7 @@ def labelled_source(table: RowsOfTable, recipe: SourceRecipe, root: str) -> Labe
     )
 
 
-def _arrays(table: RowsOfTable, min_texts: int) -> Arrays:
+def _arrays(table: TableSource, min_texts: int) -> Arrays:
     """The index, from the cache where a large table was seen before."""
     reader = table.reader
     if len(table.rows) < CACHE_FROM_ROWS:
@@ -120,7 +121,7 @@ def _arrays(table: RowsOfTable, min_texts: int) -> Arrays:
     return cached_arrays(key, lambda: _indexed(table, min_texts))
 
 
-def _indexed(table: RowsOfTable, min_texts: int) -> Arrays:
+def _indexed(table: TableSource, min_texts: int) -> Arrays:
     """One pass over the rows.
 
     Raises:
@@ -138,7 +139,7 @@ def _indexed(table: RowsOfTable, min_texts: int) -> Arrays:
     return pairs.index(min_texts=min_texts)
 
 
-def _mixed(table: RowsOfTable, label: Label, row: int, known: Label) -> RowError:
+def _mixed(table: TableSource, label: Label, row: int, known: Label) -> RowError:
     kind = "a whole number" if isinstance(known, int) else "a text"
     place = table.reader.table.place(row)
     return RowError("label", shown(label), f"{kind}, as {shown(known)} of {place} is")

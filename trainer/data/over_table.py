@@ -5,71 +5,20 @@ It must not know what rows share.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 
 from trainer.data.records import RawRecord
-from trainer.data.scan import RowReader
+from trainer.data.table_source import TableSource
 from trainer.data.teacher_vectors import TeacherVectors
-from trainer.data.unchanged import Mark
 from trainer.recipe.schema import Task
-
-
-class RowsOfTable(Protocol):
-    """A source that gives each row of its table as a record."""
-
-    @property
-    def name(self) -> str:
-        """As in the recipe."""
-
-    @property
-    def task(self) -> Task:
-        """Task of all its records."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the content of any of its files does, hexadecimal."""
-
-    @property
-    def describe(self) -> str:
-        """One line for a person."""
-
-    @property
-    def reader(self) -> RowReader:
-        """Raw rows to records."""
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Table row of each record [n], int64, ascending."""
-
-    @property
-    def queries(self) -> np.ndarray:
-        """Keys of what its records ask [n], uint64."""
-
-    @property
-    def teacher_vectors(self) -> TeacherVectors | None:
-        """A teacher's vectors of its texts."""
-
-    @property
-    def marks(self) -> tuple[Mark, ...]:
-        """What its files were like when they were checked."""
-
-    def record(self, row: int) -> Any:
-        """The record of a row."""
-
-    def place(self, row: int) -> str:
-        """`path:line` of a row."""
-
-    def check_files(self) -> None:
-        """Raise DataError if a file is no longer as it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverTable:
     """The part of a source that is the table's; see `Source`."""
 
-    table: RowsOfTable
+    table: TableSource
     """Its rows."""
     records: np.ndarray
     """The row of the table that stands for each record [n], int64."""
@@ -117,7 +66,7 @@ class OverTable:
         self.table.check_files()
 
 
-def records_of(table: RowsOfTable) -> Iterator[tuple[int, RawRecord]]:
+def records_of(table: TableSource) -> Iterator[tuple[int, RawRecord]]:
     """Table row and record of every record of a table, in their order; each row is read once."""
     for row in np.unique(table.rows).tolist():
         for record in table.reader.records(row):

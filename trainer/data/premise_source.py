@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.data.cache import Arrays, cached_arrays
-from trainer.data.over_table import OverTable, RowsOfTable, records_of
+from trainer.data.over_table import OverTable, records_of
 from trainer.data.records import InferenceRow, IrRecord
 from trainer.data.scan import CACHE_FROM_ROWS, text_key
+from trainer.data.table_source import TableSource
 from trainer.errors import DataError
 from trainer.recipe.schema import SourceRecipe
 
@@ -48,7 +49,7 @@ class PremiseSource(OverTable):
         )
 
 
-def premise_source(table: RowsOfTable, recipe: SourceRecipe, root: str) -> PremiseSource:
+def premise_source(table: TableSource, recipe: SourceRecipe, root: str) -> PremiseSource:
     """The source that inference rows are, with what is left out told of.
 
     Args:
@@ -82,7 +83,7 @@ def premise_source(table: RowsOfTable, recipe: SourceRecipe, root: str) -> Premi
     )
 
 
-def _arrays(table: RowsOfTable) -> Arrays:
+def _arrays(table: TableSource) -> Arrays:
     """Rows by premise, from the cache where a large table was seen before."""
     if len(table.rows) < CACHE_FROM_ROWS:
         return _grouped(table)
@@ -90,7 +91,7 @@ def _arrays(table: RowsOfTable) -> Arrays:
     return cached_arrays(key, lambda: _grouped(table))
 
 
-def _grouped(table: RowsOfTable) -> Arrays:
+def _grouped(table: TableSource) -> Arrays:
     """One pass over the rows, of each of which a key and two flags are kept."""
     keys, entails, used = array("Q"), array("b"), array("b")
     for _, record in records_of(table):
