@@ -110,9 +110,18 @@ class Mining:
         """Write the output and its record; gives the record.
 
         Raises:
-            DataError: the output is there, or the work folder is of another mining.
-            OSError: the disk is full; the next call continues.
+            DataError: the output is there, the work folder is of another mining, or the disk
+                refuses, after which the next call continues.
         """
+        try:
+            return self._run()
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or self.work}: {error.strerror or error}; expected to read and "
+                "write there. Make room, and run the same command again: it goes on."
+            ) from error
+
+    def _run(self) -> dict[str, Any]:
         on_all_ranks(self.begin, self.ranks)
         passages, queries = read_texts(self.source)
         store = self._store(passages)
