@@ -170,7 +170,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="choose method, weights and lambda by these held-out sets (see tools/evaluate.py); "
         "each candidate is merged and loaded whole",
     )
-    add("--split", default="dev", help="which qrels of a BEIR folder of --search (default: dev)")
+    add("--split", default="dev", help="qrels of BEIR folders of --search (default: dev)")
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -194,11 +194,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="threads; one computes while another waits for the disk (default: 3)",
     )
-    add(
-        "--dry-run",
-        action="store_true",
-        help="check everything, print what would be done, and stop",
-    )
+    add("--dry-run", action="store_true",
+        help="check everything, print what would be done, and stop")  # fmt: skip
     add(
         "--resume",
         action="store_true",
@@ -227,8 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.result == "adapter" and (arguments.dry_run or arguments.resume):
         parser.error("--dry-run and --resume are for --as model; an adapter is merged in seconds")
-    if arguments.search is not None:
-        _check_search(parser, arguments)
+    _check_search(parser, arguments)
     try:
         result = _asked(arguments)
     except TrainerError as error:
@@ -243,7 +239,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_search(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Refuse beside `--search` what it chooses."""
+    """Refuse beside `--search` what it chooses, and without it what is its own."""
+    if arguments.search is None:
+        if arguments.split != parser.get_default("split"):
+            parser.error("--split is for the sets of --search")
+        return
     if arguments.result == "adapter":
         parser.error("--search merges whole models; leave --as adapter out")
     for name in ("method", "granularity", "lambda_", "weights", "t"):
@@ -260,7 +260,6 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _search(arguments: argparse.Namespace) -> dict[str, Any]:
     """Choose a merge by held-out sets."""
-    # heavy
     from tools.evaluate import evaluate, read_sets
     from trainer.data.evalsets import open_eval_set
     from trainer.merge.search import MergeSearch
@@ -269,8 +268,7 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
 
     sets = read_sets(arguments.search, arguments.split)
     for one in sets:
-        # every row is checked before the first merge
-        open_eval_set(one, DataRecipe(sources=()))
+        open_eval_set(one, DataRecipe(sources=()))  # every row is checked before the first merge
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("transformers", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -281,14 +279,15 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
         settings=_settings(arguments),
         kinds={one.name: one.task for one in sets},
         score=lambda folder: evaluate(str(folder), sets),
+        sets=[f"{Path(one.path).absolute()} {one.split}" for one in sets],
         resume=arguments.resume,
     )
     report = search.run()
     _write_card(arguments.output)
     write_search_page(arguments.output)
-    best = report.best
-    print(f"{arguments.output}: {best.candidate.name}, {best.value:.4f}, of {len(report.tried)}")
-    return {"output": str(arguments.output), **search.record(report.tried, best)}
+    best, tried = report.best, report.tried
+    print(f"{arguments.output}: {best.candidate.name}, {best.value:.4f}, of {len(tried)}")
+    return {"output": str(arguments.output), **search.record(tried, best)}
 
 
 def _settings(arguments: argparse.Namespace) -> Any:

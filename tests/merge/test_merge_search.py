@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,8 @@ def test_another_search_is_not_continued(models: list[Path]) -> None:
         search(models, score).run()
     with pytest.raises(CheckpointError, match=r"tried\.jsonl: search = of other inputs or sets"):
         search(models, score, count=1, resume=True).run()
+    with pytest.raises(CheckpointError, match=r"tried\.jsonl: search = of other inputs or sets"):
+        replace(search(models, score, resume=True), sets=("elsewhere",)).run()
 
 
 def test_an_output_that_exists_is_refused_before_anything_is_tried(models: list[Path]) -> None:

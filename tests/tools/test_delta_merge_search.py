@@ -73,4 +73,7 @@ def test_mistakes_end_before_the_first_merge(
         delta_merge.main([*command(models, output, f"{models}/docs"), "--method", "ties"])
     assert ended.value.code == 2
     assert "--method is what --search chooses" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        delta_merge.main([*command(models, output)[:-1], "--split", "test"])
+    assert "--split is for the sets of --search" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

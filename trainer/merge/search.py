@@ -104,8 +104,10 @@ class MergeSearch:
     settings: MergeSettings
     """Dtype and limits of all merges; method, weights and lambda are what is searched."""
     kinds: Mapping[str, str]
-    """Kind of each held-out set."""
+    """Kind of each held-out set, by its name."""
     score: Score
+    sets: Sequence[str] = ()
+    """Where the held-out sets are: an interrupted search goes on with the same ones alone."""
     resume: bool = False
     """Go on with what an interrupted search of the same inputs and sets has tried."""
 
@@ -192,7 +194,8 @@ class MergeSearch:
         paths = [str(path.absolute()) for path in (self.base, *self.checkpoints)]
         kept = ("dtype", "density", "alpha", "allow_nan")
         settings = {name: getattr(self.settings, name) for name in kept}
-        return {"paths": paths, "kinds": dict(self.kinds), "settings": settings}
+        sets = {"kinds": dict(self.kinds), "sets": list(self.sets)}
+        return {"paths": paths, **sets, "settings": settings}
 
     def _try(self, candidate: Candidate, progress: Progress) -> Tried:
         """Merge a candidate, score it, and note the result."""
