@@ -126,8 +126,9 @@ def kind_of(hint: Any, bounds: Mapping[str, Any]) -> str:
     words = _words(hint)
     if not limits:
         return words
-    base, _, null = words.partition(" or null")
-    return f"{base} {' and '.join(limits)}{' or null' if null or words != base else ''}"
+    # bounds belong to the number, which stands first
+    base, joint, others = words.partition(" or ")
+    return f"{base} {' and '.join(limits)}{joint}{others}"
 
 
 def _words(hint: Any) -> str:

@@ -40,6 +40,7 @@ class Variant:
     keep: int | None = None
     checkpointing: bool = False
     composed: bool = False
+    whole: bool = False
 
 
 FULL = [
@@ -49,6 +50,7 @@ FULL = [
     Variant("replica, nothing kept", keep=0),
     Variant("replica, small chunks", max_tokens=16),
     Variant("replica, checkpointing", checkpointing=True),
+    Variant("replica, some whole graphs", checkpointing=True, whole=True, keep=40, max_tokens=16),
     Variant("layer major", gather="layer"),
     Variant("chunk, checkpointing", gather="chunk", checkpointing=True, max_tokens=40),
     Variant("offload", deepspeed="zero3_offload_fp32.json"),
@@ -91,7 +93,9 @@ def recipe_of(variant: Variant, model: Path, lora: LoraRecipe | None) -> Recipe:
     )
 
 
-def train(recipe: Recipe, gather: Any, ranks: Ranks) -> tuple[dict[str, torch.Tensor], list[float]]:
+def train(
+    recipe: Recipe, gather: Any, ranks: Ranks, *, whole: bool = False
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Three steps through DeepSpeed; full final parameters and the losses."""
     import deepspeed
 
@@ -102,6 +106,7 @@ def train(recipe: Recipe, gather: Any, ranks: Ranks) -> tuple[dict[str, torch.Te
         config=dict(resolved.deepspeed),
         gather=gather,
         ranks=ranks,
+        whole_graphs=whole,
     )
     stepper = Stepper(recipe, built, ranks, num_steps=3, warmup_steps=0)
     losses = [stepper.run(batch).loss for batch in tiny.three_batches()]
@@ -118,7 +123,9 @@ def run_all(
 ) -> dict[str, Any]:
     """Body of a rank: each variant in turn."""
     ranks = join(timeout_minutes=2)
-    return {v.name: train(recipe_of(v, model, lora), v.gather, ranks) for v in variants}
+    return {
+        v.name: train(recipe_of(v, model, lora), v.gather, ranks, whole=v.whole) for v in variants
+    }
 
 
 def largest_difference(

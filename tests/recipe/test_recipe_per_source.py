@@ -72,12 +72,13 @@ def test_ranks_memory_and_probe_count_with_each_source(file: Path) -> None:
     tokens = {"ir (docs)": 8 * (10 + 2 * 20), "ir (tiny)": 4 * (10 + 8 * 20), "sts": 8 * 2 * 10}
     assert step_tokens(recipe) == tokens
     assert longest_text(recipe) == 20
-    chunk = largest_chunk(recipe, world_size=1, max_positions=999)
+    chunk = largest_chunk(recipe, world_size=1, max_positions=999, keep_graph_tokens=64)
     # the step of the most texts is the tiny source's: 4 queries of 9 texts
     assert chunk.num_texts == 36
     short = ("data.query_max_tokens=10", "data.passage_max_tokens=20")
     larger = with_tiny(file, *short, "tasks.ir.global_batch_size=64")
-    assert largest_chunk(larger, world_size=1, max_positions=999).num_texts == 64 * 3
+    chunk = largest_chunk(larger, world_size=1, max_positions=999, keep_graph_tokens=64)
+    assert chunk.num_texts == 64 * 3
 
 
 def test_the_selfcheck_makes_its_batches_small(file: Path) -> None:

@@ -23,7 +23,7 @@ from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
 from trainer.model.projection import make_projection, place_of_modules
 from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.deepspeed_file import offloads
-from trainer.recipe.schema import EngineRecipe, Gather, ModelRecipe, Recipe, TrainRecipe
+from trainer.recipe.schema import AUTO, EngineRecipe, Gather, ModelRecipe, Recipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,14 @@ class Built:
 
 
 def build(
-    recipe: Recipe, *, model_path: str, config: dict[str, Any], gather: Gather, ranks: Ranks
+    recipe: Recipe,
+    *,
+    model_path: str,
+    config: dict[str, Any],
+    gather: Gather,
+    ranks: Ranks,
+    keep_graph_tokens: int | None = None,
+    whole_graphs: bool = False,
 ) -> Built:
     """Load the model, sharded from the start under ZeRO-3, and wrap it.
 
@@ -53,6 +60,9 @@ def build(
         config: the whole DeepSpeed dict.
         gather: `step`, `layer` or `chunk`.
         ranks: this process; its group is up.
+        keep_graph_tokens: what pass 1 keeps with `step` where the recipe leaves it to the memory
+            plan; None: one chunk's worth.
+        whole_graphs: with `step`, run without `model.gradient_checkpointing` until memory runs out.
 
     Raises:
         RecipeError: the model cannot be loaded, or `gather: layer` does not suit it.
@@ -66,7 +76,22 @@ def build(
         embedder = _layer_major(embedder, recipe)
     optimizer = make_optimizer(embedder, recipe.train, config, ranks)
     engine, *_ = deepspeed.initialize(model=embedder, optimizer=optimizer, config=config)
-    return Built(engine, _grad_cache(engine, replica, gather, recipe.engine), gather, replica)
+    if gather == "step":
+        keep = _kept_tokens(recipe.engine, keep_graph_tokens)
+        passes: GradCache = StepGradCache(
+            engine, replica, keep_graph_tokens=keep, whole_graphs=whole_graphs
+        )
+    else:
+        passes = LayerGradCache(engine) if gather == "layer" else ChunkGradCache(engine)
+    return Built(engine, passes, gather, replica)
+
+
+def _kept_tokens(recipe: EngineRecipe, planned: int | None) -> int:
+    """What pass 1 keeps: the recipe's number, else the plan's, else one chunk's worth."""
+    found = recipe.keep_graph_tokens
+    if found == AUTO:
+        found = planned
+    return recipe.max_tokens_per_chunk if found is None else found
 
 
 def _with_plain_linear(config: dict[str, Any]) -> dict[str, Any]:
@@ -138,18 +163,6 @@ def _layer_major(embedder: Embedder, recipe: Recipe) -> LayerMajorEmbedder:
             if parameter.requires_grad:
                 parameter.grad_dtype = torch.float32
     return LayerMajorEmbedder.adopt(embedder)
-
-
-def _grad_cache(
-    engine: deepspeed.DeepSpeedEngine, replica: Replica, gather: Gather, recipe: EngineRecipe
-) -> GradCache:
-    """The passes that suit a way of gathering."""
-    if gather == "step":
-        keep = recipe.keep_graph_tokens
-        return StepGradCache(
-            engine, replica, keep_graph_tokens=recipe.max_tokens_per_chunk if keep is None else keep
-        )
-    return LayerGradCache(engine) if gather == "layer" else ChunkGradCache(engine)
 
 
 def make_optimizer(

@@ -8,16 +8,21 @@ a step's loss is a function from this rank's vectors to their gradients.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import deepspeed
 import torch
 from torch import Tensor
 
 from trainer.engine.losses.task_loss import Vectors
+from trainer.engine.memory_errors import is_out_of_memory
 from trainer.engine.replica import Replica
 from trainer.model.embedder import Chunk, Embedder
+
+logger = logging.getLogger(__name__)
 
 ValueAndGrad = Callable[[Vectors], tuple[Vectors, dict[str, Tensor]]]
 """From vectors to (d loss / d vectors times the number of ranks, scalar terms to report)."""
@@ -93,6 +98,62 @@ def first_kept(chunks: Sequence[Chunk], keep_graph_tokens: int) -> int:
     return index
 
 
+def has_graph(outputs: Vectors) -> bool:
+    """Whether a chunk can go back without another forward."""
+    return any(output.requires_grad for output in outputs)
+
+
+@contextlib.contextmanager
+def recomputing_nothing(model: Embedder, *, wanted: bool) -> Iterator[None]:
+    """Where wanted, layers keep their activations for a while although they are checkpointed."""
+    layers: list[Any] = [
+        module for module in model.modules() if getattr(module, "gradient_checkpointing", False)
+    ]
+    for layer in layers if wanted else ():
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """Both passes of one rank over its chunks, on a module without hooks."""
+
+    model: Embedder
+    chunks: Sequence[Chunk]
+    """None of them empty."""
+    step_key: int
+    """Seed and step, mixed."""
+    middle: bool
+    """Whether the middle layer is pooled too."""
+
+    def forward(self, kept_from: int) -> list[Vectors]:
+        """Vectors of each chunk, with their graph from chunk `kept_from` on."""
+        outputs = []
+        for i, chunk in enumerate(self.chunks):
+            with torch.set_grad_enabled(i >= kept_from):
+                self.model.begin(chunk, self.step_key)
+                outputs.append(self.model(chunk, middle=self.middle))
+        return outputs
+
+    def backward(self, outputs: list[Vectors], cached: Sequence[Vectors]) -> None:
+        """Add the gradient of every chunk; one without a graph runs forward again.
+
+        Newest graphs first: they are freed before any chunk runs again.
+        """
+        for i in reversed(range(len(self.chunks))):
+            chunk, output = self.chunks[i], outputs[i]
+            outputs[i] = ()
+            self.model.begin(chunk, self.step_key)
+            if not has_graph(output):
+                output = self.model(chunk, middle=self.middle)
+            hand_on(output, cached[i])
+            del output
+
+
 class StepGradCache:
     """Both passes on a hook-free replica over parameters gathered once, one reduction at the end.
 
@@ -101,37 +162,86 @@ class StepGradCache:
     """
 
     def __init__(
-        self, engine: deepspeed.DeepSpeedEngine, replica: Replica, *, keep_graph_tokens: int
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        replica: Replica,
+        *,
+        keep_graph_tokens: int,
+        whole_graphs: bool = False,
     ) -> None:
+        """Set up both passes.
+
+        Args:
+            engine: owns the parameters.
+            replica: its structure without hooks.
+            keep_graph_tokens: padded tokens whose graph pass 1 keeps.
+            whole_graphs: keep all activations also where the model recomputes its layers.
+        """
         self.engine = engine
         self.replica = replica
         self.keep_graph_tokens = keep_graph_tokens
+        self.whole_graphs = whole_graphs
 
     def accumulate(
         self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
     ) -> dict[str, Tensor]:
-        """See `GradCache.accumulate`."""
+        """See `GradCache.accumulate`.
+
+        A pass in which kept graphs leave no room runs again without them. The other ranks, which
+        this one does not meet within a pass, only wait.
+        """
         chunks = [chunk for chunk in chunks if chunk.num_texts]
-        kept_from = first_kept(chunks, self.keep_graph_tokens)
         self.engine.set_gradient_accumulation_boundary(True)
         with self.replica.gathered() as model:
             model.train()
-            outputs = []
-            for i, chunk in enumerate(chunks):
-                with torch.set_grad_enabled(i >= kept_from):
-                    model.begin(chunk, step_key)
-                    outputs.append(model(chunk, middle=middle))
+            passes = _Passes(model=model, chunks=chunks, step_key=step_key, middle=middle)
+            outputs = self._first_pass(passes)
             gradients, terms = value_and_grad(self._joined(model, outputs, middle))
-            cached = split_like(chunks, gradients)
-            # newest graphs first: they are freed before any chunk runs again
-            for i in reversed(range(len(chunks))):
-                model.begin(chunks[i], step_key)
-                output = outputs[i] if i >= kept_from else model(chunks[i], middle=middle)
-                outputs[i] = ()
-                hand_on(output, cached[i])
-                del output
+            self._second_pass(passes, outputs, split_like(chunks, gradients))
             self.replica.deliver(self.engine)
         return terms
+
+    def _first_pass(self, passes: "_Passes") -> list[Vectors]:
+        """Vectors of all chunks, those of the last chunks with their graph."""
+        kept_from = first_kept(passes.chunks, self.keep_graph_tokens)
+        try:
+            with recomputing_nothing(passes.model, wanted=self.whole_graphs):
+                return passes.forward(kept_from)
+        except (RuntimeError, MemoryError) as error:
+            if kept_from == len(passes.chunks):
+                raise
+            self._keep_less(error)
+        return passes.forward(len(passes.chunks))
+
+    def _second_pass(
+        self, passes: "_Passes", outputs: list[Vectors], cached: Sequence[Vectors]
+    ) -> None:
+        """Leave the gradient of all chunks in the replica; takes the outputs out of their list."""
+        can_do_with_less = self.whole_graphs or any(map(has_graph, outputs))
+        try:
+            with recomputing_nothing(passes.model, wanted=self.whole_graphs):
+                passes.backward(outputs, cached)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not can_do_with_less:
+                raise
+            self._keep_less(error)
+        outputs[:] = [() for _ in outputs]
+        self.replica.forget_gradients()
+        passes.backward(outputs, cached)
+
+    def _keep_less(self, error: RuntimeError | MemoryError) -> None:
+        """Where memory has run out, keep less in further steps, and say so; else raise it again."""
+        if not is_out_of_memory(error):
+            raise error
+        logger.warning(
+            "no room for %s of %s tokens between the passes of a step; they run again without, and "
+            "this rank keeps less in further steps",
+            "all activations" if self.whole_graphs else "the graphs",
+            f"{self.keep_graph_tokens:,}",
+        )
+        self.keep_graph_tokens //= 2
+        self.whole_graphs = False
 
     def _joined(self, model: Embedder, outputs: Sequence[Vectors], middle: bool) -> Vectors:
         """All vectors of this rank without graph; empty tensors where it has no texts."""

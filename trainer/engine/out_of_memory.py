@@ -17,8 +17,10 @@ from torch import Tensor
 from trainer.data.batch import Texts
 from trainer.distributed.group import Ranks
 from trainer.engine.build import Built
+from trainer.engine.grad_cache import StepGradCache
 from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import make_chunks
+from trainer.engine.memory_errors import is_out_of_memory
 from trainer.errors import StepError
 from trainer.recipe.per_source import step_kinds
 from trainer.recipe.resolve import row_texts, uses_middle_layer
@@ -28,8 +30,6 @@ CHEAP_ON_CPU_FLOP = 1e11
 """A memory probe of more work than this, about two seconds of a core, is not made without a GPU."""
 FLOP_PER_PARAMETER = 8
 """Operations of one token: forward twice, and backward, which costs twice a forward."""
-CPU_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory", "bad_alloc")
-"""How torch says on a CPU that there is no memory; it has no error class for it there."""
 SKIP_WORDS = "OVERFLOW!"
 """How DeepSpeed's warning of a step without an update begins."""
 COUNTERS = ("skipped_steps", "global_steps", "global_samples", "micro_steps")
@@ -51,13 +51,16 @@ class LargestChunk:
         return f"{self.num_chunks} x {self.num_texts} texts of {self.text_tokens} tokens"
 
 
-def largest_chunk(recipe: Recipe, *, world_size: int, max_positions: int) -> LargestChunk:
+def largest_chunk(
+    recipe: Recipe, *, world_size: int, max_positions: int, keep_graph_tokens: int
+) -> LargestChunk:
     """The largest chunk that the recipe allows and its batches can fill.
 
     Args:
         recipe: as loaded.
         world_size: number of ranks.
         max_positions: positions that the model has.
+        keep_graph_tokens: padded tokens whose graph pass 1 keeps.
     """
     budget = recipe.engine.max_tokens_per_chunk
     steps = []
@@ -68,8 +71,7 @@ def largest_chunk(recipe: Recipe, *, world_size: int, max_positions: int) -> Lar
     num_texts, longest = max(steps, key=lambda step: step[0] * step[1])
     share, tokens = math.ceil(num_texts / world_size), min(longest, max_positions)
     rows = min(max(1, budget // tokens), share)
-    keep = recipe.engine.keep_graph_tokens
-    num_kept = 1 if keep is None else keep // (rows * tokens)
+    num_kept = keep_graph_tokens // (rows * tokens)
     return LargestChunk(
         num_texts=rows,
         text_tokens=tokens,
@@ -96,8 +98,14 @@ def probe_memory(recipe: Recipe, built: Built, ranks: Ranks) -> None:
     Collective: yes.
     """
     positions = getattr(built.engine.module.config, "max_position_embeddings", None) or math.inf
+    passes, kept = built.grad_cache, recipe.engine.max_tokens_per_chunk
+    if isinstance(passes, StepGradCache):
+        kept = passes.keep_graph_tokens
     chunk = largest_chunk(
-        recipe, world_size=ranks.world_size, max_positions=int(min(positions, 1 << 30))
+        recipe,
+        world_size=ranks.world_size,
+        max_positions=int(min(positions, 1 << 30)),
+        keep_graph_tokens=kept,
     )
     if not is_worth_probing(built, chunk, ranks.device):
         return
@@ -171,17 +179,10 @@ def explaining_memory(recipe: Recipe, built: Built, ranks: Ranks, what: str) -> 
         ) from error
 
 
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether torch, CUDA or Python could not get memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return any(words in str(error) for words in CPU_WORDS)
-
-
 def _remedies(recipe: Recipe, built: Built) -> str:
     """What to change, as a sentence, the cheapest first."""
     engine, remedies = recipe.engine, []
-    if engine.keep_graph_tokens:
+    if isinstance(engine.keep_graph_tokens, int) and engine.keep_graph_tokens:
         remedies.append(
             f"lower engine.keep_graph_tokens to {engine.keep_graph_tokens // 2} or 0 "
             f"(now {engine.keep_graph_tokens})"

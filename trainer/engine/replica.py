@@ -66,6 +66,11 @@ class Replica:
                 leaf.grad = None
                 yield parameter, torch.zeros_like(leaf) if gradient is None else gradient
 
+    def forget_gradients(self) -> None:
+        """Drop what backward passes have left since `gathered` began."""
+        for leaf in self._leaves.values():
+            leaf.grad = None
+
     def deliver(self, engine: deepspeed.DeepSpeedEngine) -> None:
         """Hand all gradients to the engine, which reduces them once; inside `gathered`.
 

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from trainer.memory.estimate import MemoryPlan, Way, plan_memory, with_budget
 from trainer.memory.shapes import ModelShape, measure_model
 from trainer.recipe.resolve import deepspeed_config
-from trainer.recipe.schema import LoraRecipe, Recipe
+from trainer.recipe.schema import AUTO, LoraRecipe, Recipe
 
 STAGES = ("zero1", "zero2", "zero3", "zero3_offload")
 """Shipped ds_configs without their precision, fastest first."""
@@ -65,8 +65,11 @@ class Choice:
 
 
 def plan_for(recipe: Recipe, shape: ModelShape, machine: Machine, file: str) -> MemoryPlan:
-    """The memory plan of a recipe with a ds_config of its precision."""
-    recipe = replace(recipe, engine=replace(recipe.engine, deepspeed=file))
+    """The least that a recipe needs with a ds_config of its precision."""
+    engine = replace(recipe.engine, deepspeed=file)
+    if engine.keep_graph_tokens == AUTO:
+        engine = replace(engine, keep_graph_tokens=None)
+    recipe = replace(recipe, engine=engine)
     return plan_memory(
         recipe,
         shape,

@@ -11,25 +11,18 @@ Letters: P all parameters, T trained ones, W ranks, b bytes of `model.dtype`, L 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from trainer.memory.shapes import ModelShape
 from trainer.memory.workload import Job, loss_bytes
 from trainer.recipe.deepspeed_file import offloads
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import AUTO, Recipe
 
 Way = Literal["step", "layer", "chunk"]
 """When ZeRO-3 gathers parameters: once per step, once per layer, or for every chunk."""
 BytesByPart = Mapping[str, int]
 """Bytes by name."""
 
-RESERVED_BYTES = 2 * 2**30
-"""CUDA context, cuBLAS workspaces and fragmentation of the allocator, per GPU."""
-MEMINFO = Path("/proc/meminfo")
-"""Where Linux reports how much memory is free."""
 ADAM_TEMPORARIES = 2
 """Float32 copies of its state that AdamW makes where it is not fused: on a CPU."""
 FLAT_STATES = 2
@@ -50,6 +43,8 @@ class MemoryPlan:
     """On disk for `model/`: all weights, adapters merged into them."""
     usable_bytes: int | None
     """What a rank may use of its GPU, or its share of the machine; None where not known."""
+    keep_graph_tokens: int
+    """Padded tokens whose graph pass 1 keeps with `gather: step`."""
 
     def peak_phase(self, gather: Way) -> str:
         """The phase that needs most with that way of gathering."""
@@ -75,6 +70,10 @@ class MemoryPlan:
     def fits_with(self, gather: Way) -> bool:
         """Whether a way of gathering is under the memory there is, as far as that is known."""
         return self.usable_bytes is None or self.total(gather) <= self.usable_bytes
+
+    def fits_in(self, gather: Way, fraction: float) -> bool:
+        """Whether it is under that share of the memory; never where that is not known."""
+        return self.usable_bytes is not None and self.total(gather) <= fraction * self.usable_bytes
 
     @property
     def fits(self) -> bool:
@@ -107,7 +106,8 @@ def plan_memory(
     moved = _offloaded(deepspeed)
     held = {name: size for name, size in resident.items() if name not in moved}
     held["embeddings and loss"] = loss_bytes(recipe, shape, world_size=world_size)
-    phases: dict[Way, Mapping[str, BytesByPart]] = {"step": _step_phases(job)}
+    kept = _kept_tokens(job, usable_bytes, held)
+    phases: dict[Way, Mapping[str, BytesByPart]] = {"step": _step_phases(job, kept)}
     if shape.is_layered:
         phases["layer"] = _layer_phases(job)
     phases["chunk"] = _chunk_phases(job)
@@ -122,6 +122,7 @@ def plan_memory(
         checkpoint_bytes=_checkpoint_bytes(job),
         export_bytes=job.width * shape.num_parameters,
         usable_bytes=usable_bytes,
+        keep_graph_tokens=kept,
     )
 
 
@@ -162,29 +163,48 @@ def _host(job: Job, moved: dict[str, int]) -> dict[str, int]:
     return moved | ({"the optimizer's gradients": job.own} if "masters" in moved else {})
 
 
-def _step_phases(job: Job) -> dict[str, BytesByPart]:
+def _step_phases(job: Job, kept: int) -> dict[str, BytesByPart]:
     """Whole chunks over parameters gathered once: forwards, backwards, then one reduction.
 
-    The last chunks of pass 1 keep their graphs while there are no gradients yet. Each later chunk
-    adds its own to those of all, 4 T; to the table of embeddings a replica adds row by row.
+    The last chunks of pass 1 keep their graphs while there are no gradients yet, and lose them one
+    by one as gradients arrive. Each later chunk adds its own to those of all, 4 T; to the table of
+    embeddings a replica adds row by row.
     """
-    gathered = {"gathered parameters": job.width * job.shape.num_parameters * (job.stage == 3)}
-    kept = _kept_tokens(job)
+    gathered = {"gathered parameters": _gathered_once(job)}
     first = {"activations": job.shape.graph(kept) + job.shape.backward(job.chunk)}
-    more = job.shape.graph(job.chunk) + job.shape.backward(job.chunk)
+    rest = max(job.chunk, kept - job.chunk) if job.share > kept else kept - job.chunk
+    more = {"activations": job.shape.graph(rest) + job.shape.backward(job.chunk)}
     gradients = {"step's gradients": job.gradients}
     phases: dict[str, BytesByPart] = {"first chunk": gathered | first}
-    if job.share > kept:
-        phases["last chunk"] = gathered | gradients | {"activations": more}
+    if rest:
+        phases["later chunks"] = gathered | gradients | more
     phases["reduction"] = gathered | gradients | _reduction(job)
     return phases
 
 
-def _kept_tokens(job: Job) -> int:
-    """Tokens whose graph pass 1 keeps."""
-    keep = job.recipe.engine.keep_graph_tokens
-    keep = job.recipe.engine.max_tokens_per_chunk if keep is None else keep
-    return min(max(job.chunk, keep // job.chunk * job.chunk), max(job.chunk, job.share))
+def _gathered_once(job: Job) -> int:
+    """Bytes of all parameters where they are sharded between steps."""
+    return job.width * job.shape.num_parameters * (job.stage == 3)
+
+
+def _kept_tokens(job: Job, usable_bytes: int | None, held: BytesByPart) -> int:
+    """Tokens whose graph pass 1 keeps: those of whole chunks, one chunk at least.
+
+    `auto` keeps what fits `engine.memory_fraction` of the memory beside all that is held at once
+    while chunks run; where the memory is not known, one chunk.
+    """
+    engine = job.recipe.engine
+    most = max(job.chunk, job.share)
+    if engine.keep_graph_tokens != AUTO:
+        keep = engine.keep_graph_tokens
+        keep = engine.max_tokens_per_chunk if keep is None else keep
+        return min(max(job.chunk, keep // job.chunk * job.chunk), most)
+    if usable_bytes is None:
+        return job.chunk
+    taken = sum(held.values()) + _gathered_once(job) + job.gradients
+    room = engine.memory_fraction * usable_bytes - taken - job.shape.backward(job.chunk)
+    tokens = int(max(0.0, room) / max(1.0, job.shape.graph.per_token))
+    return min(max(job.chunk, tokens // job.chunk * job.chunk), most)
 
 
 def _reduction(job: Job) -> dict[str, int]:
@@ -312,23 +332,3 @@ def with_budget(recipe: Recipe, max_tokens_per_chunk: int) -> Recipe:
     """The recipe with another chunk budget."""
     engine = replace(recipe.engine, max_tokens_per_chunk=max_tokens_per_chunk)
     return replace(recipe, engine=engine)
-
-
-def usable(gpu_bytes: int) -> int:
-    """What tensors may take of a GPU's memory, bytes."""
-    return gpu_bytes - RESERVED_BYTES
-
-
-def device_memory(num_local_ranks: int) -> int | None:
-    """Bytes that a rank's tensors may take: of its GPU, or of its share of the free memory.
-
-    Args:
-        num_local_ranks: ranks that share this machine's memory; a GPU belongs to one rank.
-    """
-    if torch.cuda.is_available():
-        return usable(int(torch.cuda.mem_get_info()[1]))
-    if not MEMINFO.exists():
-        return None
-    lines = MEMINFO.read_text().splitlines()
-    kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return kibibytes * 1024 // num_local_ranks

@@ -76,6 +76,14 @@ def summary(plan: MemoryPlan, gather: Way, *, world_size: int) -> str:
     )
 
 
+def kept_graphs(plan: MemoryPlan, recipe: Recipe, *, whole_graphs: bool) -> str:
+    """What does not run twice in a step with `gather: step`, in one phrase."""
+    recomputing = recipe.model.gradient_checkpointing
+    kept = "borders of layers" if recomputing and not whole_graphs else "graphs"
+    text = f"{kept} of {plan.keep_graph_tokens:,} tokens are kept between the passes"
+    return f"{text}, without model.gradient_checkpointing" if whole_graphs else text
+
+
 def gib(num_bytes: float) -> str:
     """Bytes in GiB."""
     return f"{num_bytes / GIB:,.2f}"

@@ -20,10 +20,11 @@ from trainer.data.sources import Source
 from trainer.data.teacher import check_widths, scored_rows, taught_sources
 from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
 from trainer.memory.choices import Machine, choices, fastest, smallest_changes
-from trainer.memory.estimate import MemoryPlan, device_memory, plan_memory, usable
-from trainer.memory.gather import chosen_gather
+from trainer.memory.estimate import MemoryPlan
+from trainer.memory.gather import Passes, plan_passes
+from trainer.memory.machine import device_memory, usable
 from trainer.memory.shapes import ModelShape, PlanError, measure_model
-from trainer.memory.text import choices_section, disk_section, gib, memory_table, table
+from trainer.memory.text import choices_section, disk_section, gib, kept_graphs, memory_table, table
 from trainer.memory.workload import step_tokens
 from trainer.merge.model_place import place_of_model
 from trainer.model.backbone import check_backbone, load_config
@@ -101,7 +102,7 @@ def _planned(
         return (_listed("Model", rows), str(error))
     return (
         _model_section(recipe, config, shape, found),
-        *_memory_sections(recipe, shape, machine, resolved),
+        *_memory_sections(recipe, config, shape, machine, resolved),
         *_advice(recipe, config, shape, machine),
     )
 
@@ -206,32 +207,32 @@ def _step_section(recipe: Recipe, sources: Sequence[Source]) -> str:
 
 
 def _memory_sections(
-    recipe: Recipe, shape: ModelShape, machine: Machine, resolved: Resolved
+    recipe: Recipe,
+    config: PretrainedConfig,
+    shape: ModelShape,
+    machine: Machine,
+    resolved: Resolved,
 ) -> tuple[str, str]:
     """The estimate part by part for each way of gathering, and what a host needs."""
-    plan = plan_memory(
-        recipe,
-        shape,
-        deepspeed=resolved.deepspeed,
-        world_size=machine.world_size,
-        usable_bytes=machine.usable_bytes,
-        on_gpu=machine.on_gpu,
-    )
+    plan, passes = plan_passes(recipe, shape, config, resolved.deepspeed, machine)
     title = "Memory of each rank, GiB, at its peak, for texts of the greatest length"
-    lines = [title, memory_table(plan, list(plan.phases)), _fit(recipe, plan, resolved)]
+    lines = [title, memory_table(plan, list(plan.phases)), _fit(recipe, plan, passes)]
     disk = disk_section(recipe, plan, ranks_per_host=machine.ranks_per_host)
     return "\n".join(lines), disk
 
 
-def _fit(recipe: Recipe, plan: MemoryPlan, resolved: Resolved) -> str:
-    """What `engine.gather` comes to, and whether it fits."""
-    gather = chosen_gather(recipe, plan, resolved.deepspeed)
+def _fit(recipe: Recipe, plan: MemoryPlan, passes: Passes) -> str:
+    """What `engine.gather` comes to, whether it fits, and what is kept with it."""
+    gather = passes.gather
     if gather not in plan.phases:
         return f"  gather: {gather} does not suit this backbone"
-    if plan.usable_bytes is None:
-        return f"  gather: {gather}"
-    fits = "fits" if plan.fits_with(gather) else "does not fit"  # type: ignore[arg-type]
-    return f"  gather: {gather}; {fits} {gib(plan.usable_bytes)} usable"
+    text = f"  gather: {gather}"
+    if plan.usable_bytes is not None:
+        fits = "fits" if plan.fits_with(gather) else "does not fit"  # type: ignore[arg-type]
+        text += f"; {fits} {gib(plan.usable_bytes)} usable"
+    if gather == "step":
+        text += f"\n  {kept_graphs(plan, recipe, whole_graphs=passes.whole_graphs)}"
+    return text
 
 
 def _advice(

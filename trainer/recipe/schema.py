@@ -24,6 +24,8 @@ Attention = Literal["causal", "bidirectional"]
 DType = Literal["float32", "bfloat16"]
 Schedule = Literal["alternate", "proportional", "temperature"]
 Gather = Literal["auto", "step", "layer", "chunk"]
+AUTO: Literal["auto"] = "auto"
+"""Left to the memory plan."""
 Export = Literal["adapter", "merged", "both"]
 
 
@@ -221,8 +223,12 @@ class EngineRecipe:
     """A file of `ds_configs/`, or a path."""
     max_tokens_per_chunk: int = bounded(16_384, low=1)
     """Padded tokens of one forward on one rank."""
-    keep_graph_tokens: int | None = bounded(None, low=0)
-    """Padded tokens whose graph pass 1 keeps, so that they run once; null: one chunk's worth."""
+    keep_graph_tokens: int | Literal["auto"] | None = bounded(AUTO, low=0)
+    """With `gather: step`, padded tokens whose graph pass 1 keeps, so that they run once; `auto`:
+    what the memory plan finds room for; null: one chunk's worth."""
+    memory_fraction: float = bounded(0.9, above=0, high=1)
+    """Share of the memory that a rank may use, of its GPU or of the machine, up to which `auto`
+    keeps graphs."""
     gather: Gather = "auto"
     """ZeRO-3 gathers once per `step`, per `layer` and direction, or per `chunk`; `auto` chooses."""
     attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"

@@ -101,6 +101,8 @@ class _Builder:
             return self.convert(value, sections[0], path)
         if value in words or (bool in members and isinstance(value, bool)):
             return value
+        if int in members:
+            return self._whole(value, words, path)
         if bool in members:
             words = ["true", "false", *words]
         if sections:
@@ -110,6 +112,13 @@ class _Builder:
         if bool in members:
             raise self._error(path, value, f"one of {', '.join(words)}", "Use one of them.")
         raise self._error(path, value, f"a list, or {' or '.join(words)}", "Write [a, b].")
+
+    def _whole(self, value: Any, words: list[str], path: KeyPath) -> int:
+        """An integer where words may stand as well."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        expected = f"an integer, or {' or '.join(words)}"
+        raise self._error(path, value, expected, "Write it without quotes, point or unit.")
 
     def _by_table(self, value: Any, table: Any, path: KeyPath) -> Any:
         """A value whose names a table gives."""

@@ -18,7 +18,7 @@ from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks
 from trainer.engine.build import Built, build
 from trainer.export.adapter import check_exportable
-from trainer.memory.gather import choose_gather
+from trainer.memory.gather import choose_passes
 from trainer.merge.model_place import place_of_model
 from trainer.model.backbone import check_backbone, load_config
 from trainer.model.limits import fit_tokenizer, num_token_ids
@@ -141,9 +141,15 @@ def _identify(model: ModelRecipe, path: str, ranks: Ranks) -> BaseIdentity:
 def _build(
     recipe: Recipe, path: str, config: PretrainedConfig, resolved: Resolved, ranks: Ranks
 ) -> Built:
-    """Choose how parameters are gathered, then load the model for it."""
-    gather = choose_gather(recipe, config, resolved.deepspeed, world_size=ranks.world_size)
-    logger.info("%d ranks on %s, gather: %s", ranks.world_size, ranks.device.type, gather)
+    """Choose how the passes run, then load the model for that."""
+    passes = choose_passes(recipe, config, resolved.deepspeed, world_size=ranks.world_size)
+    logger.info("%d ranks on %s, gather: %s", ranks.world_size, ranks.device.type, passes.gather)
     return build(
-        recipe, model_path=path, config=dict(resolved.deepspeed), gather=gather, ranks=ranks
+        recipe,
+        model_path=path,
+        config=dict(resolved.deepspeed),
+        gather=passes.gather,
+        ranks=ranks,
+        keep_graph_tokens=passes.keep_graph_tokens,
+        whole_graphs=passes.whole_graphs,
     )
