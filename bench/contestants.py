@@ -1,7 +1,7 @@
 """This trainer and its peer, made from the same folder and stepped on the same texts."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,9 +16,13 @@ from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.distributed.group import join
 from trainer.engine.build import build
 from trainer.engine.step import Stepper, StepReport
+from trainer.memory.estimate import MemoryPlan, plan_memory
+from trainer.memory.shapes import measure_model
+from trainer.model.backbone import load_config
 from trainer.recipe.ir import IrRecipe
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import (
+    AUTO,
     DataRecipe,
     EngineRecipe,
     LoraRecipe,
@@ -157,6 +161,31 @@ class Ours:
             "padding": report.padding_fraction,
             "tokens": report.tokens,
         }
+
+
+def planned_tokens(job: OursJob, step_bytes: int) -> int:
+    """What `engine.keep_graph_tokens: auto` keeps on one rank whose steps may take so many bytes.
+
+    Args:
+        job: its own `keep_tokens` does not count.
+        step_bytes: above what is held before the first step.
+    """
+    recipe = make_recipe(job)
+    engine = replace(recipe.engine, keep_graph_tokens=AUTO, memory_fraction=1.0)
+    shape = measure_model(load_config(recipe.model, recipe.model.path), recipe)
+
+    def planned(usable_bytes: int | None) -> MemoryPlan:
+        return plan_memory(
+            replace(recipe, engine=engine),
+            shape,
+            deepspeed=resolve(recipe, world_size=1).deepspeed,
+            world_size=1,
+            usable_bytes=usable_bytes,
+            on_gpu=torch.cuda.is_available(),
+        )
+
+    loaded = planned(None).parts("step")
+    return planned(step_bytes + loaded["parameters"] + loaded["masters"]).keep_graph_tokens
 
 
 class Peer:

@@ -14,7 +14,7 @@ from tests.support.gguf_files import make_llama, write_gguf
 from tests.support.ranks import fork_context
 from tools.bench import step
 from tools.bench.gpu_step import model_config, peak_flops, step_flops
-from tools.bench.step import TARGETS, even_pairs, judge_peers
+from tools.bench.step import TARGETS, even_pairs, judge_peers, judge_rooms
 
 TOOLS = Path(__file__).parents[2] / "tools" / "bench"
 
@@ -42,6 +42,19 @@ def test_the_fastest_peer_counts_with_its_own_memory() -> None:
     assert report["examples_per_sec_ratio"] == 3
     assert report["peak_memory_ratio"] == 0.2
     assert report["max_loss_difference"] == pytest.approx(0.01)
+
+
+def test_rooms_are_judged_by_the_peer_that_ran_beside_them() -> None:
+    rooms = {"half": 0.5, "equal": 1.0, "twice": 2.0, "four times": 4.0}
+    seconds = {"half": 4.0, "equal": 3.0, "twice": 2.5, "four times": 2.0}
+    outcomes = {name: outcome([each] * 3, [0.5], 50) for name, each in seconds.items()}
+    outcomes["peer"] = outcome([9.0] * 3, [0.75], 100)
+    report = judge_rooms(outcomes, rooms, "peer")
+    assert report["examples_per_sec_ratio_at_equal_memory"] == 3
+    ratios = [report[f"examples_per_sec_ratio_at_{times:g}"] for times in rooms.values()]
+    assert ratios == [9 / 4, 3, 9 / 2.5, 4.5]
+    assert report["peak_over_allowed"] == 0.5
+    assert report["rooms_loss_difference"] == 0.25
 
 
 def test_even_pairs_fill_both_texts() -> None:

