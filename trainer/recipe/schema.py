@@ -239,11 +239,14 @@ class EvalSetRecipe:
     """Unique among the sets; key in `eval.jsonl`."""
     task: EvalKindName
     """Evaluation kind, which decides the layout and the metrics; it need not be trained."""
-    path: str
+    path: str | None = None
     """File, or BEIR folder (`ir`), or folder with train.jsonl and test.jsonl (`classification`);
-    relative to `data.root`."""
+    relative to `data.root`. Exactly one of `path` and `hub`."""
+    hub: str | None = None
+    """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`."""
     split: str = "dev"
-    """Which qrels of a BEIR folder."""
+    """Which qrels of a BEIR folder, and which files of a folder or hub set whose files are named by
+    splits. Not for `classification`, which has `train` and `test`."""
     format: str | None = None
     """Name of a data format; null finds it."""
     columns: dict[str, str] = field(default_factory=dict)
