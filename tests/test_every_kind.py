@@ -173,7 +173,7 @@ def test_exposure_and_report_name_every_source_and_set(whole: RunFolder) -> None
         assert name in card
         assert EVAL_KINDS[kind].metrics[EVAL_KINDS[kind].main_metric] in page
     for name in STEPS_OF:
-        assert f"<td>{name}</td>" in page
+        assert f'<td class="left">{name}</td>' in page
         assert name in card
 
 

@@ -182,7 +182,7 @@ def evaluate_mteb(
     """
     tasks = find_tasks(names)
     model_path, limits = find_model(path)
-    facts, own = _facts(path, model_path, name), RunFolder(Path(path).expanduser())
+    facts, own = facts_of(path, model_path, name), RunFolder(Path(path).expanduser())
     folder = output or (own.root if own.recipe.is_file() else Path()) / "mteb"
     model = load_model(model_path)
     scores = score_tasks(model, tasks, facts, limits=limits, output=folder)
@@ -190,7 +190,7 @@ def evaluate_mteb(
     return scores
 
 
-def _facts(path: str, model_path: str, name: str | None) -> MetaFacts:
+def facts_of(path: str, model_path: str, name: str | None) -> MetaFacts:
     """What results say of the model.
 
     Raises:
