@@ -356,7 +356,7 @@ def main() -> int:
     arguments = read_arguments()
     if arguments.mteb:
         check_mteb()
-    for library in ("transformers", "sentence_transformers"):
+    for library in ("transformers", "sentence_transformers", "mteb"):
         logging.getLogger(library).setLevel(logging.ERROR)
     # Read when torch is loaded: idle threads sleep, which saves most of the time on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -145,6 +145,7 @@ FACTS = MetaFacts(
 @needs_mteb
 def test_results_and_meta_are_written_as_mteb_reads_them(exported: Path, tmp_path: Path) -> None:
     import mteb
+    from mteb.models import ModelMeta
 
     from tests.support.mteb_tasks import TYPES as OF_KIND
     from tests.support.mteb_tasks import local_task
@@ -155,6 +156,7 @@ def test_results_and_meta_are_written_as_mteb_reads_them(exported: Path, tmp_pat
     scores = score_tasks(model, tasks, FACTS, limits=limits, output=tmp_path / "out")
     folder = results_folder(tmp_path / "out", FACTS)
     cache = mteb.ResultCache(tmp_path / "out")
+    known = ModelMeta.create_empty(overwrites={"name": FACTS.name, "revision": FACTS.revision})
     for kind in KINDS:
         name = f"Local{OF_KIND[kind][0]}"
         ours = evaluate_set(opened(kind, sets[kind]), ExportedEmbedder(model, kind, limits))
@@ -165,9 +167,7 @@ def test_results_and_meta_are_written_as_mteb_reads_them(exported: Path, tmp_pat
         assert content["task_name"] == name
         (entry,) = content["scores"]["test"]
         assert entry["main_score"] == pytest.approx(scores[name]["main_score"])
-        loaded = cache.load_task_result(name, mteb.ModelMeta.create_empty(
-            overwrites={"name": FACTS.name, "revision": FACTS.revision}
-        ))  # fmt: skip
+        loaded = cache.load_task_result(name, known)
         assert loaded is not None
     meta = json.loads((folder / "model_meta.json").read_text())
     expected = {

@@ -57,7 +57,7 @@ def test_the_dry_run_opens_sets_of_every_layout(project: Path) -> None:
     command = [*by_python(), "--recipe", str(project / "all.yaml"), "--dry-run"]
     code, out, err = run(project, *command)
     assert code == 0, err
-    assert out.startswith("Dry run of tiny, 1 ranks")
+    assert "Dry run of tiny, 1 ranks" in out.splitlines()
     # a set that is on this machine is checked, one that is not waits for the training
     code, _, err = run(project, *command, "eval.sets.classification-hub.hub=mteb/clustering")
     assert code == 2

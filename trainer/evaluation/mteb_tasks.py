@@ -5,6 +5,7 @@ the model beside its scores comes as facts.
 """
 
 import importlib.util
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,9 +124,11 @@ def score_tasks(
     import mteb
     from mteb.models import SentenceTransformerEncoderWrapper
 
-    encoder = TrainedEncoder(
-        SentenceTransformerEncoderWrapper(model), model_meta(model, facts, limits), limits
-    )
+    with warnings.catch_warnings():
+        # it warns of every prompt under a name of this project alone
+        warnings.simplefilter("ignore")
+        wrapped = SentenceTransformerEncoderWrapper(model)
+    encoder = TrainedEncoder(wrapped, model_meta(model, facts, limits), limits)
     names = " ".join(task.metadata.name for task in tasks)
     try:
         cache = mteb.ResultCache(output)

@@ -93,6 +93,10 @@ def _check_sources(recipe: Recipe, fail: Fail) -> None:
     for name, items in (("data.sources", recipe.data.sources), ("eval.sets", recipe.eval.sets)):
         _check_origins(name, items, fail)
         _check_ranges(name, items, fail)
+    for index, source in enumerate(recipe.data.sources):
+        if source.row_settings and not source.path:
+            key, expected = f"data.sources.{index}.row_settings", "false without `path`"
+            raise fail(key, True, expected, "Download the files and name them, or remove it.")
     for index, held_out in enumerate(recipe.eval.sets):
         kind, instruction = EVAL_KINDS[held_out.task], held_out.passage_instruction
         if instruction and "passage" not in kind.prompts:

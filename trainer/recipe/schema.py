@@ -145,6 +145,9 @@ class SourceRecipe:
     """Candidates of a step of this source, in place of `tasks.ir.in_batch`; null: as there. False,
     for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either. A
     path that ends in `no_in_batch_neg` means false, as in FlagEmbedding. Only for `ir`."""
+    row_settings: bool = False
+    """Take from the rows of FlagEmbedding what they carry: `prompt` as `query_instruction`, and by
+    `type` as `passage_instruction` too, or fewer `negatives`. The rows of a source must agree."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
     label_texts: dict[str, str] | str | None = None
