@@ -16,7 +16,8 @@ from tools import evaluate
 from trainer.cli import ending_with_code
 from trainer.errors import DataError
 
-BARE = {name.replace(".", "_").replace(", ", "_"): kind for name, (kind, _) in WRITERS.items()}
+BARE = {f"of {name}".translate(str.maketrans(" .,", "___")): kind
+        for name, (kind, _) in WRITERS.items()}  # fmt: skip
 """Kind of each set of the cache, by its name there."""
 
 
@@ -29,7 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (kind, write) in zip(BARE, WRITERS.values(), strict=True):
         suffix = "-00000-of-00001.parquet"
         place = in_cache(folder / "cache", f"mteb/{name}")
-        write(place if name == "reranking" else place / "data", own[kind], suffix)
+        write(place if name == "of_reranking" else place / "data", own[kind], suffix)
         write(folder / "folders" / name, own[kind], ".jsonl")
     rows = [json.loads(line) for line in own["clustering"].read_text().splitlines()]
     write_rows(in_cache(folder / "cache", "mteb/topics") / "train.jsonl", rows)
@@ -59,10 +60,10 @@ def test_the_dry_run_opens_sets_of_every_layout(project: Path) -> None:
     assert code == 0, err
     assert "Dry run of tiny, 1 ranks" in out.splitlines()
     # a set that is on this machine is checked, one that is not waits for the training
-    code, _, err = run(project, *command, "eval.sets.classification-hub.hub=mteb/clustering")
+    code, _, err = run(project, *command, "eval.sets.of_classification-hub.hub=mteb/of_clustering")
     assert code == 2
-    assert "eval.sets.classification-hub: hub = mteb/clustering, without train.jsonl" in err
-    code, _, err = run(project, *command, "eval.sets.classification-hub.hub=mteb/far_away")
+    assert "eval.sets.of_classification-hub: hub = mteb/of_clustering, without train.jsonl" in err
+    code, _, err = run(project, *command, "eval.sets.of_classification-hub.hub=mteb/far_away")
     assert code == 0, err
 
 
