@@ -6,31 +6,31 @@ Run from the project's root: `python -m demo.data --output runs/demo`. It writes
 - `data/train.ir.jsonl`: a summary, the docstring it opens, and sibling docstrings of its module;
 - `data/train.sts.jsonl`: pairs of summaries with a silver score (`demo.sts`);
 - `data/held_out/` (BEIR layout) and `data/held_out.sts.jsonl`: the same from held-out modules;
+- `data/classes/`, `data/clusters.jsonl` and rows to train on, `data/labels.jsonl` (`demo.labels`);
+- `data/matches.jsonl`, `data/ranked.jsonl`, `data/code.jsonl`: held-out sets of the other kinds
+  (`demo.kinds`);
 - `base/`: tokenizer and model, an ordinary transformers folder.
 
 What is there and was made from the same packages is kept. It must not train.
 """
 
 import argparse
-import hashlib
 import json
 import random
-import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from demo.docs import PACKAGES, Doc, collect_docs
+from demo.kinds import write_kinds
+from demo.labels import write_labelled
+from demo.split import by_summary, split_docs, write_jsonl
 from demo.sts import silver_pairs
 
 SEED = 42
-HELD_OUT_PERCENT = 7
-"""Share of the modules that is held out."""
-LEADING_WORDS = 40
-"""Texts that agree in so many leading words count as the same text."""
 MAX_NEGATIVES = 3
 """Sibling docstrings kept per record."""
 PAIRS_PER_KIND = {"train": 2_000, "held_out": 250}
@@ -41,46 +41,8 @@ END_TOKEN = "<|endoftext|>"
 HIDDEN_SIZE = 128
 NUM_LAYERS = 2
 
-RECIPE = "1"
+RECIPE = "2"
 """Raised when what is made here changes, so that older data is made anew."""
-
-
-def is_held_out(module: str) -> bool:
-    """Whether a module belongs to the evaluation; decided by its name alone."""
-    digest = hashlib.sha256(module.encode()).digest()
-    return int.from_bytes(digest[:4], "big") % 100 < HELD_OUT_PERCENT
-
-
-def likeness(text: str) -> str:
-    """Equal for texts that agree in their leading words, whatever case, digits and signs."""
-    return " ".join(re.findall(r"[a-z]+", text.lower())[:LEADING_WORDS])
-
-
-def split_docs(docs: Iterable[Doc]) -> tuple[list[Doc], list[Doc]]:
-    """Training docs and held-out docs.
-
-    A training doc whose summary or text is also a held-out one's, or nearly, is dropped.
-    """
-    train: list[Doc] = []
-    held_out: list[Doc] = []
-    for doc in docs:
-        (held_out if is_held_out(doc.module) else train).append(doc)
-    summaries = {likeness(doc.summary) for doc in held_out}
-    texts = {likeness(doc.text) for doc in held_out}
-    kept = [
-        doc
-        for doc in train
-        if likeness(doc.summary) not in summaries and likeness(doc.text) not in texts
-    ]
-    return kept, held_out
-
-
-def by_summary(docs: Iterable[Doc]) -> Mapping[str, list[Doc]]:
-    """Docs under their summary; several docs may open alike."""
-    groups: dict[str, list[Doc]] = defaultdict(list)
-    for doc in docs:
-        groups[doc.summary].append(doc)
-    return groups
 
 
 def ir_records(docs: Sequence[Doc], seed: int) -> list[dict[str, Any]]:
@@ -112,12 +74,6 @@ def sts_records(docs: Sequence[Doc], per_kind: int, seed: int) -> list[dict[str,
         }
         for pair in silver_pairs(docs, per_kind, seed)
     ]
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def doc_row(doc: Doc) -> dict[str, Any]:
@@ -152,6 +108,8 @@ def write_data(folder: Path, docs: Sequence[Doc]) -> str:
         pairs = sts_records(part, PAIRS_PER_KIND[side], SEED)
         write_jsonl(folder / f"{side}.sts.jsonl", pairs)
     write_beir(folder / "held_out", held_out)
+    write_labelled(folder, map(doc_row, docs))
+    write_kinds(folder, held_out, SEED)
     modules = len({doc.module for doc in held_out})
     return f"{len(train)} docs to train on, {len(held_out)} of {modules} modules held out"
 

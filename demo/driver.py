@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainer.recipe.eval_kinds import metric_label
+
 ROOT = Path(__file__).resolve().parents[1]
 TRACES = (
     "recipe.yaml",
@@ -25,7 +27,6 @@ TRACES = (
     "search_cache",
 )
 """What a run leaves in its folder, beside data and base model."""
-SHOWN_METRICS = {"ndcg_at_10": "nDCG@10", "spearman": "Spearman"}
 CPU_RANKS = 2
 
 
@@ -127,11 +128,10 @@ def table(before: dict[str, Any], after: dict[str, Any], names: tuple[str, str])
         names: of the two columns, at most nine letters each.
     """
     first, last = names
-    columns = f"{'held-out set':<14}{'metric':<12}{first:>10}{last:>8}{'change':>9}"
+    columns = f"{'held-out set':<14}{'metric':<19}{first:>10}{last:>8}{'change':>9}"
     lines = [f"After {after['step']} steps:", "", columns, "-" * len(columns)]
     for name, metrics in after["sets"].items():
-        for metric, shown in SHOWN_METRICS.items():
-            if metric in metrics:
-                old, new = before["sets"][name][metric], metrics[metric]
-                lines.append(f"{name:<14}{shown:<12}{old:>10.3f}{new:>8.3f}{new - old:>+9.3f}")
+        main = next(iter(metrics))
+        old, new, shown = before["sets"][name][main], metrics[main], metric_label(main)
+        lines.append(f"{name:<14}{shown:<19}{old:>10.3f}{new:>8.3f}{new - old:>+9.3f}")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from demo.data import is_held_out, likeness, write_jsonl
+from demo.split import is_held_out, likeness, write_jsonl
 
 Rows = list[dict[str, str]]
 """Rows of `text` and `label`."""

@@ -279,7 +279,7 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
         settings=_settings(arguments),
         kinds={one.name: one.task for one in sets},
         score=lambda folder: evaluate(str(folder), sets),
-        sets=[f"{Path(one.path).absolute()} {one.split}" for one in sets],
+        sets=[f"{one.hub or Path(one.path or '').absolute()} {one.split}" for one in sets],
         resume=arguments.resume,
     )
     report = search.run()

@@ -2,21 +2,23 @@
 
 DIR is a sentence-transformers folder, a hub id, or the output folder of a run, which is scored
 with the text lengths of its recipe. A set is written PATH or PATH:KIND, with an evaluation kind of
-the recipe's `eval.sets`; without one it is a BEIR folder or a file of scored pairs.
+the recipe's `eval.sets`; without one it is a BEIR folder or a file of scored pairs. A set of the
+Hugging Face hub is hub:ORG/SET:KIND or hub:ORG/SET:CONFIGURATION:KIND.
 `--mteb TASK ...` scores tasks of the MTEB leaderboards through their own package, which downloads
-their data. With `--json` the last line is `{set: {metric: value}}`, null where a value is not
-defined.
+their data and writes its own files of results, with what the run says of the model. `--list` shows
+which prompt of the model each task takes instead. With `--json` the last line is
+`{set: {metric: value}}`, null where a value is not defined.
 
 A Matryoshka model is scored by its prefixes too, those that `--dims` names or else those that its
 recipe or config.json names; in JSON they are the key `dims` of a set, `{size: {metric: value}}`.
 """
 
 import argparse
-import importlib.util
 import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,11 +36,28 @@ from trainer.evaluation.exported import (
     load_model,
     trained_dims,
 )
+from trainer.evaluation.mteb_tasks import (
+    MetaFacts,
+    check_mteb,
+    find_tasks,
+    prompt_uses,
+    results_folder,
+    score_tasks,
+)
+from trainer.export.clients.mteb import type_uses
 from trainer.recipe.eval_kinds import EVAL_KINDS
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+from trainer.report.exported import read_exported
+from trainer.report.mteb_facts import facts_of_folder, facts_of_run
+from trainer.run_folder.layout import RunFolder
 
 if TYPE_CHECKING:
     from trainer.evaluation.examine import SetReport
+
+HUB = "hub:"
+"""What a set of the Hugging Face hub begins with."""
+UNKNOWN_REVISION = "no_revision_available"
+"""What mteb calls the revision of a model that says none."""
 
 Results = Mapping[str, Mapping[str, float]]
 """Metrics by set or task."""
@@ -47,14 +66,16 @@ Dims = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 def read_set(text: str, split: str) -> EvalSetRecipe:
-    """A set from `PATH` or `PATH:KIND`.
+    """A set from `PATH`, `PATH:KIND` or `hub:ORG/SET:KIND`.
 
     Raises:
-        DataError: if there is nothing at the path.
+        DataError: if there is nothing at the path, or a set of the hub lacks its kind.
     """
     path, colon, kind = text.rpartition(":")
     if not colon or kind not in EVAL_KINDS:
         path, kind = text, ""
+    if path.startswith(HUB):
+        return _set_of_hub(path.removeprefix(HUB), kind, split)
     if not path or not _exists(Path(path).expanduser()):
         layouts = ", ".join(f"{name}: {one.layout}" for name, one in EVAL_KINDS.items())
         raise DataError(
@@ -64,6 +85,17 @@ def read_set(text: str, split: str) -> EvalSetRecipe:
     name = Path(path).name.removesuffix(".jsonl")
     kind = kind or kind_of_path(Path(path).expanduser())
     return EvalSetRecipe(name=name, task=kind, path=path, split=split)
+
+
+def _set_of_hub(name: str, kind: str, split: str) -> EvalSetRecipe:
+    """A set of the hub, whose kind has to be said."""
+    identifier = name.rpartition("/")[2]
+    if not identifier or not kind:
+        raise DataError(
+            f"--sets: {HUB}{name} = {'no name' if kind else 'no kind'}; expected hub:ORG/SET:KIND "
+            f"or hub:ORG/SET:CONFIGURATION:KIND, with one of {', '.join(EVAL_KINDS)}. Correct it."
+        )
+    return EvalSetRecipe(name=identifier.replace(":", "-"), task=kind, hub=name, split=split)
 
 
 def _exists(path: Path) -> bool:
@@ -134,52 +166,74 @@ def evaluate(
     return {name: report.metrics for name, report in reports.items()}
 
 
-def check_mteb() -> None:
-    """Refuse `--mteb` where its package is missing.
-
-    Raises:
-        RecipeError: naming the command that installs it.
-    """
-    if importlib.util.find_spec("mteb") is None:
-        raise RecipeError(
-            "--mteb: package mteb = not installed; expected 2.26 or later. Install it with "
-            "`pip install -e .[mteb]`."
-        )
-
-
-def evaluate_mteb(path: str, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Main score of each task, as the leaderboards have it.
+def evaluate_mteb(
+    path: str, names: Sequence[str], *, name: str | None = None, output: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """Main score of each task, as the leaderboards have it; mteb writes its files of results.
 
     Args:
         path: folder, run folder or hub id.
         names: of tasks, such as `SciFact` or `STSBenchmark`.
+        name: of the model in its results, `organisation/name`; None: its own.
+        output: folder of the results; None: `mteb` in the run folder, or here.
 
     Raises:
         RecipeError: if package, model or a task is missing, or a task's data is out of reach.
     """
-    check_mteb()
+    tasks = find_tasks(names)
     model_path, limits = find_model(path)
-    import mteb
-
-    try:
-        tasks = mteb.get_tasks(tasks=list(names))
-    except KeyError as error:
-        raise RecipeError(
-            f"--mteb: {' '.join(names)} = unknown ({error.args[0]}); expected names of MTEB tasks. "
-            "Correct them."
-        ) from error
+    facts, own = facts_of(path, model_path, name), RunFolder(Path(path).expanduser())
+    folder = output or (own.root if own.recipe.is_file() else Path()) / "mteb"
     model = load_model(model_path)
-    if limits.passage is not None:
-        # one length for both sides: the package knows one
-        model.max_seq_length = limits.passage
-    try:
-        result = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
-    except OSError as error:
+    scores = score_tasks(model, tasks, facts, limits=limits, output=folder)
+    print(f"mteb's own files: {results_folder(folder, facts)}")
+    return scores
+
+
+def facts_of(path: str, model_path: str, name: str | None) -> MetaFacts:
+    """What results say of the model.
+
+    Raises:
+        RecipeError: if the name is none of the hub's form.
+    """
+    if name is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
         raise RecipeError(
-            f"--mteb: {' '.join(names)} = not downloaded ({str(error).splitlines()[0]}); expected "
-            "access to the Hugging Face hub, or its data in the local cache. Check the network."
-        ) from error
-    return {one.task_name: {"main_score": float(one.get_score())} for one in result.task_results}
+            f"--name: {name} = no name of a model; expected organisation/name. Correct it."
+        )
+    root = Path(path).expanduser()
+    if RunFolder(root).recipe.is_file():
+        return facts_of_run(root, name=name)
+    if Path(model_path).is_dir():
+        return facts_of_folder(Path(model_path), name=name)
+    return MetaFacts(name=name or path, revision=UNKNOWN_REVISION)
+
+
+def show_prompts(path: str, names: Sequence[str]) -> str:
+    """Which prompt of a model mteb takes for each task; for each type where none is named.
+
+    Raises:
+        RecipeError: if package, model or a task is missing.
+    """
+    tasks = find_tasks(names) if names else []
+    model_path, _ = find_model(path)
+    folder, prompts = Path(model_path), dict[str, str]()
+    if folder.is_dir():
+        prompts |= read_exported(folder, path).prompts
+    else:
+        prompts |= {name: text or "" for name, text in load_model(path).prompts.items()}
+    uses = prompt_uses(prompts, tasks) if names else type_uses(prompts)
+    rows = [
+        (use.task or "any", use.kind, use.side or "", use.found or "none", repr(use.prompt))
+        for use in uses
+    ]
+    return columns([("task", "type", "side", "name", "prompt"), *rows])
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts, one below the other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
 
 
 def table(results: Results) -> str:
@@ -243,7 +297,10 @@ def evaluate_all(arguments: argparse.Namespace) -> tuple[Results, Dims]:
     reports = examine(arguments.model, sets, dims=dims, skip_bad_rows=skip) if sets else {}
     results = {name: report.metrics for name, report in reports.items()}
     if arguments.mteb:
-        results |= evaluate_mteb(arguments.model, arguments.mteb)
+        output = None if arguments.output is None else Path(arguments.output).expanduser()
+        results |= evaluate_mteb(
+            arguments.model, arguments.mteb, name=arguments.name, output=output
+        )
     return results, {name: report.dims for name, report in reports.items() if report.dims}
 
 
@@ -265,8 +322,8 @@ def read_dims(text: str) -> list[int]:
     return sizes
 
 
-def main() -> int:
-    """Score a model and print the table."""
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--model", required=True, help="folder, run folder, hub id or package:NAME/FOLDER"
@@ -274,20 +331,38 @@ def main() -> int:
     parser.add_argument("--sets", default=[], nargs="+", metavar="PATH[:KIND]")
     parser.add_argument("--mteb", default=[], nargs="+", metavar="TASK", help="such as SciFact")
     parser.add_argument(
+        "--list", action="store_true", help="the prompt of each --mteb task, or of each type"
+    )
+    parser.add_argument("--output", metavar="DIR", help="of mteb's files; default: mteb in the run")
+    parser.add_argument("--name", metavar="ORG/NAME", help="of the model in mteb's files")
+    parser.add_argument(
         "--dims", metavar="N,N", help="prefixes to score; default: those that were trained"
     )
-    parser.add_argument("--split", default="dev", help="which qrels of a BEIR folder")
+    parser.add_argument("--split", default="dev", help="of folders with several, such as BEIR's")
     parser.add_argument("--skip-bad-rows", action="store_true", help="as data.on_bad_row=skip")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     arguments = parser.parse_args()
-    if not arguments.sets and not arguments.mteb:
+    if not arguments.sets and not arguments.mteb and not arguments.list:
         parser.error("give --sets, --mteb or both")
+    if (arguments.output or arguments.name) and (arguments.list or not arguments.mteb):
+        parser.error("--output and --name belong to --mteb without --list")
+    if arguments.list and (arguments.sets or arguments.json):
+        parser.error("--list shows prompts and scores nothing: leave --sets and --json out")
+    return arguments
+
+
+def main() -> int:
+    """Score a model and print the table."""
+    arguments = read_arguments()
     if arguments.mteb:
         check_mteb()
-    for library in ("transformers", "sentence_transformers"):
+    for library in ("transformers", "sentence_transformers", "mteb"):
         logging.getLogger(library).setLevel(logging.ERROR)
     # Read when torch is loaded: idle threads sleep, which saves most of the time on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if arguments.list:
+        print(show_prompts(arguments.model, arguments.mteb))
+        return 0
     results, dims = evaluate_all(arguments)
     print(table({**results, **overall(results, num_sets=len(arguments.sets))}))
     if dims:

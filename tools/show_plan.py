@@ -15,6 +15,7 @@ from trainer.data.batch import StepPlan
 from trainer.data.collate import make_batch
 from trainer.data.plan import DataPlan, Exposure
 from trainer.data.planned import plan_of
+from trainer.data.row_settings import with_row_settings
 from trainer.data.sources import Source, open_sources
 from trainer.data.stretch import (
     PlannedStretch,
@@ -112,7 +113,9 @@ def main() -> int:
             print()
         show(arguments, lambda step: stretch_at(planned, step).plan.at(step), planned[-1], None)
         return 0
-    recipe = with_adapter(load_recipe(arguments.recipe or "", arguments.overrides))
+    recipe = with_row_settings(
+        with_adapter(load_recipe(arguments.recipe or "", arguments.overrides))
+    )
     sources = open_sources(recipe.data)
     plan = plan_of(recipe, sources)
     tokens = None if arguments.as_json else estimate_tokens(recipe, plan, sources)

@@ -13,6 +13,7 @@ from trainer.cli import (
     parse_arguments,
     set_up_logging,
 )
+from trainer.data.row_settings import with_row_settings
 from trainer.preflight.checks import check_run
 from trainer.preflight.continuation import check_continued_data, continued_recipe
 from trainer.recipe.adapter_folder import with_adapter
@@ -24,8 +25,8 @@ def main() -> int:
     arguments = parse_arguments(sys.argv[1:])
     set_up_logging()
     let_idle_threads_sleep()
-    recipe = with_adapter(
-        load_recipe(arguments.recipe, arguments.overrides, arguments.changed_values)
+    recipe = with_row_settings(
+        with_adapter(load_recipe(arguments.recipe, arguments.overrides, arguments.changed_values))
     )
     named = named_keys(arguments.changes, recipe)
     resume = not arguments.selfcheck and (arguments.resume or recipe.resume == "auto")

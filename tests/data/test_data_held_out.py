@@ -157,6 +157,8 @@ MTEB: list[tuple[str, list[Any], list[Any]]] = [
                              {"sentence1": "c", "sentence2": "d", "labels": 0}], [TRUE, FALSE]),
     ("reranking", [{"query": "q", "positive": ["p"], "negative": ["n", "m"]}], [RANKED]),
     ("bitext", [{"sentence1": "a", "sentence2": "b"}], [MATCH]),
+    ("bitext", [{"sentence1": ["a", "c"], "sentence2": ["b", "d"]}],
+     [MATCH, {"text1": "c", "text2": "d"}]),
 ]  # fmt: skip
 
 

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from demo import data as demo_data
+from demo import split
 from demo.docs import Doc, is_usable, read_docs, split_docstring
+from demo.kinds import candidate_rows, pair_rows, translation_rows
 from demo.sts import place_score, silver_pairs
 from trainer.data.evalsets import open_eval_set
 from trainer.data.sources import open_source
@@ -93,19 +96,19 @@ def test_a_file_of_another_language_version_has_no_docs(tmp_path: Path) -> None:
 
 def test_nothing_held_out_is_trained_on() -> None:
     docs = many_docs()
-    held = next(d for d in docs if demo_data.is_held_out(d.module))
-    module = next(d.module for d in docs if not demo_data.is_held_out(d.module))
+    held = next(d for d in docs if split.is_held_out(d.module))
+    module = next(d.module for d in docs if not split.is_held_out(d.module))
     same_text = doc(module, "copy", "Say something else here.", held.text.upper())
     same_summary = doc(module, "replica", held.summary + "!", FILLER + "another text")
-    train, held_out = demo_data.split_docs([*docs, same_text, same_summary])
+    train, held_out = split.split_docs([*docs, same_text, same_summary])
     assert train
     assert held_out
     assert not {d.module for d in train} & {d.module for d in held_out}
     assert same_text not in train
     assert same_summary not in train
     for part in ("summary", "text"):
-        kept = {demo_data.likeness(getattr(d, part)) for d in train}
-        assert not kept & {demo_data.likeness(getattr(d, part)) for d in held_out}
+        kept = {split.likeness(getattr(d, part)) for d in train}
+        assert not kept & {split.likeness(getattr(d, part)) for d in held_out}
 
 
 def test_ir_records_carry_all_answers_and_siblings_only() -> None:
@@ -158,7 +161,7 @@ def test_silver_score_is_the_mean_of_place_and_content() -> None:
 def test_files_read_back_as_the_trainer_reads_them(tmp_path: Path) -> None:
     docs = many_docs()
     demo_data.write_data(tmp_path, docs)
-    train, held_out = demo_data.split_docs(docs)
+    train, held_out = split.split_docs(docs)
     root = str(tmp_path)
     ir = open_source(SourceRecipe(name="ir", task="ir", path="train.ir.jsonl"), root)
     sts = open_source(SourceRecipe(name="sts", task="sts", path="train.sts.jsonl"), root)
@@ -172,6 +175,43 @@ def test_files_read_back_as_the_trainer_reads_them(tmp_path: Path) -> None:
     pairs = open_eval_set(EvalSetRecipe(name="s", task="sts", path="held_out.sts.jsonl"), data)
     held_summaries = {d.summary for d in held_out}
     assert set(pairs.text1) | set(pairs.text2) <= held_summaries  # type: ignore[union-attr]
+
+
+def test_sets_of_the_other_kinds_are_made_of_held_out_docs(tmp_path: Path) -> None:
+    docs = many_docs()
+    demo_data.write_data(tmp_path, docs)
+    _, held_out = split.split_docs(docs)
+    by_summary = {d.summary: d for d in held_out}
+    data = DataRecipe(sources=(), root=str(tmp_path))
+    sets = {"pair_classification": "matches", "reranking": "ranked", "bitext": "code"}
+    found: dict[str, Any] = {
+        kind: open_eval_set(EvalSetRecipe(name="d", task=kind, path=f"{name}.jsonl"), data)  # type: ignore[arg-type]
+        for kind, name in sets.items()
+    }
+    for pair in found["pair_classification"].pairs:
+        one, other = by_summary[pair.text1], by_summary[pair.text2]
+        assert one != other
+        assert (one.module == other.module) == bool(pair.label)
+        assert (one.package == other.package) == bool(pair.label)
+    texts = {d.text for d in held_out}
+    for row in found["reranking"].rows:
+        assert row.positives == (by_summary[row.query].text,)
+        assert len(row.negatives) == 9
+        assert set(row.negatives) <= texts - {row.positives[0]}
+        # those of its own module come first
+        own = {d.text for d in held_out if d.module == by_summary[row.query].module}
+        assert own - {row.positives[0]} == set(row.negatives[:2])
+    codes = [pair.text2 for pair in found["bitext"].pairs]
+    assert len(set(codes)) == len(codes)
+    assert set(codes) <= {f"fn{n}(first, second)" for n in range(3)}
+
+
+def test_draws_of_the_other_kinds_can_be_repeated() -> None:
+    docs = many_docs(12)
+    for draw in (pair_rows, candidate_rows, translation_rows):
+        assert draw(docs, 1) == draw(docs, 1)
+    assert pair_rows(docs, 1) != pair_rows(docs, 2)
+    assert candidate_rows(docs, 1) != candidate_rows(docs, 2)
 
 
 def test_base_model_is_an_ordinary_folder_and_seeded(tmp_path: Path) -> None:
@@ -205,5 +245,6 @@ def test_recipe_of_the_demo_uses_what_is_made() -> None:
     recipe = load_recipe(Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml")
     assert recipe.model.path == f"{recipe.output_dir}/base"
     assert recipe.data.root == f"{recipe.output_dir}/data"
-    made = {"train.ir.jsonl", "train.sts.jsonl", "held_out", "held_out.sts.jsonl"}
+    made = {"train.ir.jsonl", "train.sts.jsonl", "held_out", "held_out.sts.jsonl",
+            "classes", "clusters.jsonl", "matches.jsonl", "ranked.jsonl", "code.jsonl"}
     assert {s.path for s in (*recipe.data.sources, *recipe.eval.sets)} == made

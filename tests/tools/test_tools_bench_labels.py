@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.data import is_held_out
 from demo.labels import MIN_HELD_OUT, labelled_rows, write_labelled
+from demo.split import is_held_out
 from tools.bench import labels
 from trainer.errors import RecipeError
 from trainer.recipe.load import load_recipe

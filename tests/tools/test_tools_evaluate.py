@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,51 @@ def test_unknown_mteb_tasks_are_told() -> None:
     pytest.importorskip("mteb", reason="needs the extra mteb")
     with pytest.raises(RecipeError, match=r"NoSuchTask = unknown"):
         evaluate.evaluate_mteb("a/b", ["NoSuchTask"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--mteb", "SciFact", "--list", "--sets", "a"], "--list shows prompts and scores nothing"),
+        (["--list", "--output", "a"], "--output and --name belong to --mteb without --list"),
+        (["--sets", "a", "--name", "a/b"], "--output and --name belong to --mteb without --list"),
+        ([], "give --sets, --mteb or both"),
+    ],
+)
+def test_arguments_that_do_not_belong_together_are_told(
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--model", "a", *arguments])
+    with pytest.raises(SystemExit) as end:
+        evaluate.read_arguments()
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_prompts_are_listed_without_the_package_and_without_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "a.Transformer"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    prompts = {"query": "find: ", "document": "", "STS": "same: ", "Clustering": "group: "}
+    settings = json.dumps({"prompts": prompts})
+    (tmp_path / "config_sentence_transformers.json").write_text(settings)
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--model", str(tmp_path), "--list"])
+    assert evaluate.main() == 0
+    lines = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["task", "type", "side", "name", "prompt"]
+    assert ["any", "Clustering", "Clustering", "'group: '"] in lines
+    assert ["any", "Retrieval", "query", "query", "'find: '"] in lines
+    assert ["any", "Classification", "none", "''"] in lines
+
+
+@pytest.mark.parametrize("name", ["helpdesk", "a/b/c", "a b/c", "/b", ""])
+def test_a_name_that_the_hub_does_not_take_is_told(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--name: .* = no name of a model; expected "):
+        evaluate.facts_of(str(tmp_path), str(tmp_path), name)
 
 
 def test_a_real_embedder_is_scored_on_both_tasks(held_out: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from trainer.data.cache import Arrays, cached_arrays, file_identity
 from trainer.data.fields import shown
 from trainer.data.files import CACHE_FROM_BYTES, digest_of, map_file
+from trainer.data.hub_cache import cached_snapshot
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
@@ -109,18 +110,33 @@ def open_hub_set(name: str, split: str, *, owner: str) -> ArrowFile:
     Raises:
         DataError: if the set, its configuration or its split is not there or cannot be loaded.
     """
-    from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
     path, _, configuration = name.partition(":")
     try:
-        rows = load_dataset(path, configuration or None, split=split)
+        rows = _load_set(path, configuration or None, split)
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise DataError(
             f"{owner}: hub = {name}; expected a set with split {split} that can be loaded "
             f"({shown(str(error))}). Correct hub or split, or look at the network."
         ) from error
     return _checked(ArrowFile(Path(name), rows, rows._fingerprint))
+
+
+def _load_set(path: str, configuration: str | None, split: str) -> "Dataset":
+    """A split of a set of the hub; without a network, from the files in the hub's cache.
+
+    `datasets` itself knows without a network only what it converted before.
+    """
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(path, configuration, split=split)
+    except OSError:
+        folder = cached_snapshot(path)
+        if folder is None:
+            raise
+        return load_dataset(str(folder), configuration, split=split)
 
 
 def _validate(path: Path, rows: "Dataset", *, is_large: bool) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from trainer.data.documents import DocumentTable, open_documents
 from trainer.data.fields import BlankTextError, Row, RowError, check_string, shown
 from trainer.data.ids import Identified, Ids, Lists, index_ids
-from trainer.data.layouts import find_layout, part_files
+from trainer.data.layouts import SetFolder, find_layout, part_files, short_name
 from trainer.data.qrels import Qrels, open_qrels
 from trainer.data.records import IrRecord
 from trainer.data.scan import NUM_SHOWN_FAULTS, parsed_rows
@@ -35,14 +35,19 @@ MAX_GAIN = 10_000
 class BeirFolder:
     """The parts of a folder, checked, with texts still on disk."""
 
-    folder: Path
-    """Absolute."""
+    place: SetFolder
+    """Where its files are."""
     documents: DocumentTable
     """Rows `_id, title, text`."""
     queries: Table
     """Rows `_id, text`."""
     query_ids: Ids
     """Where each query is."""
+
+    @property
+    def folder(self) -> Path:
+        """Absolute."""
+        return self.place.path
 
     @property
     def corpus(self) -> Table:
@@ -91,30 +96,35 @@ class BeirRecords:
         )
 
 
-def open_folder(folder: Path, *, skip: bool) -> BeirFolder:
+def open_folder(place: SetFolder, split: str, *, skip: bool) -> BeirFolder:
     """Opens corpus and queries and checks each row.
+
+    Args:
+        place: where they are.
+        split: whose documents and queries are taken where they stand apart.
+        skip: leave malformed rows out.
 
     Raises:
         DataError: if a file is missing or empty, or a row is malformed.
     """
-    layout = find_layout(folder)
+    layout = find_layout(place, split)
     corpus, queries = table_of(layout.corpus), table_of(layout.queries)
     return BeirFolder(
-        folder=folder,
+        place=place,
         documents=open_documents(corpus, skip=skip),
         queries=queries,
         query_ids=index_ids(queries, _identified_query, skip=skip),
     )
 
 
-def open_records(folder: Path, split: str, *, skip: bool) -> BeirRecords:
+def open_records(place: SetFolder, split: str, *, skip: bool) -> BeirRecords:
     """The training records of a split: judged queries with their positives and hard negatives.
 
     Raises:
         DataError: if a file is missing or empty, a row is malformed, or an id is unknown.
     """
-    beir = open_folder(folder, skip=skip)
-    qrels = open_qrels(folder, split)
+    beir = open_folder(place, split, skip=skip)
+    qrels = open_qrels(place, split)
     positives: dict[int, dict[int, None]] = {}
     judged: dict[int, dict[int, None]] = {}
     for _, (query, document, gain) in parsed_rows(qrels.table, _pair(beir, qrels), skip=skip):
@@ -141,7 +151,7 @@ def read_gains(beir: BeirFolder, split: str, *, skip: bool) -> dict[str, dict[st
     Raises:
         DataError: if the file is missing or empty, a line is malformed, or an id is unknown.
     """
-    qrels = open_qrels(beir.folder, split)
+    qrels = open_qrels(beir.place, split)
     gains: dict[str, dict[str, int]] = {}
     for row, (_, _, gain) in parsed_rows(qrels.table, _grade(beir, qrels), skip=skip):
         found = qrels.judgement(row)
@@ -245,7 +255,7 @@ def _mined(
 
 
 def _name(table: Table) -> str:
-    return table.files[0].name.name
+    return short_name(table.files[0].name)
 
 
 def _identified_query(row: Row) -> Identified:

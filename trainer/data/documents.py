@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from trainer.data.fields import BlankTextError, Row, check_string, shown
 from trainer.data.ids import Identified, Ids, index_ids
-from trainer.data.layouts import part_files
+from trainer.data.layouts import part_files, short_name
 from trainer.data.tables import CORPUS, Table, table_of
 from trainer.errors import DataError
 
@@ -34,7 +34,7 @@ class DocumentTable:
             BlankTextError: if the document has no text.
         """
         name = Row({field: identifier}).identifier(field)
-        row = self.ids.row(field, name, self.table.files[0].name.name)
+        row = self.ids.row(field, name, short_name(self.table.files[0].name))
         if self.ids.is_blank(row):
             raise BlankTextError(field, shown(name), "a document with text")
         return self.at(row)

@@ -69,9 +69,13 @@ class Candidates(HeldOutRecord):
 
     query: str
     positives: tuple[str, ...]
-    """Texts that answer it, at least one."""
+    """Texts that answer it; at least one, but in a folder of MTEB."""
     negatives: tuple[str, ...]
-    """Texts that do not, at least one."""
+    """Texts that do not."""
+    gains: tuple[int, ...] = ()
+    """How well each of `positives` answers it, above 0; empty: all alike, 1."""
+    missed: tuple[int, ...] = ()
+    """Gains of texts that answer it and are not ranked, which count as not found."""
 
     def asked(self) -> str:
         """Its query."""

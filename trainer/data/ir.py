@@ -14,9 +14,10 @@ import numpy as np
 from trainer.data.batch import IrBatch, StepPlan
 from trainer.data.beir import BeirFolder, open_folder, read_gains
 from trainer.data.columns import Columns
+from trainer.data.held_out_source import folder_of, origin_of, owner_of
+from trainer.data.layouts import SetFolder, is_beir_folder
 from trainer.data.records import IrRecord
 from trainer.data.scan import text_key
-from trainer.data.sources import beir_folder
 from trainer.data.text_table import ABSENT, TextTable
 from trainer.errors import DataError
 from trainer.recipe.ir import EVAL_KIND, IrRecipe
@@ -200,13 +201,19 @@ def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> IrEvalSet:
         DataError: if there is no such folder, or a row is malformed; names file and line.
     """
     skip = data.on_bad_row == "skip"
-    folder = beir_folder(recipe.path, data.root, recipe.format)
-    if folder is None:
+    folder = folder_of(recipe, data)
+    if folder is None or not _has_corpus(recipe, folder):
         expected = "a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)"
         raise DataError(
-            f"eval.sets.{recipe.name}: path = {recipe.path}; expected {expected}. "
-            "Change path or task."
+            f"{owner_of(recipe)}: {origin_of(recipe)}; expected {expected}. Change path or task."
         )
-    Columns(recipe.columns).refuse(owner=f"eval.sets.{recipe.name}")
-    beir = open_folder(folder, skip=skip)
+    Columns(recipe.columns).refuse(owner=owner_of(recipe))
+    beir = open_folder(folder, recipe.split, skip=skip)
     return ir_eval_set(beir, read_gains(beir, recipe.split, skip=skip))
+
+
+def _has_corpus(recipe: EvalSetRecipe, folder: SetFolder) -> bool:
+    """Whether a folder is taken for one of BEIR; a set of the hub is, whatever it lacks."""
+    if recipe.format == "beir" or recipe.hub is not None:
+        return True
+    return recipe.format is None and is_beir_folder(folder.path)

@@ -8,14 +8,22 @@ from typing import ClassVar
 import numpy as np
 
 from trainer.data.fields import shown
-from trainer.data.layouts import part_files
+from trainer.data.held_out_source import (
+    folder_of,
+    open_file_source,
+    open_table_source,
+    origin_of,
+    owner_of,
+)
 from trainer.data.records import Label
 from trainer.data.scan import text_key
-from trainer.data.sources import open_file_source, open_table_source
 from trainer.data.table_source import TableSource
 from trainer.errors import DataError
 from trainer.recipe.eval_kinds import CLASSIFICATION, CLUSTERING
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+
+PARTS = ("train", "test")
+"""Files of a set of classification: what a classifier learns from, and what it is scored by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +75,7 @@ def open_classification(recipe: EvalSetRecipe, data: DataRecipe) -> Classificati
         DataError: if a file is missing, a row is malformed, labels are of two types, `train` has
             one label only, or `test` has one that `train` lacks; names file and line.
     """
-    owner = f"eval.sets.{recipe.name}"
-    folder = (Path(data.root).expanduser() / Path(recipe.path).expanduser()).absolute()
-    files = {name: part_files(folder, (name,)) for name in ("train", "test")}
-    for name, found in files.items():
-        if not found:
-            raise DataError(
-                f"{owner}: path = {recipe.path}, without {name}.jsonl; expected "
-                f"{CLASSIFICATION.layout} (looked for {folder / name}.jsonl). Add the file, or "
-                "change path or task."
-            )
-    train, test = (open_file_source(recipe, found, data, owner=owner) for found in files.values())
+    train, test = (open_file_source(recipe, files, data) for files in _parts(recipe, data))
     learnt = _read(train)
     _check_labels(train, learnt.labels)
     scored = _read(test, like=(learnt.labels[0], train.place(0)))
@@ -98,10 +96,29 @@ def open_clustering(recipe: EvalSetRecipe, data: DataRecipe) -> ClusteringSet:
         DataError: if the file is missing, a row is malformed, labels are of two types, or there is
             one label only; names file and line.
     """
-    source = open_table_source(recipe, data, owner=f"eval.sets.{recipe.name}")
+    source = open_table_source(recipe, data)
     rows = _read(source)
     _check_labels(source, rows.labels)
     return ClusteringSet(rows=rows)
+
+
+def _parts(recipe: EvalSetRecipe, data: DataRecipe) -> list[Sequence[Path]]:
+    """The files of `train` and those of `test`.
+
+    Raises:
+        DataError: if one of them is missing.
+    """
+    folder = folder_of(recipe, data)
+    splits = {} if folder is None else folder.splits()
+    for name in PARTS:
+        if name not in splits:
+            looked = recipe.path if folder is None else folder.path
+            raise DataError(
+                f"{owner_of(recipe)}: {origin_of(recipe)}, without {name}.jsonl; expected "
+                f"{CLASSIFICATION.layout} (looked for {looked}/{name}.jsonl). Add the file, or "
+                "change path or task."
+            )
+    return [splits[name] for name in PARTS]
 
 
 def _read(source: TableSource, like: tuple[Label, str] | None = None) -> LabelledTexts:

@@ -25,21 +25,26 @@ def warn_of_ignored(recipe: AnySource, adapter: Adapter, table: Table, usable: R
         usable: the first row that is used, if any.
     """
     if usable is not None:
-        _warn_of_instruction(table, adapter.instruction(usable), recipe, "query_instruction")
-        carried = adapter.passage_instruction(usable)
-        _warn_of_instruction(table, carried, recipe, "passage_instruction")
+        for key, carried in (
+            ("query_instruction", adapter.instruction(usable)),
+            ("passage_instruction", adapter.passage_instruction(usable)),
+        ):
+            keys = key if adapter.settings is None else f"{key} or row_settings"
+            _warn_of_instruction(table, carried, recipe, key, keys)
     for sentence in (*adapter.ignored(table.sample(), recipe), *_named_in_path(recipe, table)):
         logger.warning("%s: %s", table.name, sentence)
 
 
-def _warn_of_instruction(table: Table, carried: str, recipe: AnySource, key: str) -> None:
+def _warn_of_instruction(
+    table: Table, carried: str, recipe: AnySource, key: str, keys: str
+) -> None:
     used = recipe.query_instruction if key == "query_instruction" else recipe.passage_instruction
     if carried and carried != used:
         logger.warning(
             "%s: rows carry the instruction %s, which is not used; set %s of %s to train with it",
             table.name,
             shown(carried),
-            key,
+            keys,
             recipe.name,
         )
 

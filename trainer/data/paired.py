@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from trainer.data.held_out_records import TextPair
+from trainer.data.held_out_source import open_table_source
 from trainer.data.scan import query_key
-from trainer.data.sources import open_table_source
 from trainer.errors import DataError
 from trainer.recipe.eval_kinds import BITEXT, PAIR_CLASSIFICATION
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
@@ -46,7 +46,7 @@ def open_pairs(recipe: EvalSetRecipe, data: DataRecipe) -> PairSet:
         DataError: if the file is missing, a row is malformed, or all pairs have one label; names
             file and line.
     """
-    source = open_table_source(recipe, data, owner=f"eval.sets.{recipe.name}")
+    source = open_table_source(recipe, data)
     pairs = tuple(source.record(row) for row in range(len(source)))
     if len({pair.label for pair in pairs}) < 2:
         raise DataError(
@@ -62,5 +62,5 @@ def open_bitext(recipe: EvalSetRecipe, data: DataRecipe) -> Bitext:
     Raises:
         DataError: if the file is missing, or a row is malformed; names file and line.
     """
-    source = open_table_source(recipe, data, owner=f"eval.sets.{recipe.name}")
+    source = open_table_source(recipe, data)
     return Bitext(pairs=tuple(source.record(row) for row in range(len(source))))

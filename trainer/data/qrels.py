@@ -11,7 +11,7 @@ from typing import Any
 
 from trainer.data.fields import Row, RowError, shown
 from trainer.data.files import TextFile, index_lines, open_text_file
-from trainer.data.layouts import label_files, qrel_files
+from trainer.data.layouts import SetFolder, label_files, qrel_files
 from trainer.data.tables import KINDS, Table, kind_of, open_text, table_of
 from trainer.errors import DataError
 
@@ -51,14 +51,14 @@ class Qrels:
         return Judgement(query, document, _gain(row))
 
 
-def open_qrels(folder: Path, split: str) -> Qrels:
+def open_qrels(place: SetFolder, split: str) -> Qrels:
     """The judgements of a split, without the header.
 
     Raises:
         DataError: if the file is missing or empty, or its first line is no text.
     """
-    labels = [] if (folder / "qrels").is_dir() else label_files(folder)
-    files = labels or qrel_files(folder, split)
+    labels = [] if (place.path / "qrels").is_dir() else label_files(place.path)
+    files = labels or qrel_files(place, split)
     if all(_has_lines(file) for file in files):
         return Qrels(table=Table(tuple(map(_open_lines, files))))
     return Qrels(table=table_of(files), names_negatives=bool(labels))

@@ -5,7 +5,7 @@ seconds. Imports no torch, transformers or datasets.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +21,14 @@ from trainer.data.layouts import is_beir_folder
 from trainer.data.premise_source import premise_source
 from trainer.data.records import IrRecord
 from trainer.data.scan import text_key
+from trainer.data.set_folder import local_folder
 from trainer.data.table_source import TableSource, digest_of_parts, make_table_source
-from trainer.data.tables import Table, open_table, table_of
+from trainer.data.tables import Table, open_table
 from trainer.data.teacher_vectors import TeacherVectors, open_teacher_vectors
 from trainer.data.unchanged import Mark, marks_of
 from trainer.errors import DataError
 from trainer.recipe import ir, sts
-from trainer.recipe.schema import DataRecipe, EvalKindName, EvalSetRecipe, SourceRecipe, Task
+from trainer.recipe.schema import DataRecipe, EvalKindName, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
@@ -201,32 +202,9 @@ def _open_records(recipe: SourceRecipe, root: str, *, skip: bool) -> TableSource
         raise DataError(
             f"{owner}: task = {recipe.task}; expected {with_corpus} for a BEIR folder. Change it."
         )
-    records = open_records(folder, recipe.split, skip=skip)
+    records = open_records(local_folder(folder), recipe.split, skip=skip)
     marks = (*marks_of(records.folder.corpus), *marks_of(records.folder.queries))
     return BeirSource(recipe=recipe, records=records, marks=marks)
-
-
-def open_table_source(recipe: EvalSetRecipe, data: DataRecipe, *, owner: str) -> TableSource:
-    """The rows of a held-out set that stand in files, every row checked.
-
-    Raises:
-        DataError: if a file is missing or empty, or a row is malformed; names file and line.
-    """
-    header = header_of(recipe.task, recipe.format)
-    table = open_table(recipe.path, data.root, owner=owner, header=header)
-    return make_table_source(recipe, table, owner=owner, skip=data.on_bad_row == "skip")
-
-
-def open_file_source(
-    recipe: EvalSetRecipe, files: Sequence[Path], data: DataRecipe, *, owner: str
-) -> TableSource:
-    """The rows of one part of a held-out set, every row checked.
-
-    Raises:
-        DataError: if a file is unreadable or empty, or a row is malformed; names file and line.
-    """
-    table = table_of(files, header_of(recipe.task, recipe.format))
-    return make_table_source(recipe, table, owner=owner, skip=data.on_bad_row == "skip")
 
 
 def kind_of_path(path: Path) -> EvalKindName:

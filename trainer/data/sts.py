@@ -8,9 +8,10 @@ import numpy as np
 
 from trainer.data.batch import StepPlan, StsBatch
 from trainer.data.formats.adapter import ScoredPair
+from trainer.data.held_out_source import open_table_source, origin_of, owner_of
 from trainer.data.records import StsRecord
 from trainer.data.scan import query_key
-from trainer.data.sources import beir_folder, open_table_source
+from trainer.data.sources import beir_folder
 from trainer.data.text_table import TextTable
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
@@ -55,16 +56,16 @@ def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> StsEvalSet:
     Raises:
         DataError: if the file is missing or empty, a row is malformed, or all scores are equal.
     """
-    owner = f"eval.sets.{recipe.name}"
-    if beir_folder(recipe.path, data.root, recipe.format) is not None:
+    owner, origin = owner_of(recipe), origin_of(recipe)
+    if recipe.path and beir_folder(recipe.path, data.root, recipe.format) is not None:
         expected = "a file of scored pairs"
-        raise DataError(f"{owner}: path = {recipe.path}; expected {expected}. Change path or task.")
-    source = open_table_source(recipe, data, owner=owner)
+        raise DataError(f"{owner}: {origin}; expected {expected}. Change path or task.")
+    source = open_table_source(recipe, data)
     records = [source.record(row) for row in range(len(source))]
     pairs = [record for record in records if isinstance(record, StsRecord)]
     if len({pair.score for pair in pairs}) < 2:
         raise DataError(
-            f"{owner}: path = {recipe.path}, {len(pairs)} pairs, all of one score; expected at "
+            f"{owner}: {origin}, {len(pairs)} pairs, all of one score; expected at "
             "least two scores, as no correlation is defined otherwise. Check the score field."
         )
     return StsEvalSet(

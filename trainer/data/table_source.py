@@ -112,15 +112,7 @@ def make_table_source(
     Raises:
         DataError: if no format fits, or a row is malformed; names file and line.
     """
-    table = _with_columns(table, recipe, owner)
-    adapter = find_adapter(
-        recipe.task,
-        recipe.format,
-        table.sample(),
-        owner=owner,
-        columns=table.columns,
-        place=table.place(0),
-    )
+    table, adapter = find_format(recipe, table, owner)
     documents = None
     if adapter.joined is not None:
         documents = documents_beside(table, owner=owner, skip=skip)
@@ -147,6 +139,26 @@ def make_table_source(
         num_scored=scan.num_scored,
         marks=(*marks_of(table), *(marks_of(documents.table) if documents else ())),
     )
+
+
+def find_format(
+    recipe: SourceRecipe | EvalSetRecipe, table: Table, owner: str
+) -> tuple[Table, Adapter]:
+    """The rows under the names that the recipe gives to columns, and the adapter that fits them.
+
+    Raises:
+        DataError: if no format fits.
+    """
+    table = _with_columns(table, recipe, owner)
+    adapter = find_adapter(
+        recipe.task,
+        recipe.format,
+        table.sample(),
+        owner=owner,
+        columns=table.columns,
+        place=table.place(0),
+    )
+    return table, adapter
 
 
 def _with_columns(table: Table, recipe: SourceRecipe | EvalSetRecipe, owner: str) -> Table:

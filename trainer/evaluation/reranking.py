@@ -45,7 +45,8 @@ class _Kept:
 
 def examine_reranking(held_out: RerankingSet, embed: FiniteEmbed) -> SetReport:
     """Metrics of the order of each query's candidates; blocks of whole queries are held."""
-    chosen, kept = set(spread(len(held_out.rows)).tolist()), _Kept()
+    answered = [index for index, row in enumerate(held_out.rows) if row.positives]
+    chosen, kept = {answered[at] for at in spread(len(answered)).tolist()}, _Kept()
     by_size: dict[int, list[dict[str, float]]] = {}
     for start, rows in _blocks(held_out.rows):
         queries = embed([row.query for row in rows], side="query")
@@ -112,7 +113,9 @@ def ranking_values(rows: Sequence[Candidates], scores: Sequence[Tensor]) -> list
     for number, (row, values) in enumerate(zip(rows, scores, strict=True)):
         positives = [f"a{place:05d}" for place in range(len(row.positives))]
         negatives = [f"n{place:05d}" for place in range(len(row.negatives))]
-        judged[str(number)] = dict.fromkeys(positives, 1) | dict.fromkeys(negatives, 0)
+        missed = {f"m{place:05d}": gain for place, gain in enumerate(row.missed)}
+        gains = zip(positives, row.gains or [1] * len(positives), strict=True)
+        judged[str(number)] = dict(gains) | missed | dict.fromkeys(negatives, 0)
         run[str(number)] = dict(zip((*positives, *negatives), values.tolist(), strict=True))
     found = pytrec_eval.RelevanceEvaluator(judged, set(MEASURES)).evaluate(run)
     return [

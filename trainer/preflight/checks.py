@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
 from trainer.data.evalsets import EvalSet, open_eval_set
+from trainer.data.hub_cache import cached_snapshot
 from trainer.data.labels import check_labels
 from trainer.data.overlap import warn_of_overlaps
 from trainer.data.planned import plan_of
@@ -91,9 +92,22 @@ def open_data(recipe: Recipe) -> RunData:
 
 
 def without_hub(recipe: Recipe) -> Recipe:
-    """The recipe with the sources that lie on this machine; those of the hub stay unread."""
+    """The recipe with what lies on this machine; the rest of the hub stays unread.
+
+    Held-out sets of the hub are kept where its cache has them.
+    """
     local = tuple(source for source in recipe.data.sources if source.hub is None)
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sources=local))
+    sets = tuple(one for one in recipe.eval.sets if one.hub is None or _is_cached(one.hub))
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, sources=local),
+        eval=dataclasses.replace(recipe.eval, sets=sets),
+    )
+
+
+def _is_cached(hub: str) -> bool:
+    """Whether a set of the hub lies on this machine."""
+    return cached_snapshot(hub.partition(":")[0]) is not None
 
 
 def check_model(recipe: Recipe) -> None:

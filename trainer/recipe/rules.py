@@ -87,26 +87,33 @@ def _check_unique(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail:
 
 
 def _check_sources(recipe: Recipe, fail: Fail) -> None:
-    """Every source has one origin; scores and instructions of any set are of use."""
+    """Every set has one origin; its scores and instructions are of use."""
     if not recipe.data.sources:
         raise fail("data.sources", (), "at least one source", "Add a data set.")
+    for name, items in (("data.sources", recipe.data.sources), ("eval.sets", recipe.eval.sets)):
+        _check_origins(name, items, fail)
+        _check_ranges(name, items, fail)
     for index, source in enumerate(recipe.data.sources):
-        key = f"data.sources.{index}"
-        if not source.path and not source.hub:
-            raise fail(
-                f"{key}.path", Words("(missing)"), "either `path` or `hub`", "Add one of them."
-            )
-        if source.path and source.hub:
-            got = Words(f"{source.path} beside hub = {source.hub}")
-            raise fail(f"{key}.path", got, "only one of `path` and `hub`", "Remove one of them.")
-    _check_ranges("data.sources", recipe.data.sources, fail)
-    _check_ranges("eval.sets", recipe.eval.sets, fail)
+        if source.row_settings and not source.path:
+            key, expected = f"data.sources.{index}.row_settings", "false without `path`"
+            raise fail(key, True, expected, "Download the files and name them, or remove it.")
     for index, held_out in enumerate(recipe.eval.sets):
         kind, instruction = EVAL_KINDS[held_out.task], held_out.passage_instruction
         if instruction and "passage" not in kind.prompts:
             expected = f"nothing, as sets of kind {kind.name} have no passages"
             key = f"eval.sets.{index}.passage_instruction"
             raise fail(key, instruction, expected, "Write it as query_instruction, or remove it.")
+
+
+def _check_origins(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail: Fail) -> None:
+    """A set lies on disk or on the hub."""
+    for index, item in enumerate(items):
+        where = f"{key}.{index}.path"
+        if not item.path and not item.hub:
+            raise fail(where, Words("(missing)"), "either `path` or `hub`", "Add one of them.")
+        if item.path and item.hub:
+            got = Words(f"{item.path} beside hub = {item.hub}")
+            raise fail(where, got, "only one of `path` and `hub`", "Remove one of them.")
 
 
 def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail: Fail) -> None:

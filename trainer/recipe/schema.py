@@ -147,6 +147,9 @@ class SourceRecipe:
     """Candidates of a step of this source, in place of `tasks.ir.in_batch`; null: as there. False,
     for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either. A
     path that ends in `no_in_batch_neg` means false, as in FlagEmbedding. Only for `ir`."""
+    row_settings: bool = False
+    """Take from the rows of FlagEmbedding what they carry: `prompt` as `query_instruction`, and by
+    `type` as `passage_instruction` too, or fewer `negatives`. The rows of a source must agree."""
     score_range: tuple[float, float] | None = None
     """Lowest and highest STS score of the file; null: found from the data (0..1 or 0..5)."""
     label_texts: dict[str, str] | str | None = None
@@ -245,11 +248,14 @@ class EvalSetRecipe:
     """Unique among the sets; key in `eval.jsonl`."""
     task: EvalKindName
     """Evaluation kind, which decides the layout and the metrics; it need not be trained."""
-    path: str
+    path: str | None = None
     """File, or BEIR folder (`ir`), or folder with train.jsonl and test.jsonl (`classification`);
-    relative to `data.root`."""
+    relative to `data.root`. Exactly one of `path` and `hub`."""
+    hub: str | None = None
+    """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`."""
     split: str = "dev"
-    """Which qrels of a BEIR folder."""
+    """Which qrels of a BEIR folder, and which files of a folder or hub set whose files are named by
+    splits. Not for `classification`, which has `train` and `test`."""
     format: str | None = None
     """Name of a data format; null finds it."""
     columns: dict[str, str] = field(default_factory=dict)

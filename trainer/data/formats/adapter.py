@@ -53,6 +53,35 @@ class RowRecords(NamedTuple):
 Parsed = RawRecord | RowRecords
 
 
+class RowSettings(NamedTuple):
+    """How a row says that it is to be trained."""
+
+    prompt: str
+    """Its instruction; empty where it carries none."""
+    type: str
+    """What kind of row it says that it is; empty where it does not."""
+    is_symmetric: bool
+    """Whether its passages get the instruction too."""
+    num_negatives: int | None
+    """Negatives that count, each once; None: as many as the recipe says."""
+
+    @property
+    def query_instruction(self) -> str:
+        """What stands before its query."""
+        return self.prompt
+
+    @property
+    def passage_instruction(self) -> str:
+        """What stands before its passages, as far as the row says it."""
+        return self.prompt if self.is_symmetric else ""
+
+    def with_negatives(self, other: "RowSettings") -> "RowSettings":
+        """The same with the fewer negatives of two rows of one type."""
+        counts = (self.num_negatives, other.num_negatives)
+        least = min((count for count in counts if count is not None), default=None)
+        return self._replace(num_negatives=least)
+
+
 class Documents(Protocol):
     """Texts by id, for rows that name them."""
 
@@ -107,6 +136,8 @@ class Adapter:
         nothing_ignored
     )
     """What the first rows ask for that will not happen, a sentence each."""
+    settings: Callable[[Row], RowSettings] | None = None
+    """How a row says that it is to be trained; None: its format has no place for that."""
     joins: Literal["label", "premise"] | None = None
     """What rows must share to be brought together in training; None: each row stands alone."""
     teacher_columns: str = ""

@@ -48,14 +48,19 @@ def parse_pairs(row: Row) -> RowRecords:
     )
 
 
-def parse_translation(row: Row) -> TextPair:
-    """`{"sentence1": str, "sentence2": str}`.
+def parse_translation(row: Row) -> RowRecords:
+    """`{"sentence1": str, "sentence2": str}`, or a list of each.
 
     Raises:
-        RowError: if a field is missing or wrong.
+        RowError: if a field is missing or wrong, or one language has more texts than the other.
     """
-    first, second = _names(row)
-    return TextPair(row.text(first), row.text(second))
+    first, second = _columns(row, _names(row))
+    return RowRecords(
+        tuple(
+            TextPair(check_text(*one), check_text(*other))
+            for one, other in zip(first, second, strict=True)
+        )
+    )
 
 
 def parse_candidates(row: Row) -> Candidates:
