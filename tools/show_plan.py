@@ -13,6 +13,8 @@ from pathlib import Path
 from trainer.cli import ending_with_code
 from trainer.data.batch import StepPlan
 from trainer.data.collate import make_batch
+from trainer.data.evalsets import open_eval_sets
+from trainer.data.overlap import screen_of
 from trainer.data.plan import DataPlan, Exposure
 from trainer.data.planned import plan_of
 from trainer.data.row_settings import with_row_settings
@@ -116,7 +118,8 @@ def main() -> int:
     recipe = with_row_settings(
         with_adapter(load_recipe(arguments.recipe or "", arguments.overrides))
     )
-    sources = open_sources(recipe.data)
+    held_out = {} if recipe.data.overlap is None else open_eval_sets(recipe)
+    sources = open_sources(recipe.data, screen_of(recipe.data, held_out))
     plan = plan_of(recipe, sources)
     tokens = None if arguments.as_json else estimate_tokens(recipe, plan, sources)
     whole = PlannedStretch(recipe=recipe, plan=plan, num_steps=length_of(recipe, plan))

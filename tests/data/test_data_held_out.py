@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -20,7 +19,6 @@ from trainer.data.labelled import ClassificationSet, ClusteringSet
 from trainer.data.overlap import count_overlaps
 from trainer.data.paired import Bitext, PairSet
 from trainer.data.reranking import RerankingSet
-from trainer.data.scan import text_key
 from trainer.data.sources import open_source
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
@@ -38,7 +36,7 @@ def test_classes_are_two_files_of_a_folder(tmp_path: Path) -> None:
     assert isinstance(found, ClassificationSet)
     assert (found.train.texts, found.train.labels) == (("a", "b"), ("red", "blue"))
     assert (found.test.texts, found.test.labels) == (("b",), ("blue",))
-    assert found.query_keys().tolist() == [text_key("b")]
+    assert list(found.asked()) == ["b"]
 
 
 def test_labels_may_be_numbers_and_files_tables(tmp_path: Path) -> None:
@@ -222,4 +220,4 @@ def test_training_rows_that_ask_the_same_are_counted_whatever_the_kind(tmp_path:
     }
     for source, counts in zip(sources, ({"pairs": 2, "bitext": 1}, {"ranked": 1}), strict=True):
         assert count_overlaps([source], sets) == {("set", name): n for name, n in counts.items()}
-    assert all(found.query_keys().dtype == np.uint64 for found in sets.values())
+    assert all(isinstance(text, str) for found in sets.values() for text in found.asked())

@@ -99,7 +99,7 @@ def test_a_configuration_is_one_set_of_several(
         names = ("de-en", "fr-en")
         write_card(folder, {name: {"test": f"test/{name}.jsonl.gz"} for name in names})
     found = of_hub("bitext", "mteb/languages:fr-en")
-    assert len(found.query_keys()) == 30
+    assert len(list(found.asked())) == 30
     with pytest.raises(DataError, match=r"hub = mteb/languages:xx; expected a configuration that"):
         of_hub("bitext", "mteb/languages:xx")
 

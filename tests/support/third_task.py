@@ -3,7 +3,7 @@
 Duplicates are two texts that should have one vector. Nothing of the project knows of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -15,7 +15,6 @@ from trainer.data.batch import StepPlan, Texts
 from trainer.data.evalsets import EVAL_DATA, EvalSet
 from trainer.data.formats import ADAPTERS
 from trainer.data.formats.adapter import Adapter
-from trainer.data.scan import query_key
 from trainer.data.sources import open_table_source
 from trainer.data.tasks import TASK_DATA, TaskData
 from trainer.data.text_table import TextTable
@@ -126,8 +125,8 @@ class DuplicatesSet:
     records: tuple[Duplicate, ...]
     kind: ClassVar[str] = EVAL_KIND.name
 
-    def query_keys(self) -> np.ndarray:
-        return np.fromiter(map(query_key, self.records), np.uint64)
+    def asked(self) -> Iterator[str]:
+        return (record.asked() for record in self.records)
 
 
 def open_set(recipe: Any, data: Any) -> EvalSet:

@@ -3,10 +3,8 @@
 A new kind is a file beside this one and one line in the table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
-
-import numpy as np
 
 from trainer.data import ir, labelled, paired, reranking, sts
 from trainer.recipe import ir as retrieval
@@ -18,7 +16,7 @@ from trainer.recipe.eval_kinds import (
     PAIR_CLASSIFICATION,
     RERANKING,
 )
-from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+from trainer.recipe.schema import DataRecipe, EvalSetRecipe, Recipe
 
 
 class EvalSet(Protocol):
@@ -28,8 +26,8 @@ class EvalSet(Protocol):
     def kind(self) -> str:
         """Its evaluation kind."""
 
-    def query_keys(self) -> np.ndarray:
-        """Keys of what its records ask, as `Source.queries` has them [n], uint64."""
+    def asked(self) -> Iterator[str]:
+        """What each of its records asks, as `RawRecord.asked` has it."""
 
 
 OpenEvalSet = Callable[[EvalSetRecipe, DataRecipe], EvalSet]
@@ -45,6 +43,15 @@ EVAL_DATA: dict[str, OpenEvalSet] = {
     BITEXT.name: paired.open_bitext,
 }
 """By name of the kind."""
+
+
+def open_eval_sets(recipe: Recipe) -> dict[str, EvalSet]:
+    """All held-out sets of a recipe by name, every row checked.
+
+    Raises:
+        DataError: if a file is missing or empty, or a row is malformed; names file and line.
+    """
+    return {one.name: open_eval_set(one, recipe.data) for one in recipe.eval.sets}
 
 
 def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> EvalSet:

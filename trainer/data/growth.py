@@ -101,7 +101,7 @@ def all_added_rows(
 def _files(source: TableSource) -> tuple[FileState, ...]:
     """The files of a source; none where records depend on more than their rows."""
     files = source.reader.table.files
-    if source.documents is not None or source.teacher_vectors is not None:
+    if source.documents is not None or source.teacher_vectors is not None or source.left_out:
         return ()
     if len(source.marks) != len(files):
         return ()  # a set of the hub

@@ -17,7 +17,6 @@ from trainer.data.columns import Columns
 from trainer.data.held_out_source import folder_of, origin_of, owner_of
 from trainer.data.layouts import SetFolder, is_beir_folder
 from trainer.data.records import IrRecord
-from trainer.data.scan import text_key
 from trainer.data.text_table import ABSENT, TextTable
 from trainer.errors import DataError
 from trainer.recipe.ir import EVAL_KIND, IrRecipe
@@ -176,9 +175,9 @@ class IrEvalSet:
     qrels: Mapping[str, Mapping[str, int]]
     """Query id to document id to gain; a document not named has gain 0."""
 
-    def query_keys(self) -> np.ndarray:
-        """See `EvalSet.query_keys`."""
-        return np.fromiter(map(text_key, self.queries), np.uint64)
+    def asked(self) -> Iterator[str]:
+        """See `EvalSet.asked`."""
+        return iter(self.queries)
 
 
 def ir_eval_set(beir: BeirFolder, gains: Mapping[str, Mapping[str, int]]) -> IrEvalSet:

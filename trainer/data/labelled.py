@@ -1,11 +1,9 @@
 """Held-out texts with labels: sets of classification and of clustering, opened and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-import numpy as np
 
 from trainer.data.fields import shown
 from trainer.data.held_out_source import (
@@ -16,7 +14,6 @@ from trainer.data.held_out_source import (
     owner_of,
 )
 from trainer.data.records import Label
-from trainer.data.scan import text_key
 from trainer.data.table_source import TableSource
 from trainer.errors import DataError
 from trainer.recipe.eval_kinds import CLASSIFICATION, CLUSTERING
@@ -35,10 +32,6 @@ class LabelledTexts:
     labels: tuple[Label, ...]
     """All texts, or all whole numbers [n]."""
 
-    def query_keys(self) -> np.ndarray:
-        """Keys of the texts, as `EvalSet.query_keys` has them [n], uint64."""
-        return np.fromiter(map(text_key, self.texts), np.uint64)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSet:
@@ -50,9 +43,9 @@ class ClassificationSet:
     test: LabelledTexts
     """With labels that `train` has."""
 
-    def query_keys(self) -> np.ndarray:
-        """See `EvalSet.query_keys`: those of the test."""
-        return self.test.query_keys()
+    def asked(self) -> Iterator[str]:
+        """See `EvalSet.asked`: the texts of the test."""
+        return iter(self.test.texts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +56,9 @@ class ClusteringSet:
     rows: LabelledTexts
     """At least two labels."""
 
-    def query_keys(self) -> np.ndarray:
-        """See `EvalSet.query_keys`."""
-        return self.rows.query_keys()
+    def asked(self) -> Iterator[str]:
+        """See `EvalSet.asked`."""
+        return iter(self.rows.texts)
 
 
 def open_classification(recipe: EvalSetRecipe, data: DataRecipe) -> ClassificationSet:

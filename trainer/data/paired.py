@@ -1,13 +1,11 @@
 """Held-out pairs without a scale: sets of pair classification and of bitext, opened and checked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from trainer.data.held_out_records import TextPair
 from trainer.data.held_out_source import open_table_source
-from trainer.data.scan import query_key
 from trainer.errors import DataError
 from trainer.recipe.eval_kinds import BITEXT, PAIR_CLASSIFICATION
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
@@ -21,9 +19,9 @@ class PairSet:
     pairs: tuple[TextPair, ...]
     """At least one of each label [n]."""
 
-    def query_keys(self) -> np.ndarray:
-        """See `EvalSet.query_keys`."""
-        return np.fromiter(map(query_key, self.pairs), np.uint64)
+    def asked(self) -> Iterator[str]:
+        """See `EvalSet.asked`."""
+        return (pair.asked() for pair in self.pairs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +32,9 @@ class Bitext:
     pairs: tuple[TextPair, ...]
     """A text and its translation [n]."""
 
-    def query_keys(self) -> np.ndarray:
-        """See `EvalSet.query_keys`."""
-        return np.fromiter(map(query_key, self.pairs), np.uint64)
+    def asked(self) -> Iterator[str]:
+        """See `EvalSet.asked`."""
+        return (pair.asked() for pair in self.pairs)
 
 
 def open_pairs(recipe: EvalSetRecipe, data: DataRecipe) -> PairSet:

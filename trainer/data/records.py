@@ -87,6 +87,10 @@ class StsRecord:
         """All texts that a step embeds of it."""
         return (self.text1, self.text2)
 
+    def asked(self) -> str:
+        """Its texts in any order."""
+        return "\0".join(sorted((self.text1, self.text2)))
+
 
 Label = int | str
 """What a text is labelled with; all labels of a source are of one type."""

@@ -4,11 +4,9 @@ Rows hold them as texts. MTEB's newer sets are BEIR folders with one part more, 
 names the candidates of each query by their ids.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
-
-import numpy as np
 
 from trainer.data.beir import BeirFolder, open_folder, read_gains
 from trainer.data.columns import Columns
@@ -17,7 +15,7 @@ from trainer.data.held_out_records import Candidates
 from trainer.data.held_out_source import folder_of, open_table_source, origin_of, owner_of
 from trainer.data.layouts import SetFolder, short_name
 from trainer.data.qrels import QUERY_NAMES
-from trainer.data.scan import parsed_rows, query_key
+from trainer.data.scan import parsed_rows
 from trainer.data.tables import CORPUS, Table, table_of
 from trainer.errors import DataError
 from trainer.recipe.eval_kinds import RERANKING
@@ -37,9 +35,9 @@ class RerankingSet:
     rows: tuple[Candidates, ...]
     """A query with its candidates [Q]."""
 
-    def query_keys(self) -> np.ndarray:
-        """See `EvalSet.query_keys`."""
-        return np.fromiter(map(query_key, self.rows), np.uint64)
+    def asked(self) -> Iterator[str]:
+        """See `EvalSet.asked`."""
+        return (row.asked() for row in self.rows)
 
 
 def open_reranking(recipe: EvalSetRecipe, data: DataRecipe) -> RerankingSet:

@@ -141,6 +141,11 @@ class BeirSource:
             mark.check()
 
 
+Rows = TableSource | BeirSource
+"""What a source's records are made of."""
+Screen = Callable[[Rows], Rows]
+"""The rows of a source without those that are to be left out."""
+
 JOINED: dict[str, Callable[[TableSource, SourceRecipe, str], Source]] = {
     "label": labelled_source,
     "premise": premise_source,
@@ -149,31 +154,41 @@ JOINED: dict[str, Callable[[TableSource, SourceRecipe, str], Source]] = {
 they share."""
 
 
-def open_sources(recipe: DataRecipe) -> tuple[Source, ...]:
+def open_sources(recipe: DataRecipe, screen: Screen | None = None) -> tuple[Source, ...]:
     """All sources of a recipe, every row checked.
+
+    Args:
+        recipe: the sources.
+        screen: leaves rows out of each; None: all are used.
 
     Raises:
         DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
     sources = []
     for source in recipe.sources:
-        sources.append(open_source(source, recipe.root, skip=recipe.on_bad_row == "skip"))
+        skip = recipe.on_bad_row == "skip"
+        sources.append(open_source(source, recipe.root, skip=skip, screen=screen))
         logger.info("source %s: %s", sources[-1].name, sources[-1].describe)
     return tuple(sources)
 
 
-def open_source(recipe: SourceRecipe, root: str, *, skip: bool = False) -> Source:
+def open_source(
+    recipe: SourceRecipe, root: str, *, skip: bool = False, screen: Screen | None = None
+) -> Source:
     """One source, every row and every vector of its teacher checked.
 
     Args:
         recipe: the source.
         root: folder that relative paths start from.
         skip: leave malformed rows out, up to 1%.
+        screen: leaves other rows out; None: all are used.
 
     Raises:
         DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
     source = _open_records(recipe, root, skip=skip)
+    if screen is not None:
+        source = screen(source)
     if recipe.teacher_embeddings is not None:
         owner = f"data.sources.{recipe.name}"
         teacher = open_teacher_vectors(recipe.teacher_embeddings, root, owner=owner)

@@ -1,6 +1,6 @@
 """Similarity in the data room: scored pairs to a batch, and held-out pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,6 @@ from trainer.data.batch import StepPlan, StsBatch
 from trainer.data.formats.adapter import ScoredPair
 from trainer.data.held_out_source import open_table_source, origin_of, owner_of
 from trainer.data.records import StsRecord
-from trainer.data.scan import query_key
 from trainer.data.sources import beir_folder
 from trainer.data.text_table import TextTable
 from trainer.errors import DataError
@@ -44,10 +43,10 @@ class StsEvalSet:
     score: tuple[float, ...]
     """Gold similarity, 0..1 [n]."""
 
-    def query_keys(self) -> np.ndarray:
-        """See `EvalSet.query_keys`."""
+    def asked(self) -> Iterator[str]:
+        """See `EvalSet.asked`."""
         pairs = zip(self.text1, self.text2, strict=True)
-        return np.fromiter((query_key(ScoredPair(*pair, 0.0)) for pair in pairs), np.uint64)
+        return (ScoredPair(*pair, 0.0).asked() for pair in pairs)
 
 
 def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> StsEvalSet:

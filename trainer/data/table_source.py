@@ -50,6 +50,8 @@ class TableSource:
     """What its files were like when they were checked."""
     teacher_vectors: TeacherVectors | None = None
     """See `Source.teacher_vectors`."""
+    left_out: str = ""
+    """Digest of which records were left out after all; empty: none were."""
 
     @property
     def name(self) -> str:
@@ -65,7 +67,8 @@ class TableSource:
     def fingerprint(self) -> str:
         """Digest of the files' contents."""
         documents = None if self.documents is None else self.documents.table.sha256
-        return digest_of_parts(self.reader.table.sha256, documents, self.teacher_vectors)
+        rows = f"{self.reader.table.sha256}{self.left_out}"
+        return digest_of_parts(rows, documents, self.teacher_vectors)
 
     @property
     def teacher_columns(self) -> str:

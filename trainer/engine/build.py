@@ -192,4 +192,5 @@ def make_optimizer(
 
         optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, **settings)
         return optimizer
-    return torch.optim.AdamW(groups, **settings, fused=ranks.device.type == "cuda")
+    # in one pass over its state, also on a CPU
+    return torch.optim.AdamW(groups, **settings, fused=True)

@@ -23,8 +23,6 @@ Way = Literal["step", "layer", "chunk"]
 BytesByPart = Mapping[str, int]
 """Bytes by name."""
 
-ADAM_TEMPORARIES = 2
-"""Float32 copies of its state that AdamW makes where it is not fused: on a CPU."""
 FLAT_STATES = 2
 """States of all tokens besides those at the borders: a layer's parts, and the same joined."""
 
@@ -221,7 +219,7 @@ def _reduction(job: Job) -> dict[str, int]:
 
 
 def _update(job: Job, moved: set[str]) -> dict[str, int]:
-    """The update: a flat copy of the own gradients, and unless fused AdamW's temporaries."""
+    """The update: a flat copy of the own gradients; fused AdamW holds nothing besides."""
     if "masters" in moved:
         return {}
     group = (
@@ -230,8 +228,6 @@ def _update(job: Job, moved: set[str]) -> dict[str, int]:
     parts = {"flat gradients": group}
     if job.stage < 3:
         parts["gradients"] = job.own
-    if job.recipe.train.optimizer == "adamw" and not job.on_gpu:
-        parts["update's temporaries"] = ADAM_TEMPORARIES * group
     return parts
 
 

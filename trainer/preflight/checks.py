@@ -10,16 +10,16 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
-from trainer.data.evalsets import EvalSet, open_eval_set
+from trainer.data.evalsets import EvalSet, open_eval_sets
 from trainer.data.hub_cache import cached_snapshot
 from trainer.data.labels import check_labels
-from trainer.data.overlap import warn_of_overlaps
+from trainer.data.overlap import screen_of, warn_of_overlaps
 from trainer.data.planned import plan_of
 from trainer.data.sources import Source, open_sources
 from trainer.data.teacher import check_negatives, check_teacher_vectors, check_teachers
@@ -80,15 +80,18 @@ def open_data(recipe: Recipe) -> RunData:
             for that no row has, or a text has none of its teacher's vectors.
         RecipeError: if a step draws more labels than a source has.
     """
-    sources = open_sources(recipe.data)
+    held_out: Mapping[str, EvalSet] = {}
+    if recipe.data.overlap is not None:
+        held_out = open_eval_sets(recipe)
+    sources = open_sources(recipe.data, screen_of(recipe.data, held_out))
     check_teacher_vectors(sources)
     check_teachers(sources, recipe)
     check_negatives(sources, recipe)
     check_labels(sources, recipe)
-    eval_sets = tuple(open_eval_set(held_out, recipe.data) for held_out in recipe.eval.sets)
-    names = [held_out.name for held_out in recipe.eval.sets]
-    warn_of_overlaps(sources, dict(zip(names, eval_sets, strict=True)))
-    return RunData(sources=sources, eval_sets=eval_sets)
+    held_out = held_out or open_eval_sets(recipe)
+    if recipe.data.overlap is None:
+        warn_of_overlaps(sources, held_out)
+    return RunData(sources=sources, eval_sets=tuple(held_out.values()))
 
 
 def without_hub(recipe: Recipe) -> Recipe:

@@ -184,6 +184,10 @@ class DataRecipe:
     """Whether pooling by a mean includes the instruction's tokens."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a malformed row, or skip it (more than 1% skipped stops the run)."""
+    overlap: Literal["warn", "error", "drop"] | None = None
+    """Compare what rows ask with what evaluation sets ask, word by word and by MinHash: tell of
+    those that are equal or nearly so, refuse them, or leave them out. Null: only texts that are
+    equal in every character are told of."""
     workers: int = bounded(2, low=0)
     """Processes per rank that tokenise ahead; 0 tokenises in the training process."""
 
