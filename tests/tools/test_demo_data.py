@@ -245,6 +245,15 @@ def test_recipe_of_the_demo_uses_what_is_made() -> None:
     recipe = load_recipe(Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml")
     assert recipe.model.path == f"{recipe.output_dir}/base"
     assert recipe.data.root == f"{recipe.output_dir}/data"
-    made = {"train.ir.jsonl", "train.sts.jsonl", "held_out", "held_out.sts.jsonl",
-            "classes", "clusters.jsonl", "matches.jsonl", "ranked.jsonl", "code.jsonl"}
+    made = {
+        "train.ir.jsonl",
+        "train.sts.jsonl",
+        "held_out",
+        "held_out.sts.jsonl",
+        "classes",
+        "clusters.jsonl",
+        "matches.jsonl",
+        "ranked.jsonl",
+        "code.jsonl",
+    }
     assert {s.path for s in (*recipe.data.sources, *recipe.eval.sets)} == made
