@@ -43,8 +43,8 @@ def pair_rows(docs: Sequence[Doc], seed: int) -> Rows:
     large = [group for group in modules.values() if len({doc.summary for doc in group}) > 1]
     alike = [rng.sample(rng.choice(large), 2) for _ in range(NUM_PAIRS if large else 0)]
     apart = [rng.sample(docs, 2) for _ in range(NUM_PAIRS)]
-    pairs = [(*pair, 1) for pair in alike if pair[0].summary != pair[1].summary]
-    pairs += [(*pair, 0) for pair in apart if pair[0].package != pair[1].package]
+    pairs = [(one, other, 1) for one, other in alike if one.summary != other.summary]
+    pairs += [(one, other, 0) for one, other in apart if one.package != other.package]
     return [{"text1": a.summary, "text2": b.summary, "label": label} for a, b, label in pairs]
 
 
