@@ -15,7 +15,7 @@ from trainer.data.batch import StepPlan, Texts
 from trainer.data.evalsets import EVAL_DATA, EvalSet
 from trainer.data.formats import ADAPTERS
 from trainer.data.formats.adapter import Adapter
-from trainer.data.sources import open_table_source
+from trainer.data.held_out_source import open_table_source
 from trainer.data.tasks import TASK_DATA, TaskData
 from trainer.data.text_table import TextTable
 from trainer.distributed.group import Ranks
@@ -130,7 +130,7 @@ class DuplicatesSet:
 
 
 def open_set(recipe: Any, data: Any) -> EvalSet:
-    source = open_table_source(recipe, data, owner=recipe.name)
+    source = open_table_source(recipe, data)
     return DuplicatesSet(tuple(source.record(row) for row in range(len(source))))
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.rooms import judge_rooms
 from bench.turns import Outcome, ratio
 from tests.support.gguf_files import make_llama, write_gguf
 from tests.support.ranks import fork_context
 from tools.bench import step
 from tools.bench.gpu_step import model_config, peak_flops, step_flops
-from tools.bench.step import TARGETS, even_pairs, judge_peers, judge_rooms
+from tools.bench.step import TARGETS, even_pairs, judge_peers
 
 TOOLS = Path(__file__).parents[2] / "tools" / "bench"
 

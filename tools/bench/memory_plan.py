@@ -38,6 +38,10 @@ QUERIES = 12
 """Of a step over all ranks, with one passage each: 512 tokens a rank."""
 BUDGETS = (96, 192, 576)
 """Tokens of a chunk: four, two and one chunk."""
+ROOM = 1.3
+"""Of the least that the smallest chunks need: the memory that kept graphs may fill."""
+AUTO = "auto"
+"""Stands for the smallest chunks with as many graphs as fit that room."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """Makes glibc return all but small blocks at once, so that resident pages are memory in use."""
 
@@ -100,22 +104,32 @@ def make_recipe(way: Way, model: Path, budget: int) -> Any:
     )
 
 
-def predict(way: Way, model: Path, budgets: Sequence[int]) -> list[int]:
-    """Peak bytes by the memory plan for each budget."""
-    from trainer.memory.estimate import plan_memory, with_budget
+def predict(way: Way, model: Path) -> tuple[dict[str, int], int]:
+    """Peak bytes by the memory plan for each budget, and the tokens that are kept in `ROOM`."""
+    from trainer.memory.estimate import MemoryPlan, plan_memory, with_budget
     from trainer.memory.shapes import measure_model
     from trainer.model.backbone import load_config
     from trainer.recipe.resolve import resolve
 
-    recipe = make_recipe(way, model, budgets[0])
+    recipe = make_recipe(way, model, BUDGETS[0])
     shape = measure_model(load_config(recipe.model, str(model)), recipe)
     config = resolve(recipe, world_size=RANKS).deepspeed
-    return [
-        plan_memory(
-            with_budget(recipe, budget), shape, deepspeed=config, world_size=RANKS, on_gpu=False
-        ).total(way.gather)
-        for budget in budgets
-    ]
+
+    def planned(budget: int, usable_bytes: int | None = None) -> MemoryPlan:
+        return plan_memory(
+            with_budget(recipe, budget),
+            shape,
+            deepspeed=config,
+            world_size=RANKS,
+            usable_bytes=usable_bytes,
+            on_gpu=False,
+        )
+
+    totals = {str(budget): planned(budget).total(way.gather) for budget in BUDGETS}
+    if way.gather != "step":
+        return totals, 0
+    filled = planned(BUDGETS[0], round(ROOM * totals[str(BUDGETS[0])]))
+    return totals | {AUTO: filled.total(way.gather)}, filled.keep_graph_tokens
 
 
 def make_decoder(size: str, folder: Path) -> None:
@@ -139,18 +153,18 @@ def make_decoder(size: str, folder: Path) -> None:
     AutoModel.from_config(config).half().save_pretrained(folder)
 
 
-def measure(way: Way, folder: Path, out: Path) -> None:
+def measure(way: Way, kept: int, folder: Path, out: Path) -> None:
     """Body of a rank: warm up, then load and take a step for each budget; write the peaks."""
     from trainer.distributed.group import join, leave
 
     ranks = join(timeout_minutes=10)
-    for _ in train(way, folder / "tiny", ranks):
+    for _ in train(way, kept, folder / "tiny", ranks):
         pass
     gc.collect()
     peak = Peak()
     idle = peak.start()
     peaks: dict[str, int] = {}
-    for name in train(way, folder / way.size, ranks):
+    for name in train(way, kept, folder / way.size, ranks):
         peaks[name] = peak.bytes - idle
         peak.bytes = 0
     peak.stop()
@@ -159,8 +173,8 @@ def measure(way: Way, folder: Path, out: Path) -> None:
     leave()
 
 
-def train(way: Way, model: Path, ranks: Any) -> Iterator[str]:
-    """Load and step; says what was just done."""
+def train(way: Way, kept: int, model: Path, ranks: Any) -> Iterator[str]:
+    """Load and step; says what was just done. `kept` are the tokens of the last step; 0: none."""
     from trainer.engine.build import build
     from trainer.engine.grad_cache import StepGradCache
     from trainer.engine.step import Stepper
@@ -170,22 +184,26 @@ def train(way: Way, model: Path, ranks: Any) -> Iterator[str]:
     config = dict(resolve(recipe, world_size=ranks.world_size).deepspeed)
     built = build(recipe, model_path=str(model), config=config, gather=way.gather, ranks=ranks)
     yield "load"
-    for step, budget in enumerate((BUDGETS[0], *BUDGETS)):
+    steps = [("first step", BUDGETS[0], BUDGETS[0])]
+    steps += [(str(budget), budget, budget) for budget in BUDGETS]
+    steps += [(AUTO, BUDGETS[0], kept)] if kept else []
+    for step, (name, budget, keep) in enumerate(steps):
         recipe = make_recipe(way, model, budget)
         if isinstance(built.grad_cache, StepGradCache):
-            passes = StepGradCache(built.engine, built.replica, keep_graph_tokens=budget)
+            passes = StepGradCache(built.engine, built.replica, keep_graph_tokens=keep)
             built = replace(built, grad_cache=passes)
         stepper = Stepper(recipe, built, ranks, num_steps=9, warmup_steps=0)
         batch = argparse.Namespace(batch=QUERIES, tokens=TOKENS, vocabulary=VOCABULARY)
         stepper.run(make_batch(batch, step))
-        yield str(budget) if step else "first step"
+        yield name
     built.engine.destroy()
 
 
-def run(way: Way, folder: Path) -> dict[str, int]:
+def run(way: Way, kept: int, folder: Path) -> dict[str, int]:
     """Measure one way in processes of its own; peaks in bytes by budget."""
     out = folder / "peaks.json"
     flags = [f"--measure={json.dumps(asdict(way))}", f"--folder={folder}", f"--out={out}"]
+    flags.append(f"--kept={kept}")
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
     finished = subprocess.run(
         [sys.executable, *launcher, __file__, *flags],
@@ -215,30 +233,33 @@ def ways(arguments: argparse.Namespace) -> list[Way]:
 
 def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure and predict each way; prints a table on the way."""
-    print(f"peak of a rank of {RANKS}, MiB; chunks of {', '.join(map(str, BUDGETS))} tokens")
-    print(f"{'':<38}{'measured':>20}{'predicted':>20}{'off by':>22}")
+    chunks = ", ".join(map(str, BUDGETS))
+    print(f"peak of a rank of {RANKS}, MiB; chunks of {chunks} tokens, and of {BUDGETS[0]} with")
+    print(f"graphs kept in {ROOM} times the least memory (step alone)")
+    print(f"{'':<38}{'measured':>24}{'predicted':>28}{'off by':>32}")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for size in {"tiny", *arguments.sizes}:
             make_decoder(size, folder / size)
         for way in ways(arguments):
-            peaks = run(way, folder)
-            measured = [peaks[str(budget)] for budget in BUDGETS]
-            predicted = predict(way, folder / way.size, BUDGETS)
-            pairs = list(zip(BUDGETS, measured, predicted, strict=True))
-            errors = "".join(f"{plan / peak - 1:>+8.1%}" for _, peak, plan in pairs)
-            print(f"{way.name:<38}{listed(measured)}{listed(predicted)}{errors}", flush=True)
+            predicted, kept = predict(way, folder / way.size)
+            measured = run(way, kept, folder)
+            found = {name: (measured[name], plan) for name, plan in predicted.items()}
+            peaks, plans = zip(*found.values(), strict=True)
+            errors = "".join(f"{plan / peak - 1:>+8.1%}" for peak, plan in found.values())
+            print(f"{way.name:<38}{listed(peaks)}{listed(plans)}{errors}", flush=True)
             rows += [
-                {**asdict(way), "budget": budget, "measured": peak, "predicted": plan}
-                for budget, peak, plan in pairs
+                {**asdict(way), "budget": name, "kept": kept, "measured": peak, "predicted": plan}
+                for name, (peak, plan) in found.items()
             ]
     return rows
 
 
 def listed(sizes: Sequence[int]) -> str:
-    """Bytes as columns of MiB."""
-    return "".join(f"{size / 2**20:>7,.0f}" for size in sizes)
+    """Bytes as columns of MiB; one that is missing is blank."""
+    cells = "".join(f"{size / 2**20:>7,.0f}" for size in sizes)
+    return f"{cells:<{7 * (len(BUDGETS) + 1)}}"
 
 
 def main() -> int:
@@ -250,12 +271,12 @@ def main() -> int:
     parser.add_argument("--gathers", nargs="+", default=["step", "layer"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
-    for internal in ("--measure", "--folder", "--out"):
+    for internal in ("--measure", "--kept", "--folder", "--out"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         way = Way(**json.loads(arguments.measure))
-        measure(way, Path(arguments.folder), Path(arguments.out))
+        measure(way, int(arguments.kept), Path(arguments.folder), Path(arguments.out))
         return 0
     rows = compare(arguments)
     worst = max(abs(row["predicted"] / row["measured"] - 1) for row in rows)

@@ -29,9 +29,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
 # started by path, as the docs show
@@ -40,13 +38,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.docs import DecoderShape, collect_pairs, make_decoder, write_pairs
 from bench.jobs import OursJob, PeerJob, Work
 from bench.llm import SMOLLM2, make_base
+from bench.rooms import compare_rooms
 from bench.turns import Outcome, Variant, ratio, take_turns
 
 MIB = 2**20
 PARTS = ("peer", "zero3", "growth")
 """What is measured unless parts are named."""
-ROOMS = (0.5, 1.0, 2.0, 4.0)
-"""Shares of the peer's memory that we may fill in the part `memory`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,67 +148,30 @@ Report = dict[str, float]
 
 def compare_with_peer(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
     """One process against sentence-transformers."""
-    pairs = collect_pairs(scale.num_pairs)
-    work = Work(
-        model=_decoder(folder / "base", scale.peer_shape, pairs),
-        pairs=_pairs_file(folder / "pairs.jsonl", pairs),
-        batch_size=scale.peer_batch,
-        max_tokens=scale.peer_max_tokens,
-    )
+    work = _peer_work(scale, folder)
     ours = _ours(work, scale.chunk_tokens)
     peers = _peers(work, scale.peer_rows, scale.peer_tokens)
     outcomes = take_turns([ours, *peers], num_steps=scale.rounds, logs=folder)
     return judge_peers(outcomes, ours.name), outcomes
 
 
-def compare_rooms(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
-    """What kept graphs bring in parts and multiples of the fastest peer's memory."""
+def _peer_work(scale: Scale, folder: Path) -> Work:
+    """What both sides do."""
     pairs = collect_pairs(scale.num_pairs)
-    work = Work(
+    return Work(
         model=_decoder(folder / "base", scale.peer_shape, pairs),
         pairs=_pairs_file(folder / "pairs.jsonl", pairs),
         batch_size=scale.peer_batch,
         max_tokens=scale.peer_max_tokens,
     )
-    # brings torch, which this process needs for no other part
-    from bench.contestants import planned_tokens
-
-    peers = {v.name: v for v in _peers(work, scale.peer_rows, scale.peer_tokens)}
-    tried = take_turns(list(peers.values()), num_steps=2, logs=folder)
-    best = min(tried, key=lambda name: tried[name].median_sec)
-    rooms = {f"ours in {times:g} x its memory": times for times in ROOMS}
-    job = OursJob(work=work, chunk_tokens=scale.chunk_tokens)
-    # the plan is made in another process: trying shapes leaves memory taken
-    with ProcessPoolExecutor(1, get_context("spawn")) as elsewhere:
-        kept = {
-            name: elsewhere.submit(planned_tokens, job, round(times * tried[best].step_bytes))
-            for name, times in rooms.items()
-        }
-    variants = [
-        Variant(name=name, job=replace(job, keep_tokens=kept[name].result())) for name in rooms
-    ]
-    outcomes = take_turns([*variants, peers[best]], num_steps=scale.rounds, logs=folder)
-    return judge_rooms(outcomes, rooms, best), outcomes
 
 
-def judge_rooms(outcomes: dict[str, Outcome], rooms: dict[str, float], peer: str) -> Report:
-    """Our step in each room against the peer, and how far beyond its room it went."""
-    ratios = {times: ratio(outcomes[peer], outcomes[name]) for name, times in rooms.items()}
-    held = {
-        times: outcomes[name].step_bytes / (times * outcomes[peer].step_bytes)
-        for name, times in rooms.items()
-    }
-    differences = [
-        abs(a - b)
-        for name in rooms
-        for a, b in zip(outcomes[name].losses, outcomes[peer].losses, strict=True)
-    ]
-    return {
-        "examples_per_sec_ratio_at_equal_memory": ratios[1.0],
-        **{f"examples_per_sec_ratio_at_{times:g}": ratios[times] for times in ROOMS},
-        "peak_over_allowed": held[1.0],
-        "rooms_loss_difference": max(differences),
-    }
+def compare_memory(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
+    """What kept graphs bring in parts and multiples of the fastest peer's memory."""
+    work = _peer_work(scale, folder)
+    peers = _peers(work, scale.peer_rows, scale.peer_tokens)
+    ours = OursJob(work=work, chunk_tokens=scale.chunk_tokens)
+    return compare_rooms(ours, peers, rounds=scale.rounds, folder=folder)
 
 
 def compare_llm(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
@@ -340,7 +300,7 @@ RUN = {
     "peer": compare_with_peer,
     "zero3": compare_gathers,
     "growth": compare_batches,
-    "memory": compare_rooms,
+    "memory": compare_memory,
     "llm": compare_llm,
 }
 TARGETS = {
