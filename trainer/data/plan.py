@@ -15,10 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+import numpy as np
+
 from trainer.data.batch import StepPlan
 from trainer.data.classes import Classes, ClassStream
 from trainer.data.row_stream import RowStream
 from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
+from trainer.data.subset import Subset, subset_of
 from trainer.errors import RecipeError
 from trainer.recipe.per_source import key_of, settings_of
 from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
@@ -48,6 +51,12 @@ class PlannedSource:
     """Records it has."""
     batch_size: int
     """Rows of one step over all ranks."""
+    subset: Subset | None = None
+    """Which of the source's records `num_rows` are; None: all."""
+
+    def records(self, rows: np.ndarray) -> np.ndarray:
+        """Records of the source that stand for rows of the stream [n], int64."""
+        return rows if self.subset is None else self.subset.records(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +129,7 @@ class DataPlan:
             task=source.task,
             source=name,
             epoch=stream.epoch(first),
-            rows=stream.rows(first, source.batch_size),
+            rows=source.records(stream.rows(first, source.batch_size)),
         )
 
     def turn(self, step: int) -> tuple[str, int]:
@@ -265,6 +274,7 @@ def continue_plan(before: DataPlan, first_step: int, plan: DataPlan) -> DataPlan
             stream, position = plan.streams[name], 0
             if name in before.streams:
                 old, position = before.streams[name], before._position(name, ended[name])
+                _check_same_subset(before.sources[name], plan.sources[name])
                 size, seed = stream.num_rows, stream.seed
                 stream, position = old.continued(position, num_rows=size, seed=seed)
             streams[name] = stream
@@ -274,12 +284,23 @@ def continue_plan(before: DataPlan, first_step: int, plan: DataPlan) -> DataPlan
     return replace(plan, streams=streams, first_step=first_step, shifts=shifts)
 
 
+def _check_same_subset(before: PlannedSource, now: PlannedSource) -> None:
+    """Which rows are taken depends on how many there are, so none can be added to a part."""
+    if before.subset != now.subset:
+        raise RecipeError(
+            f"data.sources.{now.name}: rows were added, or data.subset is another one; expected "
+            "the same rows, as the run trains on a part of them. Add a source instead."
+        )
+
+
 def _planned(source: SourceRecipe, recipe: Recipe, num_rows: int) -> PlannedSource:
     if source.task not in recipe.tasks:
         raise RecipeError(
             f"recipe: tasks.{source.task} = null; expected settings, as source {source.name} has "
             f"this task. Set tasks.{source.task}.global_batch_size."
         )
+    subset = subset_of(recipe.data.subset, source, num_rows)
+    num_rows = num_rows if subset is None else subset.size
     batch_size = settings_of(recipe, source.name).global_batch_size
     if batch_size > num_rows:
         key = key_of(source, "global_batch_size")
@@ -287,10 +308,14 @@ def _planned(source: SourceRecipe, recipe: Recipe, num_rows: int) -> PlannedSour
         advice = "Lower it" if key == own else f"Lower it, set {own}"
         raise RecipeError(
             f"recipe: {key} = {batch_size}; expected at most {num_rows}, the rows of source "
-            f"{source.name}. {advice}, or add rows."
+            f"{source.name}{'' if subset is None else ' in data.subset'}. {advice}, or add rows."
         )
     return PlannedSource(
-        name=source.name, task=source.task, num_rows=num_rows, batch_size=batch_size
+        name=source.name,
+        task=source.task,
+        num_rows=num_rows,
+        batch_size=batch_size,
+        subset=subset,
     )
 
 

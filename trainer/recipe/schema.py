@@ -161,6 +161,16 @@ class SourceRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubsetRecipe:
+    """The part of every source that a run trains on."""
+
+    fraction: float = bounded(above=0, high=1, required=True)
+    """Share of the rows of each source, rounded, one row at least."""
+    seed: int = bounded(0, low=0)
+    """Which rows: another seed takes others, whatever the run's own seed is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecipe:
     """Sources and the order in which steps visit them."""
 
@@ -184,6 +194,9 @@ class DataRecipe:
     """Whether pooling by a mean includes the instruction's tokens."""
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a malformed row, or skip it (more than 1% skipped stops the run)."""
+    subset: SubsetRecipe | None = None
+    """Train on a part of every source; null: on all rows. Not for `labels`, whose texts are drawn
+    beside each other from the whole source."""
     overlap: Literal["warn", "error", "drop"] | None = None
     """Compare what rows ask with what evaluation sets ask, word by word and by MinHash: tell of
     those that are equal or nearly so, refuse them, or leave them out. Null: only texts that are
