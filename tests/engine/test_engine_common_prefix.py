@@ -41,6 +41,13 @@ def test_texts_without_an_instruction_are_one_group() -> None:
     assert groups_of(behind([], [5] * 8)) == [(list(range(8)), 0)]
 
 
+def test_a_word_that_many_long_texts_begin_with_is_no_group() -> None:
+    ids = [*behind([1], [40] * 50, seed=1), *behind([], [40] * 50, seed=2)]
+    assert groups_of(ids, least_saved=16) == [(list(range(100)), 0)]
+    ids = [*behind([1], [9] * 50, seed=1), *behind([], [40] * 50, seed=2)]
+    assert len(groups_of(ids, least_saved=16)) == 2
+
+
 def test_a_prefix_leaves_every_text_its_last_token() -> None:
     assert groups_of(texts_of([1, 2, 3], [1, 2, 3, 4, 5]), 5) == [([0, 1], 2)]
     assert groups_of(texts_of([7, 8, 9])) == [([0], 0)]

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.engine.common_prefix import TextGroup, group_by_prefix, is_worth_sharing
-from trainer.model.shared_prefix import COPY_SHARE, copied_tokens
+from trainer.model.shared_prefix import COPY_SHARE
 
 WASTE_SHARE = 64
 """A chunk pads at most its token budget over this: about what one more chunk costs in time."""
+
+LEAST_CHUNK_COST = 16
+"""Tokens whose time one more chunk costs, however small."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def plan_shared(token_ids: Sequence[np.ndarray], *, num_ranks: int, max_tokens: 
         The plan; the same on every rank.
     """
     # a group of its own is about one more chunk of each rank
-    least_saved = num_ranks * max_tokens // WASTE_SHARE
+    least_saved = num_ranks * max(LEAST_CHUNK_COST, max_tokens // WASTE_SHARE)
     lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
     groups = group_by_prefix(token_ids, least_saved=least_saved)
     return _plan(lengths, groups, num_ranks, max_tokens)
@@ -171,9 +174,8 @@ def _end_of_chunk(
 
 def _fitting(width: int, max_tokens: int, num_shared: int) -> int:
     """Texts of `width` tokens that a chunk holds, one at least."""
-    copied = copied_tokens(COPY_SHARE, num_shared)
-    # of COPY_SHARE texts, so that all numbers are whole
-    size = COPY_SHARE * (width - num_shared) + copied
+    # whole numbers: a text counts its own tokens, and of the shared ones one in COPY_SHARE
+    size = COPY_SHARE * (width - num_shared) + num_shared
     return max(1, COPY_SHARE * (max_tokens - num_shared) // size)
 
 

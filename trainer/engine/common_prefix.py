@@ -31,21 +31,49 @@ class TextGroup:
     """Tokens that all of them begin with; less than the length of each."""
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """What texts begin with, and what a group of them must save."""
+
+    tokens_UK: np.ndarray
+    """First tokens of each text, int32; from the last token on, numbers that no other text has."""
+    lengths: np.ndarray
+    """Tokens of each text [U], int64."""
+    least_saved: int
+    """Tokens, beyond those saved without the group."""
+
+    @classmethod
+    def of(cls, token_ids: Sequence[np.ndarray], least_saved: int) -> "_Heads":
+        """Those of some texts; a prefix leaves every text its last token."""
+        lengths = np.array([len(ids) for ids in token_ids], np.int64)
+        width = min(MOST_TOKENS, int(lengths.max()))
+        tokens_UK = np.repeat(-1 - np.arange(len(lengths), dtype=np.int32)[:, None], width, axis=1)
+        for row, ids in zip(tokens_UK, token_ids, strict=True):
+            row[: len(ids) - 1] = ids[: min(width, len(ids) - 1)]
+        return cls(tokens_UK, lengths, least_saved)
+
+    def is_worth(self, group: TextGroup, common: int) -> bool:
+        """Whether a group should be cut into chunks by itself, not with texts that share less."""
+        num_others, tokens = len(group.ids) - 1, int(self.lengths[group.ids].sum())
+        return (
+            group.num_shared - common
+        ) * num_others >= self.least_saved and group.num_shared * num_others * LEAST_SHARE >= tokens
+
+
 def group_by_prefix(token_ids: Sequence[np.ndarray], *, least_saved: int) -> list[TextGroup]:
     """Divide texts by what they begin with, where that saves enough.
 
     Args:
         token_ids: U arrays of int32 [length], length at least 1.
-        least_saved: tokens that a group of its own must save, were each text to run what it has
-            beyond the prefix alone.
+        least_saved: tokens that a group of its own must save beyond what is saved without it.
 
     Returns:
         At least one group if there are texts; together all texts once.
     """
     if not token_ids:
         return []
-    heads_UK = _heads(token_ids)
-    return _divide(heads_UK, np.arange(len(token_ids)), 0, max(1, least_saved), MOST_LEVELS)
+    texts = _Heads.of(token_ids, max(1, least_saved))
+    return _divide(texts, np.arange(len(token_ids)), 0, MOST_LEVELS)
 
 
 def is_worth_sharing(*, num_texts: int, length: int, num_shared: int) -> bool:
@@ -60,42 +88,23 @@ def is_worth_sharing(*, num_texts: int, length: int, num_shared: int) -> bool:
     return saved * LEAST_SHARE >= num_texts * length and saved > 0
 
 
-def _heads(token_ids: Sequence[np.ndarray]) -> np.ndarray:
-    """First tokens of each text [U, K], int32; from the last token on, numbers that no other has.
-
-    So a prefix leaves every text its last token.
-    """
-    width = min(MOST_TOKENS, max(map(len, token_ids)))
-    heads_UK = np.repeat(-1 - np.arange(len(token_ids), dtype=np.int32)[:, None], width, axis=1)
-    for row, ids in zip(heads_UK, token_ids, strict=True):
-        row[: len(ids) - 1] = ids[: min(width, len(ids) - 1)]
-    return heads_UK
-
-
-def _divide(
-    heads_UK: np.ndarray, ids: np.ndarray, known: int, least_saved: int, levels: int
-) -> list[TextGroup]:
+def _divide(texts: _Heads, ids: np.ndarray, known: int, levels: int) -> list[TextGroup]:
     """Groups of texts that have `known` first tokens in common."""
-    common = _common(heads_UK, ids, known)
-    if levels == 0 or common == heads_UK.shape[1]:
+    common = _common(texts.tokens_UK, ids, known)
+    width = texts.tokens_UK.shape[1]
+    if levels == 0 or common == width:
         return [TextGroup(ids, common)]
     apart: list[TextGroup] = []
-    next_n = heads_UK[ids, common]
+    next_n = texts.tokens_UK[ids, common]
     tokens, counts = np.unique(next_n, return_counts=True)
-    most = heads_UK.shape[1] - common
-    for token in tokens[(counts - 1) * most >= least_saved]:
-        members = ids[next_n == token]
-        groups = _divide(heads_UK, members, common + 1, least_saved, levels - 1)
-        apart += [
-            group
-            for group in groups
-            if (group.num_shared - common) * (len(group.ids) - 1) >= least_saved
-        ]
+    for token in tokens[(counts - 1) * (width - common) >= texts.least_saved]:
+        groups = _divide(texts, ids[next_n == token], common + 1, levels - 1)
+        apart += [group for group in groups if texts.is_worth(group, common)]
     if not apart:
         return [TextGroup(ids, common)]
     rest = np.setdiff1d(ids, np.concatenate([group.ids for group in apart]))
     if len(rest):
-        apart.append(TextGroup(rest, _common(heads_UK, rest, common)))
+        apart.append(TextGroup(rest, _common(texts.tokens_UK, rest, common)))
     return apart
 
 

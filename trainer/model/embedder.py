@@ -225,12 +225,11 @@ class Embedder(nn.Module):
         """
         self._point_at(chunk)
         output = self.backbone(**self._inputs(chunk), output_hidden_states=middle)
-        last = self.to_vectors(self.pool(self._unpacked(output.last_hidden_state, chunk), chunk))
+        last = self.to_vectors(self._pooled(output.last_hidden_state, chunk))
         if not middle:
             return (last,)
         states = output.hidden_states
-        pooled = self.pool(self._unpacked(states[len(states) // 2], chunk), chunk)
-        return last, unit(pooled)
+        return last, unit(self._pooled(states[len(states) // 2], chunk))
 
     def _inputs(self, chunk: Chunk) -> dict[str, Any]:
         """Arguments of the backbone."""
@@ -268,6 +267,12 @@ class Embedder(nn.Module):
             "max_length_q": longest,
             "max_length_k": longest,
         }
+
+    def _pooled(self, hidden: Tensor, chunk: Chunk) -> Tensor:
+        """Pooled states [B, H], float32, of token states as the backbone gives them."""
+        if chunk.num_shared and self.pooling == "last":
+            return hidden[0, chunk.last_places].float()
+        return self.pool(self._unpacked(hidden, chunk), chunk)
 
     def _unpacked(self, hidden: Tensor, chunk: Chunk) -> Tensor:
         """Token states as [B, L, H]; packed ones and those behind shared ones as [1, T, H]."""

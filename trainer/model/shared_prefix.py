@@ -61,14 +61,8 @@ def in_own_rows(hidden_TH: Tensor, num_texts: int, num_shared: int) -> Tensor:
 
 
 def spread(states: Tensor, prefix: SharedPrefix) -> Tensor:
-    """Queries, keys or values of whole texts [1, A, T, D] -> [B, A, L, D]."""
-    shared = states[:, :, : prefix.num_tokens].expand(prefix.num_texts, -1, -1, -1)
-    return torch.cat([shared, _own(states, prefix)], dim=2)
-
-
-def _own(states: Tensor, prefix: SharedPrefix) -> Tensor:
-    """The own tokens of each text [1, A, T, D] -> [B, A, O, D]."""
-    return states[0, :, prefix.num_tokens :].unflatten(1, (prefix.num_texts, -1)).transpose(0, 1)
+    """Keys or values of whole texts [1, A, T, D] -> [B, A, L, D]."""
+    return _joined(*_parts(states, prefix))
 
 
 def attend_behind_prefix(
@@ -80,9 +74,6 @@ def attend_behind_prefix(
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """Fused causal attention of texts whose first tokens lie in front of all of them.
-
-    Where the own tokens are the fewer, they alone are queries, under a mask. Else all tokens of
-    all texts are: the causal kernel needs no mask and leaves out the half that it would hide.
 
     Args:
         module: an attention module with `prefix`.
@@ -96,26 +87,52 @@ def attend_behind_prefix(
         The output [1, T, A, D], and None.
     """
     prefix: SharedPrefix = module.prefix  # type: ignore[assignment]
-    num_shared = prefix.num_tokens
-    if not num_shared:
+    if not prefix.num_tokens:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    keys, values = spread(key, prefix), spread(value, prefix)
-    length = keys.shape[2]
-    if length - num_shared > num_shared:
-        whole, _ = sdpa_attention_forward(
-            module, spread(query, prefix), keys, values, None, **settings
-        )
-        shared, own = whole[:1, :num_shared], whole[:, num_shared:]
-    else:
-        place = torch.arange(length, device=query.device)
-        seen = place <= place[num_shared:, None]
-        own, _ = sdpa_attention_forward(
-            module, _own(query, prefix), keys, values, seen[None, None], **settings
-        )
-        first = (states[:, :, :num_shared] for states in (query, key, value))
-        shared, _ = sdpa_attention_forward(module, *first, None, **settings)
+    (query, own_query), (key, own_key), (value, own_value) = (
+        _parts(states, prefix) for states in (query, key, value)
+    )
+    shared, _ = sdpa_attention_forward(module, query, key, value, None, **settings)
+    keys, values = _joined(key, own_key), _joined(value, own_value)
+    place_L = torch.arange(keys.shape[2], device=keys.device)
+    seen_OL = place_L <= place_L[prefix.num_tokens :, None]
+    own = _attend(module, own_query, keys, values, seen_OL, settings)
     # [1, P, A, D] and [B, O, A, D] -> [1, T, A, D]
     return torch.cat([shared, own.flatten(0, 1)[None]], dim=1), None
+
+
+def _parts(states: Tensor, prefix: SharedPrefix) -> tuple[Tensor, Tensor]:
+    """The shared tokens [1, A, P, D] and the own ones of each text [B, A, O, D] of [1, A, T, D].
+
+    Cut at once: a slice of its own would have a gradient of T tokens, mostly zeros.
+    """
+    num_own = states.shape[2] - prefix.num_tokens
+    shared, own = states.split([prefix.num_tokens, num_own], dim=2)
+    return shared, own[0].unflatten(1, (prefix.num_texts, -1)).transpose(0, 1)
+
+
+def _joined(shared: Tensor, own: Tensor) -> Tensor:
+    """Whole texts [B, A, L, D] of what `_parts` returns."""
+    return torch.cat([shared.expand(len(own), -1, -1, -1), own], dim=2)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen_OL: Tensor,
+    settings: dict[str, Any],
+) -> Tensor:
+    """Fused attention under a mask of all texts; [B, A, O, D] -> [B, O, A, D]."""
+    mask = seen_OL[None, None]
+    if query.device.type != "cpu":
+        output, _ = sdpa_attention_forward(module, query, key, value, mask, **settings)
+        return output
+    # the kernel of CPUs reads grouped heads under a mask, too, where transformers would copy them
+    return nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=settings.get("scaling"), enable_gqa=True
+    ).transpose(1, 2)
 
 
 def share_prefix(backbone: nn.Module, attentions: list[Any]) -> SharedPrefix:
