@@ -98,6 +98,23 @@ def test_small_run_ends_with_json(
 
 @pytest.mark.slow
 @pytest.mark.dist
+def test_instructions_run_once_with_the_losses_of_texts_that_run_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork_context()
+    forkserver.ensure_running()
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(sys, "argv", ["step.py", "--quick", "--parts", "prefix", "--json"])
+    step.main()
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report.keys() == {key for key in TARGETS if key.startswith("prefix_")}
+    # 20 tokens once, and 32 texts of 6 to 18 tokens to the length of the longest of a chunk
+    assert 0.35 < report["prefix_token_ratio"] < 0.5
+    assert report["prefix_loss_difference"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.dist
 def test_a_pretrained_decoder_ends_its_texts_alike_on_both_sides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

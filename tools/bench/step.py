@@ -121,10 +121,10 @@ FULL = Scale(
     llm_tokens=(2048,),
     prefix=SharingSizes(
         shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),
-        short_batch=256,
-        long_batch=64,
+        short_batch=128,
+        long_batch=32,
         chunk_tokens=2048,
-        rounds=8,
+        rounds=5,
     ),
 )
 QUICK = Scale(

@@ -12,6 +12,9 @@ from trainer.model.embedder import Embedder
 from trainer.model.layer_major import decoder_of, supports_layer_major
 from trainer.model.shared_prefix import share_prefix
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+"""Modules in which a token meets its neighbours, who behind shared tokens may be another text's."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,6 +53,8 @@ def reason_against(embedder: Embedder) -> str | None:
     if not supports_layer_major(backbone):
         name = type(decoder_of(backbone)).__name__
         return f"{name} is no Llama-style decoder with full attention in every layer"
+    if any(isinstance(module, CONVOLUTIONS) for module in backbone.modules()):
+        return "tokens meet outside of attention, in convolutions"
     if embedder.text_lengths is not None:
         return "positions are scaled by the length of a text"
     decoder = decoder_of(backbone)
