@@ -54,7 +54,7 @@ def compare_sharing(
     model = folder / "base"
     model.mkdir()
     make_decoder(model, sizes.shape, list(pairs))
-    pieces = _Pieces(model, pairs)
+    pieces = Pieces(model, pairs)
     works = {
         "short": _work(pieces, folder / "short.jsonl", sizes.short_batch, SHORT_TEXTS),
         "long": _work(pieces, folder / "long.jsonl", sizes.long_batch, LONG_TEXTS),
@@ -83,7 +83,7 @@ def compare_sharing(
     return report, outcomes
 
 
-def _work(pieces: "_Pieces", file: Path, batch_size: int, passages: tuple[int, int]) -> Work:
+def _work(pieces: "Pieces", file: Path, batch_size: int, passages: tuple[int, int]) -> Work:
     """Short queries and passages of the given lengths, as many as a step takes."""
     write_pairs(
         file,
@@ -99,7 +99,7 @@ def _work(pieces: "_Pieces", file: Path, batch_size: int, passages: tuple[int, i
     )
 
 
-class _Pieces:
+class Pieces:
     """Texts of chosen numbers of tokens, cut from a long one."""
 
     def __init__(self, model: Path, pairs: Sequence[tuple[str, str]]) -> None:
@@ -122,13 +122,14 @@ class _Pieces:
             yield from words
 
     def _text(self, num_tokens: int) -> str:
-        """Words that are so many tokens with the end token."""
-        text = ""
+        """Words that are so many tokens with the end token, or as near as words come to it."""
+        text, missing = "", num_tokens
         while True:
             longer = f"{text} {next(self.words)}".strip()
-            if len(self.tokenizer.encode(longer).ids) > num_tokens:
-                return text or longer
-            text = longer
+            beyond = len(self.tokenizer.encode(longer).ids) - num_tokens
+            if beyond >= 0:
+                return longer if not text or beyond < missing else text
+            text, missing = longer, -beyond
 
     def _instruction(self) -> str:
         """Words that are INSTRUCTION_TOKENS tokens, a colon at the end."""

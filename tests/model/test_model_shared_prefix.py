@@ -180,6 +180,29 @@ def test_shared_tokens_pass_through_the_model_once(model: Path, num_shared: int)
     assert backbone.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_vectors_and_gradients_on_a_gpu(model: Path, shape: str, dtype: torch.dtype) -> None:
+    num_shared, own = SHAPES[shape]
+    plain = chunk_behind(num_shared, own)
+    found = []
+    for shared in (num_shared, 0):
+        embedder = embedder_of(model).to("cuda", dtype)
+        share_where_exact(embedder)
+        moved = {
+            name: value.cuda() for name, value in vars(plain).items() if isinstance(value, Tensor)
+        }
+        found.append(run(embedder, [replace(plain, num_shared=shared, **moved)]))
+    # other kernels sum in another order; bfloat16 has eight bits of mantissa
+    limit = 1e-3 if dtype == torch.float32 else 0.1
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=limit, atol=limit)
+    for name, gradient in found[1][1].items():
+        error = (found[0][1][name] - gradient).norm() / gradient.norm()
+        assert error < limit, name
+
+
 def test_places_of_tokens_in_one_row() -> None:
     chunk = replace(chunk_behind(2, [3, 1]), num_shared=2)
     assert chunk.run_positions.tolist() == [0, 1, 2, 3, 4, 2, 3, 4]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.prefix import INSTRUCTION_TOKENS, Pieces
 from bench.turns import Outcome, ratio
+from demo.data import train_tokenizer
 from tests.support.gguf_files import make_llama, write_gguf
 from tests.support.ranks import fork_context
 from tools.bench import step
@@ -48,6 +50,20 @@ def test_even_pairs_fill_both_texts() -> None:
     long = " ".join(str(i) for i in range(20))
     pairs = even_pairs([("a", long), ("b", "too short")], 8)
     assert [[len(text.split()) for text in pair] for pair in pairs] == [[8, 12]]
+
+
+def test_texts_behind_an_instruction_have_the_stated_lengths(tmp_path: Path) -> None:
+    pairs = [(f"word{i} of the list", "this is for it and that as by an " * 4) for i in range(40)]
+    train_tokenizer((text for pair in pairs for text in pair), tmp_path)
+    pieces = Pieces(tmp_path, pairs)
+    tokenizer = pieces.tokenizer
+    behind = [tokenizer.encode(pieces.instruction + text).ids for text in pieces.take(400, (6, 18))]
+    alone = tokenizer.encode(pieces.instruction, add_special_tokens=False).ids
+    assert len(alone) <= INSTRUCTION_TOKENS
+    assert all(ids[: len(alone)] == alone for ids in behind)
+    own = [len(ids) - len(alone) for ids in behind]
+    assert max(own) <= 19
+    assert sum(own) / len(own) == pytest.approx(12, abs=0.5)
 
 
 def test_flops_of_a_step_are_six_per_weight_and_token() -> None:

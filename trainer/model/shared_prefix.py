@@ -23,8 +23,6 @@ from trainer.model.dropout import KeyedDropout
 
 KERNEL = "sdpa_behind_prefix"
 """The name under which transformers finds `attend_behind_prefix`."""
-
-
 COPY_SHARE = 8
 """A text's copy of a shared token's keys and values takes at most a token's memory over this."""
 
@@ -55,8 +53,8 @@ def in_own_rows(hidden_TH: Tensor, num_texts: int, num_shared: int) -> Tensor:
     """Token states of padded texts, the common ones repeated [T, H] -> [B, L, H]."""
     if not num_shared:
         return hidden_TH.view(num_texts, -1, hidden_TH.shape[-1])
-    shared_PH, own_H = hidden_TH[:num_shared], hidden_TH[num_shared:]
-    own_BOH = own_H.view(num_texts, -1, hidden_TH.shape[-1])
+    shared_PH, own = hidden_TH.split([num_shared, len(hidden_TH) - num_shared])
+    own_BOH = own.view(num_texts, -1, hidden_TH.shape[-1])
     return torch.cat([shared_PH.expand(num_texts, -1, -1), own_BOH], dim=1)
 
 
