@@ -3,7 +3,7 @@
 Found in the token ids, so it is the instruction of a side, or whatever texts have in common. Pure
 arithmetic, the same on every rank.
 
-Letters: U texts of the step, K tokens that are looked at.
+Letters: U texts of the step, n texts of a group.
 """
 
 from collections.abc import Sequence
@@ -32,32 +32,45 @@ class TextGroup:
 
 
 @dataclass(frozen=True)
-class _Heads:
-    """What texts begin with, and what a group of them must save."""
+class _Step:
+    """The texts of a step, and what a group of them must save."""
 
-    tokens_UK: np.ndarray
-    """First tokens of each text, int32; from the last token on, numbers that no other text has."""
+    flat: np.ndarray
+    """Token ids of all texts end to end, int32."""
+    starts: np.ndarray
+    """Where each text begins there [U], int64."""
     lengths: np.ndarray
     """Tokens of each text [U], int64."""
     least_saved: int
     """Tokens, beyond those saved without the group."""
 
-    @classmethod
-    def of(cls, token_ids: Sequence[np.ndarray], least_saved: int) -> "_Heads":
-        """Those of some texts; a prefix leaves every text its last token."""
-        lengths = np.array([len(ids) for ids in token_ids], np.int64)
-        width = min(MOST_TOKENS, int(lengths.max()))
-        tokens_UK = np.repeat(-1 - np.arange(len(lengths), dtype=np.int32)[:, None], width, axis=1)
-        for row, ids in zip(tokens_UK, token_ids, strict=True):
-            row[: len(ids) - 1] = ids[: min(width, len(ids) - 1)]
-        return cls(tokens_UK, lengths, least_saved)
+    def columns(self, ids: np.ndarray, start: int) -> np.ndarray:
+        """Some tokens of some texts from place `start` on [n, COLUMNS], int32.
+
+        In place of the last token of a text and all behind it stand numbers that no other text has,
+        so a prefix leaves every text its last token.
+        """
+        place = start + np.arange(COLUMNS)
+        inside = place < self.lengths[ids, None] - 1
+        tokens = self.flat[np.where(inside, self.starts[ids, None] + place, 0)]
+        return np.where(inside, tokens, -1 - ids[:, None].astype(np.int32))
+
+    def common(self, ids: np.ndarray, known: int) -> int:
+        """Tokens that texts begin with alike, at least `known`; one text alone has no more."""
+        if len(ids) == 1:
+            return known
+        for start in range(known, MOST_TOKENS, COLUMNS):
+            block = self.columns(ids, start)
+            different = (block != block[0]).any(axis=0)
+            if different.any():
+                return min(MOST_TOKENS, start + int(different.argmax()))
+        return MOST_TOKENS
 
     def is_worth(self, group: TextGroup, common: int) -> bool:
         """Whether a group should be cut into chunks by itself, not with texts that share less."""
-        num_others, tokens = len(group.ids) - 1, int(self.lengths[group.ids].sum())
-        return (
-            group.num_shared - common
-        ) * num_others >= self.least_saved and group.num_shared * num_others * LEAST_SHARE >= tokens
+        saved = (group.num_shared - common) * (len(group.ids) - 1)
+        tokens = int(self.lengths[group.ids].sum())
+        return saved >= self.least_saved and saved * LEAST_SHARE >= tokens
 
 
 def group_by_prefix(token_ids: Sequence[np.ndarray], *, least_saved: int) -> list[TextGroup]:
@@ -72,8 +85,10 @@ def group_by_prefix(token_ids: Sequence[np.ndarray], *, least_saved: int) -> lis
     """
     if not token_ids:
         return []
-    texts = _Heads.of(token_ids, max(1, least_saved))
-    return _divide(texts, np.arange(len(token_ids)), 0, MOST_LEVELS)
+    lengths = np.array([len(ids) for ids in token_ids], np.int64)
+    flat, starts = np.concatenate(token_ids), np.cumsum(lengths) - lengths
+    step = _Step(flat, starts, lengths, max(1, least_saved))
+    return _divide(step, np.arange(len(token_ids)), 0, MOST_LEVELS)
 
 
 def is_worth_sharing(*, num_texts: int, length: int, num_shared: int) -> bool:
@@ -88,34 +103,23 @@ def is_worth_sharing(*, num_texts: int, length: int, num_shared: int) -> bool:
     return saved * LEAST_SHARE >= num_texts * length and saved > 0
 
 
-def _divide(texts: _Heads, ids: np.ndarray, known: int, levels: int) -> list[TextGroup]:
+def _divide(step: _Step, ids: np.ndarray, known: int, levels: int) -> list[TextGroup]:
     """Groups of texts that have `known` first tokens in common."""
-    common = _common(texts.tokens_UK, ids, known)
-    width = texts.tokens_UK.shape[1]
-    if levels == 0 or common == width:
+    common = step.common(ids, known)
+    most = min(MOST_TOKENS, int(step.lengths[ids].max())) - common
+    if levels == 0 or most <= 0:
         return [TextGroup(ids, common)]
     apart: list[TextGroup] = []
-    next_n = texts.tokens_UK[ids, common]
+    next_n = step.columns(ids, common)[:, 0]
     tokens, counts = np.unique(next_n, return_counts=True)
-    for token in tokens[(counts - 1) * (width - common) >= texts.least_saved]:
-        groups = _divide(texts, ids[next_n == token], common + 1, levels - 1)
-        apart += [group for group in groups if texts.is_worth(group, common)]
+    # what few texts begin with saves little of all
+    many = (counts * LEAST_SHARE >= len(ids)) & ((counts - 1) * most >= step.least_saved)
+    for token in tokens[many]:
+        groups = _divide(step, ids[next_n == token], common + 1, levels - 1)
+        apart += [group for group in groups if step.is_worth(group, common)]
     if not apart:
         return [TextGroup(ids, common)]
     rest = np.setdiff1d(ids, np.concatenate([group.ids for group in apart]))
     if len(rest):
-        apart.append(TextGroup(rest, _common(texts.tokens_UK, rest, common)))
+        apart.append(TextGroup(rest, step.common(rest, common)))
     return apart
-
-
-def _common(heads_UK: np.ndarray, ids: np.ndarray, known: int) -> int:
-    """Tokens that texts begin with alike, at least `known`; one text alone has no more."""
-    width = heads_UK.shape[1]
-    if len(ids) == 1:
-        return known
-    for start in range(known, width, COLUMNS):
-        block = heads_UK[ids, start : start + COLUMNS]
-        different = (block != block[0]).any(axis=0)
-        if different.any():
-            return start + int(different.argmax())
-    return width
