@@ -57,11 +57,21 @@ def make(job: Job) -> Contestant:
 def make_recipe(job: OursJob) -> Recipe:
     """The recipe of a job."""
     work = job.work
-    source = SourceRecipe(name="docs", task="ir", path=str(work.pairs))
+    source = SourceRecipe(
+        name="docs",
+        task="ir",
+        path=str(work.pairs),
+        query_instruction=work.instruction,
+        passage_instruction=work.instruction,
+    )
     model: dict[str, Any] = {"dtype": work.dtype, "gradient_checkpointing": work.checkpointing}
     if work.lora_rank:
         model["lora"] = LoraRecipe(rank=work.lora_rank, alpha=2 * work.lora_rank)
-    engine: dict[str, Any] = {"gather": job.gather, "attention_kernel": work.kernel}
+    engine: dict[str, Any] = {
+        "gather": job.gather,
+        "attention_kernel": work.kernel,
+        "share_prefix": job.share_prefix,
+    }
     return Recipe(
         name="benchmark",
         output_dir="unused",
@@ -153,13 +163,14 @@ class Ours:
         return self.report.loss
 
     def facts(self) -> dict[str, float]:
-        """Chunks of a rank, share of padding, and real tokens of the last step."""
+        """Of the last step: chunks of a rank, padding, real tokens, and those that ran."""
         report = self.report
         assert report is not None
         return {
             "chunks": report.num_chunks,
             "padding": report.padding_fraction,
             "tokens": report.tokens,
+            "run": report.tokens * (1 - report.shared_fraction) / (1 - report.padding_fraction),
         }
 
 

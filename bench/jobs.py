@@ -30,6 +30,8 @@ class Work:
     """Inner size of adapters on all linear maps; 0 trains all parameters."""
     kernel: str = "sdpa"
     """Attention as transformers names it."""
+    instruction: str = ""
+    """Before each text of both sides; of this trainer alone."""
     checkpointing: bool = False
     """Recompute activations layer by layer."""
 
@@ -47,6 +49,8 @@ class OursJob:
     """`engine.max_tokens_per_chunk`."""
     keep_tokens: int | None = None
     """`engine.keep_graph_tokens`; None is the recipe's default, one chunk's worth."""
+    share_prefix: str = "auto"
+    """`engine.share_prefix`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -188,6 +188,8 @@ def test_the_card_of_the_export_is_read_by_the_hub_and_runs(finished: Path) -> N
 class PlainPasses:
     """The embedder of a folder of weights, run without an engine."""
 
+    shares_prefix = False
+
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel
 

@@ -16,6 +16,7 @@ import torch
 
 from tests.support import tiny
 from tests.support.ranks import run_ranks
+from trainer.data.batch import Batch
 from trainer.distributed.group import Ranks, join
 from trainer.engine.build import build, load_embedder
 from trainer.engine.step import Stepper
@@ -152,6 +153,7 @@ def plain_reference(
     lora: LoraRecipe | None,
     composed: bool = False,
     prepare: Callable[[Embedder], None] = lambda embedder: None,
+    make_batches: Callable[[], list[Batch]] = tiny.three_batches,
 ) -> dict[str, Any]:
     """One process, no DeepSpeed, no cache: one forward of everything, autograd, SGD."""
     from trainer.engine.chunks import plan_chunks
@@ -170,7 +172,7 @@ def plain_reference(
     trainable = [p for p in embedder.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=recipe.train.learning_rate)
     losses = []
-    for step, batch in enumerate(tiny.three_batches()):
+    for step, batch in enumerate(make_batches()):
         plan = plan_chunks(lengths_of(batch.texts), num_ranks=1, max_tokens=10**6)
         key = step_key(recipe.seed, step)
         (chunk,) = make_chunks(batch.texts, plan.ranks[0], key=key, device=ranks.device)

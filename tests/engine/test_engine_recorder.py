@@ -72,6 +72,7 @@ def test_numbers_that_json_cannot_say_are_null() -> None:
         skipped_steps=1,
         tokens=10,
         padding_fraction=0.0,
+        shared_fraction=0.0,
         num_chunks=1,
         masked_pairs=0,
         seconds=0.5,

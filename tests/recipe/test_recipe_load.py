@@ -352,6 +352,18 @@ def test_mask_is_a_word_or_a_margin(recipe_file: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("word", ["off", "'off'", "false"])
+def test_off_needs_no_quotes(recipe_file: Path, tmp_path: Path, word: str) -> None:
+    assert load_recipe(recipe_file).engine.share_prefix == "auto"
+    recipe = load_recipe(recipe_file, [f"engine.share_prefix={word}"])
+    assert recipe.engine.share_prefix == "off"
+    assert load_recipe(write(tmp_path, dump_recipe(recipe)), []) == recipe
+    written = write(tmp_path, f"{TEXT}\nengine: {{share_prefix: {word}}}\n")
+    assert load_recipe(written).engine.share_prefix == "off"
+    message = refused(recipe_file, "engine.share_prefix=on")
+    assert "engine.share_prefix = true; expected one of auto, off" in message
+
+
 def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(
         recipe_file,

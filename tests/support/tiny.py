@@ -1,5 +1,6 @@
 """Tiny seeded models and batches for engine tests."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,23 @@ def labels_batch(step: int) -> LabelsBatch:
 def three_batches() -> list[Batch]:
     """IR with adversarial lengths, STS, IR."""
     return [ir_batch(0, long_first=True), sts_batch(1), ir_batch(2)]
+
+
+def instructed_batches() -> list[Batch]:
+    """The same behind instructions: 9 tokens before queries and pairs, 5 before passages."""
+    ir, sts, last = ir_batch(0, long_first=True), sts_batch(1), ir_batch(2)
+    return [
+        replace(ir, texts=_behind(ir.texts, 8)),
+        replace(sts, texts=_behind(sts.texts, 16)),
+        replace(last, texts=_behind(last.texts, 8)),
+    ]
+
+
+def _behind(texts: Texts, num_queries: int) -> Texts:
+    """Texts with an instruction before the first ones and another before the others."""
+    query, passage = np.arange(1, 10, dtype=np.int32), np.arange(20, 25, dtype=np.int32)
+    ids = tuple(
+        np.concatenate([query if i < num_queries else passage, text])
+        for i, text in enumerate(texts.token_ids)
+    )
+    return replace(texts, token_ids=ids)

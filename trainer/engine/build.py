@@ -20,6 +20,7 @@ from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load
 from trainer.model.embedder import Embedder
 from trainer.model.kinds import skeleton_of
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
+from trainer.model.prefix_support import share_where_exact
 from trainer.model.projection import make_projection, place_of_modules
 from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.deepspeed_file import offloads
@@ -40,6 +41,12 @@ class Built:
     """How the passes gather parameters; never `auto`."""
     replica: Replica
     """The same model without hooks."""
+
+    @property
+    def shares_in_training(self) -> bool:
+        """Whether texts may share their first tokens in a step."""
+        prefix = self.engine.module.prefix
+        return prefix is not None and prefix.in_training
 
 
 def build(
@@ -71,6 +78,8 @@ def build(
     if gather != "chunk":
         config = _with_plain_linear(config)
     embedder = load_embedder(recipe, model_path=model_path, config=config, ranks=ranks)
+    if recipe.engine.share_prefix == "auto":
+        share_where_exact(embedder)
     replica = Replica(embedder)
     if gather == "layer":
         embedder = _layer_major(embedder, recipe)

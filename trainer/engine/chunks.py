@@ -1,26 +1,37 @@
 """Which rank embeds which text, and in which forwards: pure arithmetic on lengths.
 
-Letters: U texts of the step, W ranks.
+Letters: U texts of the step, W ranks, P tokens that the texts of a chunk share.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.engine.common_prefix import TextGroup, group_by_prefix, is_worth_sharing
+from trainer.model.shared_prefix import COPY_SHARE
+
 WASTE_SHARE = 64
 """A chunk pads at most its token budget over this: about what one more chunk costs in time."""
+
+LEAST_CHUNK_COST = 16
+"""Tokens whose time one more chunk costs, however small."""
 
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """The forwards of one step; all ranks have the same number, some may be empty at the end."""
+    """The forwards of one step; all ranks have the same number, some may be empty."""
 
     ranks: tuple[tuple[np.ndarray, ...], ...]
     """Text ids of each chunk of each rank, int64; longest texts first."""
+    num_shared: tuple[int, ...]
+    """Of each chunk, first tokens that its texts have in common and that run once."""
     padded_tokens: int
     """Tokens that pass through the model, padding included, over all ranks."""
     real_tokens: int
-    """Tokens without padding, over all ranks."""
+    """Tokens of the texts without padding, over all ranks."""
+    saved_tokens: int
+    """Of these, how many do not pass through the model, as another text's do."""
 
     @property
     def num_chunks(self) -> int:
@@ -30,7 +41,12 @@ class ChunkPlan:
     @property
     def padding_fraction(self) -> float:
         """Share of the padded tokens that is padding, 0..1."""
-        return 1 - self.real_tokens / self.padded_tokens
+        return 1 - (self.real_tokens - self.saved_tokens) / self.padded_tokens
+
+    @property
+    def shared_fraction(self) -> float:
+        """Share of the real tokens that do not pass through the model, 0..1."""
+        return self.saved_tokens / self.real_tokens
 
     def rows(self, rank: int) -> np.ndarray:
         """Text ids of a rank in the order of its chunks [n], int64."""
@@ -47,6 +63,36 @@ class ChunkPlan:
         return [sum(map(len, chunks)) for chunks in self.ranks]
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """One chunk of all ranks."""
+
+    rows: tuple[list[int], ...]
+    """Text ids of each rank."""
+    longest: int
+    """Tokens of the longest text."""
+    num_shared: int
+    """P."""
+
+
+def plan_shared(token_ids: Sequence[np.ndarray], *, num_ranks: int, max_tokens: int) -> ChunkPlan:
+    """A plan in which texts that begin alike share their first tokens, where that is less work.
+
+    Args:
+        token_ids: U arrays of int32 [length], length at least 1.
+        num_ranks: W.
+        max_tokens: as of `plan_chunks`.
+
+    Returns:
+        The plan; the same on every rank.
+    """
+    # a group of its own is about one more chunk of each rank
+    least_saved = num_ranks * max(LEAST_CHUNK_COST, max_tokens // WASTE_SHARE)
+    lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
+    groups = group_by_prefix(token_ids, least_saved=least_saved)
+    return _plan(lengths, groups, num_ranks, max_tokens)
+
+
 def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> ChunkPlan:
     """Deal texts to ranks and cut each rank's share into chunks.
 
@@ -61,34 +107,76 @@ def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> Chun
         max_tokens: padded tokens of one chunk of one rank; one longer text is a chunk by itself.
 
     Returns:
-        The plan; the same on every rank.
+        The plan, in which no tokens are shared; the same on every rank.
     """
-    order = np.argsort(-lengths, kind="stable").astype(np.int64)
-    num_rounds = -(-len(order) // num_ranks)
-    dealt: list[list[list[int]]] = [[] for _ in range(num_ranks)]
-    start = 0
-    while start < num_rounds:
-        stop = _end_of_chunk(lengths[order[::num_ranks]], start, max_tokens)
-        for rank in range(num_ranks):
-            dealt[rank].append(_rows_of(order, rank, start, stop, num_ranks))
+    return _plan(lengths, [TextGroup(np.arange(len(lengths)), 0)], num_ranks, max_tokens)
+
+
+def _plan(
+    lengths: np.ndarray, groups: Sequence[TextGroup], num_ranks: int, max_tokens: int
+) -> ChunkPlan:
+    """Deal the texts of each group by themselves."""
+    cuts = [cut for group in groups for cut in _cuts(lengths, group, num_ranks, max_tokens)]
+    cuts.sort(key=lambda cut: -cut.longest)
+    chunks = [
+        (np.array(rows, np.int64), cut.num_shared if len(rows) > 1 else 0)
+        for cut in cuts
+        for rows in cut.rows
+        if rows
+    ]
+    return ChunkPlan(
+        ranks=tuple(
+            tuple(np.array(cut.rows[rank], dtype=np.int64) for cut in cuts)
+            for rank in range(num_ranks)
+        ),
+        num_shared=tuple(cut.num_shared for cut in cuts),
+        padded_tokens=sum(p + len(c) * (int(lengths[c].max()) - p) for c, p in chunks),
+        real_tokens=int(lengths.sum()),
+        saved_tokens=sum(p * (len(c) - 1) for c, p in chunks),
+    )
+
+
+def _cuts(lengths: np.ndarray, group: TextGroup, num_ranks: int, max_tokens: int) -> list[_Cut]:
+    """The chunks of a group's texts."""
+    order = group.ids[np.argsort(-lengths[group.ids], kind="stable")]
+    longest = lengths[order[::num_ranks]]
+    cuts, start = [], 0
+    while start < len(longest):
+        stop, num_shared = _end_of_chunk(longest, start, max_tokens, group.num_shared)
+        rows = tuple(_rows_of(order, rank, start, stop, num_ranks) for rank in range(num_ranks))
+        cuts.append(_Cut(rows, int(longest[start]), num_shared))
         start = stop
-    ranks = tuple(tuple(np.array(c, dtype=np.int64) for c in chunks) for chunks in dealt)
-    padded = sum(len(c) * int(lengths[c].max()) for chunks in ranks for c in chunks if len(c))
-    return ChunkPlan(ranks=ranks, padded_tokens=padded, real_tokens=int(lengths.sum()))
+    return cuts
 
 
-def _end_of_chunk(longest: np.ndarray, start: int, max_tokens: int) -> int:
-    """One past the last round of the chunk that starts at round `start`.
+def _end_of_chunk(
+    longest: np.ndarray, start: int, max_tokens: int, num_shared: int
+) -> tuple[int, int]:
+    """One past the last round of the chunk that starts at round `start`, and what it shares.
 
     Args:
         longest: tokens of the longest text of each round, descending.
         start: first round.
         max_tokens: padded tokens of a chunk.
+        num_shared: first tokens that all texts have in common.
     """
     width = int(longest[start])
-    rounds = longest[start : start + max(1, max_tokens // width)]
+    fitting = _fitting(width, max_tokens, num_shared)
+    rounds = longest[start : start + fitting]
+    if num_shared and not is_worth_sharing(
+        num_texts=len(rounds), length=width, num_shared=num_shared
+    ):
+        return _end_of_chunk(longest, start, max_tokens, 0)
     padding = np.cumsum(width - rounds)
-    return start + int(np.searchsorted(padding, max_tokens // WASTE_SHARE, side="right"))
+    stop = start + int(np.searchsorted(padding, max_tokens // WASTE_SHARE, side="right"))
+    return stop, num_shared
+
+
+def _fitting(width: int, max_tokens: int, num_shared: int) -> int:
+    """Texts of `width` tokens that a chunk holds, one at least."""
+    # whole numbers: a text counts its own tokens, and of the shared ones one in COPY_SHARE
+    size = COPY_SHARE * (width - num_shared) + num_shared
+    return max(1, COPY_SHARE * (max_tokens - num_shared) // size)
 
 
 def _rows_of(order: np.ndarray, rank: int, start: int, stop: int, num_ranks: int) -> list[int]:

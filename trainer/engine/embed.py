@@ -11,13 +11,17 @@ from trainer.data.batch import Texts
 from trainer.data.tokens import TextEncoder
 from trainer.distributed.group import Ranks
 from trainer.distributed.rows import gather_rows
-from trainer.engine.chunks import plan_chunks
-from trainer.engine.materialise import lengths_of, make_chunks
+from trainer.engine.materialise import make_chunks, plan_texts
 from trainer.model.embedder import Chunk
 
 
 class ChunkEmbedder(Protocol):
     """Runs a model without gradient: a gradient cache, or a plain model."""
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether chunks may be given whose texts share their first tokens."""
+        ...
 
     def embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """Vectors of all texts of the chunks, in order [n, H], float32."""
@@ -68,8 +72,14 @@ def embed_tokens(texts: Texts, *, model: ChunkEmbedder, ranks: Ranks, chunk_toke
         Vectors [n, H], float32, norm 1, on this rank's device, equal on all ranks.
     Collective: yes.
     """
-    plan = plan_chunks(lengths_of(texts), num_ranks=ranks.world_size, max_tokens=chunk_tokens)
-    chunks = make_chunks(texts, plan.ranks[ranks.rank], key=0, device=ranks.device)
+    plan = plan_texts(
+        texts,
+        num_ranks=ranks.world_size,
+        max_tokens=chunk_tokens,
+        share=model.shares_prefix,
+    )
+    own = plan.ranks[ranks.rank]
+    chunks = make_chunks(texts, own, key=0, device=ranks.device, num_shared=plan.num_shared)
     gathered = gather_rows(model.embed(chunks), counts=plan.counts)
     # rank order -> text order [n, H]
     return gathered[torch.from_numpy(np.argsort(plan.order)).to(ranks.device)]

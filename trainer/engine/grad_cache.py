@@ -31,6 +31,11 @@ ValueAndGrad = Callable[[Vectors], tuple[Vectors, dict[str, Tensor]]]
 class GradCache(Protocol):
     """One way to run chunks; every rank calls it with as many chunks as the others."""
 
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether `embed` takes chunks whose texts share their first tokens."""
+        ...
+
     def accumulate(
         self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
     ) -> dict[str, Tensor]:
@@ -55,6 +60,11 @@ class GradCache(Protocol):
     def held(self) -> contextlib.AbstractContextManager[object]:
         """Keep parameters where they are between calls of `embed`. Collective: yes."""
         ...
+
+
+def shares_prefix(engine: deepspeed.DeepSpeedEngine) -> bool:
+    """Whether texts may share their first tokens in evaluation."""
+    return engine.module.prefix is not None
 
 
 def concatenate(outputs: Sequence[Vectors]) -> Vectors:
@@ -182,6 +192,11 @@ class StepGradCache:
         self.keep_graph_tokens = keep_graph_tokens
         self.whole_graphs = whole_graphs
 
+    @property
+    def shares_prefix(self) -> bool:
+        """See `GradCache.shares_prefix`."""
+        return shares_prefix(self.engine)
+
     def accumulate(
         self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
     ) -> dict[str, Tensor]:
@@ -273,6 +288,11 @@ class LayerGradCache:
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         self.engine = engine
 
+    @property
+    def shares_prefix(self) -> bool:
+        """See `GradCache.shares_prefix`."""
+        return shares_prefix(self.engine)
+
     def accumulate(
         self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
     ) -> dict[str, Tensor]:
@@ -307,6 +327,11 @@ class ChunkGradCache:
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         self.engine = engine
+
+    @property
+    def shares_prefix(self) -> bool:
+        """See `GradCache.shares_prefix`."""
+        return shares_prefix(self.engine)
 
     def accumulate(
         self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from trainer.data.batch import Texts
+from trainer.engine.chunks import ChunkPlan, plan_chunks, plan_shared
 from trainer.model.embedder import Chunk
 
 
@@ -27,8 +29,27 @@ def lengths_of(texts: Texts) -> np.ndarray:
     return np.array([len(ids) for ids in texts.token_ids], dtype=np.int64)
 
 
+def plan_texts(texts: Texts, *, num_ranks: int, max_tokens: int, share: bool) -> ChunkPlan:
+    """The chunks of some texts; the same on every rank.
+
+    Args:
+        texts: with their tokens.
+        num_ranks: ranks that they are dealt to.
+        max_tokens: padded tokens of one chunk of one rank.
+        share: whether the model can run the common first tokens of a chunk's texts once.
+    """
+    if share:
+        return plan_shared(texts.token_ids, num_ranks=num_ranks, max_tokens=max_tokens)
+    return plan_chunks(lengths_of(texts), num_ranks=num_ranks, max_tokens=max_tokens)
+
+
 def make_chunks(
-    texts: Texts, plan: Sequence[np.ndarray], *, key: int, device: torch.device
+    texts: Texts,
+    plan: Sequence[np.ndarray],
+    *,
+    key: int,
+    device: torch.device,
+    num_shared: Sequence[int] | None = None,
 ) -> list[Chunk]:
     """Pad each chunk of a plan on the right.
 
@@ -37,8 +58,15 @@ def make_chunks(
         plan: text ids of each chunk; may hold empty ones.
         key: from `step_key`.
         device: where the tensors go.
+        num_shared: of a plan, first tokens that the texts of each chunk share; None: none.
     """
-    return [_make_chunk(texts, ids, key=key, device=device) for ids in plan]
+    chunks = [_make_chunk(texts, ids, key=key, device=device) for ids in plan]
+    if num_shared is None:
+        return chunks
+    return [
+        replace(chunk, num_shared=shared) if chunk.num_texts > 1 else chunk
+        for chunk, shared in zip(chunks, num_shared, strict=True)
+    ]
 
 
 def _make_chunk(texts: Texts, ids: np.ndarray, *, key: int, device: torch.device) -> Chunk:

@@ -45,6 +45,7 @@ def step_line(report: StepReport) -> dict[str, Any]:
         "skipped_steps": report.skipped_steps,
         "tokens": report.tokens,
         "padding_fraction": report.padding_fraction,
+        "shared_fraction": report.shared_fraction,
         "num_chunks": report.num_chunks,
         "masked_pairs": report.masked_pairs,
         "seconds": report.seconds,

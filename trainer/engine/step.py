@@ -9,11 +9,10 @@ from trainer.data.batch import Batch
 from trainer.distributed.group import Ranks
 from trainer.engine.bad_steps import BadSteps, named_rows
 from trainer.engine.build import Built
-from trainer.engine.chunks import plan_chunks
 from trainer.engine.losses.step_loss import step_loss
 from trainer.engine.losses.task_loss import prefixes_of
 from trainer.engine.lr import learning_rate
-from trainer.engine.materialise import lengths_of, make_chunks, step_key
+from trainer.engine.materialise import make_chunks, plan_texts, step_key
 from trainer.engine.out_of_memory import explaining_memory
 from trainer.errors import StepError
 from trainer.recipe.kind import reads_middle
@@ -48,6 +47,8 @@ class StepReport:
     """Real tokens of the distinct texts."""
     padding_fraction: float
     """Share of padding among the tokens that passed through the model."""
+    shared_fraction: float
+    """Share of the real tokens that did not run, being the first of other texts of their chunk."""
     num_chunks: int
     """Forwards per rank, of one pass."""
     masked_pairs: int
@@ -87,16 +88,23 @@ class Stepper:
         started = time.perf_counter()
         step, settings = batch.plan.step, settings_of(self.recipe, batch.plan.source)
         self.ranks.enter(f"in step {step} ({batch.plan.task}, source {batch.plan.source})")
-        plan = plan_chunks(
-            lengths_of(batch.texts),
+        plan = plan_texts(
+            batch.texts,
             num_ranks=self.ranks.world_size,
             max_tokens=self.recipe.engine.max_tokens_per_chunk,
+            share=self.built.shares_in_training,
         )
         with explaining_memory(self.recipe, self.built, self.ranks, named_rows(batch)):
             key = step_key(self.recipe.seed, step)
             own = plan.ranks[self.ranks.rank]
             found = self.built.grad_cache.accumulate(
-                make_chunks(batch.texts, own, key=key, device=self.ranks.device),
+                make_chunks(
+                    batch.texts,
+                    own,
+                    key=key,
+                    device=self.ranks.device,
+                    num_shared=plan.num_shared,
+                ),
                 step_loss(
                     batch, settings, plan, self.ranks, prefixes_of(self.recipe.model.matryoshka)
                 ),
@@ -119,6 +127,7 @@ class Stepper:
             skipped_steps=self.built.engine.skipped_steps,
             tokens=plan.real_tokens,
             padding_fraction=plan.padding_fraction,
+            shared_fraction=plan.shared_fraction,
             num_chunks=plan.num_chunks,
             masked_pairs=batch.num_masked,
             seconds=time.perf_counter() - started,

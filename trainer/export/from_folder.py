@@ -32,6 +32,9 @@ TRAINED: dict[str, Pooling] = {word: word for word in get_args(Pooling)}
 class PlainModel:
     """An embedder that no engine wraps."""
 
+    shares_prefix = False
+    """Its vectors are those that others are compared with."""
+
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder.eval()
 

@@ -13,6 +13,12 @@ from trainer.model.dropout import DropoutKeys, key_dropouts
 from trainer.model.pooled_layer import PooledTokens, narrow_last_layer
 from trainer.model.pooling import pool
 from trainer.model.projection import Projection
+from trainer.model.shared_prefix import (
+    SharedPrefix,
+    copied_tokens,
+    in_one_row,
+    in_own_rows,
+)
 from trainer.model.text_rotary import TextLengths, scale_by_text
 from trainer.recipe.schema import Attention, Pooling
 
@@ -37,6 +43,8 @@ class Chunk:
     of which the low 64 bits count."""
     has_padding: bool
     """Whether any text is shorter than L."""
+    num_shared: int = 0
+    """P, leading tokens that all texts have in common and that run once; less than each length."""
 
     @classmethod
     def placeholder(cls, device: torch.device) -> "Chunk":
@@ -57,9 +65,42 @@ class Chunk:
         return self.input_ids.shape[0]
 
     @property
+    def run_tokens(self) -> int:
+        """T, tokens that pass through the model: B * L, or P + B * (L - P)."""
+        num_texts, length = self.input_ids.shape
+        return self.num_shared + num_texts * (length - self.num_shared)
+
+    @property
     def padded_tokens(self) -> int:
-        """B * L."""
-        return self.input_ids.numel()
+        """What the chunk counts where memory is measured in tokens: B * L, or a little over T."""
+        return self.run_tokens + copied_tokens(self.num_texts, self.num_shared)
+
+    @property
+    def run_ids(self) -> Tensor:
+        """Token ids in the order in which they run [T], int64."""
+        if not self.num_shared:
+            return self.input_ids.flatten()
+        return in_one_row(self.input_ids, self.num_shared)
+
+    @property
+    def run_positions(self) -> Tensor:
+        """Place in its text of each token that runs [T], int64."""
+        position_L = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return in_one_row(position_L.expand(self.input_ids.shape), self.num_shared)
+
+    @property
+    def first_places(self) -> Tensor:
+        """Where the first token of each text runs [B], int64, 0..T-1."""
+        if self.num_shared:
+            return torch.zeros_like(self.lengths)
+        return self.input_ids.shape[1] * torch.arange(self.num_texts, device=self.lengths.device)
+
+    @property
+    def last_places(self) -> Tensor:
+        """Where the last token of each text runs [B], int64, 0..T-1."""
+        own_length = self.input_ids.shape[1] - self.num_shared
+        start_B = own_length * torch.arange(self.num_texts, device=self.lengths.device)
+        return start_B + self.lengths - 1
 
 
 class Embedder(nn.Module):
@@ -98,6 +139,8 @@ class Embedder(nn.Module):
         self.pooled_tokens: PooledTokens | None = (
             narrow_last_layer(backbone, self.dropout_keys) if pooling == "last" else None
         )
+        self.prefix: SharedPrefix | None = None
+        """Where to say what texts share; None where they cannot, or as long as none should."""
 
     @property
     def config(self) -> Any:
@@ -153,15 +196,19 @@ class Embedder(nn.Module):
         """Say how long the texts are and where their pooled tokens lie."""
         if self.text_lengths is not None:
             self.text_lengths.lengths_B, self.text_lengths.packed = chunk.lengths, self.packed
+        if self.prefix is not None:
+            self.prefix.num_tokens, self.prefix.num_texts = chunk.num_shared, chunk.num_texts
         pooled = self.pooled_tokens
         if pooled is None:
             return
-        if self.packed:
-            pooled.column_B = chunk.lengths.cumsum(0) - 1
+        if self.packed or chunk.num_shared:
+            # all texts are in one row
+            pooled.column_B = chunk.lengths.cumsum(0) - 1 if self.packed else chunk.last_places
             pooled.row_B = torch.zeros_like(pooled.column_B)
         else:
             pooled.column_B = chunk.lengths - 1
             pooled.row_B = torch.arange(chunk.num_texts, device=chunk.lengths.device)
+        pooled.place_B = chunk.lengths - 1
         pooled.text_B = chunk.text_keys
 
     def forward(self, chunk: Chunk, *, middle: bool = False) -> tuple[Tensor, ...]:
@@ -177,18 +224,32 @@ class Embedder(nn.Module):
         Collective: under ZeRO-3 a wrapped module's hooks gather parameters; a replica has none.
         """
         self._point_at(chunk)
-        inputs = self._packed_inputs(chunk) if self.packed else self._padded_inputs(chunk)
-        output = self.backbone(**inputs, output_hidden_states=middle)
-        last = self.to_vectors(self.pool(self._unpacked(output.last_hidden_state, chunk), chunk))
+        output = self.backbone(**self._inputs(chunk), output_hidden_states=middle)
+        last = self.to_vectors(self._pooled(output.last_hidden_state, chunk))
         if not middle:
             return (last,)
         states = output.hidden_states
-        pooled = self.pool(self._unpacked(states[len(states) // 2], chunk), chunk)
-        return last, unit(pooled)
+        return last, unit(self._pooled(states[len(states) // 2], chunk))
 
-    def _padded_inputs(self, chunk: Chunk) -> dict[str, Any]:
-        """Arguments of the backbone for rows of equal length."""
+    def _inputs(self, chunk: Chunk) -> dict[str, Any]:
+        """Arguments of the backbone."""
+        if chunk.num_shared:
+            return self._shared_inputs(chunk)
+        if self.packed:
+            return self._packed_inputs(chunk)
         return {"input_ids": chunk.input_ids, "attention_mask": self.mask_for(chunk)}
+
+    def _shared_inputs(self, chunk: Chunk) -> dict[str, Any]:
+        """Arguments of the backbone for one row of T tokens, the shared ones first.
+
+        The mask is not read: one of four dimensions keeps transformers from making one of T * T.
+        """
+        assert self.prefix is not None, "texts share tokens in a model that cannot"
+        return {
+            "input_ids": chunk.run_ids[None],
+            "position_ids": chunk.run_positions[None],
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=chunk.lengths.device),
+        }
 
     def _packed_inputs(self, chunk: Chunk) -> dict[str, Any]:
         """Arguments of the backbone for one row of T real tokens, positions starting anew.
@@ -207,8 +268,16 @@ class Embedder(nn.Module):
             "max_length_k": longest,
         }
 
+    def _pooled(self, hidden: Tensor, chunk: Chunk) -> Tensor:
+        """Pooled states [B, H], float32, of token states as the backbone gives them."""
+        if chunk.num_shared and self.pooling == "last":
+            return hidden[0, chunk.last_places].float()
+        return self.pool(self._unpacked(hidden, chunk), chunk)
+
     def _unpacked(self, hidden: Tensor, chunk: Chunk) -> Tensor:
-        """Token states as [B, L, H]; packed ones come as [1, T, H]."""
+        """Token states as [B, L, H]; packed ones and those behind shared ones as [1, T, H]."""
+        if chunk.num_shared:
+            return in_own_rows(hidden[0], chunk.num_texts, chunk.num_shared)
         if not self.packed:
             return hidden
         padded_BLH = hidden.new_zeros(*chunk.input_ids.shape, hidden.shape[-1])

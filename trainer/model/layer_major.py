@@ -4,7 +4,7 @@ Each decoder layer sees one flat tensor of all tokens, so DeepSpeed fetches its 
 direction and reduces its gradients once, however the tokens are cut into chunks. Parameter names
 stay those of the plain embedder: layers change class, not place.
 
-Letters: T padded tokens of all chunks, H hidden size, n texts of all chunks.
+Letters: T tokens of all chunks that run, H hidden size, n texts of all chunks.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.model.embedder import Chunk, Embedder, unit
+from trainer.model.shared_prefix import in_own_rows
 from trainer.recipe.schema import MEANS
 
 
@@ -37,8 +38,8 @@ class ChunkRun:
 
     @property
     def sizes(self) -> list[int]:
-        """Padded tokens of each chunk."""
-        return [chunk.padded_tokens for chunk in self.chunks]
+        """Tokens of each chunk that pass through the layers."""
+        return [chunk.run_tokens for chunk in self.chunks]
 
 
 class ChunkwiseLayer(nn.Module):
@@ -60,11 +61,11 @@ class ChunkwiseLayer(nn.Module):
     def _one(self, part_TH: Tensor, run: ChunkRun, index: int, depth: int) -> Tensor:
         """The layer on one chunk; called again with the same randomness when recomputed."""
         chunk = run.chunks[index]
-        num_texts, length = chunk.input_ids.shape
+        num_rows = 1 if chunk.num_shared else chunk.num_texts
         run.embedder.begin(chunk, run.step_key, depth=depth)
-        # [B * L, H] -> [B, L, H]
+        # [B * L, H] -> [B, L, H], or [T, H] -> [1, T, H] where texts share tokens
         output = super().forward(
-            part_TH.view(num_texts, length, -1),
+            part_TH.view(num_rows, -1, part_TH.shape[-1]),
             attention_mask=run.masks[index],
             position_embeddings=run.rotary[index],
         )
@@ -108,7 +109,7 @@ class LayerMajorEmbedder(Embedder):
         Collective: yes under ZeRO-3, with the same calls whatever the chunks.
         """
         decoder = decoder_of(self.backbone)
-        flat_T = torch.cat([chunk.input_ids.flatten() for chunk in chunks])
+        flat_T = torch.cat([chunk.run_ids for chunk in chunks])
         hidden_TH = decoder.embed_tokens(flat_T)
         if torch.is_grad_enabled() and not hidden_TH.requires_grad:
             # with frozen embeddings the leaf modules' backward hooks would fire too early
@@ -144,7 +145,12 @@ class LayerMajorEmbedder(Embedder):
         position_1L = torch.arange(max(lengths), device=hidden_TH.device)[None]
         if self.text_lengths is None:
             cos, sin = module(hidden_TH[None, :1], position_1L)
-            return [(cos[:, :length], sin[:, :length]) for length in lengths]
+            return [
+                (cos[:, chunk.run_positions], sin[:, chunk.run_positions])
+                if chunk.num_shared
+                else (cos[:, :length], sin[:, :length])
+                for chunk, length in zip(chunks, lengths, strict=True)
+            ]
         tables = []
         for chunk, length in zip(chunks, lengths, strict=True):
             self._point_at(chunk)
@@ -152,9 +158,14 @@ class LayerMajorEmbedder(Embedder):
         return tables
 
     def _layer_mask(self, chunk: Chunk, hidden_TH: Tensor) -> Any:
-        """The mask that transformers would build for full attention over this chunk."""
+        """The mask that transformers would build for full attention over this chunk.
+
+        Where texts share tokens, attention makes its own.
+        """
         from transformers.masking_utils import create_causal_mask
 
+        if chunk.num_shared:
+            return None
         num_texts, length = chunk.input_ids.shape
         mask: Any = create_causal_mask(
             config=decoder_of(self.backbone).config,
@@ -171,7 +182,7 @@ class LayerMajorEmbedder(Embedder):
             parts = normed_TH.split(run.sizes)
             return torch.cat(
                 [
-                    self.pool(part.view(*chunk.input_ids.shape, -1), chunk)
+                    self.pool(in_own_rows(part, chunk.num_texts, chunk.num_shared), chunk)
                     for part, chunk in zip(parts, run.chunks, strict=True)
                 ]
             )
@@ -183,10 +194,10 @@ class LayerMajorEmbedder(Embedder):
         """Flat index of the token that stands for each text [n], int64; not for a mean."""
         rows, start = [], 0
         for chunk in run.chunks:
-            num_texts, length = chunk.input_ids.shape
-            first_B = start + length * torch.arange(num_texts, device=chunk.lengths.device)
-            rows.append(first_B + (chunk.lengths - 1 if self.pooling == "last" else 0))
-            start += chunk.padded_tokens
+            rows.append(
+                start + (chunk.last_places if self.pooling == "last" else chunk.first_places)
+            )
+            start += chunk.run_tokens
         return torch.cat(rows)
 
 

@@ -6,7 +6,7 @@ text. Values and gradients stay the same; one layer of all saves most of its wor
 activations that go with it. In training alone: outside of it, who calls the backbone gets all
 tokens. It must not touch any other layer.
 
-Letters: B texts, L tokens, T packed tokens, H hidden size, A heads, D size of a head.
+Letters: B texts, L tokens, T tokens in one row, H hidden size, A heads, D size of a head.
 """
 
 import copy
@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from trainer.model.dropout import DropoutKeys
+from trainer.model.shared_prefix import SharedPrefix, attend_behind_prefix, spread
 
 MLP_MAPS = ("gate_proj", "up_proj", "down_proj")
 """What a Llama-style MLP consists of, by which it is known."""
@@ -36,6 +37,8 @@ class PooledTokens:
     """Row of the activations [B], int64; None lets all tokens through."""
     column_B: Tensor | None = None
     """Place in that row [B], int64."""
+    place_B: Tensor | None = None
+    """Place in its text [B], int64."""
     text_B: Tensor | None = None
     """Key of each text [B], int64; keys dropout."""
 
@@ -76,7 +79,7 @@ def attend_from_pooled(
 
     Args:
         module: an attention module with `pooled`.
-        query: of all tokens [B, A, L, D].
+        query: of all tokens [B, A, L, D], or [1, A, T, D] where the first tokens are shared.
         key: [B, heads of keys, L, D].
         value: like `key`.
         attention_mask: of transformers' own fused attention, which runs where this does not fit:
@@ -84,16 +87,22 @@ def attend_from_pooled(
         settings: of transformers' own fused attention.
 
     Returns:
-        The output [B, L, A, D], 0 for all other tokens, and None.
+        The output [B, L, A, D] or [1, T, A, D], 0 for all other tokens, and None.
     """
     pooled: PooledTokens = module.pooled  # type: ignore[assignment]
-    row, column = pooled.row_B, pooled.column_B
+    row, column, place = pooled.row_B, pooled.column_B, pooled.place_B
+    prefix: SharedPrefix | None = getattr(module, "prefix", None)
+    shared = prefix if prefix is not None and prefix.num_tokens else None
     special = settings.get("sliding_window") or settings.get("dropout")
-    if row is None or column is None or len(row) != len(query) or special or not module.training:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    # [B, A, L, D] -> [B, A, 1, D]
+    apart = row is not None and (shared is not None or len(row) == len(query))
+    if row is None or place is None or not apart or special or not module.training:
+        attend = sdpa_attention_forward if shared is None else attend_behind_prefix
+        return attend(module, query, key, value, attention_mask, **settings)
+    # [B, A, L, D] or, with shared tokens, [1, A, T, D] -> [B, A, 1, D]
     chosen = query[row, :, column][:, :, None]
-    seen_B11L = (torch.arange(key.shape[2], device=key.device) <= column[:, None])[:, None, None]
+    if shared is not None:
+        key, value = spread(key, shared), spread(value, shared)
+    seen_B11L = (torch.arange(key.shape[2], device=key.device) <= place[:, None])[:, None, None]
     output, _ = sdpa_attention_forward(module, chosen, key, value, seen_B11L, **settings)
     zeros = output.new_zeros(len(query), query.shape[2], *output.shape[2:])
     return zeros.index_put_((row, column), output[:, 0]), None

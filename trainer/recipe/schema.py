@@ -253,6 +253,9 @@ class EngineRecipe:
     """ZeRO-3 gathers once per `step`, per `layer` and direction, or per `chunk`; `auto` chooses."""
     attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """`auto`: the fastest that the model has: flash attention on a GPU, else a kernel of torch."""
+    share_prefix: Literal["auto", "off"] = "auto"
+    """`auto`: texts of a chunk that begin with the same tokens, such as an instruction, run these
+    once, where the model allows it and it is less work; exact."""
     timeout_minutes: float = bounded(30.0, above=0)
     """How long a rank waits for the others in a collective before the run ends."""
 

@@ -160,6 +160,8 @@ class _Builder:
         return value
 
     def _choice(self, value: Any, choices: tuple[Any, ...], path: KeyPath) -> Any:
+        if value is False and "off" in choices:
+            return "off"  # as YAML reads the word without quotes
         if value in choices and not isinstance(value, bool):
             return value
         renamed = WORDS.get(".".join(path), {}).get(spelt(value))

@@ -31,7 +31,7 @@ from trainer.engine.chunks import ChunkPlan, plan_chunks
 from trainer.engine.grad_cache import ValueAndGrad
 from trainer.engine.losses.step_loss import step_loss, whole_loss
 from trainer.engine.losses.task_loss import Vectors, prefixes_of
-from trainer.engine.materialise import lengths_of, make_chunks, step_key
+from trainer.engine.materialise import lengths_of, make_chunks, plan_texts, step_key
 from trainer.preflight.checks import RunData
 from trainer.recipe.kind import reads_middle
 from trainer.recipe.per_source import settings_of, step_kinds
@@ -151,7 +151,12 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
     ranks, built = session.ranks, session.built
     lengths = lengths_of(batch.texts)
     budget = max(int(lengths.max()), int(lengths.sum()) // (NUM_CHUNKS * ranks.world_size))
-    plan = plan_chunks(lengths, num_ranks=ranks.world_size, max_tokens=budget)
+    plan = plan_texts(
+        batch.texts,
+        num_ranks=ranks.world_size,
+        max_tokens=budget,
+        share=built.shares_in_training,
+    )
     seconds = {"data": waited, "loss": 0.0, "reduce": 0.0}
     key = step_key(session.recipe.seed, batch.plan.step)
     settings = settings_of(session.recipe, batch.plan.source)
@@ -162,7 +167,13 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
         # what `held` gathers at once is not gathered again below
         seconds["gather"] = time.perf_counter() - started
         built.grad_cache.accumulate(
-            make_chunks(batch.texts, plan.ranks[ranks.rank], key=key, device=ranks.device),
+            make_chunks(
+                batch.texts,
+                plan.ranks[ranks.rank],
+                key=key,
+                device=ranks.device,
+                num_shared=plan.num_shared,
+            ),
             loss,
             step_key=key,
             middle=reads_middle(TASKS[batch.plan.task], settings),
