@@ -190,6 +190,19 @@ def read_columnar(folder: Path, *, name: str) -> None:
         shutil.rmtree(folder / "datasets", ignore_errors=True)
 
 
+def read_set_folder(folder: Path) -> None:
+    """Candidates of a folder with a corpus, or else the rows of a split, as its card has them."""
+    from trainer.data.evalsets import open_eval_set
+    from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+
+    data = DataRecipe(sources=())
+    sets = [
+        EvalSetRecipe(name="set", task=kind, path=str(folder), split="test")
+        for kind in ("reranking", "clustering")
+    ]
+    _any_of(*(partial(open_eval_set, one, data) for one in sets))
+
+
 def read_beir(folder: Path) -> None:
     """A BEIR folder, for training and for evaluation."""
     _all_of(partial(read_source, folder, "ir", "beir"), partial(read_eval_set, folder, "ir"))
@@ -322,6 +335,20 @@ READERS: tuple[Reader, ...] = (
         read=read_beir,
         seeds=seeds.beir_folders,
         modules=(*TEXT_ROWS, *BEIR),
+    ),
+    Reader(
+        name="set-folder",
+        files=(
+            "README.md",
+            "test.jsonl",
+            "corpus.jsonl",
+            "queries.jsonl",
+            "qrels/test.jsonl",
+            "top_ranked.jsonl",
+        ),
+        read=read_set_folder,
+        seeds=seeds.set_folders,
+        modules=(*TEXT_ROWS, *BEIR, "trainer.data.reranking", "trainer.data.set_folder"),
     ),
     Reader(
         name="manifest",
