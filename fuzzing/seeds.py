@@ -203,6 +203,22 @@ def beir_folders() -> list[Parts]:
     return [(corpus, queries, qrels, mined), (corpus, queries, b"q0 0 d0 1\n1 0 d1 2\n", b"")]
 
 
+def set_folders() -> list[Parts]:
+    """Candidates beside their corpus, and rows that a card names."""
+    corpus = _lines([{"_id": f"d{n}", "text": f"text {n}"} for n in range(3)])
+    queries = _lines([{"_id": "q0", "text": "a"}])
+    qrels = _lines([{"query-id": "q0", "corpus-id": "d0", "score": 1}])
+    ranked = _lines([{"query-id": "q0", "corpus-ids": ["d0", "d1"]}])
+    rows = _lines([{"sentences": ["a", "b"], "labels": ["x", "y"]}])
+    card = b"---\nconfigs: [{data_files: [{split: test, path: test.*}]}]\n---\n"
+    listed = b'---\nconfigs: [{"data_files": ["*.jsonl"], "data_dir": "."}]\n---\n'
+    return [
+        (b"", b"", corpus, queries, qrels, ranked),
+        (card, rows, b"", b"", b"", b""),
+        (listed, rows, b"", b"", b"", b""),
+    ]
+
+
 def manifests() -> list[Parts]:
     """A manifest without a hash of itself, and one with it, each with the file it names."""
     content = b"x" * 10

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fuzzing import seeds
+from fuzzing.outcomes import all_of, any_of
 
 SEPARATOR = b"\n--next file--\n"
 """Between the files of an input."""
-LONGEST_MESSAGE = 4000
-"""Characters of an error that a terminal should have to show."""
-
 CHECKPOINT, FORMATS = "trainer.checkpoint.", "trainer.data.formats."
 TEXT_ROWS = tuple(f"trainer.data.{one}" for one in ("fields", "files", "scan", "tables",
                   "sources", "text_table", "encodings"))  # fmt: skip
@@ -62,60 +60,12 @@ class Reader:
             file.unlink(missing_ok=True)
             if content:
                 file.write_bytes(content)
-        _all_of(partial(self.read, folder))
+        all_of(partial(self.read, folder))
 
 
 def join(parts: Sequence[bytes]) -> bytes:
     """One input of the contents of a reader's files."""
     return SEPARATOR.join(parts)
-
-
-def message_of(error: Exception) -> str:
-    """The message of a TrainerError as the command line shows it.
-
-    Raises:
-        AssertionError: it is not one line of a sensible length that says what was expected.
-    """
-    from trainer.cli import shown
-    from trainer.errors import TrainerError
-
-    assert isinstance(error, TrainerError)
-    text = shown(error)
-    assert error.exit_code == 2, text
-    assert text.isprintable(), ascii(text)
-    assert "; expected " in text, text
-    assert len(text) < LONGEST_MESSAGE, text[:200]
-    return text
-
-
-def _errors(calls: Sequence[Callable[[], object]]) -> list[Exception]:
-    """Make all calls; the TrainerErrors that they end in."""
-    from trainer.errors import TrainerError
-
-    errors: list[Exception] = []
-    for call in calls:
-        try:
-            call()
-        except TrainerError as error:
-            try:
-                message_of(error)
-            except AssertionError as fault:
-                raise fault from error
-            errors.append(error)
-    return errors
-
-
-def _all_of(*calls: Callable[[], object]) -> None:
-    """Make all calls; the first TrainerError is raised after the last one."""
-    for error in _errors(calls):
-        raise error
-
-
-def _any_of(*calls: Callable[[], object]) -> None:
-    """Make all calls; the first TrainerError is raised if no call succeeds."""
-    errors = _errors(calls)
-    if len(errors) == len(calls):
-        raise errors[0]
 
 
 def read_recipe(folder: Path) -> None:
@@ -162,7 +112,7 @@ def read_eval_set(path: Path, task: Any) -> None:
 def read_rows(folder: Path, *, file: str) -> None:
     """A row file, as data of either task; what is unpacked or converted for it is removed."""
     try:
-        _any_of(*(partial(read_source, folder / file, task) for task in ("ir", "sts")))
+        any_of(*(partial(read_source, folder / file, task) for task in ("ir", "sts")))
     finally:
         shutil.rmtree(folder / "cache", ignore_errors=True)
 
@@ -173,13 +123,13 @@ def read_row_format(folder: Path, *, name: str, file: str) -> None:
 
     tasks = sorted({adapter.task for adapter in ADAPTERS if adapter.name == name})
     ways = [(task, one) for task in tasks for one in (name, None)]
-    _any_of(*(partial(read_source, folder / file, *way) for way in ways))
+    any_of(*(partial(read_source, folder / file, *way) for way in ways))
 
 
 def read_packed(folder: Path) -> None:
     """The packed row files that are there."""
     names = [name for name in PACKED if (folder / name).exists()]
-    _all_of(*(partial(read_rows, folder, file=name) for name in names))
+    all_of(*(partial(read_rows, folder, file=name) for name in names))
 
 
 def read_columnar(folder: Path, *, name: str) -> None:
@@ -190,9 +140,22 @@ def read_columnar(folder: Path, *, name: str) -> None:
         shutil.rmtree(folder / "datasets", ignore_errors=True)
 
 
+def read_set_folder(folder: Path) -> None:
+    """Candidates of a folder with a corpus, or else the rows of a split, as its card has them."""
+    from trainer.data.evalsets import open_eval_set
+    from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+
+    data = DataRecipe(sources=())
+    sets = [
+        EvalSetRecipe(name="set", task=kind, path=str(folder), split="test")
+        for kind in ("reranking", "clustering")
+    ]
+    any_of(*(partial(open_eval_set, one, data) for one in sets))
+
+
 def read_beir(folder: Path) -> None:
     """A BEIR folder, for training and for evaluation."""
-    _all_of(partial(read_source, folder, "ir", "beir"), partial(read_eval_set, folder, "ir"))
+    all_of(partial(read_source, folder, "ir", "beir"), partial(read_eval_set, folder, "ir"))
 
 
 def read_manifests(folder: Path) -> None:
@@ -203,7 +166,7 @@ def read_manifests(folder: Path) -> None:
         found = manifest.read_manifest(folder)
         manifest.verify(folder, found, found.files)
 
-    _all_of(resume, partial(zero_format.read_manifest, folder))
+    all_of(resume, partial(zero_format.read_manifest, folder))
 
 
 def read_weights(folder: Path) -> None:
@@ -240,7 +203,7 @@ def read_zero_folder(folder: Path) -> None:
 
     tag = folder / "step-2"
     root = folder if (folder / "latest").exists() else tag
-    _all_of(
+    all_of(
         partial(zero_format.read_zero, tag),
         partial(zero_format.read_progress, tag),
         partial(read_weights, root),
@@ -322,6 +285,20 @@ READERS: tuple[Reader, ...] = (
         read=read_beir,
         seeds=seeds.beir_folders,
         modules=(*TEXT_ROWS, *BEIR),
+    ),
+    Reader(
+        name="set-folder",
+        files=(
+            "README.md",
+            "test.jsonl",
+            "corpus.jsonl",
+            "queries.jsonl",
+            "qrels/test.jsonl",
+            "top_ranked.jsonl",
+        ),
+        read=read_set_folder,
+        seeds=seeds.set_folders,
+        modules=(*TEXT_ROWS, *BEIR, "trainer.data.reranking", "trainer.data.set_folder"),
     ),
     Reader(
         name="manifest",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fuzzing.targets import message_of, read_source
+from fuzzing.outcomes import message_of
+from fuzzing.targets import read_source
 from tests.support.spoil import RECIPE, spoil_data, spoiled_recipe
 from tests.test_run_cli import project as project  # a fixture: a right recipe with its data
 from tests.test_run_cli import run, snapshot

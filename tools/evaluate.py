@@ -183,7 +183,7 @@ def evaluate_mteb(
     tasks = find_tasks(names)
     model_path, limits = find_model(path)
     facts, own = facts_of(path, model_path, name), RunFolder(Path(path).expanduser())
-    folder = output or (own.root if own.recipe.is_file() else Path()) / "mteb"
+    folder = output or (own if own.recipe.is_file() else RunFolder(Path())).benchmarks
     model = load_model(model_path)
     scores = score_tasks(model, tasks, facts, limits=limits, output=folder)
     print(f"mteb's own files: {results_folder(folder, facts)}")

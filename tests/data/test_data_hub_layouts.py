@@ -233,6 +233,8 @@ def test_candidates_that_are_not_there_are_named(
 @pytest.mark.parametrize(
     "text",
     ["", "# no header", "---\nconfigs: [", "---\n- a\n---\n", "---\nconfigs: {a: b}\n---\n",
+     "---\nconfigs: [{data_files: [{split: [a], path: b}, {split: c}, {path: '**a'}, '']}]\n---\n",
+     "---\nconfigs: [{config_name: [a]}, {data_dir: {a: b}}, {data_files: /etc/*}]\n---\n",
      "---\nconfigs:\n- 1\n- {config_name: default, data_files: ../../x}\n---\n", "\xff"],
 )  # fmt: skip
 def test_a_card_that_says_nothing_is_no_card(

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from tests.support.held_out_sets import Embedder, opened, vector_of, write_sets
+from trainer.data.held_out_records import Candidates
+from trainer.data.reranking import RerankingSet
 from trainer.evaluation.evaluate import evaluate_set
 
 pytestmark = [
@@ -116,3 +118,32 @@ def test_reranking(sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> No
     assert found == pytest.approx(expected, abs=CLOSE)
     for name, key in {"map": "map_at_1000", "ndcg_at_10": "ndcg_at_10"}.items():
         assert found[name] == pytest.approx(theirs[key], abs=6e-6)
+
+
+def test_grades_and_answers_that_are_not_ranked_count_as_there(sets: dict[str, Path]) -> None:
+    from tests.support.mteb_tasks import local_task
+
+    task = local_task("reranking", sets["reranking"])
+    data = task.dataset["default"]["test"]
+    rows = [json.loads(line) for line in sets["reranking"].read_text().splitlines()]
+    of_query, ours = list(data["relevant_docs"].values()), []
+    for number, row in enumerate(rows):
+        judged = of_query[number]
+        answers = [name for name, gain in judged.items() if gain]
+        gains = [1 + (number + at) % 3 for at in range(len(answers))]
+        judged |= dict(zip(answers, gains, strict=True))
+        # every third query is answered by the first candidate of another one, which is not ranked
+        missed = (2,) if number % 3 == 0 else ()
+        other = data["corpus"]["id"][0 if number else -1]
+        judged |= {other: 2} if missed else {}
+        ours.append(
+            Candidates(row["query"], tuple(row["positives"]), tuple(row["negatives"]),
+                       gains=tuple(gains), missed=missed)
+        )  # fmt: skip
+    theirs = task.evaluate(TableModel(), split="test", encode_kwargs={"batch_size": 7})["default"]
+    found = evaluate_set(RerankingSet(rows=tuple(ours)), Embedder())
+    keys = {"map": "map_at_1000", "mrr": "mrr_at_1000", "ndcg_at_10": "ndcg_at_10"}
+    for name, key in keys.items():
+        # mteb rounds its means to five digits
+        assert found[name] == pytest.approx(theirs[key], abs=6e-6)
+    assert found["map"] < 1

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from fuzzing.outcomes import message_of
 from fuzzing.seeds import ROWS
-from fuzzing.targets import READERS, Reader, join, message_of
+from fuzzing.targets import READERS, Reader, join
 from fuzzing.worker import LimitError, LimitWatch, changed
 from trainer.data.formats import ADAPTERS
 from trainer.errors import DataError, TrainerError

@@ -18,6 +18,8 @@ from trainer.errors import DataError
 
 CARD = "README.md"
 FENCE = "---"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The one in C where there is one: cards with thousands of configurations are long."""
 
 Patterns = dict[str, Sequence[str]]
 """Globs by split; the empty split: files whose names say of which they are."""
@@ -89,12 +91,20 @@ def _files(folder: Path, globs: Patterns) -> FilesBySplit:
     """The files of each split."""
     found: dict[str, Sequence[Path]] = {}
     for split, patterns in globs.items():
-        files = [path for pattern in patterns for path in folder.glob(pattern)]
-        rows = sorted({path for path in files if path.is_file() and kind_of(path) in KINDS})
+        rows = sorted({path for pattern in patterns for path in _matching(folder, pattern)})
         stems = by_stem(rows)
         # as `datasets` has it: files of no split are those to train on
         found |= stems if not split and set(stems) <= set(SPLITS) else {split or SPLITS[0]: rows}
     return {split: rows for split, rows in found.items() if rows}
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """The tables that a glob of a card names; none where it is no glob."""
+    try:
+        found = [path for path in folder.glob(pattern) if kind_of(path) in KINDS]
+        return [path for path in found if path.is_file()]
+    except (ValueError, OSError, NotImplementedError, IndexError):
+        return []
 
 
 def _card(path: Path) -> dict[str, Patterns]:
@@ -106,36 +116,36 @@ def _card(path: Path) -> dict[str, Patterns]:
     if not text.startswith(FENCE):
         return {}
     try:
-        header = yaml.safe_load(text.removeprefix(FENCE).partition(f"\n{FENCE}")[0])
+        header = yaml.load(text.removeprefix(FENCE).partition(f"\n{FENCE}")[0], Loader=LOADER)
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     listed = header.get("configs") if isinstance(header, dict) else None
-    return {
-        str(one.get("config_name", DEFAULT)): _patterns(one)
-        for one in (listed if isinstance(listed, list) else ())
-        if isinstance(one, dict)
-    }
+    entries = listed if isinstance(listed, list) else []
+    configurations = [one for one in entries if isinstance(one, dict)]
+    named = [(one.get("config_name", DEFAULT), one) for one in configurations]
+    return {name: _patterns(one) for name, one in named if isinstance(name, str)}
 
 
 def _patterns(configuration: Mapping[str, Any]) -> Patterns:
-    """Globs by split, in any form in which a card writes them."""
-    given = configuration.get("data_files")
-    base = str(configuration.get("data_dir") or ".")
-    if isinstance(given, dict):
-        given = [{"split": split, "path": path} for split, path in given.items()]
+    """Globs by split; what is no text, or leaves the folder, is left out."""
+    base = configuration.get("data_dir") or "."
     found: dict[str, list[str]] = {}
-    for one in given if isinstance(given, list) else [given or "*"]:
-        split, path = (
-            (one.get("split", ""), one.get("path")) if isinstance(one, dict) else ("", one)
-        )
-        for pattern in path if isinstance(path, list) else [path]:
-            if isinstance(pattern, str) and _is_inside(f"{base}/{pattern}"):
-                # normalised, as the hub compares globs with names as they are
-                found.setdefault(str(split), []).append(str(PurePosixPath(base, pattern)))
+    for split, pattern in _listed(configuration.get("data_files") or "*"):
+        if not all(isinstance(text, str) for text in (base, split, pattern)):
+            continue
+        # normalised, as the hub compares globs with names as they are
+        path = PurePosixPath(base, pattern)
+        if not path.is_absolute() and ".." not in path.parts:
+            found.setdefault(split, []).append(str(path))
     return dict(found)
 
 
-def _is_inside(pattern: str) -> bool:
-    """Whether a glob stays in its folder."""
-    path = PurePosixPath(pattern)
-    return not path.is_absolute() and ".." not in path.parts
+def _listed(data_files: Any) -> Iterator[tuple[Any, Any]]:
+    """Split and glob of each entry, in any form in which a card writes them."""
+    if isinstance(data_files, dict):
+        data_files = [{"split": split, "path": path} for split, path in data_files.items()]
+    for one in data_files if isinstance(data_files, list) else [data_files]:
+        entry = one if isinstance(one, dict) else {"path": one}
+        paths = entry.get("path")
+        for path in paths if isinstance(paths, list) else [paths]:
+            yield entry.get("split", ""), path

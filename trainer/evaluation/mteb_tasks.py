@@ -7,6 +7,7 @@ the model beside its scores comes as facts.
 import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -140,6 +141,8 @@ def score_tasks(
     try:
         result = mteb.evaluate(encoder, tasks, cache=cache, show_progress_bar=False)
     except OSError as error:
+        with suppress(OSError):
+            output.rmdir()  # as it was, where nothing is in it
         raise _out_of_reach(names, str(error)) from error
     for failed in result.exceptions or ():
         raise _out_of_reach(failed.task_name, failed.exception)

@@ -15,6 +15,7 @@ FACTS = "run.json"
 FINISHED = "finished.json"
 BAD_STEPS = "bad_steps"
 TENSORBOARD = "tensorboard"
+BENCHMARKS = "mteb"
 LATEST = "latest"
 """In a folder of checkpoints: the file that names the newest one, as DeepSpeed has it."""
 BEST = "best"
@@ -85,6 +86,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self.root / TENSORBOARD
+
+    @property
+    def benchmarks(self) -> Path:
+        """Folder of mteb's own files of results."""
+        return self.root / BENCHMARKS
 
     def bad_step(self, step: int) -> Path:
         """What a step without a finite gradient was made of."""
