@@ -5,6 +5,7 @@ batch of a task holds is decided in the task's own file.
 """
 
 from trainer.data.batch import Batch, StepPlan
+from trainer.data.slot_table import SlotTable
 from trainer.data.sources import Source
 from trainer.data.tasks import TASK_DATA
 from trainer.data.text_table import TextTable
@@ -30,3 +31,20 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
     task, settings = TASK_DATA[plan.task], settings_of(recipe, plan.source)
     records = task.draw(plan, source, settings, recipe.seed)
     return task.collate(plan, records, table, settings, recipe.seed)
+
+
+def make_stored_batch(plan: StepPlan, source: Source, table: SlotTable, recipe: Recipe) -> Batch:
+    """The same batch of a source that was tokenised ahead, with token ids of one rank's texts.
+
+    Args:
+        plan: which rows.
+        source: the plan's source.
+        table: of the source's tokens.
+        recipe: the run; its seed and settings of the source are used.
+
+    Raises:
+        DataError: if stored tokens are damaged.
+    """
+    collate = TASK_DATA[plan.task].collate_stored
+    assert collate is not None, f"tokens of a {plan.task} source"
+    return collate(plan, source, table, settings_of(recipe, plan.source), recipe.seed)

@@ -1,11 +1,14 @@
-"""Which rank embeds which text, and in which forwards: pure arithmetic on lengths.
+"""In which forwards each rank embeds its texts: pure arithmetic on lengths.
 
 Letters: U texts of the step, W ranks.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+
+from trainer.data.deal import NO_TEXT, deal
 
 WASTE_SHARE = 64
 """A chunk pads at most its token budget over this: about what one more chunk costs in time."""
@@ -48,12 +51,11 @@ class ChunkPlan:
 
 
 def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> ChunkPlan:
-    """Deal texts to ranks and cut each rank's share into chunks.
+    """Cut what `trainer.data.deal` gives each rank into chunks.
 
-    Texts are sorted by length and dealt in rounds of W, the direction changing each round, so ranks
-    carry nearly equal tokens whatever the lengths. A chunk is a run of whole rounds: every rank
-    cuts at the same rounds, so counts agree without talking. A chunk also ends where its padding
-    would pass `max_tokens` / WASTE_SHARE, so full chunks stay under a few per cent of padding.
+    A chunk is a run of whole rounds of the dealing: every rank cuts at the same rounds, so counts
+    agree without talking. A chunk also ends where its padding would pass `max_tokens` /
+    WASTE_SHARE, so full chunks stay under a few per cent of padding.
 
     Args:
         lengths: tokens of each text [U], int64, at least 1.
@@ -63,18 +65,32 @@ def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> Chun
     Returns:
         The plan; the same on every rank.
     """
-    order = np.argsort(-lengths, kind="stable").astype(np.int64)
-    num_rounds = -(-len(order) // num_ranks)
-    dealt: list[list[list[int]]] = [[] for _ in range(num_ranks)]
-    start = 0
-    while start < num_rounds:
-        stop = _end_of_chunk(lengths[order[::num_ranks]], start, max_tokens)
-        for rank in range(num_ranks):
-            dealt[rank].append(_rows_of(order, rank, start, stop, num_ranks))
-        start = stop
-    ranks = tuple(tuple(np.array(c, dtype=np.int64) for c in chunks) for chunks in dealt)
-    padded = sum(len(c) * int(lengths[c].max()) for chunks in ranks for c in chunks if len(c))
+    dealt = deal(lengths, num_ranks)
+    # the first of a round is its longest in even rounds, the last in odd ones
+    longest = lengths[np.where(np.arange(len(dealt)) % 2, dealt[:, -1], dealt[:, 0])]
+    starts = [0]
+    while starts[-1] < len(dealt):
+        starts.append(_end_of_chunk(longest, starts[-1], max_tokens))
+    spans = list(pairwise(starts))
+    by_rank = np.ascontiguousarray(dealt.T)
+    if dealt.size == len(lengths):
+        ranks = tuple(tuple(own[start:stop] for start, stop in spans) for own in by_rank)
+    else:
+        ranks = tuple(tuple(_present(own[start:stop]) for start, stop in spans) for own in by_rank)
+    padded = sum(_padded_tokens(dealt[start:stop], lengths) for start, stop in spans)
     return ChunkPlan(ranks=ranks, padded_tokens=padded, real_tokens=int(lengths.sum()))
+
+
+def _present(texts: np.ndarray) -> np.ndarray:
+    """Without the place that the last round left empty."""
+    return texts[:-1] if len(texts) and texts[-1] == NO_TEXT else texts
+
+
+def _padded_tokens(chunk: np.ndarray, lengths: np.ndarray) -> int:
+    """Tokens of a chunk of all ranks [rounds, W], each rank's padded to its longest."""
+    first = chunk[0]
+    counts = (chunk != NO_TEXT).sum(axis=0)
+    return int((counts * lengths[first])[first != NO_TEXT].sum())
 
 
 def _end_of_chunk(longest: np.ndarray, start: int, max_tokens: int) -> int:
@@ -89,13 +105,3 @@ def _end_of_chunk(longest: np.ndarray, start: int, max_tokens: int) -> int:
     rounds = longest[start : start + max(1, max_tokens // width)]
     padding = np.cumsum(width - rounds)
     return start + int(np.searchsorted(padding, max_tokens // WASTE_SHARE, side="right"))
-
-
-def _rows_of(order: np.ndarray, rank: int, start: int, stop: int, num_ranks: int) -> list[int]:
-    """The texts that rank gets in rounds start..stop; odd rounds are dealt backwards."""
-    rows = []
-    for r in range(start, stop):
-        place = rank if r % 2 == 0 else num_ranks - 1 - rank
-        if r * num_ranks + place < len(order):
-            rows.append(int(order[r * num_ranks + place]))
-    return rows

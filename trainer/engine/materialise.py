@@ -24,7 +24,7 @@ def step_key(seed: int, step: int) -> int:
 
 def lengths_of(texts: Texts) -> np.ndarray:
     """Tokens of each text [U], int64."""
-    return np.array([len(ids) for ids in texts.token_ids], dtype=np.int64)
+    return texts.lengths
 
 
 def make_chunks(
@@ -43,11 +43,12 @@ def make_chunks(
 
 def _make_chunk(texts: Texts, ids: np.ndarray, *, key: int, device: torch.device) -> Chunk:
     """One padded chunk; [0, 0] tokens for no ids."""
-    lengths = np.array([len(texts.token_ids[i]) for i in ids], dtype=np.int64)
+    found = [texts.token_ids[int(i)] for i in ids]
+    lengths = np.array([len(one) for one in found], dtype=np.int64)
     longest = int(lengths.max(initial=0))
     padded = np.zeros((len(ids), longest), dtype=np.int64)
-    for row, i in enumerate(ids):
-        padded[row, : lengths[row]] = texts.token_ids[i]
+    for row, one in enumerate(found):
+        padded[row, : len(one)] = one
     prompts = texts.num_prompt_tokens[ids]
     return Chunk(
         input_ids=torch.from_numpy(padded).to(device, non_blocking=True),

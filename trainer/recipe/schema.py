@@ -180,7 +180,10 @@ class DataRecipe:
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a malformed row, or skip it (more than 1% skipped stops the run)."""
     workers: int = bounded(2, low=0)
-    """Processes per rank that tokenise ahead; 0 tokenises in the training process."""
+    """Processes per rank that make batches ahead; 0 makes them in the training process."""
+    tokens: Literal["auto", "ahead", "on_the_fly"] = "auto"
+    """Tokenise a source once for all runs and read its ids from the cache (`ahead`), or in every
+    step; batches are the same. `auto`: ahead from 100,000 rows on, and with 8 ranks or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
