@@ -62,10 +62,11 @@ def token_jobs(
     Raises:
         RecipeError: see `is_ahead`.
     """
-    jobs = {}
+    jobs, settings = {}, {one.name: one for one in recipe.data.sources}
     for source in sources:
         row_texts = TASK_DATA[source.task].row_texts
-        if not is_ahead(recipe, source, num_ranks=num_ranks) or row_texts is None:
+        is_wanted = source.name in settings and is_ahead(recipe, source, num_ranks=num_ranks)
+        if not is_wanted or row_texts is None:
             continue
         job = TokenJob(
             folder=Path(),
@@ -73,7 +74,7 @@ def token_jobs(
             row_texts=row_texts,
             encoder=encoder,
             limits=recipe.data,
-            settings=next(one for one in recipe.data.sources if one.name == source.name),
+            settings=settings[source.name],
         )
         jobs[source.name] = place(job)
     return jobs
