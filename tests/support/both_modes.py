@@ -17,6 +17,7 @@ from trainer.data.token_making import make_pieces
 from trainer.data.token_store import TokenStore, open_store
 from trainer.data.tokens import TextEncoder
 from trainer.data.tokens_ahead import token_jobs
+from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 
 
@@ -71,5 +72,6 @@ def assert_stored_alike(whole: Batch, source: Source, encoder: TextEncoder, reci
                 table = SlotTable(
                     store=store, rank=rank, num_ranks=num_ranks, teacher=source.teacher_vectors
                 )
-                stored = make_stored_batch(whole.plan, source, table, recipe)
+                settings = settings_of(recipe, source.name)
+                stored = make_stored_batch(whole.plan, source, table, settings, recipe.seed)
                 assert_same(whole, stored, rank=rank, num_ranks=num_ranks)

@@ -10,6 +10,7 @@ from trainer.data.sources import Source
 from trainer.data.tasks import TASK_DATA
 from trainer.data.text_table import TextTable
 from trainer.data.tokens import TextEncoder
+from trainer.recipe.kind import TaskSettings
 from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 
@@ -33,18 +34,21 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
     return task.collate(plan, records, table, settings, recipe.seed)
 
 
-def make_stored_batch(plan: StepPlan, source: Source, table: SlotTable, recipe: Recipe) -> Batch:
+def make_stored_batch(
+    plan: StepPlan, source: Source, table: SlotTable, settings: TaskSettings, seed: int
+) -> Batch:
     """The same batch of a source that was tokenised ahead, with token ids of one rank's texts.
 
     Args:
         plan: which rows.
         source: the plan's source.
         table: of the source's tokens.
-        recipe: the run; its seed and settings of the source are used.
+        settings: of the source's steps.
+        seed: of the run.
 
     Raises:
         DataError: if stored tokens are damaged.
     """
     collate = TASK_DATA[plan.task].collate_stored
     assert collate is not None, f"tokens of a {plan.task} source"
-    return collate(plan, source, table, settings_of(recipe, plan.source), recipe.seed)
+    return collate(plan, source, table, settings, seed)

@@ -85,19 +85,32 @@ def number_digests(digests: np.ndarray) -> np.ndarray:
     Returns:
         Numbers from 0 [n], int64.
     """
-    # by a hash of 64 bits: four times as fast as by sorting
-    number = _number(np.ascontiguousarray(digests[:, 0]))
-    total = int(number.max(initial=-1)) + 1
-    first = first_places(number, total)
-    if np.array_equal(digests[first[number], 1], digests[:, 1]):
-        return number
-    both = number * len(digests) + _number(np.ascontiguousarray(digests[:, 1]))
-    return _number(both.astype(np.uint64))
+    total = len(digests)
+    if total == 0:
+        return np.empty(0, np.int64)
+    # digest and place in one number, which sorts several times as fast as places by digests do
+    bits = np.uint64(total.bit_length())
+    mixed = np.sort(digests[:, 0] >> bits << bits | np.arange(total, dtype=np.uint64))
+    place = (mixed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
+    mixed >>= bits
+    is_new = np.concatenate([[True], mixed[1:] != mixed[:-1]])
+    if not is_new.all() and not np.array_equal(*_neighbours(digests, place, is_new)):
+        # some bits of two texts are the same, not all: once in many thousand steps
+        order = np.lexsort((np.arange(total), digests[:, 1], digests[:, 0]))
+        place, differ = order, (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
+        is_new = np.concatenate([[True], differ])
+    # places of a group ascend, so its first is where it begins
+    first = place[is_new]
+    is_first = np.zeros(total, bool)
+    is_first[first] = True
+    number = np.empty(total, np.int64)
+    number[place] = (np.cumsum(is_first) - 1)[first][np.cumsum(is_new) - 1]
+    return number
 
 
-def _number(values: np.ndarray) -> np.ndarray:
-    """One number for equal values, in the order in which they come first [n], int64."""
-    import pyarrow
-
-    encoded = pyarrow.array(values).dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64)
+def _neighbours(
+    digests: np.ndarray, place: np.ndarray, is_new: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Digests that are taken for equal to the one before, and that one [m, 2] each."""
+    same = np.flatnonzero(~is_new)
+    return digests[place[same]], digests[place[same - 1]]

@@ -15,7 +15,8 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -102,6 +103,16 @@ class TokenJob:
         return query, passage
 
 
+class Slot(NamedTuple):
+    """What the index says of a text; see `SLOT_ARRAYS`."""
+
+    digest: bytes
+    place: int
+    length: int
+    checksum: int
+    key: int
+
+
 class PieceWriter:
     """The content of a piece while it is made; ids go to the file, the rest stays in memory."""
 
@@ -122,15 +133,21 @@ class PieceWriter:
         Raises:
             DataError: if a text has no tokens.
         """
-        known: list[dict[str, tuple[bytes, int, int, int]]] = [{}, {}]
+        known: list[dict[str, Slot]] = [{}, {}]
         for side, texts in enumerate((lambda r: r.queries, lambda r: r.passages)):
             distinct = list(dict.fromkeys(text for row in rows for text in texts(row)))
             instruction, limit = self.job.sides()[side]
             encoded = self.job.encoder.encode(distinct, instruction=instruction, max_tokens=limit)
             for text, ids in zip(distinct, encoded.token_ids, strict=True):
-                digest = digest_ids(ids, self.prompts[side])
-                known[side][text] = (digest, self.num_ids, len(ids), text_key(text))
-                self._write(ids.astype(self.dtype).tobytes())
+                content = ids.astype(self.dtype).tobytes()
+                known[side][text] = Slot(
+                    digest=digest_ids(ids, self.prompts[side]),
+                    place=self.num_ids,
+                    length=len(ids),
+                    checksum=crc32(content),
+                    key=text_key(text),
+                )
+                self._write(content)
                 self.num_ids += len(ids)
         for row in rows:
             found = [known[0][text] for text in row.queries]
@@ -138,11 +155,12 @@ class PieceWriter:
             self.arrays["sizes"].append(len(found))
             self.arrays["num_positives"].append(row.num_positives)
             self.arrays["scores"].extend(row.scores or [np.nan] * len(found))
-            for digest, place, length, key in found:
-                self.digests += digest
-                self.arrays["places"].append(place)
-                self.arrays["lengths"].append(length)
-                self.arrays["keys"].append(key)
+            for slot in found:
+                self.digests += slot.digest
+                self.arrays["places"].append(slot.place)
+                self.arrays["lengths"].append(slot.length)
+                self.arrays["checksums"].append(slot.checksum)
+                self.arrays["keys"].append(slot.key)
 
     def finish(self) -> None:
         """Append the index of the rows, and the footer."""

@@ -12,7 +12,8 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from zlib import crc32
 
 import numpy as np
 
@@ -30,11 +31,12 @@ SLOT_ARRAYS: Forms = {
     DIGESTS: (np.dtype(np.uint64), (2,)),
     "places": (np.dtype(np.int64), ()),
     "lengths": (np.dtype(np.int32), ()),
+    "checksums": (np.dtype(np.uint32), ()),
     "keys": (np.dtype(np.uint64), ()),
     "scores": (np.dtype(np.float32), ()),
 }
 """What the index holds of a slot: digest of its ids, where they begin in their piece, how many they
-are, key of the text, and its score."""
+are, CRC-32 of them as they are stored, key of the text, and its score."""
 ROW_ARRAYS: Forms = {"sizes": (np.dtype(np.int32), ()), "num_positives": (np.dtype(np.int32), ())}
 """What a piece holds of a row: its slots, and how many of them are positives."""
 SLOT_BYTES = sum(dtype.itemsize * math.prod(shape) for dtype, shape in SLOT_ARRAYS.values())
@@ -72,8 +74,10 @@ class TokenStore:
     """Leading tokens that a mean leaves out, of queries and of passages."""
     has_scores: bool
     """Whether any slot has a score."""
-    files: "OrderedDict[int, Any]" = field(default_factory=OrderedDict, repr=False, compare=False)
-    """Open pieces by number, the one used last at the end."""
+    files: "OrderedDict[int, tuple[IO[bytes], int]]" = field(
+        default_factory=OrderedDict, repr=False, compare=False
+    )
+    """Open pieces with their descriptors, by number, in the order in which they were opened."""
 
     def __len__(self) -> int:
         return len(self.arrays["num_positives"])
@@ -84,32 +88,32 @@ class TokenStore:
 
     def spans(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First slot and number of slots of each row [n], int64."""
-        starts = self.arrays["starts"]
+        starts = self._array("starts")
         first = starts[rows]
         return first, starts[rows + 1] - first
 
     def num_positives(self, rows: np.ndarray) -> np.ndarray:
         """Passages of each row that are positives [n], int64."""
-        return self.arrays["num_positives"][rows].astype(np.int64)
+        return self._array("num_positives")[rows].astype(np.int64)
 
     def digests(self, slots: np.ndarray) -> np.ndarray:
         """Digest of the ids of each slot [n, 2], uint64."""
-        return self.arrays["digests"][slots]
+        return self._array("digests")[slots]
 
     def lengths(self, slots: np.ndarray) -> np.ndarray:
         """Tokens of each slot [n], int64."""
-        return self.arrays["lengths"][slots].astype(np.int64)
+        return self._array("lengths")[slots].astype(np.int64)
 
     def keys(self, slots: np.ndarray) -> np.ndarray:
         """Key of the text of each slot, as `trainer.data.scan.text_key` makes it [n], uint64."""
-        return self.arrays["keys"][slots]
+        return self._array("keys")[slots]
 
     def scores(self, slots: np.ndarray) -> np.ndarray:
         """Score of each slot, NaN where it has none, float32, in the shape of `slots`."""
-        return self.arrays["scores"][slots]
+        return self._array("scores")[slots]
 
     def read(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of some slots, each checked by its digest.
+        """Token ids of some slots, each checked by its checksum.
 
         Returns:
             Ids of one slot after another, uint16 or uint32, and the end of each [n], int64.
@@ -117,51 +121,38 @@ class TokenStore:
         Raises:
             DataError: if they are not those that were written.
         """
-        lengths, places = self.lengths(slots), self.arrays["places"][slots]
+        lengths, width = self.lengths(slots), self.ids_dtype.itemsize
         pieces = np.searchsorted(self.piece_starts, slots, side="right") - 1
-        ends = np.cumsum(lengths)
-        ids = np.empty(int(lengths.sum()), self.ids_dtype)
-        self._fill(ids, pieces.tolist(), places.tolist(), ends.tolist())
-        self._check(ids, slots, ends.tolist(), pieces)
-        return ids, ends
+        wanted = zip(
+            pieces.tolist(),
+            (lengths * width).tolist(),
+            (self._array("places")[slots] * width).tolist(),
+            self._array("checksums")[slots].tolist(),
+            strict=True,
+        )
+        parts = []
+        for piece, size, place, checksum in wanted:
+            content = os.pread(self._file(piece), size, place)
+            if crc32(content) != checksum:
+                raise self._error(piece, "other token ids than its index says")
+            parts.append(content)
+        return np.frombuffer(b"".join(parts), self.ids_dtype), np.cumsum(lengths)
 
-    def _fill(self, ids: np.ndarray, pieces: list[int], places: list[int], ends: list[int]) -> None:
-        """Read each slot's ids into its place in `ids`."""
-        width, content, start = self.ids_dtype.itemsize, ids.view(np.uint8).data, 0
-        for piece, place, end in zip(pieces, places, ends, strict=True):
-            found = os.preadv(
-                self._file(piece), [content[start * width : end * width]], place * width
-            )
-            if found != (end - start) * width:
-                raise self._error(piece, "shorter than its index says")
-            start = end
-
-    def _check(
-        self, ids: np.ndarray, slots: np.ndarray, ends: list[int], pieces: np.ndarray
-    ) -> None:
-        """Compare the digest of each slot's ids with the one of the index."""
-        content, start = ids.astype(np.int32).view(np.uint8).data, 0
-        digests = self.digests(slots).tobytes()
-        prompts = self.num_prompt_tokens
-        for at, end in enumerate(ends):
-            found, wanted = content[4 * start : 4 * end], digests[16 * at : 16 * at + 16]
-            if all(digest_ids(found, prompt) != wanted for prompt in prompts):
-                raise self._error(int(pieces[at]), "other token ids than its index says")
-            start = end
+    def _array(self, name: str) -> np.ndarray:
+        """A plain view of an array of the index, which is read faster than a memory map."""
+        return self.arrays[name].view(np.ndarray)
 
     def _file(self, piece: int) -> int:
         """Descriptor of an open piece."""
-        if piece in self.files:
-            self.files.move_to_end(piece)
-        else:
+        if piece not in self.files:
             try:
-                self.files[piece] = piece_path(self.folder, piece).open("rb", buffering=0)
+                file = piece_path(self.folder, piece).open("rb", buffering=0)
             except OSError as error:
                 raise self._error(piece, error.strerror or "unreadable") from error
+            self.files[piece] = (file, file.fileno())
             if len(self.files) > OPEN_PIECES:
-                self.files.popitem(last=False)[1].close()
-        descriptor: int = self.files[piece].fileno()
-        return descriptor
+                self.files.popitem(last=False)[1][0].close()
+        return self.files[piece][1]
 
     def _error(self, piece: int, got: str) -> DataError:
         return damaged(piece_path(self.folder, piece), got)

@@ -11,7 +11,8 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, NamedTuple
+from functools import cached_property
+from typing import IO, Any, NamedTuple
 
 from trainer.data.batch import Batch
 from trainer.data.collate import make_batch, make_stored_batch
@@ -22,6 +23,7 @@ from trainer.data.sources import Source
 from trainer.data.token_store import TokenStore
 from trainer.data.tokens import TextEncoder
 from trainer.errors import TrainerError
+from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 
 
@@ -75,7 +77,12 @@ class Job:
             num_ranks=ahead.num_ranks,
             teacher=source.teacher_vectors,
         )
-        return make_stored_batch(plan, source, table, self.recipe)
+        return make_stored_batch(plan, source, table, self.settings[plan.source], self.recipe.seed)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Of the steps of each source, by its name."""
+        return {name: settings_of(self.recipe, name) for name in self.sources}
 
 
 class Share(NamedTuple):
