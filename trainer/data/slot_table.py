@@ -4,6 +4,7 @@ It reads lengths and digests of all texts of the step, and token ids of one rank
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from trainer.data.batch import OwnIds, Texts
 from trainer.data.deal import texts_of_rank
 from trainer.data.known_positives import ABSENT
 from trainer.data.teacher_vectors import TeacherVectors
-from trainer.data.token_store import TokenStore
+from trainer.data.token_store import TokenStore, take_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,10 @@ class SlotTable:
             DataError: if token ids are not those that were written.
         """
         store = self.store
-        number = number_digests(store.digests(np.concatenate([added, asked])))
+        number, first = number_digests(store.digests(np.concatenate([added, asked])))
         index, found = number[: len(added)], number[len(added) :]
         total = int(index.max()) + 1
-        slots = added[first_places(index, total)]
+        slots = added[first[:total]]
         lengths = store.lengths(slots)
         own = texts_of_rank(lengths, rank=self.rank, num_ranks=self.num_ranks)
         ids, ends = store.read(slots[own])
@@ -63,54 +64,50 @@ class SlotTable:
         return texts, index, np.where(found < total, found, ABSENT)
 
 
-def first_places(index: np.ndarray, total: int) -> np.ndarray:
-    """Where each number comes first [total], int64.
+class Numbered(NamedTuple):
+    """Numbers from 0 for equal digests, in the order in which they come first."""
 
-    Args:
-        index: numbers from 0, each below `total` at least once [n], int64.
-        total: how many there are.
-    """
-    places = np.empty(total, np.int64)
-    # of places that are written twice the last one stays
-    places[index[::-1]] = np.arange(len(index) - 1, -1, -1)
-    return places
+    number: np.ndarray
+    """Of each digest [n], int64."""
+    first: np.ndarray
+    """Where each number comes first, ascending, int64."""
 
 
-def number_digests(digests: np.ndarray) -> np.ndarray:
-    """One number for equal digests, in the order in which they come first.
+def number_digests(digests: np.ndarray) -> Numbered:
+    """Number digests of 128 bits [n, 2], uint64."""
+    again, earlier = _repeats(digests)
+    is_first = np.ones(len(digests), bool)
+    is_first[again] = False
+    number = np.cumsum(is_first, dtype=np.int64)
+    number -= 1
+    number[again] = number[earlier]
+    return Numbered(number, np.flatnonzero(is_first))
 
-    Args:
-        digests: 128 bits each [n, 2], uint64.
 
-    Returns:
-        Numbers from 0 [n], int64.
-    """
+def _repeats(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of digests that are there before, and the first place of each of these [m], int64."""
     total = len(digests)
-    if total == 0:
-        return np.empty(0, np.int64)
     # digest and place in one number, which sorts several times as fast as places by digests do
     bits = np.uint64(total.bit_length())
     mixed = np.sort(digests[:, 0] >> bits << bits | np.arange(total, dtype=np.uint64))
-    place = (mixed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
-    mixed >>= bits
-    is_new = np.concatenate([[True], mixed[1:] != mixed[:-1]])
-    if not is_new.all() and not np.array_equal(*_neighbours(digests, place, is_new)):
-        # some bits of two texts are the same, not all: once in many thousand steps
-        order = np.lexsort((np.arange(total), digests[:, 1], digests[:, 0]))
-        place, differ = order, (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
-        is_new = np.concatenate([[True], differ])
-    # places of a group ascend, so its first is where it begins
-    first = place[is_new]
-    is_first = np.zeros(total, bool)
-    is_first[first] = True
-    number = np.empty(total, np.int64)
-    number[place] = (np.cumsum(is_first) - 1)[first][np.cumsum(is_new) - 1]
-    return number
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    same = np.flatnonzero(mixed[1:] >> bits == mixed[:-1] >> bits) + 1
+    again, earlier = (mixed[at] & mask for at in (same, _run_starts(same)))
+    again, earlier = again.astype(np.int64), earlier.astype(np.int64)
+    if np.array_equal(take_pairs(digests, again), take_pairs(digests, earlier)):
+        return again, earlier
+    # some bits of two texts are the same, not all: once in many thousand steps
+    place = np.lexsort((np.arange(total), digests[:, 1], digests[:, 0]))
+    same = np.flatnonzero((digests[place[1:]] == digests[place[:-1]]).all(axis=1)) + 1
+    return place[same], place[_run_starts(same)]
 
 
-def _neighbours(
-    digests: np.ndarray, place: np.ndarray, is_new: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Digests that are taken for equal to the one before, and that one [m, 2] each."""
-    same = np.flatnonzero(~is_new)
-    return digests[place[same]], digests[place[same - 1]]
+def _run_starts(same: np.ndarray) -> np.ndarray:
+    """Of entries of a sorted list that equal the one before: where their equals begin.
+
+    Args:
+        same: these entries, ascending [m], int64.
+    """
+    begins = np.ones(len(same), bool)
+    begins[1:] = np.diff(same) != 1
+    return same[begins][np.cumsum(begins) - 1] - 1
