@@ -1,8 +1,10 @@
 """Tokens made ahead: the same batches, never stale, whole or absent, whoever makes them."""
 
 import os
+import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,7 +39,7 @@ from trainer.data.token_store import TokenStore, open_store
 from trainer.data.tokens import TextEncoder, make_encoder
 from trainer.data.tokens_ahead import announce, estimate, is_ahead, token_jobs
 from trainer.data.worker import Ahead
-from trainer.errors import DataError
+from trainer.errors import DataError, StepError
 from trainer.recipe.schema import Recipe, SourceRecipe
 
 Opened = tuple[Recipe, TextEncoder]
@@ -397,6 +399,73 @@ def test_two_makings_at_once_deal_the_pieces(tmp_path: Path) -> None:
         assert store is not None
         assert all_ids(store) == expected_ids(recipe, encoder)
     assert one.num_made() == job.num_pieces == 6
+
+
+def test_makers_end_when_the_process_that_started_them_is_killed(tmp_path: Path) -> None:
+    recipe, encoder = opened(write_jsonl(tmp_path / "a.jsonl", rows(20_000)))
+    script = (
+        "import pickle, sys, time\n"
+        "from trainer.data.token_making import Making\n"
+        "making = Making(pickle.load(open(sys.argv[1], 'rb')), 1)\n"
+        "making.__enter__()\n"
+        "print(making.makers[0].pid, flush=True)\n"
+        "making.advance(600)\n"
+    )
+    (tmp_path / "job").write_bytes(pickle.dumps(job_of(recipe, encoder)))
+    command = [sys.executable, "-c", script, str(tmp_path / "job")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        maker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{maker}/cmdline").exists() and time.monotonic() < deadline:
+        if not Path(f"/proc/{maker}/cmdline").read_bytes():
+            break  # ended, and nobody has looked yet
+        time.sleep(0.1)
+    assert time.monotonic() < deadline
+
+
+def test_a_maker_that_dies_is_named(tmp_path: Path) -> None:
+    recipe, encoder = opened(write_jsonl(tmp_path / "a.jsonl", rows(20_000)))
+    with Making(job_of(recipe, encoder), 1) as making:
+        os.kill(making.makers[0].pid, signal.SIGKILL)
+        with pytest.raises(
+            StepError, match=r"token maker \(process \d+\): exit code = -9; expected"
+        ):
+            making.advance(300)
+
+
+def test_what_ends_a_maker_is_said_by_the_process_that_started_it(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows(9))
+    recipe, encoder = opened(path)
+    job = job_of(recipe, encoder)
+    path.write_text(path.read_text().replace("cat", "rat"))
+    with Making(job, 1) as making, pytest.raises(DataError, match=r"a\.jsonl: content = another"):
+        making.advance(300)
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    recipe, encoder = opened(write_jsonl(tmp_path / "a.jsonl", rows(9)))
+    job = job_of(recipe, encoder)
+    free = shutil.disk_usage(tmp_path).free
+    texts = sum(2 + row % 3 + row % 5 for row in range(9))
+    # as if each row stood for many: more than the disk has
+    source = _Repeated(job.source, 9 * free // (texts * 20))
+    with pytest.raises(DataError, match=r"free = .* GB; expected .* for the tokens of source set"):
+        announce(replace(job, source=source), num_processes=1)
+
+
+class _Repeated:
+    """A source with more rows, which are those of another one again and again."""
+
+    def __init__(self, source: Any, num_rows: int) -> None:
+        self.source, self.num_rows, self.name = source, num_rows, source.name
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def record(self, row: int) -> Any:
+        return self.source.record(row % len(self.source))
 
 
 def test_a_piece_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:

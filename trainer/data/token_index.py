@@ -129,7 +129,7 @@ def _facts(job: TokenJob, footers: Footers) -> dict[str, Any]:
         "num_slots": firsts[-1],
         "num_ids": sum(footer["num_ids"] for footer in footers),
         "ids_dtype": job.ids_dtype.name,
-        "num_prompt_tokens": job.num_prompt_tokens(),
+        "num_prompt_tokens": job.num_prompt_tokens,
         "has_scores": any(footer["has_scores"] for footer in footers),
         "pieces": [
             {"first_slot": first, "bytes": footer["bytes"], "sha256": footer["sha256"]}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import IO
 
 from trainer.data.processes import HEADER, Worker, read_sent, receive, send, started
@@ -164,9 +165,17 @@ def _check_end(maker: Worker) -> None:
     )
 
 
+def _end_with(parent: int) -> None:
+    """End this process, wherever it is, once the one that started it has vanished."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SEC)
+    os._exit(1)
+
+
 def main() -> None:
     """Reads a job and makes its pieces; what goes wrong is sent to the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     job, first = read_sent(sys.stdin.buffer)

@@ -14,6 +14,7 @@ import secrets
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from zlib import crc32
@@ -45,8 +46,6 @@ BLOCK_ROWS, BLOCK_CHARACTERS = 256, 1 << 20
 COPY_BYTES = 1 << 24
 """Bytes that are hashed or copied at a time."""
 
-Encode = Callable[[list[str]], Sequence[np.ndarray]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TokenJob:
@@ -75,7 +74,7 @@ class TokenJob:
         """Pieces of the whole store."""
         return -(-len(self.source) // self.piece_rows)
 
-    @property
+    @cached_property
     def ids_dtype(self) -> np.dtype[Any]:
         """The smallest that holds every id."""
         largest = max(self.encoder.tokenizer.get_vocab().values())
@@ -94,6 +93,7 @@ class TokenJob:
             (settings.passage_instruction, limits.passage_max_tokens),
         )
 
+    @cached_property
     def num_prompt_tokens(self) -> tuple[int, int]:
         """Leading tokens that a mean leaves out, of queries and of passages."""
         query, passage = (
@@ -119,7 +119,7 @@ class PieceWriter:
     def __init__(self, job: TokenJob, file: IO[bytes]) -> None:
         self.job, self.file = job, file
         self.sha256 = hashlib.sha256()
-        self.dtype, self.prompts = job.ids_dtype, job.num_prompt_tokens()
+        self.dtype, self.prompts = job.ids_dtype, job.num_prompt_tokens
         self.num_ids = 0
         self.digests = bytearray()
         forms = {name: dtype for name, (dtype, _) in (ROW_ARRAYS | SLOT_ARRAYS).items()}

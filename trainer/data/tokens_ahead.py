@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def token_jobs(
 def place(job: TokenJob) -> TokenJob:
     """A job whose folder is that of its content in the cache."""
     folder = place_in_cache(identity(job), "tokens")
-    return TokenJob(**vars(job) | {"folder": folder})
+    return replace(job, folder=folder)
 
 
 def identity(job: TokenJob) -> str:
