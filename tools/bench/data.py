@@ -7,7 +7,7 @@
 Every rank trains on as many rows, so the global batch grows with the ranks. No engine runs: a
 process makes the batches of the first rank, from tokens made ahead, and hands them over as a data
 worker does. Times are CPU seconds of that process. `cold` is the first pass over the steps, with
-the store out of the page cache; `warm` the fastest of four more.
+the store out of the page cache; `warm` the fastest of nine more.
 
 The tokenizer splits at spaces: what it costs counts only where batches are made on the fly.
 """

@@ -14,7 +14,7 @@ from trainer.data.batch import OwnIds
 from trainer.data.processes import read_sent
 from trainer.data.worker import Job
 
-PASSES = 5
+PASSES = 10
 """Over the same steps; the first is cold, the least of the others is warm."""
 
 
