@@ -2,6 +2,7 @@
 
     python tools/bench/data.py            # 1, 8, 64 and 512 simulated ranks: about five minutes
     python tools/bench/data.py --json     # the last line is one JSON object
+    python tools/bench/data.py --spare 8  # rows with more negatives than a step takes
     python tools/bench/data.py --rows 4 --ranks 1 8 --tokens 32     # a look: half a minute
 
 Every rank trains on as many rows, so the global batch grows with the ranks. No engine runs: a
@@ -57,6 +58,9 @@ class Work:
     """Mean length of a passage; a query is a quarter as long."""
     steps: int
     """Steps of one pass."""
+    spare: int = 0
+    """Negatives that a row has beyond those of a step. Where there are some, a choice is drawn for
+    each row of the global batch on every rank, one by one."""
 
     def recipe(self, path: Path, num_ranks: int) -> Recipe:
         """The run of so many ranks."""
@@ -89,7 +93,7 @@ def write_rows(path: Path, work: Work, num_rows: int) -> None:
             row = {
                 "query": text(max(4, work.tokens // 4)),
                 "positives": [text(work.tokens)],
-                "negatives": [text(work.tokens) for _ in range(work.negatives)],
+                "negatives": [text(work.tokens) for _ in range(work.negatives + work.spare)],
             }
             file.write(json.dumps(row) + "\n")
 
@@ -167,6 +171,7 @@ def report(work: Work, ranks: Sequence[int], found: dict[int, dict[str, float]],
         "rows_per_rank": work.rows,
         "texts_per_rank": work.rows * (2 + work.negatives),
         "mean_passage_tokens": work.tokens,
+        "spare_negatives": work.spare,
         "tokens_per_cpu_second": least["own_tokens"] / least["warm_cpu_seconds"],
         "tokens_per_cpu_second_cold": least["own_tokens"] / least["cold_cpu_seconds"],
         "on_the_fly_tokens_per_cpu_second": on_the_fly["own_tokens"]
@@ -209,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rows", type=int, default=32, help="queries of a rank in a step")
     parser.add_argument("--negatives", type=int, default=7, help="hard negatives of a query")
+    parser.add_argument("--spare", type=int, default=0, help="negatives that a step leaves out")
     parser.add_argument("--tokens", type=int, default=256, help="mean length of a passage")
     parser.add_argument("--steps", type=int, default=8, help="steps of one pass")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64, 512])
@@ -216,7 +222,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="data workers of a rank")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args()
-    work = Work(rows=args.rows, negatives=args.negatives, tokens=args.tokens, steps=args.steps)
+    work = Work(
+        rows=args.rows,
+        negatives=args.negatives,
+        tokens=args.tokens,
+        steps=args.steps,
+        spare=args.spare,
+    )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRAINER_CACHE_DIR"] = str(Path(folder) / "cache")
         bench = opened(work, Path(folder), args.rows * max(args.ranks))
