@@ -323,6 +323,7 @@ def test_dry_run_counts_local_rows(project: Path) -> None:
     # 8 rows in batches of 4, three epochs of both sources: 6 turns each
     assert "Steps: 12" in ended.out
     assert re.search(r"pairs +sts +8 +6 +24 +3\.00 +0", ended.out)
+    assert re.search(r"Tokens: auto\n +on the fly +(docs, pairs|pairs, docs)\n", ended.out)
 
 
 def test_a_teachers_vectors_are_checked_and_told(project: Path) -> None:

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from tokenizers import normalizers
 
+from tests.support.both_modes import assert_stored_alike
 from tests.support.data_files import byte_tokenizer, data_recipe, write_jsonl
 from trainer.data.batch import IrBatch, StsBatch
-from trainer.data.ir import draw_passages, known_positives
+from trainer.data.ir import draw_passages
+from trainer.data.known_positives import ABSENT, known_positives
 from trainer.data.loader import batches
 from trainer.data.plan import make_plan
 from trainer.data.records import IrRecord
 from trainer.data.sources import open_sources
-from trainer.data.text_table import ABSENT
 from trainer.data.tokens import make_encoder
 from trainer.recipe.ir import IrRecipe
 from trainer.recipe.schema import Recipe, SourceRecipe
@@ -28,7 +29,10 @@ def first_batch(recipe: Recipe, tokenizer, step: int = 0):
     sources = open_sources(recipe.data)
     plan = make_plan(recipe, {source.name: len(source) for source in sources})
     encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling)
-    return next(batches(plan, sources, encoder, recipe, step, step + 1))
+    batch = next(batches(plan, sources, encoder, recipe, step, step + 1))
+    source = next(one for one in sources if one.name == batch.plan.source)
+    assert_stored_alike(batch, source, encoder, recipe)
+    return batch
 
 
 def decoded(batch, tokenizer) -> list[str]:
@@ -71,7 +75,8 @@ def test_mask_none_masks_nothing(tmp_path, tokenizer):
 
 def test_known_positives_worked_out_by_hand():
     query = np.array([20, 21, 20, 22])  # the first and the third are the same
-    positives = [[1, 2, 3], [4], [5, ABSENT], [3]]
+    positives = np.array([1, 2, 3, 4, 5, ABSENT, 3])
+    counts = np.array([3, 1, 2, 1])
     passages = np.array([[1, 9, 2], [4, 1, 8], [5, 7, 3], [3, 6, ABSENT]])
     # Known of query 20: 1, 2, 3 and 5, through both records; own slot 0 stays a target.
     expected = {
@@ -87,8 +92,8 @@ def test_known_positives_worked_out_by_hand():
         (2, 9),
         (3, 8),
     }
-    found = list(known_positives(query, positives, passages, num_positives=1))
-    assert set(found) == expected
+    found = known_positives(query, positives, counts, passages, num_positives=1).tolist()
+    assert set(map(tuple, found)) == expected
     assert len(found) == len(expected)
 
 

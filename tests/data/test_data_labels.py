@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.both_modes import assert_stored_alike
 from tests.support.data_files import (
     all_records,
     byte_tokenizer,
@@ -20,11 +21,11 @@ from tests.support.data_files import (
 from trainer.data import label_source
 from trainer.data.batch import LabelsBatch
 from trainer.data.collate import make_batch
+from trainer.data.known_positives import ABSENT
 from trainer.data.label_source import LabelledSource
 from trainer.data.labels import check_labels, draw
 from trainer.data.planned import plan_of
 from trainer.data.sources import open_source, open_sources
-from trainer.data.text_table import ABSENT
 from trainer.data.tokens import make_encoder
 from trainer.errors import DataError, RecipeError
 from trainer.recipe.labels import LabelsRecipe, LabelTextsRecipe
@@ -218,6 +219,7 @@ def batch_of(recipe: Recipe, source: LabelledSource, plan: Any) -> tuple[LabelsB
     encoder = make_encoder(tokenizer, recipe.data, pooling="last")
     batch = make_batch(plan, source, encoder, recipe)
     assert isinstance(batch, LabelsBatch)
+    assert_stored_alike(batch, source, encoder, recipe)
     return batch, [tokenizer.decode(ids) for ids in batch.texts.token_ids]
 
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import tiny
+from tests.support.both_modes import assert_stored_alike
 from tests.support.data_files import byte_tokenizer, data_recipe, ir_source, write_jsonl
 from trainer.data import scan
 from trainer.data.batch import IrBatch
@@ -301,6 +302,7 @@ def batch_of(path: Path, workers: int = 0, **ir: int) -> IrBatch:
     encoder = make_encoder(byte_tokenizer(), recipe.data, pooling="last")
     batch = next(batches(plan, sources, encoder, recipe, 0, 1))
     assert isinstance(batch, IrBatch)
+    assert_stored_alike(batch, sources[0], encoder, recipe)
     return batch
 
 

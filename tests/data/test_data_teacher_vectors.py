@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support import tiny
+from tests.support.both_modes import assert_stored_alike
 from tests.support.data_files import (
     byte_tokenizer,
     data_recipe,
@@ -285,7 +286,9 @@ def batch_of(source: SourceRecipe, **data: Any) -> Batch:
     recipe, found = opened(source, **data)
     encoder = make_encoder(byte_tokenizer(), recipe.data, pooling="last")
     plan = make_plan(recipe, {"set": 2})
-    return next(batches(plan, [found], encoder, recipe, 0, 1))
+    batch = next(batches(plan, [found], encoder, recipe, 0, 1))
+    assert_stored_alike(batch, found, encoder, recipe)
+    return batch
 
 
 def texts_of(batch: Batch) -> list[str]:

@@ -1,15 +1,18 @@
 """What crosses the door from data to engine: one tokenised global batch; it holds no logic.
 
 Letters: U distinct texts of the step, G queries, P positives, N negatives per query, n pairs,
-M masked pairs, m pairs of a text and a label. All ranks hold the same batch; which rank embeds
-which text is the engine's choice.
+M masked pairs, m pairs of a text and a label. All ranks hold the same batch, but for token ids
+where these are read from disk: a rank then has those of the texts that `trainer.data.deal` gives
+it.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from trainer.data.deal import TextGroup
 from trainer.recipe.schema import Task
 
 
@@ -30,10 +33,39 @@ class StepPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnIds(Sequence[np.ndarray]):
+    """Token ids of the texts that one rank embeds, among those of all ranks."""
+
+    lengths: np.ndarray
+    """Tokens of each text of the step [U], int64."""
+    own: np.ndarray
+    """The texts whose ids are here [k], int64, ascending."""
+    ids: np.ndarray
+    """Their ids, one text after another, uint16 or uint32."""
+    ends: np.ndarray
+    """Where each of them ends in `ids` [k], int64."""
+    groups: tuple[TextGroup, ...]
+    """How they were dealt: texts that begin alike by themselves."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, text: int) -> np.ndarray:  # type: ignore[override]
+        """Ids of an own text, int32 [length]."""
+        at = int(np.searchsorted(self.own, text))
+        assert text in self.own[at : at + 1], f"text {text} is another rank's"
+        end = int(self.ends[at])
+        return self.ids[end - int(self.lengths[text]) : end].astype(np.int32)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[text] for text in range(len(self)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Texts:
     """Distinct tokenised texts of a step; equal token sequences appear once."""
 
-    token_ids: tuple[np.ndarray, ...]
+    token_ids: tuple[np.ndarray, ...] | OwnIds
     """U arrays of int32 [length], with instruction and end token, unpadded."""
     num_prompt_tokens: np.ndarray
     """Leading tokens to leave out of mean pooling [U], int64; 0 where the instruction is pooled."""
@@ -42,6 +74,13 @@ class Texts:
 
     Of texts that became the same tokens, as when they are cut, the first one's vector.
     """
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text [U], int64."""
+        if isinstance(self.token_ids, OwnIds):
+            return self.token_ids.lengths
+        return np.array([len(ids) for ids in self.token_ids], np.int64)
 
 
 class Batch(Protocol):

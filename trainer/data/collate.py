@@ -5,10 +5,12 @@ batch of a task holds is decided in the task's own file.
 """
 
 from trainer.data.batch import Batch, StepPlan
+from trainer.data.slot_table import SlotTable
 from trainer.data.sources import Source
 from trainer.data.tasks import TASK_DATA
 from trainer.data.text_table import TextTable
 from trainer.data.tokens import TextEncoder
+from trainer.recipe.kind import TaskSettings
 from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 
@@ -30,3 +32,23 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
     task, settings = TASK_DATA[plan.task], settings_of(recipe, plan.source)
     records = task.draw(plan, source, settings, recipe.seed)
     return task.collate(plan, records, table, settings, recipe.seed)
+
+
+def make_stored_batch(
+    plan: StepPlan, source: Source, table: SlotTable, settings: TaskSettings, seed: int
+) -> Batch:
+    """The same batch of a source that was tokenised ahead, with token ids of one rank's texts.
+
+    Args:
+        plan: which rows.
+        source: the plan's source.
+        table: of the source's tokens.
+        settings: of the source's steps.
+        seed: of the run.
+
+    Raises:
+        DataError: if stored tokens are damaged.
+    """
+    collate = TASK_DATA[plan.task].collate_stored
+    assert collate is not None, f"tokens of a {plan.task} source"
+    return collate(plan, source, table, settings, seed)

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -15,14 +15,16 @@ from trainer.data.batch import IrBatch, StepPlan
 from trainer.data.beir import BeirFolder, open_folder, read_gains
 from trainer.data.columns import Columns
 from trainer.data.held_out_source import folder_of, origin_of, owner_of
+from trainer.data.known_positives import ABSENT, NO_PAIRS, known_positives, spread
 from trainer.data.layouts import SetFolder, is_beir_folder
 from trainer.data.records import IrRecord
-from trainer.data.text_table import ABSENT, TextTable
+from trainer.data.row_texts import RowTexts
+from trainer.data.slot_table import SlotTable
+from trainer.data.sources import Source
+from trainer.data.text_table import TextTable
 from trainer.errors import DataError
 from trainer.recipe.ir import EVAL_KIND, IrRecipe
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
-
-Item = TypeVar("Item")
 
 
 class Passage(NamedTuple):
@@ -39,7 +41,7 @@ def collate(
 ) -> IrBatch:
     """The batch of queries with the passages that fill their slots."""
     drawn = [
-        draw_passages(record, settings, f"{seed}/{plan.source}/{plan.step}/{row}")
+        draw_passages(record, settings, _key(plan, seed, row))
         for record, row in zip(records, plan.rows.tolist(), strict=True)
     ]
     query = table.add_queries([record.query for record in records])
@@ -49,19 +51,76 @@ def collate(
     flat[present] = table.add_passages([slot.text for slot in slots if slot is not None])
     passages = flat.reshape(len(records), -1)
     has_teacher = any(record.has_teacher for record in records)
-    masked: Iterable[tuple[int, int]] = ()
+    masked = NO_PAIRS
     if settings.mask != "none":
         found = table.find_passages(text for record in records for text in record.positives)
-        known = [[found[text] for text in record.positives] for record in records]
-        masked = known_positives(query, known, passages, num_positives=settings.positives)
+        known = [found[text] for record in records for text in record.positives]
+        counts = [len(record.positives) for record in records]
+        masked = known_positives(
+            query, np.array(known), np.array(counts), passages, num_positives=settings.positives
+        )
     return IrBatch(
         plan=plan,
         texts=table.texts(),
         query=query,
         passages=passages,
-        masked=np.array(list(masked), np.int64).reshape(-1, 2),
+        masked=masked,
         teacher=_scores(slots).reshape(passages.shape) if has_teacher else None,
     )
+
+
+def row_texts(record: IrRecord) -> RowTexts:
+    """The query, and all passages with their scores."""
+    scores: tuple[float, ...] = ()
+    if record.positive_scores is not None and record.negative_scores is not None:
+        scores = (math.nan, *record.positive_scores, *record.negative_scores)
+    return RowTexts(
+        queries=(record.query,),
+        passages=(*record.positives, *record.negatives),
+        num_positives=len(record.positives),
+        scores=scores,
+    )
+
+
+def collate_stored(
+    plan: StepPlan, source: Source, table: SlotTable, settings: IrRecipe, seed: int
+) -> IrBatch:
+    """As `collate`, from the tokens of a source that was tokenised ahead."""
+    store = table.store
+    starts, num_slots = store.spans(plan.rows)
+    num_positives = store.num_positives(plan.rows)
+    keys = (_key(plan, seed, row) for row in plan.rows.tolist())
+    drawn = draw_numbers(num_positives, num_slots - 1 - num_positives, settings, keys)
+    present = drawn != ABSENT
+    slots = np.where(present, starts[:, None] + 1 + drawn, ABSENT)
+    has_mask = settings.mask != "none"
+    # the first slot of a record is its query, positives follow
+    asked = spread(starts + 1, num_positives) if has_mask else starts[:0]
+    texts, index, found = table.distinct(np.concatenate([starts, slots[present]]), asked,
+                                         num_queries=len(starts))  # fmt: skip
+    query = index[: len(starts)]
+    passages = np.full(slots.shape, ABSENT, np.int64)
+    passages[present] = index[len(starts) :]
+    teacher = None
+    if store.has_scores and not np.isnan(store.scores(starts + 1)).all():
+        teacher = np.where(present, store.scores(slots), np.float32(np.nan))
+    return IrBatch(
+        plan=plan,
+        texts=texts,
+        query=query,
+        passages=passages,
+        masked=known_positives(
+            query, found, num_positives, passages, num_positives=settings.positives
+        )
+        if has_mask
+        else NO_PAIRS,
+        teacher=teacher,
+    )
+
+
+def _key(plan: StepPlan, seed: int, row: int) -> str:
+    """Seeds what is drawn for a row."""
+    return f"{seed}/{plan.source}/{plan.step}/{row}"
 
 
 def _scores(slots: Sequence[Passage | None]) -> np.ndarray:
@@ -78,13 +137,53 @@ def draw_passages(record: IrRecord, ir: IrRecipe, key: str) -> list[Passage | No
         ir: slots per query.
         key: seeds the choice.
     """
+    passages = [
+        *_passages(record.positives, record.positive_scores),
+        *_passages(record.negatives, record.negative_scores),
+    ]
+    drawn = _draw_one(len(record.positives), len(record.negatives), ir, key)
+    return [None if number == ABSENT else passages[number] for number in drawn]
+
+
+def draw_numbers(
+    num_positives: np.ndarray, num_negatives: np.ndarray, ir: IrRecipe, keys: Iterable[str]
+) -> np.ndarray:
+    """What `draw_passages` draws of many records, by its number among a record's passages.
+
+    A record all of whose passages are taken equally often needs no draw.
+
+    Args:
+        num_positives: of each record [G], int64, at least 1.
+        num_negatives: of each record [G], int64.
+        ir: slots per query.
+        keys: seed of each record's choice.
+
+    Returns:
+        Positives before negatives [G, P + N], int64; ABSENT in the negative slots of a record that
+        has none.
+    """
+    count, some = num_positives[:, None], np.maximum(num_negatives, 1)[:, None]
+    negatives = np.where(num_negatives[:, None], count + np.arange(ir.negatives) % some, ABSENT)
+    drawn = np.concatenate([np.arange(ir.positives) % count, negatives], axis=1)
+    by_chance = (ir.positives % count != 0) | ((num_negatives[:, None] > 0) &
+                                               (ir.negatives % some != 0))  # fmt: skip
+    if by_chance.any():
+        rows = zip(by_chance[:, 0].tolist(), num_positives.tolist(), num_negatives.tolist(), keys,
+                   strict=True)  # fmt: skip
+        for row, (is_drawn, positives, negatives_of_row, key) in enumerate(rows):
+            if is_drawn:
+                drawn[row] = _draw_one(positives, negatives_of_row, ir, key)
+    return drawn
+
+
+def _draw_one(num_positives: int, num_negatives: int, ir: IrRecipe, key: str) -> list[int]:
+    """Numbers of the passages of one record, positives before negatives; see `draw_numbers`."""
     choice = random.Random(key)
-    negatives: list[Passage | None] = [None] * ir.negatives
-    if record.negatives:
-        scored = _passages(record.negatives, record.negative_scores)
-        negatives = [*_draw(scored, ir.negatives, choice)]
-    scored = _passages(record.positives, record.positive_scores)
-    return [*_draw(scored, ir.positives, choice), *negatives]
+    negatives = [ABSENT] * ir.negatives
+    if num_negatives:
+        numbers = range(num_positives, num_positives + num_negatives)
+        negatives = _draw(numbers, ir.negatives, choice)
+    return [*_draw(range(num_positives), ir.positives, choice), *negatives]
 
 
 def _passages(texts: Sequence[str], scores: Sequence[float] | None) -> list[Passage]:
@@ -92,48 +191,10 @@ def _passages(texts: Sequence[str], scores: Sequence[float] | None) -> list[Pass
     return [*map(Passage, texts, [None] * len(texts) if scores is None else scores)]
 
 
-def _draw(items: Sequence[Item], count: int, choice: random.Random) -> list[Item]:
+def _draw(numbers: range, count: int, choice: random.Random) -> list[int]:
     """A choice without repeats where there are enough; else all, and the rest drawn again."""
-    repeats, rest = divmod(count, len(items))
-    return [*items] * repeats + choice.sample(items, rest)
-
-
-def known_positives(
-    query: np.ndarray,
-    positives: Sequence[Sequence[int]],
-    passages: np.ndarray,
-    *,
-    num_positives: int,
-) -> Iterator[tuple[int, int]]:
-    """Candidates that are known positives of a query, by what is embedded of them.
-
-    Known is any positive of the record, drawn or not, or of another record of the batch whose query
-    is the same. The query's own positive slots, which are its targets, are left alone. All indices
-    are those of distinct token sequences: texts that are cut or normalised to the same are equal.
-
-    Args:
-        query: the queries [G].
-        positives: all positives of each record; ABSENT for those that no slot equals.
-        passages: the slots of each query [G, P + N]; ABSENT where empty.
-        num_positives: P.
-
-    Yields:
-        (query row, flat passage column of G * (P + N)).
-    """
-    num_slots = passages.shape[1]
-    columns: dict[int, list[int]] = {}
-    for column, index in enumerate(passages.flatten().tolist()):
-        columns.setdefault(index, []).append(column)
-    # absent slots are no candidates, and absent positives equal none
-    columns.pop(ABSENT, None)
-    known: dict[int, dict[int, None]] = {}
-    for number, indices in zip(query.tolist(), positives, strict=True):
-        known.setdefault(number, {}).update(dict.fromkeys(indices))
-    for row, number in enumerate(query.tolist()):
-        for index in known[number]:
-            for column in columns.get(index, ()):
-                if not 0 <= column - row * num_slots < num_positives:
-                    yield row, column
+    repeats, rest = divmod(count, len(numbers))
+    return [*numbers] * repeats + choice.sample(numbers, rest)
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,21 @@ Letters: G anchors, P positives and N negatives per anchor, C labels.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from trainer.data.batch import LabelsBatch, StepPlan
+from trainer.data.batch import LabelsBatch, StepPlan, Texts
 from trainer.data.classes import Classes
+from trainer.data.known_positives import ABSENT
 from trainer.data.label_source import LabelledSource
+from trainer.data.records import LabelledRecord
+from trainer.data.row_texts import RowTexts
 from trainer.data.shared_labels import num_known, own_known, shared_labels
+from trainer.data.slot_table import SlotTable
 from trainer.data.sources import Source
-from trainer.data.text_table import ABSENT, TextTable
+from trainer.data.text_table import TextTable
 from trainer.errors import RecipeError
 from trainer.recipe.labels import LabelsRecipe
 from trainer.recipe.per_source import is_balanced, key_of, settings_of
@@ -42,6 +46,17 @@ class Drawn(NamedTuple):
     """N of them, or as many as there are."""
 
 
+class Numbers(NamedTuple):
+    """What `Drawn` holds, by number."""
+
+    anchor: int
+    """A row of the source."""
+    positives: list[int]
+    """Rows, or labels where the source has texts of its labels."""
+    negatives: list[int]
+    """Likewise."""
+
+
 def draw(plan: StepPlan, source: Source, settings: LabelsRecipe, seed: int) -> list[Drawn]:
     """The anchors of a step with positives of a label of theirs and negatives without any.
 
@@ -49,50 +64,55 @@ def draw(plan: StepPlan, source: Source, settings: LabelsRecipe, seed: int) -> l
     positives are of it.
     """
     assert isinstance(source, LabelledSource)
-    drawn = []
+    index, label_texts = source.index, source.label_texts
+
+    def sample(row: int) -> Sample:
+        return Sample(source.text(row), tuple(index.labels_of(row)))
+
+    def other(number: int) -> Sample:
+        return sample(number) if label_texts is None else Sample(label_texts[number], (number,))
+
+    return [
+        Drawn(sample(anchor), tuple(map(other, positives)), tuple(map(other, negatives)))
+        for anchor, positives, negatives in draw_numbers(plan, source, settings, seed)
+    ]
+
+
+def draw_numbers(
+    plan: StepPlan, source: LabelledSource, settings: LabelsRecipe, seed: int
+) -> Iterator[Numbers]:
+    """What `draw` draws, in the order of the plan."""
+    draw_slots = _of_texts if source.label_texts is None else _of_labels
     for place, row in enumerate(plan.rows.tolist()):
         choice = random.Random(f"{seed}/{plan.source}/{plan.step}/{place}/{row}")
         label = choice.choice(source.drawable(row))
-        draw_slots = _of_texts if source.label_texts is None else _of_labels
-        drawn.append(draw_slots(source, row, label, settings, choice))
-    return drawn
+        yield draw_slots(source, row, label, settings, choice)
 
 
 def _of_texts(
     source: LabelledSource, row: int, label: int, settings: LabelsRecipe, choice: random.Random
-) -> Drawn:
+) -> Numbers:
     """Positives and negatives are texts of the source."""
-    index = source.index
-
-    def sample(text: int) -> Sample:
-        return Sample(source.text(text), tuple(index.labels_of(text)))
-
-    texts = index.texts_of(label)
+    texts = source.index.texts_of(label)
     own = int(np.searchsorted(texts, row))
     # one fewer than there are: the anchor's own place is stepped over
     others = _repeated(range(len(texts) - 1), settings.positives, choice)
     positives = [int(texts[other + (other >= own)]) for other in others]
-    negatives = _negatives(source, row, settings, choice)
-    return Drawn(sample(row), tuple(map(sample, positives)), tuple(map(sample, negatives)))
+    return Numbers(row, positives, _negatives(source, row, settings, choice))
 
 
 def _of_labels(
     source: LabelledSource, row: int, label: int, settings: LabelsRecipe, choice: random.Random
-) -> Drawn:
+) -> Numbers:
     """The positive is the text of the label, negatives are those of labels that the row lacks."""
-    texts, own = source.label_texts, source.index.labels_of(row)
-    assert texts is not None
-    lacking = range(len(texts) - len(own))
+    own = source.index.labels_of(row)
+    lacking = range(len(source.index.names) - len(own))
     negatives = []
     for other in choice.sample(lacking, min(settings.negatives, len(lacking))):
         for mine in own:
             other += other >= mine
         negatives.append(other)
-    return Drawn(
-        Sample(source.text(row), tuple(own)),
-        (Sample(texts[label], (label,)),),
-        tuple(Sample(texts[other], (other,)) for other in negatives),
-    )
+    return Numbers(row, [label], negatives)
 
 
 def _repeated(items: range, count: int, choice: random.Random) -> list[int]:
@@ -158,13 +178,71 @@ def collate(
     present = np.array([slot is not None for slot in slots])
     flat = np.full(len(slots), ABSENT, np.int64)
     flat[present] = add([one.text for one in samples])
-    passages = flat.reshape(len(records), -1)
+    labels = [sample.labels for sample in (*(one.anchor for one in records), *samples)]
+    return _batch(plan, table.texts(), query, flat, labels, settings)
+
+
+def row_texts(record: LabelledRecord) -> RowTexts:
+    """The text, and the text of each of its labels where the source has them."""
+    return RowTexts(queries=(record.text,), passages=record.label_texts)
+
+
+def collate_stored(
+    plan: StepPlan, source: Source, table: SlotTable, settings: LabelsRecipe, seed: int
+) -> LabelsBatch:
+    """As `draw` and `collate`, from the tokens of a source that was tokenised ahead."""
+    assert isinstance(source, LabelledSource)
+    drawn = list(draw_numbers(plan, source, settings, seed))
+    slots = [[*one.positives, *one.negatives] for one in drawn]
+    width = settings.positives + settings.negatives
+    numbers = np.array([row + [ABSENT] * (width - len(row)) for row in slots], np.int64).reshape(-1)
+    present = numbers != ABSENT
+    others = numbers[present]
+    own_labels: list[tuple[int, ...]] = [tuple(source.index.labels_of(row)) for row in plan.rows]
+    if source.label_texts is None:
+        other_slots, _ = table.store.spans(others)
+        labels = [tuple(source.index.labels_of(row)) for row in others.tolist()]
+    else:
+        other_slots = _slots_of_labels(source, table, others)
+        labels = [(label,) for label in others.tolist()]
+    anchors, _ = table.store.spans(plan.rows)
+    num_queries = len(anchors) + (len(others) if source.label_texts is None else 0)
+    added = np.concatenate([anchors, other_slots])
+    texts, index, _ = table.distinct(added, added[:0], num_queries=num_queries)
+    flat = np.full(len(numbers), ABSENT, np.int64)
+    flat[present] = index[len(anchors) :]
+    return _batch(plan, texts, index[: len(anchors)], flat, [*own_labels, *labels], settings)
+
+
+def _slots_of_labels(source: LabelledSource, table: SlotTable, labels: np.ndarray) -> np.ndarray:
+    """Where the text of each label is stored, int64: beside the first text that has the label."""
+    index, slots = source.index, {}
+    for label in np.unique(labels).tolist():
+        first = index.texts_of(label)[:1]
+        start = int(table.store.spans(first)[0][0])
+        slots[label] = start + 1 + index.labels_of(int(first[0])).index(label)
+    return np.array([slots[label] for label in labels.tolist()], np.int64)
+
+
+def _batch(
+    plan: StepPlan, texts: Texts, query: np.ndarray, flat: np.ndarray,
+    labels: Sequence[tuple[int, ...]], settings: LabelsRecipe,
+) -> LabelsBatch:  # fmt: skip
+    """The batch of numbered texts.
+
+    Args:
+        plan: which rows.
+        texts: the distinct texts.
+        query: the anchors, as index into texts [G], int64.
+        flat: the slots of all anchors, as index into texts [G * (P + N)], int64; ABSENT: no text.
+        labels: labels of each anchor, then of what each slot that is not absent holds.
+        settings: of the source's steps.
+    """
+    passages = flat.reshape(len(query), -1)
     # texts that became the same tokens have the labels of all of them
-    embedded = zip([*query.tolist(), *flat[present].tolist()],
-                   [*(one.anchor for one in records), *samples], strict=True)  # fmt: skip
-    pairs = {(text, label) for text, sample in embedded for label in sample.labels}
+    embedded = zip([*query.tolist(), *flat[flat != ABSENT].tolist()], labels, strict=True)
+    pairs = {(text, label) for text, own in embedded for label in own}
     members = np.array(sorted(pairs), np.int64)
-    texts = table.texts()
     return LabelsBatch(
         plan=plan,
         texts=texts,

@@ -5,25 +5,19 @@ nothing but speed. Workers are plain child processes: they import neither torch 
 script, and end by themselves if the training process vanishes.
 """
 
-import fcntl
-import os
-import subprocess
-import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 from trainer.data.batch import Batch
 from trainer.data.plan import DataPlan
+from trainer.data.processes import Worker, receive, send, started
 from trainer.data.sources import Source
 from trainer.data.tokens import TextEncoder
-from trainer.data.worker import Job, Share, receive, send_job
+from trainer.data.worker import Ahead, Job, Share
 from trainer.errors import StepError, TrainerError
 from trainer.recipe.schema import Recipe
 
-Worker = subprocess.Popen[bytes]
-PIPE_BYTES = 1 << 20
-"""A batch that fits is handed over without waiting, so a worker is up to two steps ahead."""
+MODULE = "trainer.data.worker"
 
 
 def batches(
@@ -33,11 +27,22 @@ def batches(
     recipe: Recipe,
     start: int,
     stop: int,
+    *,
+    ahead: Ahead | None = None,
 ) -> Generator[Batch]:
     """The global batches of steps start..stop-1, in order; close the iterator to stop early.
 
+    Args:
+        plan: which rows each step takes.
+        sources: those of the plan.
+        encoder: texts to token ids.
+        recipe: the run.
+        start: first step.
+        stop: one past the last step.
+        ahead: sources that were tokenised; of their texts a rank gets ids of its own only.
+
     Raises:
-        DataError: if a row changed on disk or a text has no tokens.
+        DataError: if a row changed on disk, a text has no tokens, or stored tokens are damaged.
         StepError: if a worker process died.
     """
     job = Job(
@@ -45,6 +50,7 @@ def batches(
         sources={source.name: source for source in sources},
         encoder=encoder,
         recipe=recipe,
+        ahead=ahead,
     )
     steps = range(start, stop)
     num_workers = min(recipe.data.workers, len(steps))
@@ -54,10 +60,10 @@ def batches(
 def _worked(job: Job, steps: range, num_workers: int) -> Iterator[Batch]:
     """Deals steps to workers and takes their batches in order."""
     with ExitStack() as running:
-        workers = [running.enter_context(_started()) for _ in range(num_workers)]
+        workers = [running.enter_context(started(MODULE)) for _ in range(num_workers)]
         for number, worker in enumerate(workers):
             assert worker.stdin is not None
-            send_job(worker.stdin, job, Share(steps, number, num_workers))
+            send(worker.stdin, (job, Share(steps, number, num_workers)))
         for step in steps:
             number = job.owner(step, num_workers)
             yield _next_batch(workers[number], number, step)
@@ -76,23 +82,3 @@ def _next_batch(worker: Worker, number: int, step: int) -> Batch:
             "data.workers=0 to make batches in the training process."
         )
     return frame
-
-
-@contextmanager
-def _started() -> Iterator[Worker]:
-    """A worker process, ended on leaving."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "trainer.data.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | threads | {"PYTHONPATH": os.pathsep.join(paths)},
-    ) as worker:
-        assert worker.stdout is not None
-        fcntl.fcntl(worker.stdout.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        try:
-            yield worker
-        finally:
-            worker.kill()

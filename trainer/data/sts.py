@@ -1,5 +1,6 @@
 """Similarity in the data room: scored pairs to a batch, and held-out pairs."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +11,9 @@ from trainer.data.batch import StepPlan, StsBatch
 from trainer.data.formats.adapter import ScoredPair
 from trainer.data.held_out_source import open_table_source, origin_of, owner_of
 from trainer.data.records import StsRecord
-from trainer.data.sources import beir_folder
+from trainer.data.row_texts import RowTexts
+from trainer.data.slot_table import SlotTable
+from trainer.data.sources import Source, beir_folder
 from trainer.data.text_table import TextTable
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
@@ -28,6 +31,27 @@ def collate(
         text1=both[: len(records)],
         text2=both[len(records) :],
         score=np.array([one.score for one in records], np.float32),
+    )
+
+
+def row_texts(record: StsRecord) -> RowTexts:
+    """Both texts, with the score in the slot of the first."""
+    return RowTexts(queries=(record.text1, record.text2), scores=(record.score, math.nan))
+
+
+def collate_stored(
+    plan: StepPlan, source: Source, table: SlotTable, settings: StsRecipe, seed: int
+) -> StsBatch:
+    """As `collate`, from the tokens of a source that was tokenised ahead."""
+    starts, _ = table.store.spans(plan.rows)
+    both = np.concatenate([starts, starts + 1])
+    texts, index, _ = table.distinct(both, both[:0], num_queries=len(both))
+    return StsBatch(
+        plan=plan,
+        texts=texts,
+        text1=index[: len(starts)],
+        text2=index[len(starts) :],
+        score=table.store.scores(starts),
     )
 
 

@@ -65,13 +65,20 @@ class TeacherVectors:
 
     def find(self, texts: Sequence[str]) -> np.ndarray:
         """Row of each text, the first of equal ones, or NO_ROW [len(texts)], int64."""
-        wanted = np.fromiter(map(text_key, texts), np.uint64, len(texts))
+        return self._find_keys(np.fromiter(map(text_key, texts), np.uint64, len(texts)))
+
+    def _find_keys(self, wanted: np.ndarray) -> np.ndarray:
+        """Row of the text of each key [n], uint64, or NO_ROW [n], int64."""
         places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         return np.where(self.keys[places] == wanted, self.rows[places], NO_ROW)
 
     def of(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts that are all there [len(texts), D], in the dtype of the file."""
-        rows = self.find(texts)
+        return self.of_keys(np.fromiter(map(text_key, texts), np.uint64, len(texts)))
+
+    def of_keys(self, keys: np.ndarray) -> np.ndarray:
+        """Vectors of texts that are all there, by their keys [n], uint64; see `of` [n, D]."""
+        rows = self._find_keys(keys)
         assert NO_ROW not in rows, "a text was not there when the source was checked"
         return self.vectors.view(np.ndarray)[rows]
 

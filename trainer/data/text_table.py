@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer.data.batch import Texts
+from trainer.data.known_positives import ABSENT
 from trainer.data.teacher_vectors import TeacherVectors
 from trainer.recipe.schema import DataRecipe, SourceRecipe
 
 if TYPE_CHECKING:
     # imports tokenizers, which a mistake in the data must not wait for
     from trainer.data.tokens import Encoded, TextEncoder
-
-ABSENT = -1
-"""Index of a text that is not there."""
 
 
 @dataclass

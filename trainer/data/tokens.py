@@ -93,6 +93,10 @@ class TextEncoder:
         self.tokenizer.no_truncation()
         return self.tokenizer.encode(prefix).ids if prefix else []
 
+    def num_first_tokens(self, instruction: str) -> int:
+        """Tokens with which texts behind an instruction begin, up to where a text may join in."""
+        return self._num_prompt(self._prompt_ids(prompt_prefix(self.template, instruction)))
+
     def _num_prompt(self, prompt_ids: list[int]) -> int:
         """Tokens of the prompt and of what stands before it, but not the end token.
 

@@ -5,28 +5,38 @@ for each of its steps to its output: 8 bytes of length, then the pickled batch, 
 making it raised. It ends when its steps are done or its output is closed.
 """
 
-import io
 import os
 import pickle
 import signal
-import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import IO, Any, NamedTuple
 
-import numpy as np
-
 from trainer.data.batch import Batch
-from trainer.data.collate import make_batch
+from trainer.data.collate import make_batch, make_stored_batch
 from trainer.data.plan import DataPlan
+from trainer.data.processes import HEADER, read_sent
+from trainer.data.slot_table import SlotTable
 from trainer.data.sources import Source
+from trainer.data.token_store import TokenStore
 from trainer.data.tokens import TextEncoder
 from trainer.errors import TrainerError
+from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 
-HEADER = struct.Struct("<Q")
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What was tokenised ahead, and for which rank it is read."""
+
+    stores: Mapping[str, TokenStore]
+    """Tokens by name of the source; other sources are tokenised on the fly."""
+    rank: int
+    """Whose texts' ids are read."""
+    num_ranks: int
+    """All ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +51,8 @@ class Job:
     """Texts to token ids."""
     recipe: Recipe
     """The run."""
+    ahead: Ahead | None = None
+    """None: every source is tokenised on the fly."""
 
     def owner(self, step: int, num_workers: int) -> int:
         """Which of some workers makes a step: a source's steps go round, as their costs differ."""
@@ -51,11 +63,36 @@ class Job:
         """The global batch of a step.
 
         Raises:
-            DataError: if a data file or a row changed on disk, or a text has no tokens.
+            DataError: if a data file or a row changed on disk, or a text has no tokens, or stored
+                tokens are damaged.
         """
         plan = self.plan.at(step)
-        self.sources[plan.source].check_files()
-        return make_batch(plan, self.sources[plan.source], self.encoder, self.recipe)
+        source, ahead = self.sources[plan.source], self.ahead
+        source.check_files()
+        if ahead is None or plan.source not in ahead.stores:
+            return make_batch(plan, source, self.encoder, self.recipe)
+        table = SlotTable(
+            store=ahead.stores[plan.source],
+            rank=ahead.rank,
+            num_ranks=ahead.num_ranks,
+            teacher=source.teacher_vectors,
+            num_first=self.num_first[plan.source],
+        )
+        return make_stored_batch(plan, source, table, self.settings[plan.source], self.recipe.seed)
+
+    @cached_property
+    def num_first(self) -> dict[str, tuple[int, int]]:
+        """First tokens that instructions give to queries and to passages, by name of the source."""
+        count = self.encoder.num_first_tokens
+        return {
+            source.name: (count(source.query_instruction), count(source.passage_instruction))
+            for source in self.recipe.data.sources
+        }
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Of the steps of each source, by its name."""
+        return {name: settings_of(self.recipe, name) for name in self.sources}
 
 
 class Share(NamedTuple):
@@ -67,40 +104,6 @@ class Share(NamedTuple):
     """Of this worker, from 0."""
     num_workers: int
     """All workers."""
-
-
-class _Pickler(pickle.Pickler):
-    """Sends the name of a memory-mapped array in place of its content."""
-
-    def persistent_id(self, value: Any) -> Path | None:
-        if not isinstance(value, np.memmap) or value.filename is None:
-            return None
-        path = Path(value.filename)
-        is_whole = path.suffix == ".npy" and np.load(path, mmap_mode="r").shape == value.shape
-        return path if is_whole else None
-
-
-class _Unpickler(pickle.Unpickler):
-    def persistent_load(self, path: Path) -> np.ndarray:
-        return np.load(path, mmap_mode="r")
-
-
-def send_job(pipe: IO[bytes], job: Job, share: Share) -> None:
-    """Writes a job and the part of it that one worker has."""
-    content = io.BytesIO()
-    _Pickler(content, protocol=pickle.HIGHEST_PROTOCOL).dump((job, share))
-    pipe.write(content.getbuffer())
-    pipe.close()
-
-
-def receive(pipe: IO[bytes]) -> Batch | TrainerError | None:
-    """The next frame of a worker, or None if it ended before the frame did."""
-    header = pipe.read(HEADER.size)
-    if len(header) < HEADER.size:
-        return None
-    (size,) = HEADER.unpack(header)
-    content = pipe.read(size)
-    return pickle.loads(content) if len(content) == size else None
 
 
 def work(job: Job, share: Share, pipe: IO[bytes]) -> None:
@@ -128,7 +131,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    job, share = _Unpickler(sys.stdin.buffer).load()
+    job, share = read_sent(sys.stdin.buffer)
     try:
         work(job, share, pipe)
         pipe.close()

@@ -1,6 +1,7 @@
-"""Which rank embeds which text, and in which forwards: pure arithmetic on lengths.
+"""In which forwards each rank embeds its texts: pure arithmetic on lengths.
 
-Letters: U texts of the step, W ranks, P tokens that the texts of a chunk share.
+Letters: U texts of the step, W ranks, R rounds of the dealing, P tokens that the texts of a chunk
+share.
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.engine.common_prefix import TextGroup, group_by_prefix, is_worth_sharing
+from trainer.data.deal import NO_TEXT, TextGroup, deal_group
+from trainer.engine.common_prefix import group_by_prefix, is_worth_sharing
 from trainer.model.shared_prefix import COPY_SHARE
 
 WASTE_SHARE = 64
@@ -67,12 +69,17 @@ class ChunkPlan:
 class _Cut:
     """One chunk of all ranks."""
 
-    rows: tuple[list[int], ...]
-    """Text ids of each rank."""
+    rounds: np.ndarray
+    """Text ids [rounds, W], int64, or NO_TEXT in the last round."""
     longest: int
     """Tokens of the longest text."""
     num_shared: int
     """P."""
+
+    def rows(self, rank: int) -> np.ndarray:
+        """Text ids of a rank, int64."""
+        own = self.rounds[:, rank]
+        return own[:-1] if len(own) and own[-1] == NO_TEXT else own
 
 
 def plan_shared(token_ids: Sequence[np.ndarray], *, num_ranks: int, max_tokens: int) -> ChunkPlan:
@@ -90,16 +97,15 @@ def plan_shared(token_ids: Sequence[np.ndarray], *, num_ranks: int, max_tokens: 
     least_saved = num_ranks * max(LEAST_CHUNK_COST, max_tokens // WASTE_SHARE)
     lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
     groups = group_by_prefix(token_ids, least_saved=least_saved)
-    return _plan(lengths, groups, num_ranks, max_tokens)
+    return plan_groups(lengths, groups, num_ranks=num_ranks, max_tokens=max_tokens)
 
 
 def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> ChunkPlan:
-    """Deal texts to ranks and cut each rank's share into chunks.
+    """Cut what `trainer.data.deal` gives each rank into chunks.
 
-    Texts are sorted by length and dealt in rounds of W, the direction changing each round, so ranks
-    carry nearly equal tokens whatever the lengths. A chunk is a run of whole rounds: every rank
-    cuts at the same rounds, so counts agree without talking. A chunk also ends where its padding
-    would pass `max_tokens` / WASTE_SHARE, so full chunks stay under a few per cent of padding.
+    A chunk is a run of whole rounds of the dealing: every rank cuts at the same rounds, so counts
+    agree without talking. A chunk also ends where its padding would pass `max_tokens` /
+    WASTE_SHARE, so full chunks stay under a few per cent of padding.
 
     Args:
         lengths: tokens of each text [U], int64, at least 1.
@@ -109,42 +115,48 @@ def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> Chun
     Returns:
         The plan, in which no tokens are shared; the same on every rank.
     """
-    return _plan(lengths, [TextGroup(np.arange(len(lengths)), 0)], num_ranks, max_tokens)
+    groups = [TextGroup(np.arange(len(lengths)), 0)]
+    return plan_groups(lengths, groups, num_ranks=num_ranks, max_tokens=max_tokens)
 
 
-def _plan(
-    lengths: np.ndarray, groups: Sequence[TextGroup], num_ranks: int, max_tokens: int
+def plan_groups(
+    lengths: np.ndarray, groups: Sequence[TextGroup], *, num_ranks: int, max_tokens: int
 ) -> ChunkPlan:
-    """Deal the texts of each group by themselves."""
+    """Cut the texts of each group by themselves.
+
+    Args:
+        lengths: tokens of each text [U], int64, at least 1.
+        groups: together all texts once.
+        num_ranks: W.
+        max_tokens: as of `plan_chunks`.
+    """
     cuts = [cut for group in groups for cut in _cuts(lengths, group, num_ranks, max_tokens)]
     cuts.sort(key=lambda cut: -cut.longest)
-    chunks = [
-        (np.array(rows, np.int64), cut.num_shared if len(rows) > 1 else 0)
-        for cut in cuts
-        for rows in cut.rows
-        if rows
-    ]
+    padded = saved = 0
+    for cut in cuts:
+        counts, first = (cut.rounds != NO_TEXT).sum(axis=0), cut.rounds[0]
+        # a rank's first text is its longest; one alone shares nothing
+        shared = np.where(counts > 1, cut.num_shared, 0)
+        padded += int((shared + counts * (lengths[first] - shared))[first != NO_TEXT].sum())
+        saved += int((shared * (counts - 1))[counts > 0].sum())
     return ChunkPlan(
-        ranks=tuple(
-            tuple(np.array(cut.rows[rank], dtype=np.int64) for cut in cuts)
-            for rank in range(num_ranks)
-        ),
+        ranks=tuple(tuple(cut.rows(rank) for cut in cuts) for rank in range(num_ranks)),
         num_shared=tuple(cut.num_shared for cut in cuts),
-        padded_tokens=sum(p + len(c) * (int(lengths[c].max()) - p) for c, p in chunks),
+        padded_tokens=padded,
         real_tokens=int(lengths.sum()),
-        saved_tokens=sum(p * (len(c) - 1) for c, p in chunks),
+        saved_tokens=saved,
     )
 
 
 def _cuts(lengths: np.ndarray, group: TextGroup, num_ranks: int, max_tokens: int) -> list[_Cut]:
     """The chunks of a group's texts."""
-    order = group.ids[np.argsort(-lengths[group.ids], kind="stable")]
-    longest = lengths[order[::num_ranks]]
+    dealt = deal_group(lengths, group, num_ranks)
+    # the first of a round is its longest in even rounds, the last in odd ones
+    longest = lengths[np.where(np.arange(len(dealt)) % 2, dealt[:, -1], dealt[:, 0])]
     cuts, start = [], 0
     while start < len(longest):
         stop, num_shared = _end_of_chunk(longest, start, max_tokens, group.num_shared)
-        rows = tuple(_rows_of(order, rank, start, stop, num_ranks) for rank in range(num_ranks))
-        cuts.append(_Cut(rows, int(longest[start]), num_shared))
+        cuts.append(_Cut(dealt[start:stop], int(longest[start]), num_shared))
         start = stop
     return cuts
 
@@ -177,13 +189,3 @@ def _fitting(width: int, max_tokens: int, num_shared: int) -> int:
     # whole numbers: a text counts its own tokens, and of the shared ones one in COPY_SHARE
     size = COPY_SHARE * (width - num_shared) + num_shared
     return max(1, COPY_SHARE * (max_tokens - num_shared) // size)
-
-
-def _rows_of(order: np.ndarray, rank: int, start: int, stop: int, num_ranks: int) -> list[int]:
-    """The texts that rank gets in rounds start..stop; odd rounds are dealt backwards."""
-    rows = []
-    for r in range(start, stop):
-        place = rank if r % 2 == 0 else num_ranks - 1 - rank
-        if r * num_ranks + place < len(order):
-            rows.append(int(order[r * num_ranks + place]))
-    return rows

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.data.deal import TextGroup
+
 MOST_TOKENS = 512
 """Of a common prefix that is longer, so many tokens are shared."""
 COLUMNS = 16
@@ -19,16 +21,6 @@ MOST_LEVELS = 8
 """How often texts with a common prefix are divided further."""
 LEAST_SHARE = 16
 """Shared are tokens that are at least one in so many: less is not worth the copies of keys."""
-
-
-@dataclass(frozen=True)
-class TextGroup:
-    """Texts that begin alike."""
-
-    ids: np.ndarray
-    """Which texts [n], int64, ascending."""
-    num_shared: int
-    """Tokens that all of them begin with; less than the length of each."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from trainer.data.batch import Texts
-from trainer.engine.chunks import ChunkPlan, plan_chunks, plan_shared
+from trainer.data.batch import OwnIds, Texts
+from trainer.engine.chunks import ChunkPlan, plan_chunks, plan_groups, plan_shared
 from trainer.model.embedder import Chunk
 
 
@@ -26,7 +26,7 @@ def step_key(seed: int, step: int) -> int:
 
 def lengths_of(texts: Texts) -> np.ndarray:
     """Tokens of each text [U], int64."""
-    return np.array([len(ids) for ids in texts.token_ids], dtype=np.int64)
+    return texts.lengths
 
 
 def plan_texts(texts: Texts, *, num_ranks: int, max_tokens: int, share: bool) -> ChunkPlan:
@@ -38,8 +38,12 @@ def plan_texts(texts: Texts, *, num_ranks: int, max_tokens: int, share: bool) ->
         max_tokens: padded tokens of one chunk of one rank.
         share: whether the model can run the common first tokens of a chunk's texts once.
     """
+    ids = texts.token_ids
+    if isinstance(ids, OwnIds):
+        groups = [replace(one, num_shared=one.num_shared if share else 0) for one in ids.groups]
+        return plan_groups(texts.lengths, groups, num_ranks=num_ranks, max_tokens=max_tokens)
     if share:
-        return plan_shared(texts.token_ids, num_ranks=num_ranks, max_tokens=max_tokens)
+        return plan_shared(ids, num_ranks=num_ranks, max_tokens=max_tokens)
     return plan_chunks(lengths_of(texts), num_ranks=num_ranks, max_tokens=max_tokens)
 
 
@@ -58,24 +62,33 @@ def make_chunks(
         plan: text ids of each chunk; may hold empty ones.
         key: from `step_key`.
         device: where the tensors go.
-        num_shared: of a plan, first tokens that the texts of each chunk share; None: none.
+        num_shared: of a plan, first tokens that the texts of each chunk share, or fewer where a
+            text joins the last of them; None: none.
     """
     chunks = [_make_chunk(texts, ids, key=key, device=device) for ids in plan]
     if num_shared is None:
         return chunks
     return [
-        replace(chunk, num_shared=shared) if chunk.num_texts > 1 else chunk
-        for chunk, shared in zip(chunks, num_shared, strict=True)
+        replace(chunk, num_shared=_num_alike(texts, ids, shared)) if chunk.num_texts > 1 else chunk
+        for chunk, ids, shared in zip(chunks, plan, num_shared, strict=True)
     ]
+
+
+def _num_alike(texts: Texts, ids: np.ndarray, most: int) -> int:
+    """How many first tokens texts have in common, at most `most`, which each of them has."""
+    heads = np.stack([texts.token_ids[int(text)][:most] for text in ids])
+    different = (heads != heads[0]).any(axis=0)
+    return int(different.argmax()) if different.any() else most
 
 
 def _make_chunk(texts: Texts, ids: np.ndarray, *, key: int, device: torch.device) -> Chunk:
     """One padded chunk; [0, 0] tokens for no ids."""
-    lengths = np.array([len(texts.token_ids[i]) for i in ids], dtype=np.int64)
+    found = [texts.token_ids[int(i)] for i in ids]
+    lengths = np.array([len(one) for one in found], dtype=np.int64)
     longest = int(lengths.max(initial=0))
     padded = np.zeros((len(ids), longest), dtype=np.int64)
-    for row, i in enumerate(ids):
-        padded[row, : lengths[row]] = texts.token_ids[i]
+    for row, one in enumerate(found):
+        padded[row, : len(one)] = one
     prompts = texts.num_prompt_tokens[ids]
     return Chunk(
         input_ids=torch.from_numpy(padded).to(device, non_blocking=True),

@@ -19,6 +19,7 @@ from trainer.data.plan import make_plan
 from trainer.data.sources import Source
 from trainer.data.teacher import check_widths, scored_rows, taught_sources
 from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
+from trainer.data.tokens_ahead import is_ahead
 from trainer.memory.choices import Machine, choices, fastest, smallest_changes
 from trainer.memory.estimate import MemoryPlan
 from trainer.memory.gather import Passes, plan_passes
@@ -77,6 +78,7 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
         model,
         _batch_section(recipe, resolved),
         _step_section(recipe, sources),
+        *_tokens_section(recipe, sources, num_ranks=ranks),
         *memory,
         _deepspeed_section(recipe, resolved),
     )
@@ -204,6 +206,18 @@ def _step_section(recipe: Recipe, sources: Sequence[Source]) -> str:
     ]
     taught = [f"\n  {line}" for line in taught_sources(sources, recipe)]
     return f"{title}\n{table(rows)}{''.join([*scored, *taught])}"
+
+
+def _tokens_section(
+    recipe: Recipe, sources: Sequence[Source], *, num_ranks: int
+) -> tuple[str, ...]:
+    """Which sources are tokenised once for all runs, and which in every step."""
+    modes: dict[bool, list[str]] = {}
+    for source in sources:
+        ahead = is_ahead(recipe, source, num_ranks=num_ranks)
+        modes.setdefault(ahead, []).append(source.name)
+    rows = [("ahead" if ahead else "on the fly", ", ".join(modes[ahead])) for ahead in modes]
+    return (_listed(f"Tokens: {recipe.data.tokens}", rows),) if rows else ()
 
 
 def _memory_sections(

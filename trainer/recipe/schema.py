@@ -202,7 +202,10 @@ class DataRecipe:
     those that are equal or nearly so, refuse them, or leave them out. Null: only texts that are
     equal in every character are told of."""
     workers: int = bounded(2, low=0)
-    """Processes per rank that tokenise ahead; 0 tokenises in the training process."""
+    """Processes per rank that make batches ahead; 0 makes them in the training process."""
+    tokens: Literal["auto", "ahead", "on_the_fly"] = "auto"
+    """Tokenise a source once for all runs and read its ids from the cache (`ahead`), or in every
+    step; batches are the same. `auto`: ahead from 100,000 rows on, and with 8 ranks or more."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -81,16 +81,7 @@ def open_session(
     config = load_config(recipe.model, path)
     num_ids = num_token_ids(check_backbone(recipe, path, config, download=True))
     check_widths(data.sources, recipe, hidden_size=config.get_text_config().hidden_size)
-    tokenizer = load_tokenizer(
-        path,
-        pooling=recipe.model.pooling,
-        end_token=recipe.model.end_token,
-        revision=recipe.model.revision,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    fit_tokenizer(tokenizer, num_ids, recipe.model.path)
-    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
-    check_instructions(encoder, recipe)
+    tokenizer, encoder = open_encoder(recipe, path, num_ids=num_ids)
     parts = describe_base(path, config) | describe_adapter(recipe.model)
     check_hosts(recipe, data.sources, parts, ranks)
     if recipe.model.lora is not None:
@@ -109,6 +100,33 @@ def open_session(
         base=base,
         named=tuple(named),
     )
+
+
+def open_encoder(
+    recipe: Recipe, path: str, *, num_ids: int | None
+) -> tuple[PreTrainedTokenizerFast, TextEncoder]:
+    """The tokenizer of a base, and as the recipe uses it.
+
+    Args:
+        recipe: checked.
+        path: folder or hub id of the base.
+        num_ids: rows of its embedding matrix, where they are known.
+
+    Raises:
+        DataError: if there is no fast tokenizer, or an instruction leaves no room for text.
+        RecipeError: if the tokenizer lacks what the recipe names.
+    """
+    tokenizer = load_tokenizer(
+        path,
+        pooling=recipe.model.pooling,
+        end_token=recipe.model.end_token,
+        revision=recipe.model.revision,
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    fit_tokenizer(tokenizer, num_ids, recipe.model.path)
+    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
+    check_instructions(encoder, recipe)
+    return tokenizer, encoder
 
 
 def _place_of_base(model: ModelRecipe, ranks: Ranks) -> str:

@@ -24,6 +24,7 @@ from trainer.run_folder.finished import write_finished
 from trainer.session.artifacts import Artifacts
 from trainer.session.held_out import HeldOut
 from trainer.session.open import Session, open_session
+from trainer.session.tokens import tokens_ahead
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +131,11 @@ class TrainingRun:
         """The batches of some steps, those of each stretch by its own recipe."""
         session = self.session
         for one, first, end in spans(planned, start, stop):
-            with closing(
-                batches(one.plan, session.data.sources, session.encoder, one.recipe, first, end)
-            ) as stream:
+            stream = batches(
+                *(one.plan, session.data.sources, session.encoder, one.recipe, first, end),
+                ahead=tokens_ahead(session, one.recipe),
+            )
+            with closing(stream):
                 yield from stream
 
     def _steps(self, planned: Sequence[PlannedStretch]) -> Callable[[Batch], StepReport]:

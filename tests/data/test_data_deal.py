@@ -1,0 +1,50 @@
+"""Which rank embeds which text: complete, balanced, and as a naive dealing of cards has it."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.data.deal import NO_TEXT, TextGroup, deal, texts_of_rank
+
+LENGTHS = st.lists(st.integers(1, 70_000), min_size=1, max_size=200).map(np.array)
+
+
+def dealt_one_by_one(lengths: np.ndarray, num_ranks: int) -> list[list[int]]:
+    """Longest first, to and fro."""
+    order = sorted(range(len(lengths)), key=lambda text: -int(lengths[text]))
+    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    for place, text in enumerate(order):
+        turn, seat = divmod(place, num_ranks)
+        hands[seat if turn % 2 == 0 else num_ranks - 1 - seat].append(text)
+    return hands
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=LENGTHS, num_ranks=st.integers(1, 9))
+def test_texts_are_dealt_to_and_fro(lengths: np.ndarray, num_ranks: int) -> None:
+    rounds = deal(lengths, num_ranks)
+    hands = dealt_one_by_one(lengths, num_ranks)
+    groups = [TextGroup(np.arange(len(lengths)), 0)]
+    for rank, hand in enumerate(hands):
+        assert [text for text in rounds[:, rank].tolist() if text != NO_TEXT] == hand
+        own = texts_of_rank(lengths, groups, rank=rank, num_ranks=num_ranks)
+        assert own.tolist() == sorted(hand)
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, num_ranks=st.integers(1, 9), data=st.data())
+def test_groups_are_dealt_by_themselves(
+    lengths: np.ndarray, num_ranks: int, data: st.DataObject
+) -> None:
+    side = np.array(
+        data.draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
+    )
+    parts = [np.flatnonzero(side), np.flatnonzero(~side)]
+    groups = [TextGroup(ids, 0) for ids in parts if len(ids)]
+    for rank in range(num_ranks):
+        hands = [
+            group.ids[np.array(dealt_one_by_one(lengths[group.ids], num_ranks)[rank], np.int64)]
+            for group in groups
+        ]
+        own = texts_of_rank(lengths, groups, rank=rank, num_ranks=num_ranks)
+        assert own.tolist() == sorted(np.concatenate(hands).tolist())

@@ -1,0 +1,244 @@
+"""Measure the data plane: what the batches of one rank cost as the number of ranks grows.
+
+    python tools/bench/data.py            # 1, 8, 64 and 512 simulated ranks: about five minutes
+    python tools/bench/data.py --json     # the last line is one JSON object
+    python tools/bench/data.py --spare 8  # rows with more negatives than a step takes
+    python tools/bench/data.py --rows 4 --ranks 1 8 --tokens 32     # a look: half a minute
+
+Every rank trains on as many rows, so the global batch grows with the ranks. No engine runs: a
+process makes the batches of the first rank, from tokens made ahead, and hands them over as a data
+worker does. Times are CPU seconds of that process. `cold` is the first pass over the steps, with
+the store out of the page cache; `warm` the fastest of nine more.
+
+The tokenizer splits at spaces: what it costs counts only where batches are made on the fly.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trainer.data.planned import plan_of
+from trainer.data.processes import send, started
+from trainer.data.sources import Source, open_sources
+from trainer.data.token_making import make_pieces
+from trainer.data.token_store import TokenStore, open_store
+from trainer.data.tokens import TextEncoder, make_encoder
+from trainer.data.tokens_ahead import token_jobs
+from trainer.data.worker import Ahead, Job
+from trainer.recipe.ir import KIND, IrRecipe
+from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe, TrainRecipe
+
+NUM_WORDS = 20_000
+SEED = 3
+MODELS = {"0.5B": 0.5e9, "1.5B": 1.5e9, "7B": 7e9, "14B": 14e9, "32B": 32e9, "70B": 70e9}
+"""Parameters."""
+FLOP_PER_PARAMETER = 8
+"""Of a token in a step with a gradient cache: a forward without graph, a forward and a backward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is measured."""
+
+    rows: int
+    """Queries of a rank in a step."""
+    negatives: int
+    """Passages of a query beside its positive."""
+    tokens: int
+    """Mean length of a passage; a query is a quarter as long."""
+    steps: int
+    """Steps of one pass."""
+    spare: int = 0
+    """Negatives that a row has beyond those of a step. Where there are some, a choice is drawn for
+    each row of the global batch on every rank, one by one."""
+
+    def recipe(self, path: Path, num_ranks: int) -> Recipe:
+        """The run of so many ranks."""
+        settings = IrRecipe(global_batch_size=self.rows * num_ranks, negatives=self.negatives)
+        source = SourceRecipe(name="bench", task=KIND.name, path=str(path))
+        return Recipe(
+            name="bench",
+            output_dir="unused",
+            model=ModelRecipe(path="unused"),
+            data=DataRecipe(
+                sources=(source,), tokens="ahead", workers=0, passage_max_tokens=4 * self.tokens
+            ),
+            tasks={KIND.name: settings},
+            train=TrainRecipe(max_steps=1),
+            seed=SEED,
+        )
+
+
+def write_rows(path: Path, work: Work, num_rows: int) -> None:
+    """Rows of random words, no two texts the same; lengths as a lognormal has them."""
+    rng = np.random.default_rng(SEED)
+    words = np.array([f"w{i}" for i in range(NUM_WORDS)])
+
+    def text(mean: int) -> str:
+        length = max(2, int(rng.lognormal(np.log(mean) - 0.125, 0.5)))
+        return " ".join(words[rng.integers(0, NUM_WORDS, min(length, 4 * mean - 1))])
+
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(num_rows):
+            row = {
+                "query": text(max(4, work.tokens // 4)),
+                "positives": [text(work.tokens)],
+                "negatives": [text(work.tokens) for _ in range(work.negatives + work.spare)],
+            }
+            file.write(json.dumps(row) + "\n")
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    names = ["<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(NUM_WORDS))]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """The data that all measurements share."""
+
+    work: Work
+    path: Path
+    """The rows."""
+    source: Source
+    encoder: TextEncoder
+    store: TokenStore
+
+    def measure(self, num_ranks: int, *, ahead: bool) -> dict[str, float]:
+        """Cost of a step of the first rank; see `data_rank`."""
+        recipe = self.work.recipe(self.path, num_ranks)
+        stores = {self.source.name: self.store}
+        job = Job(
+            plan=plan_of(recipe, [self.source]),
+            sources={self.source.name: self.source},
+            encoder=self.encoder,
+            recipe=recipe,
+            ahead=Ahead(stores=stores, rank=0, num_ranks=num_ranks) if ahead else None,
+        )
+        drop_pages(self.store.folder)
+        with started("tools.bench.data_rank") as process:
+            assert process.stdin is not None and process.stdout is not None  # noqa: PT018
+            send(process.stdin, (job, self.work.steps, ahead))
+            found: dict[str, float] = json.loads(process.stdout.read())
+        return found
+
+
+def opened(work: Work, folder: Path, num_rows: int) -> Bench:
+    """Rows and their tokens, made."""
+    path = folder / "rows.jsonl"
+    write_rows(path, work, num_rows)
+    recipe = work.recipe(path, 1)
+    encoder = make_encoder(make_tokenizer(), recipe.data, pooling="last")
+    sources = open_sources(recipe.data)
+    (job,) = token_jobs(recipe, sources, encoder, num_ranks=1).values()
+    job.folder.mkdir(parents=True)
+    make_pieces(job, first=0)
+    store = open_store(job.folder)
+    assert store is not None, f"{job.folder} was made"
+    return Bench(work=work, path=path, source=sources[0], encoder=encoder, store=store)
+
+
+def drop_pages(folder: Path) -> None:
+    """Take the files of a folder out of the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def report(work: Work, ranks: Sequence[int], found: dict[int, dict[str, float]],
+           on_the_fly: dict[str, float]) -> dict[str, Any]:  # fmt: skip
+    """The numbers of the JSON object."""
+    least, most = found[min(ranks)], found[max(ranks)]
+    name = f"{max(ranks)}_over_{min(ranks)}"
+    return {
+        "rows_per_rank": work.rows,
+        "texts_per_rank": work.rows * (2 + work.negatives),
+        "mean_passage_tokens": work.tokens,
+        "spare_negatives": work.spare,
+        "tokens_per_cpu_second": least["own_tokens"] / least["warm_cpu_seconds"],
+        "tokens_per_cpu_second_cold": least["own_tokens"] / least["cold_cpu_seconds"],
+        "on_the_fly_tokens_per_cpu_second": on_the_fly["own_tokens"]
+        / on_the_fly["cold_cpu_seconds"],
+        f"rank_cost_{name}": most["warm_cpu_seconds"] / least["warm_cpu_seconds"],
+        f"rank_cost_{name}_cold": most["cold_cpu_seconds"] / least["cold_cpu_seconds"],
+        f"memory_growth_{name}": most["anonymous_bytes"] / least["anonymous_bytes"],
+        "ranks": {str(number): found[number] for number in ranks},
+    }
+
+
+def show(numbers: dict[str, Any], *, gpu_tflops: float, workers: int) -> None:
+    """The tables for a person."""
+    row = "{:>6} {:>12} {:>12} {:>22} {:>12}"
+    print(row.format("ranks", "cold ms", "warm ms", "million own tokens/s", "memory MiB"))
+    rates = {}
+    for ranks, found in numbers["ranks"].items():
+        cold, warm = found["cold_cpu_seconds"], found["warm_cpu_seconds"]
+        rates[int(ranks)] = workers * found["own_tokens"] / max(cold, warm)
+        print(row.format(
+            ranks, f"{cold * 1e3:.2f}", f"{warm * 1e3:.2f}",
+            f"{found['own_tokens'] / warm / 1e6:.2f}", f"{found['anonymous_bytes'] / 2**20:.0f}",
+        ))  # fmt: skip
+    flies = numbers["on_the_fly_tokens_per_cpu_second"]
+    print(f"on the fly: {flies / 1e6:.2f} million tokens/s of all ranks, by a process")
+    print(f"\nUp to how many GPUs of {gpu_tflops:g} TFLOP/s data is not the limit, cold, with "
+          f"{workers} workers a rank")  # fmt: skip
+    row = "{:>6} {:>16} {:>14} {:>12}"
+    print(row.format("model", "tokens/s a GPU", "ahead", "on the fly"))
+    for name, parameters in MODELS.items():
+        need = gpu_tflops * 1e12 / (FLOP_PER_PARAMETER * parameters)
+        enough = [ranks for ranks, rate in rates.items() if rate >= need]
+        ahead = str(max(enough, default=0))
+        ahead = f"{ahead} or more" if max(rates) in enough else ahead
+        print(row.format(name, f"{need:,.0f}", ahead, int(workers * flies / need)))
+
+
+def main() -> None:
+    """Measure, print tables, and with --json one object as the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=32, help="queries of a rank in a step")
+    parser.add_argument("--negatives", type=int, default=7, help="hard negatives of a query")
+    parser.add_argument("--spare", type=int, default=0, help="negatives that a step leaves out")
+    parser.add_argument("--tokens", type=int, default=256, help="mean length of a passage")
+    parser.add_argument("--steps", type=int, default=8, help="steps of one pass")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64, 512])
+    parser.add_argument("--gpu-tflops", type=float, default=400.0, help="what a GPU achieves")
+    parser.add_argument("--workers", type=int, default=2, help="data workers of a rank")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    args = parser.parse_args()
+    work = Work(
+        rows=args.rows,
+        negatives=args.negatives,
+        tokens=args.tokens,
+        steps=args.steps,
+        spare=args.spare,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRAINER_CACHE_DIR"] = str(Path(folder) / "cache")
+        bench = opened(work, Path(folder), args.rows * max(args.ranks))
+        found = {number: bench.measure(number, ahead=True) for number in args.ranks}
+        on_the_fly = bench.measure(min(args.ranks), ahead=False)
+    numbers = report(work, args.ranks, found, on_the_fly)
+    show(numbers, gpu_tflops=args.gpu_tflops, workers=args.workers)
+    if args.json:
+        sys.stdout.write(json.dumps(numbers) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Which rank embeds which text of a step: pure arithmetic on lengths; it must not cut chunks.
+
+Letters: U texts of the step, W ranks, R rounds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NO_TEXT = -1
+"""Where the last round has no text for a rank."""
+MAX_RADIX = 1 << 16
+"""numpy sorts 16-bit numbers by radix, in time that does not depend on their order."""
+
+
+@dataclass(frozen=True)
+class TextGroup:
+    """Texts that are dealt by themselves, as they begin alike."""
+
+    ids: np.ndarray
+    """Which texts [n], int64, ascending."""
+    num_shared: int
+    """Tokens that all of them begin with; less than the length of each."""
+
+
+def deal(lengths: np.ndarray, num_ranks: int) -> np.ndarray:
+    """Deal texts to ranks in rounds, longest first, the direction changing each round.
+
+    So ranks carry nearly equal tokens whatever the lengths.
+
+    Args:
+        lengths: tokens of each text [U], int64, at least 1.
+        num_ranks: W.
+
+    Returns:
+        The text of each rank in each round [R, W], int64, or NO_TEXT in the last round; texts of
+        equal length in their own order. The same on every rank.
+    """
+    num_rounds = -(-len(lengths) // num_ranks)
+    dealt = np.full((num_rounds, num_ranks), NO_TEXT, np.int64)
+    dealt.reshape(-1)[: len(lengths)] = _longest_first(lengths)
+    dealt[1::2] = dealt[1::2, ::-1].copy()
+    return dealt
+
+
+def deal_group(lengths: np.ndarray, group: TextGroup, num_ranks: int) -> np.ndarray:
+    """`deal` for the texts of a group among all others; text ids [R, W], int64, or NO_TEXT."""
+    dealt = deal(lengths[group.ids], num_ranks)
+    return np.where(dealt == NO_TEXT, NO_TEXT, group.ids[dealt]) if len(dealt) else dealt
+
+
+def texts_of_rank(
+    lengths: np.ndarray, groups: Sequence[TextGroup], *, rank: int, num_ranks: int
+) -> np.ndarray:
+    """The texts of one rank, of all groups, ascending, int64."""
+    mine = [deal_group(lengths, group, num_ranks)[:, rank] for group in groups]
+    own = np.concatenate([*mine, np.empty(0, np.int64)])
+    return np.sort(own[own != NO_TEXT])
+
+
+def _longest_first(lengths: np.ndarray) -> np.ndarray:
+    """Texts from the longest to the shortest, stable [U]."""
+    shorter = lengths.max(initial=0) - lengths
+    if shorter.max(initial=0) < MAX_RADIX:
+        shorter = shorter.astype(np.uint16)
+    return np.argsort(shorter, kind="stable")

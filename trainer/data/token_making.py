@@ -1,0 +1,192 @@
+"""Stores of tokens made by many processes at once, on one host or on several that share a folder.
+
+Pieces are claimed by locks that end with their process. So makers of two runs deal the pieces among
+themselves, and what a killed maker had under way is made by another one. Started as
+`python -m trainer.data.token_making` a process makes pieces until none is left.
+"""
+
+import fcntl
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from threading import Thread
+from typing import IO
+
+from trainer.data.processes import HEADER, Worker, read_sent, receive, send, started
+from trainer.data.token_index import join_pieces
+from trainer.data.token_pieces import TokenJob, check_piece, make_piece
+from trainer.data.token_store import INDEX, TokenStore, open_store, piece_path
+from trainer.errors import DataError, StepError, TrainerError
+
+LOCKS = "locks"
+"""A file of a store; byte i of it is locked while piece i is made, the last one while they are
+joined."""
+POLL_SEC = 0.2
+"""Between two looks at what others make."""
+
+
+def make_pieces(job: TokenJob, *, first: int) -> None:
+    """Make or check every piece that no other process is at, then join them.
+
+    Args:
+        job: whose folder exists.
+        first: where to begin, so that makers seldom meet.
+
+    Raises:
+        DataError: if a row changed, a text has no tokens, or the disk is full.
+    """
+    with disk_refusing(job), (job.folder / LOCKS).open("ab") as locks:
+        left = [(first + number) % job.num_pieces for number in range(job.num_pieces)]
+        while left and not (job.folder / INDEX).is_dir():
+            waiting = [number for number in left if not _make_claimed(job, number, locks)]
+            if len(waiting) == len(left):
+                time.sleep(POLL_SEC)
+            left = waiting
+        with _claimed(locks, job.num_pieces, wait=True):
+            if not (job.folder / INDEX).is_dir():
+                join_pieces(job)
+
+
+def _make_claimed(job: TokenJob, number: int, locks: IO[bytes]) -> bool:
+    """Make or check a piece; False if another process is at it."""
+    with _claimed(locks, number, wait=False) as is_mine:
+        if not is_mine:
+            return False
+        path = piece_path(job.folder, number)
+        if path.exists():
+            try:
+                check_piece(path)
+                return True
+            except DataError:
+                path.unlink()  # what is damaged is made anew
+        make_piece(job, number)
+        return True
+
+
+@contextmanager
+def _claimed(locks: IO[bytes], number: int, *, wait: bool) -> Iterator[bool]:
+    """Whether the lock of a piece is this process's; the system drops it when the process ends."""
+    try:
+        fcntl.lockf(locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
+    except (BlockingIOError, PermissionError):
+        yield False
+        return
+    except OSError:
+        yield True  # a disk without locks: two may make the same piece, which does no harm
+        return
+    try:
+        yield True
+    finally:
+        fcntl.lockf(locks, fcntl.LOCK_UN, 1, number)
+
+
+@contextmanager
+def disk_refusing(job: TokenJob) -> Iterator[None]:
+    """Turn what the disk refuses into a message.
+
+    Raises:
+        DataError: naming the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or job.folder}: tokens of source {job.source.name} = not written "
+            f"({error.strerror or error}); expected room in the cache. Free space, set "
+            "TRAINER_CACHE_DIR to a folder on a larger disk, or set data.tokens=on_the_fly. "
+            "Pieces that are finished are kept."
+        ) from error
+
+
+@dataclass
+class Making:
+    """A store that is being made by processes of this host; a context that ends them."""
+
+    job: TokenJob
+    """What is made."""
+    num_processes: int
+    """Makers that are started."""
+    running: ExitStack = field(default_factory=ExitStack)
+    makers: list[Worker] = field(default_factory=list)
+
+    def __enter__(self) -> "Making":
+        with disk_refusing(self.job):
+            self.job.folder.mkdir(parents=True, exist_ok=True)
+        stride = -(-self.job.num_pieces // self.num_processes)
+        for number in range(self.num_processes):
+            maker = self.running.enter_context(started("trainer.data.token_making"))
+            assert maker.stdin is not None
+            send(maker.stdin, (self.job, number * stride))
+            self.makers.append(maker)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.running.close()
+
+    def advance(self, seconds: float) -> TokenStore | None:
+        """Wait for the store, at most so long; None: it is not finished yet.
+
+        Raises:
+            DataError: see `make_pieces`.
+            StepError: if a maker died.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            for maker in self.makers:
+                if maker.poll() is not None:
+                    _check_end(maker)
+            if all(maker.poll() is not None for maker in self.makers):
+                return open_store(self.job.folder)
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(POLL_SEC)
+
+    def num_made(self) -> int:
+        """Pieces that are finished, whoever made them."""
+        return sum(1 for _ in self.job.folder.glob(piece_path(self.job.folder, 0).name[:6] + "*"))
+
+
+def _check_end(maker: Worker) -> None:
+    """Raise what ended a maker early."""
+    if maker.returncode == 0:
+        return
+    assert maker.stdout is not None
+    error = receive(maker.stdout)
+    if isinstance(error, TrainerError):
+        raise error
+    raise StepError(
+        f"token maker (process {maker.pid}): exit code = {maker.returncode}; expected 0. See its "
+        "traceback above and the machine's memory. Pieces that are finished are kept."
+    )
+
+
+def _end_with(parent: int) -> None:
+    """End this process, wherever it is, once the one that started it has vanished."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SEC)
+    os._exit(1)
+
+
+def main() -> None:
+    """Reads a job and makes its pieces; what goes wrong is sent to the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    job, first = read_sent(sys.stdin.buffer)
+    try:
+        make_pieces(job, first=first)
+    except TrainerError as error:
+        content = pickle.dumps(error)
+        pipe.write(HEADER.pack(len(content)) + content)
+        pipe.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

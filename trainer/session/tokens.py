@@ -1,0 +1,111 @@
+"""The tokens of a run's sources, made by all hosts before the first step; it must not train."""
+
+import logging
+import os
+from contextlib import ExitStack
+
+from tqdm import tqdm
+
+from trainer.data.token_making import Making, disk_refusing
+from trainer.data.token_pieces import TokenJob
+from trainer.data.token_store import TokenStore, open_store
+from trainer.data.tokens_ahead import announce, token_jobs
+from trainer.data.worker import Ahead
+from trainer.distributed.agree import on_all_ranks
+from trainer.distributed.group import Ranks
+from trainer.errors import DataError
+from trainer.recipe.schema import Recipe
+from trainer.session.open import Session
+
+logger = logging.getLogger(__name__)
+
+TURN_SEC = 10.0
+"""Ranks talk so often while tokens are made, so that no collective waits for long."""
+
+
+def tokens_ahead(session: Session, recipe: Recipe) -> Ahead | None:
+    """The tokens of all sources that a recipe tokenises ahead; None: there are none.
+
+    Args:
+        session: whose sources and encoder are used.
+        recipe: of the stretch that is trained.
+
+    Raises:
+        DataError: if a text has no tokens, a store is damaged, or the disk is full.
+        StepError: if a process that makes tokens died.
+    Collective: yes.
+    """
+    ranks = session.ranks
+    jobs = token_jobs(recipe, session.data.sources, session.encoder, num_ranks=ranks.world_size)
+    stores = {name: found for name, job in jobs.items() if (found := _store(job, recipe, ranks))}
+    if not stores:
+        return None
+    return Ahead(stores=stores, rank=ranks.rank, num_ranks=ranks.world_size)
+
+
+def _store(job: TokenJob, recipe: Recipe, ranks: Ranks) -> TokenStore | None:
+    """One store, made where it is not there; None: there is no room and `auto` need not have it.
+
+    Collective: yes.
+    """
+    ranks.enter(f"while source {job.source.name} is tokenised")
+    if not all(on_all_ranks(lambda: open_store(job.folder) is not None, ranks)):
+        refused = [fault for fault in on_all_ranks(lambda: _announced(job), ranks) if fault]
+        if refused and recipe.data.tokens == "ahead":
+            raise refused[0]
+        if refused:
+            logger.warning("source %s is tokenised on the fly: %s", job.source.name, refused[0])
+            return None
+        _make(job, ranks)
+    store = open_store(job.folder)
+    assert store is not None, f"{job.folder} was made"
+    logger.info("source %s: tokens of %d texts in %s", job.source.name,
+                len(store.arrays["lengths"]), job.folder)  # fmt: skip
+    return store
+
+
+def _announced(job: TokenJob) -> DataError | None:
+    """Why a store cannot be made on this host; None: it can."""
+    if not _is_first_of_host():
+        return None
+    try:
+        with disk_refusing(job):
+            announce(job, num_processes=num_makers(job))
+    except DataError as error:
+        return error
+    return None
+
+
+def _make(job: TokenJob, ranks: Ranks) -> None:
+    """Make a store with all cores of all hosts. Collective: yes."""
+    with ExitStack() as running:
+        bar = tqdm(
+            total=job.num_pieces,
+            desc=f"tokenising {job.source.name}",
+            unit="piece",
+            disable=None if ranks.is_first else True,
+        )
+        running.callback(bar.close)
+        making: list[Making] = []
+
+        def advance() -> bool:
+            if not _is_first_of_host():
+                return True
+            if not making:
+                maker = Making(job, num_makers(job))
+                making.append(running.enter_context(maker))
+            found = making[0].advance(TURN_SEC)
+            bar.update(making[0].num_made() - bar.n)
+            return found is not None
+
+        while not all(on_all_ranks(advance, ranks)):
+            pass
+
+
+def num_makers(job: TokenJob) -> int:
+    """Processes that make a store on this host: one a core, and no more than there are pieces."""
+    return min(job.num_pieces, len(os.sched_getaffinity(0)))
+
+
+def _is_first_of_host() -> bool:
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
