@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.batch import Batch, OwnIds
+from trainer.data.batch import Batch
 from trainer.data.collate import make_stored_batch
 from trainer.data.deal import texts_of_rank
 from trainer.data.slot_table import SlotTable
@@ -17,6 +17,7 @@ from trainer.data.token_making import make_pieces
 from trainer.data.token_store import TokenStore, open_store
 from trainer.data.tokens import TextEncoder
 from trainer.data.tokens_ahead import token_jobs
+from trainer.data.worker import num_first_of
 from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 
@@ -51,9 +52,12 @@ def assert_same(whole: Batch, stored: Batch, *, rank: int, num_ranks: int) -> No
     _assert_equal(whole.texts.lengths, stored.texts.lengths, "lengths")
     for name in ("num_prompt_tokens", "teacher_vectors"):
         _assert_equal(getattr(whole.texts, name), getattr(stored.texts, name), name)
-    stored_ids = stored.texts.token_ids
-    assert isinstance(stored_ids, OwnIds)
-    lengths, groups = whole.texts.lengths, stored_ids.groups
+    lengths, groups = whole.texts.lengths, stored.texts.groups
+    assert groups is not None
+    assert whole.texts.groups is not None
+    for one, other in zip(whole.texts.groups, groups, strict=True):
+        _assert_equal(one.ids, other.ids, "groups")
+        assert one.num_shared == other.num_shared
     for text in texts_of_rank(lengths, groups, rank=rank, num_ranks=num_ranks).tolist():
         _assert_equal(whole.texts.token_ids[text], stored.texts.token_ids[text], f"text {text}")
 
@@ -73,7 +77,11 @@ def assert_stored_alike(whole: Batch, source: Source, encoder: TextEncoder, reci
         for num_ranks in (1, 2, 8):
             for rank in range(num_ranks):
                 table = SlotTable(
-                    store=store, rank=rank, num_ranks=num_ranks, teacher=source.teacher_vectors
+                    store=store,
+                    rank=rank,
+                    num_ranks=num_ranks,
+                    teacher=source.teacher_vectors,
+                    num_first=num_first_of(recipe, encoder)[source.name],
                 )
                 settings = settings_of(recipe, source.name)
                 stored = make_stored_batch(whole.plan, source, table, settings, recipe.seed)

@@ -44,8 +44,6 @@ class OwnIds(Sequence[np.ndarray]):
     """Their ids, one text after another, uint16 or uint32."""
     ends: np.ndarray
     """Where each of them ends in `ids` [k], int64."""
-    groups: tuple[TextGroup, ...]
-    """How they were dealt: texts that begin alike by themselves."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -69,6 +67,9 @@ class Texts:
     """U arrays of int32 [length], with instruction and end token, unpadded."""
     num_prompt_tokens: np.ndarray
     """Leading tokens to leave out of mean pooling [U], int64; 0 where the instruction is pooled."""
+    groups: tuple[TextGroup, ...] | None = None
+    """How they are dealt to ranks, those behind one instruction by themselves; None: as they begin,
+    which can be seen where all token ids are here."""
     teacher_vectors: np.ndarray | None = None
     """A teacher's vector of each text [U, D], float16 or float32; None: the source has none.
 

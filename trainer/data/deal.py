@@ -50,6 +50,26 @@ def deal_group(lengths: np.ndarray, group: TextGroup, num_ranks: int) -> np.ndar
     return np.where(dealt == NO_TEXT, NO_TEXT, group.ids[dealt]) if len(dealt) else dealt
 
 
+def groups_by_side(
+    lengths: np.ndarray, is_query: np.ndarray, num_first: tuple[int, int]
+) -> tuple[TextGroup, ...]:
+    """Queries and passages apart where either begin with an instruction; else all together.
+
+    Args:
+        lengths: tokens of each text [U], int64.
+        is_query: whether it is encoded as a query [U], bool.
+        num_first: first tokens that the instruction gives to queries and to passages.
+    """
+    if not any(num_first):
+        return (TextGroup(np.arange(len(lengths)), 0),)
+    sides = (np.flatnonzero(is_query), np.flatnonzero(~is_query))
+    return tuple(
+        TextGroup(ids, min(shared, int(lengths[ids].min()) - 1))
+        for ids, shared in zip(sides, num_first, strict=True)
+        if len(ids)
+    )
+
+
 def texts_of_rank(
     lengths: np.ndarray, groups: Sequence[TextGroup], *, rank: int, num_ranks: int
 ) -> np.ndarray:

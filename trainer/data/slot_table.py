@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainer.data.batch import OwnIds, Texts
-from trainer.data.deal import TextGroup, texts_of_rank
+from trainer.data.deal import groups_by_side, texts_of_rank
 from trainer.data.known_positives import ABSENT
 from trainer.data.teacher_vectors import TeacherVectors
 from trainer.data.token_store import TokenStore, take_pairs
@@ -55,29 +55,17 @@ class SlotTable:
         lengths = store.lengths(slots)
         is_query = np.zeros(total, bool)
         is_query[index[:num_queries]] = True
-        groups = self._groups(lengths, is_query)
+        groups = groups_by_side(lengths, is_query, self.num_first)
         own = texts_of_rank(lengths, groups, rank=self.rank, num_ranks=self.num_ranks)
         ids, ends = store.read(slots[own])
         teacher = self.teacher
         texts = Texts(
-            token_ids=OwnIds(lengths=lengths, own=own, ids=ids, ends=ends, groups=groups),
+            token_ids=OwnIds(lengths=lengths, own=own, ids=ids, ends=ends),
             num_prompt_tokens=np.where(is_query, *store.num_prompt_tokens),
+            groups=groups,
             teacher_vectors=None if teacher is None else teacher.of_keys(store.keys(slots)),
         )
         return texts, index, np.where(found < total, found, ABSENT)
-
-    def _groups(self, lengths: np.ndarray, is_query: np.ndarray) -> tuple[TextGroup, ...]:
-        """Queries and passages apart where either begin with an instruction; else all together."""
-        if not any(self.num_first):
-            return (TextGroup(np.arange(len(lengths)), 0),)
-        sides = zip(
-            (np.flatnonzero(is_query), np.flatnonzero(~is_query)), self.num_first, strict=True
-        )
-        return tuple(
-            TextGroup(ids, min(shared, int(lengths[ids].min()) - 1))
-            for ids, shared in sides
-            if len(ids)
-        )
 
 
 class Numbered(NamedTuple):

@@ -83,16 +83,21 @@ class Job:
     @cached_property
     def num_first(self) -> dict[str, tuple[int, int]]:
         """First tokens that instructions give to queries and to passages, by name of the source."""
-        count = self.encoder.num_first_tokens
-        return {
-            source.name: (count(source.query_instruction), count(source.passage_instruction))
-            for source in self.recipe.data.sources
-        }
+        return num_first_of(self.recipe, self.encoder)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Of the steps of each source, by its name."""
         return {name: settings_of(self.recipe, name) for name in self.sources}
+
+
+def num_first_of(recipe: Recipe, encoder: TextEncoder) -> dict[str, tuple[int, int]]:
+    """First tokens that instructions give to queries and to passages, by name of the source."""
+    count = encoder.num_first_tokens
+    return {
+        source.name: (count(source.query_instruction), count(source.passage_instruction))
+        for source in recipe.data.sources
+    }
 
 
 class Share(NamedTuple):

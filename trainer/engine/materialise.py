@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from trainer.data.batch import OwnIds, Texts
+from trainer.data.batch import Texts
 from trainer.engine.chunks import ChunkPlan, plan_chunks, plan_groups, plan_shared
 from trainer.model.embedder import Chunk
 
@@ -38,12 +38,11 @@ def plan_texts(texts: Texts, *, num_ranks: int, max_tokens: int, share: bool) ->
         max_tokens: padded tokens of one chunk of one rank.
         share: whether the model can run the common first tokens of a chunk's texts once.
     """
-    ids = texts.token_ids
-    if isinstance(ids, OwnIds):
-        groups = [replace(one, num_shared=one.num_shared if share else 0) for one in ids.groups]
+    if texts.groups is not None:
+        groups = [replace(one, num_shared=one.num_shared if share else 0) for one in texts.groups]
         return plan_groups(texts.lengths, groups, num_ranks=num_ranks, max_tokens=max_tokens)
     if share:
-        return plan_shared(ids, num_ranks=num_ranks, max_tokens=max_tokens)
+        return plan_shared(texts.token_ids, num_ranks=num_ranks, max_tokens=max_tokens)
     return plan_chunks(lengths_of(texts), num_ranks=num_ranks, max_tokens=max_tokens)
 
 
