@@ -5,6 +5,7 @@ What does not depend on a launcher is run by forked ranks. Plain python is in te
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -217,6 +218,12 @@ def test_selfcheck_passes_and_names_a_planted_error(finished: Path, workspace: P
     passed = finish_forked(workspace, *recipe, ranks=2)
     assert passed.code == 0, passed.out + passed.err
     assert "selfcheck passed" in passed.out
+    found = re.search(
+        r"outside matrix products of the model: ([\d.]+)% of a whole step", passed.out
+    )
+    assert found is not None, passed.out
+    # a tiny model hardly multiplies
+    assert 50 < float(found[1]) < 100
     planted = finish_forked(workspace, *recipe, script="tests/support/planted.py")
     assert planted.code == 1, planted.out + planted.err
     assert "backbone.layers.1.mlp.up_proj.weight" in planted.err

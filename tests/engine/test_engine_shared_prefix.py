@@ -119,11 +119,18 @@ def compare(results: list[dict[str, Trained]], expected: dict[str, Any]) -> None
             assert min(trained.shared) > 0.02, name
 
 
+def test_two_ranks_share(model: Path, expected: dict[str, Any]) -> None:
+    variants = [FULL[2], FULL[4], ADAPTED[2], COMPOSED[0]]
+    compare(run_ranks(train_all, 2, model, variants, timeout_sec=300), expected)
+
+
+@pytest.mark.slow
 def test_two_ranks_share_in_every_way(model: Path, expected: dict[str, Any]) -> None:
     variants = [*FULL, *ADAPTED, *COMPOSED]
     compare(run_ranks(train_all, 2, model, variants, timeout_sec=300), expected)
 
 
+@pytest.mark.slow
 def test_one_rank_shares_in_every_way(model: Path, expected: dict[str, Any]) -> None:
     variants = [FULL[0], FULL[2], FULL[4], FULL[5], ADAPTED[0], COMPOSED[0]]
     compare(run_ranks(train_all, 1, model, variants, timeout_sec=180), expected)

@@ -77,7 +77,9 @@ class Setup:
         recipe["data"]["root"] = str(self.demo / "data")
         recipe["checkpoint"] = {"every_steps": None, "keep": 1}
         recipe["eval"]["every_steps"] = None
-        recipe["eval"]["sets"] += [
+        # of the demo's sets, those of its two tasks
+        recipe["eval"]["sets"] = [
+            *recipe["eval"]["sets"][:2],
             {"name": "classes", "task": "classification", "path": str(data / "classes")},
             {"name": "clusters", "task": "clustering", "path": str(data / "clusters.jsonl")},
         ]

@@ -249,7 +249,7 @@ class EngineRecipe:
     keep_graph_tokens: int | Literal["auto"] | None = bounded(AUTO, low=0)
     """With `gather: step`, padded tokens whose graph pass 1 keeps, so that they run once; `auto`:
     what the memory plan finds room for; null: one chunk's worth."""
-    memory_fraction: float = bounded(0.9, above=0, high=1)
+    memory_fraction: float = bounded(0.8, above=0, high=1)
     """Share of the memory that a rank may use, of its GPU or of the machine, up to which `auto`
     keeps graphs."""
     gather: Gather = "auto"

@@ -38,6 +38,7 @@ from trainer.recipe.per_source import settings_of, step_kinds
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
 from trainer.session.open import Session, open_session
+from trainer.session.step_share import share_outside_products
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ NUM_STEPS = 4
 """First steps that are compared; kinds of steps that come later are compared besides."""
 ROWS_PER_RANK = 8
 """Queries or pairs of a compared batch, per rank, at most."""
+MEASURED_ROWS = 32
+"""The same of a step whose time is measured."""
 NUM_CHUNKS = 4
 """Chunks per rank that a compared batch is cut into, about."""
 LIMITS = {"float32": 1e-5, "bfloat16": 5e-2}
@@ -85,12 +88,18 @@ def selfcheck(recipe: Recipe, data: RunData) -> int:
     try:
         session = open_session(small(recipe, ranks.world_size), data, ranks)
         found = [compare(session, batch, waited) for batch, waited in _timed(session)]
+        larger = small(recipe, ranks.world_size, rows_per_rank=MEASURED_ROWS)
+        share, source = share_outside_products(session, larger)
     finally:
         leave()
     limit = LIMITS[recipe.model.dtype]
     worst = max(found, key=lambda one: one.error)
     if ranks.is_first:
         sys.stdout.write(table(found, session.built.gather) + "\n")
+        sys.stdout.write(
+            f"outside matrix products of the model: {share:.1%} of a whole step of {source}, with "
+            f"at most {MEASURED_ROWS} rows per rank\n"
+        )
         verdict = f"largest relative gradient error {worst.error:.1e}, limit {limit:.0e}"
         if worst.error > limit:
             sys.stderr.write(f"selfcheck failed: {verdict}, in {worst.place}\n")
@@ -99,9 +108,9 @@ def selfcheck(recipe: Recipe, data: RunData) -> int:
     return int(worst.error > limit)
 
 
-def small(recipe: Recipe, world_size: int) -> Recipe:
-    """The recipe with batches of at most `ROWS_PER_RANK` rows per rank."""
-    rows = ROWS_PER_RANK * world_size
+def small(recipe: Recipe, world_size: int, *, rows_per_rank: int = ROWS_PER_RANK) -> Recipe:
+    """The recipe with batches of at most so many rows per rank."""
+    rows = rows_per_rank * world_size
     tasks = {
         name: dataclasses.replace(one, global_batch_size=min(one.global_batch_size, rows))  # type: ignore[type-var]
         for name, one in recipe.tasks.items()
