@@ -26,7 +26,7 @@ from trainer.recipe.load import load_recipe
 DESCRIPTION = """\
 Compare what rows ask - queries, pairs in either order, labelled texts - over all sources of a
 recipe, in the order of the recipe. Equal means: but for case, spaces and punctuation. Nearly equal
-means: one word changed among many. Memory is about 10 kB a distinct row.
+means: one word changed among many. Memory is about 12 kB a distinct row.
 """
 EPILOG = """\
 examples:

@@ -47,7 +47,7 @@ def jobs_of(recipe: Recipe) -> Iterable[TokenJob]:
     from trainer.merge.model_place import place_of_model
     from trainer.model.backbone import check_backbone, load_config
     from trainer.model.limits import num_token_ids
-    from trainer.session.open import open_encoder
+    from trainer.preflight.encoder import open_encoder
 
     sources = open_sources(recipe.data)
     path = place_of_model(recipe.model)

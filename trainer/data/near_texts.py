@@ -73,7 +73,7 @@ def similarity(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 class KnownTexts:
-    """Texts that others are looked up among; memory grows with these alone, some 10 kB each."""
+    """Texts that others are looked up among; memory grows with these alone, some 12 kB each."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         """Index texts.

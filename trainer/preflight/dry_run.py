@@ -18,7 +18,6 @@ from trainer.data.labels import classes_of
 from trainer.data.plan import make_plan
 from trainer.data.sources import Source
 from trainer.data.teacher import check_widths, scored_rows, taught_sources
-from trainer.data.tokens import check_instructions, load_tokenizer, make_encoder
 from trainer.data.tokens_ahead import is_ahead
 from trainer.memory.choices import Machine, choices, fastest, smallest_changes
 from trainer.memory.estimate import MemoryPlan
@@ -29,7 +28,7 @@ from trainer.memory.text import choices_section, disk_section, gib, kept_graphs,
 from trainer.memory.workload import step_tokens
 from trainer.merge.model_place import place_of_model
 from trainer.model.backbone import check_backbone, load_config
-from trainer.model.limits import fit_tokenizer, num_token_ids
+from trainer.model.limits import num_token_ids
 from trainer.preflight.checks import (
     check_model,
     check_output_dir,
@@ -37,6 +36,7 @@ from trainer.preflight.checks import (
     open_data,
     without_hub,
 )
+from trainer.preflight.encoder import open_encoder
 from trainer.recipe.per_source import settings_of, step_kinds
 from trainer.recipe.resolve import Resolved, resolve, warmup_steps
 from trainer.recipe.schema import Recipe
@@ -145,16 +145,7 @@ def _tokenizer(recipe: Recipe, path: str, num_ids: int | None) -> str:
     """The tokenizer in one phrase; a folder with a config alone has none."""
     if Path(path).is_dir() and not list(Path(path).glob("*token*")):
         return "none in this folder; training needs one"
-    tokenizer = load_tokenizer(
-        path,
-        pooling=recipe.model.pooling,
-        end_token=recipe.model.end_token,
-        revision=recipe.model.revision,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    fit_tokenizer(tokenizer, num_ids, recipe.model.path)
-    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
-    check_instructions(encoder, recipe)
+    tokenizer, _ = open_encoder(recipe, path, num_ids=num_ids)
     last = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])[-1]
     return f"{len(tokenizer):,} tokens; a text ends with {last}"
 

@@ -13,7 +13,7 @@ from trainer.checkpoint.manifest import BaseIdentity
 from trainer.data.plan import DataPlan
 from trainer.data.planned import plan_of
 from trainer.data.teacher import check_widths
-from trainer.data.tokens import TextEncoder, check_instructions, load_tokenizer, make_encoder
+from trainer.data.tokens import TextEncoder
 from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks
 from trainer.engine.build import Built, build
@@ -21,9 +21,10 @@ from trainer.export.adapter import check_exportable
 from trainer.memory.gather import choose_passes
 from trainer.merge.model_place import place_of_model
 from trainer.model.backbone import check_backbone, load_config
-from trainer.model.limits import fit_tokenizer, num_token_ids
+from trainer.model.limits import num_token_ids
 from trainer.preflight.checks import RunData
 from trainer.preflight.deepspeed_dict import check_deepspeed
+from trainer.preflight.encoder import open_encoder
 from trainer.preflight.hosts import check_hosts, describe_adapter, describe_base
 from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.resolve import Resolved, resolve
@@ -100,33 +101,6 @@ def open_session(
         base=base,
         named=tuple(named),
     )
-
-
-def open_encoder(
-    recipe: Recipe, path: str, *, num_ids: int | None
-) -> tuple[PreTrainedTokenizerFast, TextEncoder]:
-    """The tokenizer of a base, and as the recipe uses it.
-
-    Args:
-        recipe: checked.
-        path: folder or hub id of the base.
-        num_ids: rows of its embedding matrix, where they are known.
-
-    Raises:
-        DataError: if there is no fast tokenizer, or an instruction leaves no room for text.
-        RecipeError: if the tokenizer lacks what the recipe names.
-    """
-    tokenizer = load_tokenizer(
-        path,
-        pooling=recipe.model.pooling,
-        end_token=recipe.model.end_token,
-        revision=recipe.model.revision,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    fit_tokenizer(tokenizer, num_ids, recipe.model.path)
-    encoder = make_encoder(tokenizer, recipe.data, pooling=recipe.model.pooling, num_ids=num_ids)
-    check_instructions(encoder, recipe)
-    return tokenizer, encoder
 
 
 def _place_of_base(model: ModelRecipe, ranks: Ranks) -> str:
