@@ -11,10 +11,12 @@ from tests.support.forked import finish_forked
 from tests.support.launched import Ended, lines
 from tests.support.ranks import run_ranks
 from tests.support.sessions import run_of
+from trainer.data.host_share import MIN_ROWS
 
 pytestmark = pytest.mark.dist
 
 TOOL = "tools/tokenize_data.py"
+MODES = ("on_the_fly", "ahead", "ahead_shared")
 
 
 def tokenise(folder: Path, *arguments: str) -> Ended:
@@ -25,19 +27,23 @@ def tokenise(folder: Path, *arguments: str) -> Ended:
 
 def both_modes(rank: int, world_size: int, folder: Path) -> dict[str, list[Any]]:
     """Losses and masks of all steps; what is on disk must not change."""
+    from trainer.data.host_share import HostShare
     from trainer.engine.loop import Interrupt
 
     os.environ["TRAINER_CACHE_DIR"] = str(folder / "cache")
     found = {}
-    for mode in ("on_the_fly", "ahead"):
-        run = run_of(folder, mode, "train.max_steps=4", f"data.tokens={mode}", "data.workers=1")
+    defaults = HostShare.__init__.__kwdefaults__
+    for name in MODES:
+        mode = name.removesuffix("_shared")
+        run = run_of(folder, name, "train.max_steps=4", f"data.tokens={mode}", "data.workers=1")
+        defaults["min_rows"] = 1 if name != mode else MIN_ROWS
         steps = []
         stream = run._batches(run.artifacts.checkpoints.planned, 0, 4)
         for batch in stream:
             texts = batch.texts
             steps.append((type(texts.token_ids).__name__, texts.lengths.tolist()))
         assert run.fit(run.prepare(resume=False), Interrupt()) == 4
-        found[mode] = steps
+        found[name] = steps
     return found
 
 
@@ -53,9 +59,9 @@ def test_tokens_made_beforehand_are_what_a_run_trains_on(tmp_path: Path) -> None
     before = {file: file.stat().st_mtime_ns for one in stores for file in one.rglob("*")}
     (told, *_) = run_ranks(both_modes, 2, tmp_path, timeout_sec=240.0)
     assert {kind for kind, _ in told["on_the_fly"]} == {"tuple"}
-    assert {kind for kind, _ in told["ahead"]} == {"OwnIds"}
-    lengths = [[length for _, length in told[mode]] for mode in ("on_the_fly", "ahead")]
-    assert lengths[0] == lengths[1]
+    assert {kind for kind, _ in told["ahead"] + told["ahead_shared"]} == {"OwnIds"}
+    lengths = [[length for _, length in told[mode]] for mode in MODES]
+    assert lengths[0] == lengths[1] == lengths[2]
     after = {file: file.stat().st_mtime_ns for one in stores for file in one.rglob("*")}
     assert after == before
     assert sorted((tmp_path / "cache").glob("*/tokens")) == stores
@@ -65,9 +71,9 @@ def test_tokens_made_beforehand_are_what_a_run_trains_on(tmp_path: Path) -> None
             {k: v for k, v in line.items() if k not in timed}
             for line in lines(tmp_path / mode / "metrics.jsonl")
         ]
-        for mode in ("on_the_fly", "ahead")
+        for mode in MODES
     ]
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
     assert tokenise(tmp_path, "--check").code == 0
     piece = next(stores[0].glob("piece-*"))
     content = bytearray(piece.read_bytes())

@@ -6,9 +6,10 @@
     python tools/bench/data.py --rows 4 --ranks 1 8 --tokens 32     # a look: half a minute
 
 Every rank trains on as many rows, so the global batch grows with the ranks. No engine runs: a
-process makes the batches of the first rank, from tokens made ahead, and hands them over as a data
-worker does. Times are CPU seconds of that process. `cold` is the first pass over the steps, with
-the store out of the page cache; `warm` the fastest of nine more.
+process for each rank of the first host makes its batches, from tokens made ahead, and hands them
+over as a data worker does. Times are CPU seconds of a process, on average over the host; memory is
+that of the largest. `cold` is the first pass over the steps, with the store out of the page cache;
+`warm` the fastest of nine more.
 
 The tokenizer splits at spaces: what it costs counts only where batches are made on the fly.
 """
@@ -16,10 +17,13 @@ The tokenizer splits at spaces: what it costs counts only where batches are made
 import argparse
 import json
 import os
+import secrets
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from trainer.data.host_share import HostShare, new_folder
 from trainer.data.planned import plan_of
 from trainer.data.processes import send, started
 from trainer.data.sources import Source, open_sources
@@ -38,6 +43,7 @@ from trainer.data.worker import Ahead, Job
 from trainer.recipe.ir import KIND, IrRecipe
 from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe, TrainRecipe
 
+RANK = "tools.bench.data_rank"
 NUM_WORDS = 20_000
 SEED = 3
 MODELS = {"0.5B": 0.5e9, "1.5B": 1.5e9, "7B": 7e9, "14B": 14e9, "32B": 32e9, "70B": 70e9}
@@ -58,6 +64,8 @@ class Work:
     """Mean length of a passage; a query is a quarter as long."""
     steps: int
     """Steps of one pass."""
+    ranks_per_host: int = 8
+    """Ranks of a host, at most."""
     spare: int = 0
     """Negatives that a row has beyond those of a step. Where there are some, a choice is drawn for
     each row of the global batch on every rank, one by one."""
@@ -121,22 +129,36 @@ class Bench:
     store: TokenStore
 
     def measure(self, num_ranks: int, *, ahead: bool) -> dict[str, float]:
-        """Cost of a step of the first rank; see `data_rank`."""
+        """Cost of a step to a rank of the first host; see `data_rank`."""
         recipe = self.work.recipe(self.path, num_ranks)
         stores = {self.source.name: self.store}
+        num_local = min(num_ranks, self.work.ranks_per_host) if ahead else 1
         job = Job(
             plan=plan_of(recipe, [self.source]),
             sources={self.source.name: self.source},
             encoder=self.encoder,
             recipe=recipe,
-            ahead=Ahead(stores=stores, rank=0, num_ranks=num_ranks) if ahead else None,
         )
         drop_pages(self.store.folder)
-        with started("tools.bench.data_rank") as process:
-            assert process.stdin is not None and process.stdout is not None  # noqa: PT018
-            send(process.stdin, (job, self.work.steps, ahead))
-            found: dict[str, float] = json.loads(process.stdout.read())
-        return found
+        with ExitStack() as running:
+            folder = new_folder(secrets.token_hex(8))
+            folder.mkdir()
+            running.callback(shutil.rmtree, folder)
+            processes = [running.enter_context(started(RANK)) for _ in range(num_local)]
+            for rank, process in enumerate(processes):
+                host = HostShare(folder=folder, index=rank, count=num_local)
+                of_rank = Ahead(
+                    stores=stores,
+                    rank=rank,
+                    num_ranks=num_ranks,
+                    host=host if num_local > 1 else None,
+                )
+                assert process.stdin is not None
+                one = replace(job, ahead=of_rank) if ahead else job
+                send(process.stdin, (one, self.work.steps, ahead))
+            found = [json.load(process.stdout) for process in processes if process.stdout]
+        numbers = {name: sum(one[name] for one in found) / num_local for name in found[0]}
+        return numbers | {"anonymous_bytes": max(one["anonymous_bytes"] for one in found)}
 
 
 def opened(work: Work, folder: Path, num_rows: int) -> Bench:
@@ -172,6 +194,7 @@ def report(work: Work, ranks: Sequence[int], found: dict[int, dict[str, float]],
         "texts_per_rank": work.rows * (2 + work.negatives),
         "mean_passage_tokens": work.tokens,
         "spare_negatives": work.spare,
+        "ranks_per_host": work.ranks_per_host,
         "tokens_per_cpu_second": least["own_tokens"] / least["warm_cpu_seconds"],
         "tokens_per_cpu_second_cold": least["own_tokens"] / least["cold_cpu_seconds"],
         "on_the_fly_tokens_per_cpu_second": on_the_fly["own_tokens"]
@@ -218,6 +241,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="mean length of a passage")
     parser.add_argument("--steps", type=int, default=8, help="steps of one pass")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64, 512])
+    parser.add_argument("--ranks-per-host", type=int, default=8, help="GPUs of a host")
     parser.add_argument("--gpu-tflops", type=float, default=400.0, help="what a GPU achieves")
     parser.add_argument("--workers", type=int, default=2, help="data workers of a rank")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
@@ -228,6 +252,7 @@ def main() -> None:
         tokens=args.tokens,
         steps=args.steps,
         spare=args.spare,
+        ranks_per_host=args.ranks_per_host,
     )
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRAINER_CACHE_DIR"] = str(Path(folder) / "cache")

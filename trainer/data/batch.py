@@ -59,6 +59,16 @@ class OwnIds(Sequence[np.ndarray]):
         return (self[text] for text in range(len(self)))
 
 
+def no_ids(lengths: np.ndarray) -> OwnIds:
+    """Texts of which no rank's ids were read yet.
+
+    Args:
+        lengths: tokens of each text [U], int64.
+    """
+    none = np.empty(0, np.int64)
+    return OwnIds(lengths=lengths, own=none, ids=none.astype(np.uint16), ends=none)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Texts:
     """Distinct tokenised texts of a step; equal token sequences appear once."""
@@ -172,3 +182,16 @@ class LabelsBatch:
     """
     num_masked: int
     """See `Batch.num_masked`: candidates that share a label with the anchor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredBatch:
+    """A global batch whose token ids are on disk: what is the same on every rank."""
+
+    batch: Batch
+    """All but token ids."""
+    slots: np.ndarray
+    """Where the tokens of each text are in the store of the source [U], int64."""
+    dealt: np.ndarray
+    """The text of each rank in each round [R, W], int64, or NO_TEXT; rounds of one group of texts
+    after another."""

@@ -4,7 +4,8 @@ Everything is a function of (seed, step), so whoever collates a step gets the sa
 batch of a task holds is decided in the task's own file.
 """
 
-from trainer.data.batch import Batch, StepPlan
+from trainer.data.batch import Batch, StepPlan, StoredBatch
+from trainer.data.deal import deal_all
 from trainer.data.slot_table import SlotTable
 from trainer.data.sources import Source
 from trainer.data.tasks import TASK_DATA
@@ -35,9 +36,15 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
 
 
 def make_stored_batch(
-    plan: StepPlan, source: Source, table: SlotTable, settings: TaskSettings, seed: int
-) -> Batch:
-    """The same batch of a source that was tokenised ahead, with token ids of one rank's texts.
+    plan: StepPlan,
+    source: Source,
+    table: SlotTable,
+    settings: TaskSettings,
+    seed: int,
+    *,
+    num_ranks: int,
+) -> StoredBatch:
+    """The same batch of a source that was tokenised ahead; `read_own` reads a rank's token ids.
 
     Args:
         plan: which rows.
@@ -45,10 +52,11 @@ def make_stored_batch(
         table: of the source's tokens.
         settings: of the source's steps.
         seed: of the run.
-
-    Raises:
-        DataError: if stored tokens are damaged.
+        num_ranks: ranks that its texts are dealt to.
     """
     collate = TASK_DATA[plan.task].collate_stored
     assert collate is not None, f"tokens of a {plan.task} source"
-    return collate(plan, source, table, settings, seed)
+    batch, slots = collate(plan, source, table, settings, seed)
+    assert batch.texts.groups is not None
+    dealt = deal_all(batch.texts.lengths, batch.texts.groups, num_ranks)
+    return StoredBatch(batch=batch, slots=slots, dealt=dealt)

@@ -47,7 +47,11 @@ def deal(lengths: np.ndarray, num_ranks: int) -> np.ndarray:
 def deal_group(lengths: np.ndarray, group: TextGroup, num_ranks: int) -> np.ndarray:
     """`deal` for the texts of a group among all others; text ids [R, W], int64, or NO_TEXT."""
     dealt = deal(lengths[group.ids], num_ranks)
-    return np.where(dealt == NO_TEXT, NO_TEXT, group.ids[dealt]) if len(dealt) else dealt
+    if not len(dealt):
+        return dealt
+    found = group.ids[dealt]
+    found[-1, dealt[-1] == NO_TEXT] = NO_TEXT  # no other round has empty places
+    return found
 
 
 def groups_by_side(
@@ -70,13 +74,10 @@ def groups_by_side(
     )
 
 
-def texts_of_rank(
-    lengths: np.ndarray, groups: Sequence[TextGroup], *, rank: int, num_ranks: int
-) -> np.ndarray:
-    """The texts of one rank, of all groups, ascending, int64."""
-    mine = [deal_group(lengths, group, num_ranks)[:, rank] for group in groups]
-    own = np.concatenate([*mine, np.empty(0, np.int64)])
-    return np.sort(own[own != NO_TEXT])
+def deal_all(lengths: np.ndarray, groups: Sequence[TextGroup], num_ranks: int) -> np.ndarray:
+    """The rounds of one group after another [R, W], int64, or NO_TEXT."""
+    rounds = [deal_group(lengths, group, num_ranks) for group in groups]
+    return np.concatenate([*rounds, np.empty((0, num_ranks), np.int64)])
 
 
 def _longest_first(lengths: np.ndarray) -> np.ndarray:

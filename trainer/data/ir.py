@@ -84,8 +84,8 @@ def row_texts(record: IrRecord) -> RowTexts:
 
 def collate_stored(
     plan: StepPlan, source: Source, table: SlotTable, settings: IrRecipe, seed: int
-) -> IrBatch:
-    """As `collate`, from the tokens of a source that was tokenised ahead."""
+) -> tuple[IrBatch, np.ndarray]:
+    """As `collate`, and the slot of each text, from tokens that were made ahead."""
     store = table.store
     starts, num_slots = store.spans(plan.rows)
     num_positives = store.num_positives(plan.rows)
@@ -96,26 +96,27 @@ def collate_stored(
     has_mask = settings.mask != "none"
     # the first slot of a record is its query, positives follow
     asked = spread(starts + 1, num_positives) if has_mask else starts[:0]
-    texts, index, found = table.distinct(np.concatenate([starts, slots[present]]), asked,
-                                         num_queries=len(starts))  # fmt: skip
-    query = index[: len(starts)]
+    found = table.distinct(np.concatenate([starts, slots[present]]), asked, num_queries=len(starts))
+    query = found.added[: len(starts)]
     passages = np.full(slots.shape, ABSENT, np.int64)
-    passages[present] = index[len(starts) :]
+    passages[present] = found.added[len(starts) :]
     teacher = None
     if store.has_scores and not np.isnan(store.scores(starts + 1)).all():
         teacher = np.where(present, store.scores(slots), np.float32(np.nan))
-    return IrBatch(
+    masked = NO_PAIRS
+    if has_mask:
+        masked = known_positives(
+            query, found.asked, num_positives, passages, num_positives=settings.positives
+        )
+    batch = IrBatch(
         plan=plan,
-        texts=texts,
+        texts=found.texts,
         query=query,
         passages=passages,
-        masked=known_positives(
-            query, found, num_positives, passages, num_positives=settings.positives
-        )
-        if has_mask
-        else NO_PAIRS,
+        masked=masked,
         teacher=teacher,
     )
+    return batch, found.slots
 
 
 def _key(plan: StepPlan, seed: int, row: int) -> str:

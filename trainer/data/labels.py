@@ -189,8 +189,8 @@ def row_texts(record: LabelledRecord) -> RowTexts:
 
 def collate_stored(
     plan: StepPlan, source: Source, table: SlotTable, settings: LabelsRecipe, seed: int
-) -> LabelsBatch:
-    """As `draw` and `collate`, from the tokens of a source that was tokenised ahead."""
+) -> tuple[LabelsBatch, np.ndarray]:
+    """As `draw` and `collate`, and the slot of each text, from tokens that were made ahead."""
     assert isinstance(source, LabelledSource)
     drawn = list(draw_numbers(plan, source, settings, seed))
     slots = [[*one.positives, *one.negatives] for one in drawn]
@@ -208,10 +208,11 @@ def collate_stored(
     anchors, _ = table.store.spans(plan.rows)
     num_queries = len(anchors) + (len(others) if source.label_texts is None else 0)
     added = np.concatenate([anchors, other_slots])
-    texts, index, _ = table.distinct(added, added[:0], num_queries=num_queries)
+    found = table.distinct(added, added[:0], num_queries=num_queries)
     flat = np.full(len(numbers), ABSENT, np.int64)
-    flat[present] = index[len(anchors) :]
-    return _batch(plan, texts, index[: len(anchors)], flat, [*own_labels, *labels], settings)
+    flat[present] = found.added[len(anchors) :]
+    query, labels = found.added[: len(anchors)], [*own_labels, *labels]
+    return _batch(plan, found.texts, query, flat, labels, settings), found.slots
 
 
 def _slots_of_labels(source: LabelledSource, table: SlotTable, labels: np.ndarray) -> np.ndarray:

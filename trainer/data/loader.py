@@ -9,11 +9,12 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 
 from trainer.data.batch import Batch
+from trainer.data.host_share import shared_folder
 from trainer.data.plan import DataPlan
 from trainer.data.processes import Worker, receive, send, started
 from trainer.data.sources import Source
 from trainer.data.tokens import TextEncoder
-from trainer.data.worker import Ahead, Job, Share
+from trainer.data.worker import Ahead, Job, Share, SharedFrame
 from trainer.errors import StepError, TrainerError
 from trainer.recipe.schema import Recipe
 
@@ -60,6 +61,8 @@ def batches(
 def _worked(job: Job, steps: range, num_workers: int) -> Iterator[Batch]:
     """Deals steps to workers and takes their batches in order."""
     with ExitStack() as running:
+        if job.ahead is not None and job.ahead.host is not None:
+            running.enter_context(shared_folder(job.ahead.host))
         workers = [running.enter_context(started(MODULE)) for _ in range(num_workers)]
         for number, worker in enumerate(workers):
             assert worker.stdin is not None
@@ -81,4 +84,4 @@ def _next_batch(worker: Worker, number: int, step: int) -> Batch:
             f"the batch of step {step}. See its traceback above and the machine's memory, or set "
             "data.workers=0 to make batches in the training process."
         )
-    return frame
+    return frame.open() if isinstance(frame, SharedFrame) else frame

@@ -1,15 +1,15 @@
 """The distinct texts of a step whose source was tokenised ahead; equal tokens are one text.
 
-It reads lengths and digests of all texts of the step, and token ids of one rank's only.
+Lengths and digests are read of all texts of the step, token ids only of one rank's.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer.data.batch import OwnIds, Texts
-from trainer.data.deal import groups_by_side, texts_of_rank
+from trainer.data.batch import Batch, OwnIds, StoredBatch, Texts, no_ids
+from trainer.data.deal import NO_TEXT, groups_by_side
 from trainer.data.known_positives import ABSENT
 from trainer.data.teacher_vectors import TeacherVectors
 from trainer.data.token_store import TokenStore, take_pairs
@@ -21,18 +21,12 @@ class SlotTable:
 
     store: TokenStore
     """Tokens of the source."""
-    rank: int
-    """The rank whose token ids are read."""
-    num_ranks: int
-    """Ranks that the texts of a step are dealt to."""
     teacher: TeacherVectors | None = None
     """Has a vector of every text; None: no vectors are wanted."""
     num_first: tuple[int, int] = (0, 0)
     """First tokens that the instruction gives to queries and to passages."""
 
-    def distinct(
-        self, added: np.ndarray, asked: np.ndarray, *, num_queries: int
-    ) -> tuple[Texts, np.ndarray, np.ndarray]:
+    def distinct(self, added: np.ndarray, asked: np.ndarray, *, num_queries: int) -> "Distinct":
         """Number what is embedded, in the order in which it comes first.
 
         Args:
@@ -40,12 +34,6 @@ class SlotTable:
             asked: slots of texts that may equal one of these [m], int64.
             num_queries: how many of `added` are encoded as queries; they come first.
 
-        Returns:
-            The texts, the index of each added slot [n], int64, and the index of each asked slot or
-            ABSENT [m], int64.
-
-        Raises:
-            DataError: if token ids are not those that were written.
         """
         store = self.store
         number, first = number_digests(store.digests(np.concatenate([added, asked])))
@@ -56,16 +44,55 @@ class SlotTable:
         is_query = np.zeros(total, bool)
         is_query[index[:num_queries]] = True
         groups = groups_by_side(lengths, is_query, self.num_first)
-        own = texts_of_rank(lengths, groups, rank=self.rank, num_ranks=self.num_ranks)
-        ids, ends = store.read(slots[own])
         teacher = self.teacher
         texts = Texts(
-            token_ids=OwnIds(lengths=lengths, own=own, ids=ids, ends=ends),
+            token_ids=no_ids(lengths),
             num_prompt_tokens=np.where(is_query, *store.num_prompt_tokens),
             groups=groups,
             teacher_vectors=None if teacher is None else teacher.of_keys(store.keys(slots)),
         )
-        return texts, index, np.where(found < total, found, ABSENT)
+        return Distinct(texts, slots, index, np.where(found < total, found, ABSENT))
+
+
+class OwnTokens(NamedTuple):
+    """Token ids of the texts of one rank; see `OwnIds`."""
+
+    own: np.ndarray
+    ids: np.ndarray
+    ends: np.ndarray
+
+
+class Distinct(NamedTuple):
+    """The texts of a step, each once."""
+
+    texts: Texts
+    """All but token ids."""
+    slots: np.ndarray
+    """Where the tokens of each are [U], int64."""
+    added: np.ndarray
+    """The index of each added slot [n], int64."""
+    asked: np.ndarray
+    """The index of each asked slot [m], int64, or ABSENT."""
+
+
+def read_own(stored: StoredBatch, store: TokenStore, rank: int) -> OwnTokens:
+    """The token ids of one rank's texts.
+
+    Raises:
+        DataError: if they are not those that were written.
+    """
+    own = stored.dealt[:, rank]
+    own = np.sort(own[own != NO_TEXT])
+    return OwnTokens(own, *store.read(stored.slots[own]))
+
+
+def with_tokens(stored: StoredBatch, tokens: OwnTokens) -> Batch:
+    """The batch of a rank."""
+    batch: Any = stored.batch
+    texts = stored.batch.texts
+    token_ids = OwnIds(lengths=texts.lengths, **tokens._asdict())
+    found: Batch = replace(batch, texts=replace(texts, token_ids=token_ids))
+    return found
 
 
 class Numbered(NamedTuple):

@@ -41,18 +41,19 @@ def row_texts(record: StsRecord) -> RowTexts:
 
 def collate_stored(
     plan: StepPlan, source: Source, table: SlotTable, settings: StsRecipe, seed: int
-) -> StsBatch:
-    """As `collate`, from the tokens of a source that was tokenised ahead."""
+) -> tuple[StsBatch, np.ndarray]:
+    """As `collate`, and the slot of each text, from tokens that were made ahead."""
     starts, _ = table.store.spans(plan.rows)
     both = np.concatenate([starts, starts + 1])
-    texts, index, _ = table.distinct(both, both[:0], num_queries=len(both))
-    return StsBatch(
+    found = table.distinct(both, both[:0], num_queries=len(both))
+    batch = StsBatch(
         plan=plan,
-        texts=texts,
-        text1=index[: len(starts)],
-        text2=index[len(starts) :],
+        texts=found.texts,
+        text1=found.added[: len(starts)],
+        text2=found.added[len(starts) :],
         score=table.store.scores(starts),
     )
+    return batch, found.slots
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trainer.data import ir, labels, sts
 from trainer.data.batch import Batch, StepPlan
 from trainer.data.row_texts import RowTexts
@@ -21,8 +23,9 @@ Collate = Callable[[StepPlan, Sequence[Any], TextTable, Any, int], Batch]
 """From a plan, its records in order, a table for their texts, the settings of the task and the
 run's seed to the global batch."""
 
-CollateStored = Callable[[StepPlan, Source, SlotTable, Any, int], Batch]
-"""The same from a plan, its source, a table of the source's tokens, settings and seed."""
+CollateStored = Callable[[StepPlan, Source, SlotTable, Any, int], tuple[Batch, np.ndarray]]
+"""The same but for token ids, and the slot of each text [U], int64, from a plan, its source, a
+table of the source's tokens, settings and seed."""
 
 Draw = Callable[[StepPlan, Source, Any, int], Sequence[Any]]
 """From a plan, its source, the settings of the source's steps and the run's seed to records."""

@@ -12,13 +12,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from trainer.data.batch import Batch
+from trainer.data.batch import Batch, StepPlan, StoredBatch
 from trainer.data.collate import make_batch, make_stored_batch
+from trainer.data.host_share import HostShare, read_shared
 from trainer.data.plan import DataPlan
 from trainer.data.processes import HEADER, read_sent
-from trainer.data.slot_table import SlotTable
+from trainer.data.slot_table import OwnTokens, SlotTable, read_own, with_tokens
 from trainer.data.sources import Source
 from trainer.data.token_store import TokenStore
 from trainer.data.tokens import TextEncoder
@@ -37,6 +39,23 @@ class Ahead:
     """Whose texts' ids are read."""
     num_ranks: int
     """All ranks."""
+    host: HostShare | None = None
+    """What is the same on all ranks of this host is made once; None: this rank makes all."""
+
+
+class SharedFrame(NamedTuple):
+    """A batch that lies in shared memory but for the token ids of one rank."""
+
+    path: Path
+    """The rank's name of the file."""
+    tokens: OwnTokens
+    """Of the rank's texts."""
+
+    def open(self) -> Batch:
+        """The batch, once: the name of the file is removed."""
+        stored = read_shared(self.path)
+        self.path.unlink()
+        return with_tokens(stored, self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +90,38 @@ class Job:
         source.check_files()
         if ahead is None or plan.source not in ahead.stores:
             return make_batch(plan, source, self.encoder, self.recipe)
+        stored = self._stored(plan, ahead)
+        return with_tokens(stored, read_own(stored, ahead.stores[plan.source], ahead.rank))
+
+    def frame(self, step: int, num_workers: int) -> Batch | SharedFrame:
+        """The same in the form in which it is handed over best.
+
+        Raises:
+            DataError: as `batch`.
+        """
+        name, turn = self.plan.turn(step)
+        ahead = self.ahead
+        if ahead is None or ahead.host is None or name not in ahead.stores:
+            return self.batch(step)
+        if self.plan.sources[name].batch_size < ahead.host.min_rows:
+            return self.batch(step)
+        self.sources[name].check_files()
+        # of the steps that one worker of each rank makes, ranks take turns
+        maker = (turn + list(self.sources).index(name)) // num_workers
+        stored, path = ahead.host.get(step, maker, lambda: self._stored(self.plan.at(step), ahead))
+        tokens = read_own(stored, ahead.stores[name], ahead.rank)
+        return with_tokens(stored, tokens) if path is None else SharedFrame(path, tokens)
+
+    def _stored(self, plan: StepPlan, ahead: Ahead) -> StoredBatch:
+        """What is the same on all ranks in a batch of a source that was tokenised ahead."""
+        source = self.sources[plan.source]
         table = SlotTable(
             store=ahead.stores[plan.source],
-            rank=ahead.rank,
-            num_ranks=ahead.num_ranks,
             teacher=source.teacher_vectors,
             num_first=self.num_first[plan.source],
         )
-        return make_stored_batch(plan, source, table, self.settings[plan.source], self.recipe.seed)
+        settings, seed = self.settings[plan.source], self.recipe.seed
+        return make_stored_batch(plan, source, table, settings, seed, num_ranks=ahead.num_ranks)
 
     @cached_property
     def num_first(self) -> dict[str, tuple[int, int]]:
@@ -116,9 +159,9 @@ def work(job: Job, share: Share, pipe: IO[bytes]) -> None:
     for step in share.steps:
         if job.owner(step, share.num_workers) != share.number:
             continue
-        frame: Batch | TrainerError
+        frame: Batch | SharedFrame | TrainerError
         try:
-            frame = job.batch(step)
+            frame = job.frame(step, share.num_workers)
         except TrainerError as error:
             frame = error
         content = pickle.dumps(frame, protocol=pickle.HIGHEST_PROTOCOL)

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import secrets
 from contextlib import ExitStack
 
 from tqdm import tqdm
 
+from trainer.data.host_share import HostShare, new_folder, shared_memory
 from trainer.data.token_making import Making, disk_refusing
 from trainer.data.token_pieces import TokenJob
 from trainer.data.token_store import TokenStore, open_store
@@ -40,7 +42,27 @@ def tokens_ahead(session: Session, recipe: Recipe) -> Ahead | None:
     stores = {name: found for name, job in jobs.items() if (found := _store(job, recipe, ranks))}
     if not stores:
         return None
-    return Ahead(stores=stores, rank=ranks.rank, num_ranks=ranks.world_size)
+    return Ahead(
+        stores=stores,
+        rank=ranks.rank,
+        num_ranks=ranks.world_size,
+        host=_host_share(ranks) if recipe.data.workers else None,
+    )
+
+
+def _host_share(ranks: Ranks) -> HostShare | None:
+    """Where this rank shares batches with the others of its host; None: it has no others.
+
+    Collective: yes.
+    """
+    where = on_all_ranks(lambda: (shared_memory(), secrets.token_hex(8)), ranks)
+    memory = [identity for identity, _ in where]
+    same = [rank for rank, identity in enumerate(memory) if identity == memory[ranks.rank]]
+    if memory[ranks.rank] is None or len(same) == 1:
+        return None
+    return HostShare(
+        folder=new_folder(where[same[0]][1]), index=same.index(ranks.rank), count=len(same)
+    )
 
 
 def _store(job: TokenJob, recipe: Recipe, ranks: Ranks) -> TokenStore | None:

@@ -1,0 +1,229 @@
+"""Steps made once for all ranks of a host: the same batches, whoever made them; nothing is left."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.both_modes import assert_same, stores_in
+from tests.support.data_files import byte_tokenizer, data_recipe, ir_source, write_jsonl
+from trainer.data import host_share
+from trainer.data.batch import IrBatch, StepPlan, StoredBatch, Texts, no_ids
+from trainer.data.host_share import HostShare, new_folder, read_shared, shared_folder, shared_memory
+from trainer.data.loader import batches
+from trainer.data.planned import plan_of
+from trainer.data.sources import open_sources
+from trainer.data.tokens import make_encoder
+from trainer.data.worker import Ahead
+
+NUM_RANKS = 3
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Of a run, in shared memory."""
+    path = new_folder(f"test-{secrets.token_hex(4)}")
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def stored(step: int, size: int = 5) -> StoredBatch:
+    """A step whose arrays say which it is."""
+    number = np.arange(size, dtype=np.int64) + step
+    texts = Texts(token_ids=no_ids(number), num_prompt_tokens=number, groups=None)
+    plan = StepPlan(step=step, task="ir", source="s", epoch=0, rows=number)
+    batch = IrBatch(
+        plan=plan,
+        texts=texts,
+        query=number,
+        passages=np.stack([number, -number], axis=1),
+        masked=np.empty((0, 2), np.int64),
+    )
+    return StoredBatch(batch=batch, slots=number, dealt=number[:, None])
+
+
+def assert_is(found: StoredBatch, step: int) -> None:
+    assert isinstance(found.batch, IrBatch)
+    assert found.batch.plan.step == step
+    for array in (found.slots, found.batch.query, found.batch.texts.lengths):
+        assert array.tolist() == [step, step + 1, step + 2, step + 3, step + 4]
+    assert found.batch.passages.T.tolist() == [found.slots.tolist(), (-found.slots).tolist()]
+    assert found.batch.masked.shape == (0, 2)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_step_is_made_once_and_read_by_all(folder: Path) -> None:
+    folder.mkdir()
+    made: list[tuple[int, int]] = []
+
+    def run(index: int) -> None:
+        share = HostShare(folder=folder, index=index, count=NUM_RANKS)
+        for step in range(9):
+
+            def make(step: int = step) -> StoredBatch:
+                made.append((step, index))
+                return stored(step)
+
+            found, path = share.get(step, step, make)
+            assert path is not None
+            assert_is(found, step)
+            assert_is(read_shared(path), step)
+            path.unlink()
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(NUM_RANKS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(made) == [(step, step % NUM_RANKS) for step in range(9)]
+    assert names(folder) == []
+
+
+def test_what_one_rank_writes_to_its_arrays_no_other_sees(folder: Path) -> None:
+    folder.mkdir()
+    first, second = (HostShare(folder=folder, index=index, count=2) for index in (0, 1))
+    first.get(4, 0, lambda: stored(4))
+    (one, path), (other, _) = (second.get(4, 0, lambda: stored(0)) for _ in range(2))
+    one.slots[:] = -7
+    assert_is(other, 4)
+    assert path is not None
+    path.unlink()
+    assert_is(other, 4)
+
+
+def test_a_rank_that_waited_long_makes_the_step_and_its_late_file_is_not_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir()
+    monkeypatch.setattr(host_share, "PATIENCE_SEC", 0.02)
+    late, other = (HostShare(folder=folder, index=index, count=2) for index in (0, 1))
+    found, path = other.get(2, 0, lambda: stored(2))
+    assert path is None
+    assert_is(found, 2)
+    late.get(2, 0, lambda: stored(2))
+    assert {name: (folder / name).stat().st_size > 0 for name in names(folder)} == {
+        "2.0": True,
+        "2.1": False,
+    }
+
+
+@pytest.mark.parametrize("fault", ["no room", "refused"])
+def test_without_room_every_rank_makes_the_step_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    folder.mkdir()
+    if fault == "no room":
+        usage = shutil.disk_usage(folder)._replace(free=100)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    else:
+        # the limit of a file stands for a memory file system that is full in the middle
+        import resource
+
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        maker, other = (HostShare(folder=folder, index=index, count=2) for index in (0, 1))
+        made, no_path = maker.get(2, 0, lambda: stored(2, size=500))
+    finally:
+        if fault == "refused":
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+    began = time.monotonic()
+    found, path = other.get(2, 0, lambda: stored(2))
+    assert time.monotonic() - began < host_share.PATIENCE_SEC  # it does not wait for nothing
+    assert no_path is path is None
+    assert len(made.slots) == 500
+    assert_is(found, 2)
+
+
+def test_who_leaves_last_removes_the_folder(folder: Path) -> None:
+    first, second = (HostShare(folder=folder, index=index, count=2) for index in (0, 1))
+    with ExitStack() as outer:
+        outer.enter_context(shared_folder(first))
+        with shared_folder(second):
+            first.get(0, 0, lambda: stored(0))
+            assert names(folder) == ["0.0", "0.1", host_share.HELD]
+        assert names(folder) == ["0.0", host_share.HELD]
+    assert not folder.exists()
+
+
+def test_what_killed_runs_left_is_removed_and_what_is_in_use_stays(folder: Path) -> None:
+    left = new_folder(f"test-{secrets.token_hex(4)}")
+    code = (
+        "import sys; from pathlib import Path; from trainer.data.host_share import *\n"
+        "with shared_folder(HostShare(folder=Path(sys.argv[1]), index=0, count=2)):\n"
+        "    print('in', flush=True); sys.stdin.read()"
+    )
+    arguments = [sys.executable, "-c", code, str(left)]
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in\n"
+        with shared_folder(HostShare(folder=folder, index=0, count=2)):
+            assert left.is_dir()
+        process.kill()
+    assert left.is_dir()
+    with shared_folder(HostShare(folder=folder, index=0, count=2)):
+        assert not left.exists()
+
+
+def test_ranks_of_a_host_train_on_the_batches_of_one(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINER_CACHE_DIR", str(tmp_path / "cache"))
+    rows: list[dict[str, Any]] = [
+        {
+            "query": f"the cat {row}",
+            "positives": [f"sat {row} {i}" for i in range(1 + row % 3)],
+            "negatives": [f"the dog {(row + i) % 7}" for i in range(row % 5)],
+        }
+        for row in range(40)
+    ]
+    recipe = data_recipe(
+        [ir_source(write_jsonl(tmp_path / "a.jsonl", rows))],
+        ir={"global_batch_size": 8, "positives": 2, "negatives": 3},
+        data={"workers": 2},
+    )
+    encoder = make_encoder(byte_tokenizer(), recipe.data, pooling="last")
+    sources = open_sources(recipe.data)
+    plan, stores = plan_of(recipe, sources), stores_in(tmp_path, recipe, sources, encoder)
+    alone = replace(recipe, data=replace(recipe.data, workers=0))
+    whole = list(batches(plan, sources, encoder, alone, 3, 11))
+    with ExitStack() as running:
+        streams = []
+        for rank in range(NUM_RANKS):
+            # the fourth rank is on another host
+            share = HostShare(folder=folder, index=rank, count=NUM_RANKS, min_rows=8)
+            ahead = Ahead(stores=stores, rank=rank, num_ranks=NUM_RANKS + 1, host=share)
+            stream = batches(plan, sources, encoder, recipe, 3, 11, ahead=ahead)
+            streams.append(running.enter_context(closing(stream)))
+        for expected in whole:
+            for rank, stream in enumerate(streams):
+                assert_same(expected, next(stream), rank=rank, num_ranks=NUM_RANKS + 1)
+    assert not folder.exists()
+
+
+def test_processes_that_can_share_memory_say_so_alike() -> None:
+    code = "from trainer.data.host_share import shared_memory; print(shared_memory())"
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2], env=os.environ,
+    )  # fmt: skip
+    assert shared_memory() == other.stdout.strip() != "None"

@@ -1,0 +1,200 @@
+"""What is the same in a large batch on every rank of a host: made by one of them, read by all.
+
+It lies in shared memory, in a file with a name for each rank of the host. A rank removes its own
+name as soon as it has mapped the file, so the last one frees the memory. Which rank makes a step
+follows from the step; one that waits too long makes it for itself, which gives the same.
+"""
+
+import fcntl
+import mmap
+import os
+import pickle
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from trainer.data.batch import StoredBatch
+
+SHARED_MEMORY = Path("/dev/shm")
+PREFIX = "codiemb-trainer"
+HELD = "held"
+"""File that each rank of a run holds a shared lock on."""
+MIN_ROWS = 1024
+"""Steps of fewer rows are made by every rank: that takes less time than to wait for another."""
+PATIENCE_SEC = 2.0
+"""A rank waits so long for another one's step before it makes the step itself."""
+FIRST_NAP_SEC, LAST_NAP_SEC = 0.001, 0.008
+FREE_SHARE = 0.5
+"""Of the free shared memory that one step may take; NCCL and others need theirs."""
+ALIGNMENT = 64
+"""Bytes; arrays begin at multiples of it."""
+COUNT = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostShare:
+    """One rank among those of its host, and where they share what they make."""
+
+    folder: Path
+    """In shared memory, the same for the ranks of a host and no others."""
+    index: int
+    """Of this rank among them, from 0."""
+    count: int
+    """Ranks of the host, at least 2."""
+    min_rows: int = MIN_ROWS
+    """Steps of so many rows are shared."""
+
+    def get(
+        self, step: int, turn: int, make: Callable[[], StoredBatch]
+    ) -> tuple[StoredBatch, Path | None]:
+        """A step, made here or by another rank.
+
+        Args:
+            step: of the run, 0-based.
+            turn: says whose it is; the same on all ranks.
+            make: makes it, the same on all ranks.
+
+        Returns:
+            It, and this rank's name of the file that it is in; None: it is in no file.
+        """
+        path = self._path(step, self.index)
+        if turn % self.count == self.index:
+            made = make()
+            self._publish(step, made)
+            return made, path if _has_content(path) else None
+        return (read_shared(path), path) if self._is_there(path) else (make(), None)
+
+    def _path(self, step: int, index: int) -> Path:
+        return self.folder / f"{step}.{index}"
+
+    def _is_there(self, path: Path) -> bool:
+        """Waits until another rank has made a step; false if it is not in a file."""
+        nap, until = FIRST_NAP_SEC, time.monotonic() + PATIENCE_SEC
+        while not path.exists():
+            if time.monotonic() > until:
+                with suppress(OSError):
+                    path.touch(exist_ok=False)  # so that no file gets this name, to be left there
+                    return False
+            time.sleep(nap)
+            nap = min(2 * nap, LAST_NAP_SEC)
+        return _has_content(path)
+
+    def _publish(self, step: int, made: StoredBatch) -> None:
+        """Writes a step and gives every rank of the host its name of it; empty without room."""
+        building = self.folder / f"{step}.building"
+        parts = _parts(made)
+        try:
+            room = FREE_SHARE * shutil.disk_usage(self.folder).free
+            with building.open("wb") as file:
+                if sum(map(len, parts)) < room:
+                    file.writelines(parts)
+        except OSError:
+            with suppress(OSError):
+                building.write_bytes(b"")
+        for index in range(self.count):
+            with suppress(OSError):
+                os.link(building, self._path(step, index))
+        building.unlink(missing_ok=True)
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _parts(made: StoredBatch) -> list[bytes | memoryview]:
+    """A step as a file: sizes, the pickled objects, and their arrays as they are in memory."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(made, protocol=5, buffer_callback=buffers.append)
+    arrays = [buffer.raw() for buffer in buffers]
+    sizes = [len(arrays), len(head), *map(len, arrays)]
+    parts: list[bytes | memoryview] = [b"".join(map(COUNT.pack, sizes))]
+    contents: list[bytes | memoryview] = [head, *arrays]
+    for part in contents:
+        parts.extend((bytes(-len(parts[-1]) % ALIGNMENT), part))
+    return parts
+
+
+def read_shared(path: Path) -> StoredBatch:
+    """A step that was written, its arrays as views of the file.
+
+    What is written to them stays in this process.
+
+    Raises:
+        OSError: if the file is not there.
+    """
+    with path.open("rb") as file:
+        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    num_arrays, *_ = COUNT.unpack_from(content)
+    sizes = [COUNT.unpack_from(content, COUNT.size * (1 + i))[0] for i in range(num_arrays + 1)]
+    end, parts = COUNT.size * (num_arrays + 2), []
+    for size in sizes:
+        start = end + -end % ALIGNMENT
+        end = start + size
+        parts.append(content[start:end])
+    found: StoredBatch = pickle.loads(parts[0], buffers=parts[1:])
+    return found
+
+
+def shared_memory() -> str | None:
+    """Which memory this process can share, the same for those that can share it; None: none.
+
+    Containers of one machine may have each their own.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        place = SHARED_MEMORY.stat()
+    except OSError:
+        return None
+    return f"{boot}/{place.st_dev}/{place.st_ino}/{os.getuid()}"
+
+
+def new_folder(name: str) -> Path:
+    """Where the ranks of a host share, by a name that no other run has; not made yet."""
+    return SHARED_MEMORY / f"{PREFIX}-{os.getuid()}-{name}"
+
+
+@contextmanager
+def shared_folder(share: HostShare) -> Iterator[None]:
+    """Keeps the folder of a run's ranks on a host; whoever leaves last removes it.
+
+    Folders of runs that were killed are removed on the way in.
+    """
+    for folder in share.folder.parent.glob(f"{PREFIX}-{os.getuid()}-*"):
+        with suppress(OSError), (folder / HELD).open("rb") as lock:
+            _remove_if_last(folder, lock)
+    with _joined(share.folder) as lock:
+        try:
+            yield
+        finally:
+            for path in share.folder.glob(f"*.{share.index}"):
+                path.unlink(missing_ok=True)
+            _remove_if_last(share.folder, lock)
+
+
+def _joined(folder: Path) -> IO[bytes]:
+    """A file with a shared lock, in a folder that is there."""
+    path = folder / HELD
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = path.open("ab")
+            fcntl.flock(lock.fileno(), fcntl.LOCK_SH)
+            # another process may have removed the folder before the lock was there
+            if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                return lock
+            lock.close()
+
+
+def _remove_if_last(folder: Path, lock: IO[bytes]) -> None:
+    """Removes a folder unless another process holds its lock."""
+    with suppress(OSError):
+        fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
