@@ -12,11 +12,10 @@ from typing import Any
 import yaml
 
 from trainer.data.fields import shown
-from trainer.data.layouts import DEFAULT, SPLITS, FilesBySplit, SetFolder, by_stem
+from trainer.data.layouts import CARD, DEFAULT, SPLITS, FilesBySplit, SetFolder, by_stem
 from trainer.data.tables import KINDS, kind_of
 from trainer.errors import DataError
 
-CARD = "README.md"
 FENCE = "---"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The one in C where there is one: cards with thousands of configurations are long."""

@@ -15,6 +15,7 @@ import numpy as np
 from trainer.data.arrow import open_hub_set
 from trainer.data.beir import BeirRecords, open_records
 from trainer.data.columns import Columns
+from trainer.data.fetching import at_hand
 from trainer.data.formats import header_of
 from trainer.data.label_source import labelled_source
 from trainer.data.layouts import is_beir_folder
@@ -179,18 +180,20 @@ def open_source(
 
     Args:
         recipe: the source.
-        root: folder that relative paths start from.
+        root: folder, or address of one, that relative paths start from.
         skip: leave malformed rows out, up to 1%.
         screen: leaves other rows out; None: all are used.
 
     Raises:
-        DataError: if a file is missing or empty, or a row is malformed; names file and line.
+        DataError: if a file is missing or empty, cannot be fetched, or a row is malformed; names
+            file and line.
     """
+    owner = f"data.sources.{recipe.name}"
+    recipe = at_hand(recipe, root, owner=owner)
     source = _open_records(recipe, root, skip=skip)
     if screen is not None:
         source = screen(source)
     if recipe.teacher_embeddings is not None:
-        owner = f"data.sources.{recipe.name}"
         teacher = open_teacher_vectors(recipe.teacher_embeddings, root, owner=owner)
         source = replace(source, teacher_vectors=teacher, marks=(*source.marks, *teacher.marks))
     if isinstance(source, TableSource) and source.reader.adapter.joins is not None:

@@ -122,7 +122,8 @@ class SourceRecipe:
     """Kind of its rows: queries with positives and negatives, pairs with a score, or texts with
     labels."""
     path: str | None = None
-    """File, folder or glob; relative to `data.root`. Exactly one of `path` and `hub`."""
+    """File, folder or glob, or its address on an object store, such as `s3://BUCKET/FILE.jsonl`;
+    relative to `data.root`. Exactly one of `path` and `hub`."""
     hub: str | None = None
     """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`."""
     split: str = "train"
@@ -177,7 +178,7 @@ class DataRecipe:
     sources: tuple[SourceRecipe, ...]
     """At least one."""
     root: str = "."
-    """Folder that relative source and evaluation paths start from."""
+    """Folder, or address of one, that relative source and evaluation paths start from."""
     schedule: Schedule = "alternate"
     """`alternate` follows `pattern`; `proportional` follows sizes; `temperature` flattens them."""
     pattern: dict[str, int] = field(default_factory=default_pattern)
