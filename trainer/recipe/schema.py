@@ -125,7 +125,8 @@ class SourceRecipe:
     """File, folder or glob, or its address on an object store, such as `s3://BUCKET/FILE.jsonl`;
     relative to `data.root`. Exactly one of `path` and `hub`."""
     hub: str | None = None
-    """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`."""
+    """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`. One with configurations
+    `corpus` and `queries` is read as a BEIR folder."""
     split: str = "train"
     """Split of a hub set, or of the qrels of a BEIR folder."""
     format: str | None = None
