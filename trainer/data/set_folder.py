@@ -86,15 +86,16 @@ def is_beir_set(name: str) -> bool:
     Args:
         name: `organisation/set`, or `organisation/set:configuration`.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
 
     identifier, _, configuration = name.partition(":")
     try:
-        card = Path(snapshot_download(identifier, repo_type="dataset", allow_patterns=[CARD]))
-    except (OSError, ValueError):
+        card = Path(hf_hub_download(identifier, CARD, repo_type="dataset"))
+    except (OSError, ValueError, HfHubHTTPError):
         return False
     prefix = f"{configuration}-" if configuration else ""
-    named = {one.removeprefix(prefix) for one in _card(card / CARD) if one.startswith(prefix)}
+    named = {one.removeprefix(prefix) for one in _card(card) if one.startswith(prefix)}
     return bool(named.intersection(CORPORA)) and bool(named.intersection(QUERIES))
 
 

@@ -23,8 +23,9 @@ from trainer.data.premise_source import premise_source
 from trainer.data.records import IrRecord
 from trainer.data.scan import text_key
 from trainer.data.set_folder import hub_folder, is_beir_set, local_folder
+from trainer.data.streamed import streamed
 from trainer.data.table_source import TableSource, digest_of_parts, make_table_source
-from trainer.data.tables import Table, open_table
+from trainer.data.tables import Table, open_table, table_of
 from trainer.data.teacher_vectors import TeacherVectors, open_teacher_vectors
 from trainer.data.unchanged import Mark, marks_of
 from trainer.errors import DataError
@@ -224,6 +225,8 @@ def _open_records(recipe: SourceRecipe, root: str, *, skip: bool) -> TableSource
 
 def _open_rows(recipe: SourceRecipe, root: str, owner: str) -> Table:
     """The rows of a source that is no folder of BEIR."""
+    if recipe.hub is not None and recipe.stream:
+        return table_of([streamed(recipe.hub, recipe.split, owner=owner)])
     if recipe.hub is not None:
         return Table((open_hub_set(recipe.hub, recipe.split, owner=owner),))
     if recipe.path is None:
@@ -238,7 +241,7 @@ def _with_corpus(recipe: SourceRecipe, root: str, owner: str) -> SetFolder | Non
         folder = beir_folder(recipe.path, root, recipe.format) if recipe.path else None
         return None if folder is None else local_folder(folder)
     # the card is asked for only where its answer can matter
-    may_be = recipe.format is None and TASKS[recipe.task].has_corpus
+    may_be = recipe.format is None and not recipe.stream and TASKS[recipe.task].has_corpus
     if recipe.format == BEIR or (may_be and is_beir_set(recipe.hub)):
         return hub_folder(recipe.hub, owner=owner)
     return None

@@ -129,6 +129,9 @@ class SourceRecipe:
     `corpus` and `queries` is read as a BEIR folder."""
     split: str = "train"
     """Split of a hub set, or of the qrels of a BEIR folder."""
+    stream: bool = False
+    """Read the rows of the set of `hub` once into a file of the cache, rather than download and
+    convert its files: for sets that can only be streamed, or are too large for both."""
     format: str | None = None
     """Name of a data format; null finds it by the columns."""
     columns: dict[str, str] = field(default_factory=dict)
