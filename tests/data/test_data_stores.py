@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import resource
 import signal
@@ -28,6 +29,7 @@ from tests.support.data_files import (
 )
 from tests.support.object_store import Store, store_in_reach
 from trainer.data import fetching
+from trainer.data.cache import locked
 from trainer.data.evalsets import open_eval_set
 from trainer.data.fetching import fetched, is_at_hand, place_of
 from trainer.data.ir import IrEvalSet
@@ -290,6 +292,30 @@ def test_processes_that_start_at_once_fetch_a_file_once(store: Store) -> None:
         thread.join()
     assert found == [CONTENT] * 4
     assert len(store.faults.ranges) == 9
+
+
+def test_processes_that_start_at_once_fetch_different_files(store: Store) -> None:
+    first, second = (store.put(f"two/{name}.bin", CONTENT) for name in "ab")
+    remote = find_remote("s3://data/two/*.bin", owner="o")
+    place_of(remote.files[0]).parent.parent.mkdir()
+    waiting = threading.Thread(target=lambda: fetched(remote))
+    with locked(place_of(remote.files[0]).parent.with_suffix(".lock")):
+        waiting.start()
+        while not place_of(remote.files[1]).exists():
+            assert waiting.is_alive()
+    waiting.join()
+    assert [content_at(address) for address in (first, second)] == [CONTENT] * 2
+    assert len(store.faults.ranges) == 18
+
+
+def test_a_cache_that_was_moved_is_used(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = store.put("moved.bin", CONTENT)
+    content_at(address)
+    old = Path(os.environ["TRAINER_CACHE_DIR"])
+    monkeypatch.setenv("TRAINER_CACHE_DIR", str(old.rename(old.with_name("moved"))))
+    store.faults.ranges.clear()
+    assert content_at(address) == CONTENT
+    assert store.faults.ranges == []
 
 
 def test_a_disk_without_room_is_named_and_what_arrived_is_kept(store: Store) -> None:

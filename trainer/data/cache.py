@@ -105,11 +105,23 @@ def _key(identity: str) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock, which the system drops when the process ends."""
+def locked(path: Path) -> Iterator[bool]:
+    """Holds an exclusive lock, always true; the system drops it when the process ends."""
     with path.open("a") as lock:
         fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
-        yield
+        yield True
+
+
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Holds an exclusive lock; false if another process does."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _write(folder: Path, arrays: Arrays) -> None:

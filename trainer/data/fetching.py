@@ -11,13 +11,14 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm import tqdm
 
-from trainer.data.cache import cache_root, locked, place_in_cache
+from trainer.data.cache import cache_root, locked, locked_if_free, place_in_cache
 from trainer.data.remote import (
     RemoteFile,
     RemoteFiles,
@@ -43,6 +44,9 @@ MAX_FAULTS = 5
 FIRST_WAIT_SEC = 1.0
 """After a fault; twice as long after each that follows."""
 GB = 10**9
+
+Lock = Callable[[Path], AbstractContextManager[bool]]
+"""Takes a lock; false where it is another process's."""
 
 PATHS = ("path", "label_texts", "teacher_embeddings")
 """Keys of a set that may hold an address."""
@@ -84,16 +88,16 @@ def is_at_hand(recipe: SourceRecipe | EvalSetRecipe, root: str, *, owner: str) -
 
 def _addresses(recipe: SourceRecipe | EvalSetRecipe, root: str) -> Iterator[tuple[str, str]]:
     """Key and address of everything that a set has on a store."""
-    for key in PATHS:
-        path = getattr(recipe, key, None)
+    for field in dataclasses.fields(recipe):
+        path = getattr(recipe, field.name) if field.name in PATHS else None
         if isinstance(path, str) and is_remote(address := placed(path, root)):
-            yield key, address
+            yield field.name, address
 
 
 def fetched(remote: RemoteFiles) -> str:
     """The path, or glob, of this machine that names the same files as an address does.
 
-    One process of a host fetches a file while others wait for it.
+    Each file is fetched by one process of a host, several files by several.
 
     Raises:
         DataError: see `at_hand`.
@@ -104,8 +108,10 @@ def fetched(remote: RemoteFiles) -> str:
             _announce(remote, missing)
             left = sum(file.size_bytes - _arrived(file) for file in missing)
             with tqdm(total=left, desc=remote.url, unit="B", unit_scale=True, disable=None) as bar:
-                for file in missing:
-                    _fetch(remote.system, file, bar)
+                # processes that start at once fetch one file each, then wait for the rest
+                for lock in (locked_if_free, locked):
+                    for file in missing:
+                        _fetch(remote.system, file, bar, lock)
         return _linked(remote)
     except OSError as error:
         raise DataError(
@@ -166,8 +172,8 @@ def _announce(remote: RemoteFiles, missing: Sequence[RemoteFile]) -> None:
         )
 
 
-def _fetch(system: "AbstractFileSystem", file: RemoteFile, bar: tqdm) -> None:
-    """Fetch a file that no other process has fetched by now.
+def _fetch(system: "AbstractFileSystem", file: RemoteFile, bar: tqdm, lock: Lock) -> None:
+    """Fetch a file that no other process has fetched by now, or holds the lock of.
 
     Raises:
         DataError: if it cannot be read to its end, or changes meanwhile.
@@ -175,8 +181,8 @@ def _fetch(system: "AbstractFileSystem", file: RemoteFile, bar: tqdm) -> None:
     """
     place, partial = place_of(file), _partial(file)
     place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place.parent.with_suffix(".lock")):
-        if place.exists():
+    with lock(place.parent.with_suffix(".lock")) as is_mine:
+        if place.exists() or not is_mine:
             return
         with partial.open("ab") as growing:
             for block in _blocks(system, file, growing.tell()):
@@ -261,18 +267,19 @@ def _linked(remote: RemoteFiles) -> str:
     Raises:
         OSError: if it cannot be made.
     """
-    listed = sorted((str(file.below), str(place_of(file))) for file in remote.files)
+    listed = [(str(file.below), file.version) for file in remote.files]
     folder = place_in_cache(f"links|{remote.url}|{listed}", str(remote.folder)).absolute()
-    for below, place in listed:
-        link = folder / below
+    for file in remote.files:
+        link = folder / file.below
         link.parent.mkdir(parents=True, exist_ok=True)
         try:
-            link.symlink_to(place)
+            # relative, as the cache may be moved
+            link.symlink_to(os.path.relpath(place_of(file), link.parent))
         except FileExistsError:
             continue  # of another process, or an earlier run: the same link
     if not remote.pattern:
         return str(folder)
-    is_file = len(listed) == 1 and remote.pattern == listed[0][0]
+    is_file = len(remote.files) == 1 and remote.pattern == str(remote.files[0].below)
     return (
         str(folder / remote.pattern) if is_file else f"{glob.escape(str(folder))}/{remote.pattern}"
     )
