@@ -23,6 +23,8 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """Protocols whose package an extra of this project installs."""
 WILD = re.compile(r"[*?\[]")
+QUERY = re.compile(r"(://[^\s'\"?]*)\?[^\s'\"]*")
+"""What follows an address on the web, and may be a signature."""
 CONTENT_KEYS = ("etag", "blob_id", "md5hash", "content-md5", "digest", "generation", "versionid")
 """What a store says of a file that is another one for another content; the first counts."""
 TIME_KEYS = ("mtime", "lastmodified", "last-modified", "last_modified", "modified", "updated",
@@ -105,13 +107,15 @@ def find_remote(address: str, *, owner: str) -> RemoteFiles:
         system, path = _opened(address, place)
         system.invalidate_cache()
         folder, pattern, found = _listed(system, path)
+        files = tuple(
+            _remote_file(system, name, found[name], folder, place) for name in sorted(found)
+        )
     except DataError:
         raise
     except Exception as error:  # the packages have errors of their own
         raise refusal(error, place) from error
-    if not found:
+    if not files:
         raise refusal(FileNotFoundError(), place)
-    files = tuple(_remote_file(system, name, found[name], folder, place) for name in sorted(found))
     start = folder.removeprefix(f"{protocol}://").strip("/")
     return RemoteFiles(
         url=url,
@@ -160,7 +164,7 @@ def is_hopeless(error: Exception) -> bool:
 
 def in_words(error: BaseException) -> str:
     """The kind of an error and the beginning of what it says, in one line."""
-    text = " ".join(str(error).split())
+    text = QUERY.sub(r"\1", " ".join(str(error).split()))
     told = text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]}..."
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
