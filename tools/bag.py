@@ -11,14 +11,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 # started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from trainer.cli import ending_with_code
+from trainer.data.remote import placed
 from trainer.errors import RecipeError
 from trainer.recipe.eval_kinds import EVAL_KINDS, metric_label
 from trainer.recipe.load import load_recipe
@@ -201,9 +201,9 @@ def scores_of(arguments: argparse.Namespace, runs: Sequence[Run]) -> dict[str, S
     from tools.evaluate import evaluate
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    root = Path(recipe.data.root).expanduser()
+    root = recipe.data.root
     sets = [
-        one if one.path is None else _with_path(one, (root / one.path).absolute())
+        one if one.path is None else replace(one, path=placed(one.path, root))
         for one in recipe.eval.sets
     ]
     if not sets:
@@ -215,12 +215,6 @@ def scores_of(arguments: argparse.Namespace, runs: Sequence[Run]) -> dict[str, S
         found[run.name] = evaluate(str(RunFolder(output / run.name).model), sets)
     found[MERGED] = evaluate(str(output / MERGED), sets)
     return found
-
-
-def _with_path(one: Any, path: Path) -> Any:
-    from dataclasses import replace
-
-    return replace(one, path=str(path))
 
 
 def means(scores: Mapping[str, Scores], bags: int) -> Scores:

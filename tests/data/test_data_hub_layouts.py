@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.data.test_data_formats import caches as caches  # a fixture: caches of each test alone
-from tests.support.data_files import write_beir, write_jsonl
+from tests.support.data_files import write_beir, write_jsonl, write_qrels
 from tests.support.held_out_sets import opened, write_sets
 from tests.support.mteb_folders import (
     WRITERS,
@@ -150,6 +150,74 @@ def test_training_rows_of_the_cache_are_read_without_a_network(
     records = [[one.record(row) for row in range(len(one))] for one in (found, local)]
     assert records[0] == records[1]
     assert len(found) == len(rows)
+
+
+def write_parts(folder: Path, made: Path, prefix: str = "", suffix: str = ".parquet") -> None:
+    """Corpus, queries and judgements of two splits as configurations of a set."""
+    for part in ("corpus", "queries"):
+        write_rows(folder / f"{prefix}{part}" / f"{part}{suffix}", rows_of(made / f"{part}.jsonl"))
+    for split in ("train", "test"):
+        lines = (made / "qrels" / f"{split}.tsv").read_text().splitlines()[1:]
+        judged = [dict(zip(JUDGED, line.split("\t"), strict=True)) for line in lines]
+        rows = [row | {"score": int(row["score"])} for row in judged]
+        write_rows(folder / f"{prefix}qrels" / f"{split}{suffix}", rows)
+
+
+JUDGED = ("query-id", "corpus-id", "score")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", "-00000-of-00001.parquet"])
+@pytest.mark.parametrize("prefix", ["", "de-"])
+@pytest.mark.parametrize("how", ["card", "format"])
+def test_configurations_of_a_corpus_train(
+    how: str, prefix: str, suffix: str, cache: Path, tmp_path: Path
+) -> None:
+    made = write_beir(
+        tmp_path / "made",
+        corpus={f"d{i}": f"document {i}" for i in range(6)},
+        queries={f"q{i}": f"query {i}" for i in range(3)},
+    )
+    write_qrels(made, "train", [("q0", "d1", 1), ("q1", "d2", 1), ("q1", "d3", 2), ("q1", "d4", 0)])
+    write_qrels(made, "test", [("q2", "d5", 1)])
+    folder = in_cache(cache, "team/docs")
+    write_parts(folder, made, prefix, suffix)
+    if how == "card":
+        parts = ("corpus", "queries")
+        files = {f"{prefix}{part}": {part: f"{prefix}{part}/*"} for part in parts}
+        splits = {split: f"{prefix}qrels/{split}*" for split in ("train", "test")}
+        write_card(folder, files | {f"{prefix}qrels" if prefix else "default": splits})
+    hub = f"team/docs:{prefix[:-1]}" if prefix else "team/docs"
+    named = "beir" if how == "format" else None
+    for split, expected in {
+        "train": {
+            "query 0": ["document 1"],
+            "query 1": ["document 2", "document 3"],
+        },
+        "test": {"query 2": ["document 5"]},
+    }.items():
+        far = SourceRecipe(name="far", task="ir", hub=hub, split=split, format=named)
+        found = open_source(far, ".")
+        records = [found.record(row) for row in range(len(found))]
+        assert {one.query: list(one.positives) for one in records} == expected
+        local = open_source(replace(far, hub=None, path=str(made), format=None), ".")
+        assert records == [local.record(row) for row in range(len(local))]
+    missing = SourceRecipe(name="far", task="ir", hub=hub, split="dev", format=named)
+    with pytest.raises(DataError, match=r"split = dev; expected one of the splits .*: test, train"):
+        open_source(missing, ".")
+    for task in ("sts", "labels"):
+        other = SourceRecipe(name="far", task=task, hub=hub, format="beir")
+        with pytest.raises(DataError, match=f"task = {task}; expected ir for a BEIR folder"):
+            open_source(other, ".")
+
+
+def test_rows_of_a_set_that_has_no_corpus_train_as_before(cache: Path) -> None:
+    folder = in_cache(cache, "team/pairs")
+    rows = [{"anchor": f"a {i}", "positive": f"p {i}"} for i in range(5)]
+    write_rows(folder / "pairs" / "train.jsonl", rows)
+    write_rows(folder / "queries" / "train.jsonl", rows)
+    write_card(folder, {name: {"train": f"{name}/train.jsonl"} for name in ("pairs", "queries")})
+    found = open_source(SourceRecipe(name="far", task="ir", hub="team/pairs:pairs"), ".")
+    assert [found.record(row).query for row in range(len(found))] == [f"a {i}" for i in range(5)]
 
 
 def test_a_set_that_is_nowhere_is_named(cache: Path) -> None:

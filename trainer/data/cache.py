@@ -50,7 +50,7 @@ def cached_arrays(identity: str, build: Callable[[], Arrays]) -> Arrays:
         logger.warning("%s: not writable (%s); data is indexed anew at each start", root, error)
         return build()
     folder = root / _key(identity)
-    with _locked(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
             _write(folder, build())
     return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
@@ -65,7 +65,7 @@ def cached_file(identity: str, name: str, write: Callable[[IO[bytes]], None]) ->
     folder = cache_root() / _key(identity)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    with _locked(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock")):
         if not path.exists():
             building = folder / f"{name}.building"
             with building.open("wb") as file:
@@ -89,7 +89,7 @@ def cached_folder(identity: str, name: str, write: Callable[[Path], None]) -> Pa
     """
     folder = place_in_cache(identity, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.parent.with_suffix(".lock")):
+    with locked(folder.parent.with_suffix(".lock")):
         if not folder.is_dir():
             write(folder)
     return folder
@@ -105,11 +105,23 @@ def _key(identity: str) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock, which the system drops when the process ends."""
+def locked(path: Path) -> Iterator[bool]:
+    """Holds an exclusive lock, always true; the system drops it when the process ends."""
     with path.open("a") as lock:
         fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
-        yield
+        yield True
+
+
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Holds an exclusive lock; false if another process does."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _write(folder: Path, arrays: Arrays) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from trainer.data import ir, labelled, paired, reranking, sts
+from trainer.data.fetching import at_hand
+from trainer.data.held_out_source import owner_of
 from trainer.recipe import ir as retrieval
 from trainer.recipe import sts as similarity
 from trainer.recipe.eval_kinds import (
@@ -60,4 +62,5 @@ def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> EvalSet:
     Raises:
         DataError: if a file is missing or empty, or a row is malformed; names file and line.
     """
+    recipe = at_hand(recipe, data.root, owner=owner_of(recipe))
     return EVAL_DATA[recipe.task](recipe, data)

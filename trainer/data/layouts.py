@@ -30,6 +30,13 @@ SPLITS = ("train", "test", "dev", "validation", "val", "valid")
 """Names by which files are known to be splits of one set, not parts of one table."""
 ROW_FOLDERS = (".", "data", "default")
 """Where in a folder files that are named by splits lie."""
+CORPORA, QUERIES = (CORPUS, "documents"), ("queries", "query")
+PART_FOLDERS = (*QREL_FOLDERS, *LABELS, *CORPORA, *QUERIES, "top_ranked", *SPLITS)
+"""Folders inside that of a set whose files are read as its parts."""
+CARD = "README.md"
+"""What a set says of itself."""
+VECTORS = ".npy"
+"""Suffix of a teacher's vectors, which lie in a folder with the texts that they are of."""
 DEFAULT = "default"
 """What a card calls a set that has no name of its own."""
 DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
@@ -103,8 +110,8 @@ class Layout:
 def find_layout(place: SetFolder, split: str) -> Layout:
     """The parts of a folder."""
     folder = place.path
-    corpus = place.part((CORPUS, "documents"), split) or [folder / "corpus.jsonl"]
-    queries = place.part(("queries", "query"), split) or [folder / "queries.jsonl"]
+    corpus = place.part(CORPORA, split) or [folder / "corpus.jsonl"]
+    queries = place.part(QUERIES, split) or [folder / "queries.jsonl"]
     return Layout(corpus=corpus, queries=queries)
 
 
@@ -133,6 +140,12 @@ def part_files(folder: Path, names: Iterable[str], split: str | None = None) -> 
             of_split = [file for file in found if split is not None and _is_called(file, split)]
             return _of_best_kind(of_split or found, KINDS)
     return []
+
+
+def is_data_name(name: str) -> bool:
+    """Whether a file is one of those that are read of a folder, by its name alone."""
+    kind = kind_of(Path(name))
+    return name == CARD or kind in (*KINDS, *QREL_KINDS, VECTORS)
 
 
 def label_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ which sides get it and how many negatives count. It must not change what a recip
 
 import dataclasses
 
+from trainer.data.fetching import at_hand
 from trainer.data.fields import shown
 from trainer.data.formats.adapter import Adapter, RowSettings
 from trainer.data.scan import parsed_rows
@@ -34,7 +35,8 @@ def with_row_settings(recipe: Recipe) -> Recipe:
 def _completed(source: SourceRecipe, recipe: Recipe) -> SourceRecipe:
     """A source with the settings of its rows."""
     owner = f"data.sources.{source.name}"
-    table = open_table(source.path or "", recipe.data.root, owner=owner)
+    near = at_hand(source, recipe.data.root, owner=owner)
+    table = open_table(near.path or "", recipe.data.root, owner=owner)
     table, adapter = find_format(source, table, owner)
     found = _settings(table, adapter, owner, skip=recipe.data.on_bad_row == "skip")
     values: dict[str, str | int] = {}

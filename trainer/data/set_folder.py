@@ -12,11 +12,19 @@ from typing import Any
 import yaml
 
 from trainer.data.fields import shown
-from trainer.data.layouts import DEFAULT, SPLITS, FilesBySplit, SetFolder, by_stem
+from trainer.data.layouts import (
+    CARD,
+    CORPORA,
+    DEFAULT,
+    QUERIES,
+    SPLITS,
+    FilesBySplit,
+    SetFolder,
+    by_stem,
+)
 from trainer.data.tables import KINDS, kind_of
 from trainer.errors import DataError
 
-CARD = "README.md"
 FENCE = "---"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The one in C where there is one: cards with thousands of configurations are long."""
@@ -68,6 +76,27 @@ def hub_folder(name: str, *, owner: str) -> SetFolder:
             "Correct what follows the colon."
         )
     return folder
+
+
+def is_beir_set(name: str) -> bool:
+    """Whether the card of a set of the hub names a corpus and queries among its configurations.
+
+    Nothing but the card is downloaded. A set that cannot be reached is taken for another one.
+
+    Args:
+        name: `organisation/set`, or `organisation/set:configuration`.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    identifier, _, configuration = name.partition(":")
+    try:
+        card = Path(hf_hub_download(identifier, CARD, repo_type="dataset"))
+    except (OSError, ValueError, HfHubHTTPError):
+        return False
+    prefix = f"{configuration}-" if configuration else ""
+    named = {one.removeprefix(prefix) for one in _card(card) if one.startswith(prefix)}
+    return bool(named.intersection(CORPORA)) and bool(named.intersection(QUERIES))
 
 
 def _wanted(globs: Mapping[str, Patterns], configuration: str) -> Iterator[str]:

@@ -15,15 +15,17 @@ import numpy as np
 from trainer.data.arrow import open_hub_set
 from trainer.data.beir import BeirRecords, open_records
 from trainer.data.columns import Columns
+from trainer.data.fetching import at_hand
 from trainer.data.formats import header_of
 from trainer.data.label_source import labelled_source
-from trainer.data.layouts import is_beir_folder
+from trainer.data.layouts import SetFolder, is_beir_folder
 from trainer.data.premise_source import premise_source
 from trainer.data.records import IrRecord
 from trainer.data.scan import text_key
-from trainer.data.set_folder import local_folder
+from trainer.data.set_folder import hub_folder, is_beir_set, local_folder
+from trainer.data.streamed import streamed
 from trainer.data.table_source import TableSource, digest_of_parts, make_table_source
-from trainer.data.tables import Table, open_table
+from trainer.data.tables import Table, open_table, table_of
 from trainer.data.teacher_vectors import TeacherVectors, open_teacher_vectors
 from trainer.data.unchanged import Mark, marks_of
 from trainer.errors import DataError
@@ -32,6 +34,9 @@ from trainer.recipe.schema import DataRecipe, EvalKindName, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
 
 logger = logging.getLogger(__name__)
+
+BEIR = "beir"
+"""Format of a folder, or a set of the hub, with corpus, queries and judgements."""
 
 
 class Source(Protocol):
@@ -179,18 +184,20 @@ def open_source(
 
     Args:
         recipe: the source.
-        root: folder that relative paths start from.
+        root: folder, or address of one, that relative paths start from.
         skip: leave malformed rows out, up to 1%.
         screen: leaves other rows out; None: all are used.
 
     Raises:
-        DataError: if a file is missing or empty, or a row is malformed; names file and line.
+        DataError: if a file is missing or empty, cannot be fetched, or a row is malformed; names
+            file and line.
     """
+    owner = f"data.sources.{recipe.name}"
+    recipe = at_hand(recipe, root, owner=owner)
     source = _open_records(recipe, root, skip=skip)
     if screen is not None:
         source = screen(source)
     if recipe.teacher_embeddings is not None:
-        owner = f"data.sources.{recipe.name}"
         teacher = open_teacher_vectors(recipe.teacher_embeddings, root, owner=owner)
         source = replace(source, teacher_vectors=teacher, marks=(*source.marks, *teacher.marks))
     if isinstance(source, TableSource) and source.reader.adapter.joins is not None:
@@ -201,15 +208,9 @@ def open_source(
 def _open_records(recipe: SourceRecipe, root: str, *, skip: bool) -> TableSource | BeirSource:
     """The records of a source, every row checked."""
     owner = f"data.sources.{recipe.name}"
-    if recipe.hub is not None:
-        file = open_hub_set(recipe.hub, recipe.split, owner=owner)
-        return make_table_source(recipe, Table((file,)), owner=owner, skip=skip)
-    if recipe.path is None:
-        raise DataError(f"{owner}: path = null; expected a file, folder or glob. Set path or hub.")
-    folder = beir_folder(recipe.path, root, recipe.format)
-    if folder is None:
-        header = header_of(recipe.task, recipe.format)
-        table = open_table(recipe.path, root, owner=owner, header=header)
+    place = _with_corpus(recipe, root, owner)
+    if place is None:
+        table = _open_rows(recipe, root, owner)
         return make_table_source(recipe, table, owner=owner, skip=skip)
     Columns(recipe.columns).refuse(owner=owner)
     if not TASKS[recipe.task].has_corpus:
@@ -217,9 +218,33 @@ def _open_records(recipe: SourceRecipe, root: str, *, skip: bool) -> TableSource
         raise DataError(
             f"{owner}: task = {recipe.task}; expected {with_corpus} for a BEIR folder. Change it."
         )
-    records = open_records(local_folder(folder), recipe.split, skip=skip)
+    records = open_records(place, recipe.split, skip=skip)
     marks = (*marks_of(records.folder.corpus), *marks_of(records.folder.queries))
     return BeirSource(recipe=recipe, records=records, marks=marks)
+
+
+def _open_rows(recipe: SourceRecipe, root: str, owner: str) -> Table:
+    """The rows of a source that is no folder of BEIR."""
+    if recipe.hub is not None and recipe.stream:
+        return table_of([streamed(recipe.hub, recipe.split, owner=owner)])
+    if recipe.hub is not None:
+        return Table((open_hub_set(recipe.hub, recipe.split, owner=owner),))
+    if recipe.path is None:
+        raise DataError(f"{owner}: path = null; expected a file, folder or glob. Set path or hub.")
+    header = header_of(recipe.task, recipe.format)
+    return open_table(recipe.path, root, owner=owner, header=header)
+
+
+def _with_corpus(recipe: SourceRecipe, root: str, owner: str) -> SetFolder | None:
+    """The folder of a source with a corpus, on disk or in the hub's cache; None: it is another."""
+    if recipe.hub is None:
+        folder = beir_folder(recipe.path, root, recipe.format) if recipe.path else None
+        return None if folder is None else local_folder(folder)
+    # the card is asked for only where its answer can matter
+    may_be = recipe.format is None and not recipe.stream and TASKS[recipe.task].has_corpus
+    if recipe.format == BEIR or (may_be and is_beir_set(recipe.hub)):
+        return hub_folder(recipe.hub, owner=owner)
+    return None
 
 
 def kind_of_path(path: Path) -> EvalKindName:
@@ -230,4 +255,4 @@ def kind_of_path(path: Path) -> EvalKindName:
 def beir_folder(path: str, root: str, name: str | None) -> Path | None:
     """The folder, if the recipe says or the files show that it is one of BEIR."""
     folder = (Path(root).expanduser() / Path(path).expanduser()).absolute()
-    return folder if name == "beir" or (name is None and is_beir_folder(folder)) else None
+    return folder if name == BEIR or (name is None and is_beir_folder(folder)) else None

@@ -17,6 +17,8 @@ from typing import Any
 
 from trainer.checkpoint.safetensors_dtypes import check_base_dtypes, weights_in
 from trainer.data.evalsets import EvalSet, open_eval_sets
+from trainer.data.fetching import is_at_hand
+from trainer.data.held_out_source import owner_of
 from trainer.data.hub_cache import cached_snapshot
 from trainer.data.labels import check_labels
 from trainer.data.overlap import screen_of, warn_of_overlaps
@@ -94,13 +96,26 @@ def open_data(recipe: Recipe) -> RunData:
     return RunData(sources=sources, eval_sets=tuple(held_out.values()))
 
 
-def without_hub(recipe: Recipe) -> Recipe:
-    """The recipe with what lies on this machine; the rest of the hub stays unread.
+def near_data(recipe: Recipe) -> Recipe:
+    """The recipe with what lies on this machine; the rest of the hub and of stores stays unread.
 
-    Held-out sets of the hub are kept where its cache has them.
+    What was fetched from a store is kept where it is still the same there, and held-out sets of the
+    hub where its cache has them.
+
+    Raises:
+        DataError: if something is not there on a store, or the store cannot be reached.
     """
-    local = tuple(source for source in recipe.data.sources if source.hub is None)
-    sets = tuple(one for one in recipe.eval.sets if one.hub is None or _is_cached(one.hub))
+    root = recipe.data.root
+    local = tuple(
+        one
+        for one in recipe.data.sources
+        if one.hub is None and is_at_hand(one, root, owner=f"data.sources.{one.name}")
+    )
+    sets = tuple(
+        one
+        for one in recipe.eval.sets
+        if (is_at_hand(one, root, owner=owner_of(one)) if one.hub is None else _is_cached(one.hub))
+    )
     return dataclasses.replace(
         recipe,
         data=dataclasses.replace(recipe.data, sources=local),

@@ -1,7 +1,7 @@
 """`--dry-run`: check everything but the weights and print what the run would do.
 
-It trains nothing and writes nothing; sources on the hub are not downloaded, so their rows are
-counted only when the training starts.
+It trains nothing and writes nothing; sources on the hub or on an object store are not downloaded,
+so their rows are counted only when the training starts.
 """
 
 import json
@@ -33,8 +33,8 @@ from trainer.preflight.checks import (
     check_model,
     check_output_dir,
     check_packages,
+    near_data,
     open_data,
-    without_hub,
 )
 from trainer.preflight.encoder import open_encoder
 from trainer.recipe.per_source import settings_of, step_kinds
@@ -60,7 +60,7 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     check_packages(recipe)
     check_output_dir(recipe.output_dir, resume=arguments.resume or recipe.resume == "auto")
     # data comes first: it may be looked at where the model is not
-    sources = open_data(without_hub(recipe)).sources
+    sources = open_data(near_data(recipe)).sources
     check_model(recipe)
     path = place_of_model(recipe.model)
     config = load_config(recipe.model, path)
@@ -171,6 +171,8 @@ def _step_section(recipe: Recipe, sources: Sequence[Source]) -> str:
     guessed = {name: settings_of(recipe, name).global_batch_size for name in names}
     plan = make_plan(recipe, guessed | sizes, classes_of(sources, recipe))
     unknown = [name for name in guessed if name not in sizes]
+    away = {one.name: "on a store" if one.hub is None else "on the hub"
+            for one in recipe.data.sources}  # fmt: skip
     if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
         listed = ", ".join(unknown)
         return f"Steps\n  known when the rows of {listed} are counted, at the start of the training"
@@ -182,7 +184,7 @@ def _step_section(recipe: Recipe, sources: Sequence[Source]) -> str:
             (
                 seen.source,
                 seen.task,
-                f"{seen.num_rows:,}" if known else "on the hub",
+                f"{seen.num_rows:,}" if known else away[seen.source],
                 f"{seen.steps:,}",
                 f"{seen.rows_seen:,}",
                 f"{seen.epochs:.2f}" if known else "?",

@@ -97,6 +97,9 @@ def _check_sources(recipe: Recipe, fail: Fail) -> None:
         if source.row_settings and not source.path:
             key, expected = f"data.sources.{index}.row_settings", "false without `path`"
             raise fail(key, True, expected, "Download the files and name them, or remove it.")
+        if source.stream and (not source.hub or source.format == "beir"):
+            key, expected = f"data.sources.{index}.stream", "false without rows of a set of `hub`"
+            raise fail(key, True, expected, "Remove it.")
     for index, held_out in enumerate(recipe.eval.sets):
         kind, instruction = EVAL_KINDS[held_out.task], held_out.passage_instruction
         if instruction and "passage" not in kind.prompts:

@@ -122,11 +122,16 @@ class SourceRecipe:
     """Kind of its rows: queries with positives and negatives, pairs with a score, or texts with
     labels."""
     path: str | None = None
-    """File, folder or glob; relative to `data.root`. Exactly one of `path` and `hub`."""
+    """File, folder or glob, or its address on an object store, such as `s3://BUCKET/FILE.jsonl`;
+    relative to `data.root`. Exactly one of `path` and `hub`."""
     hub: str | None = None
-    """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`."""
+    """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`. One with configurations
+    `corpus` and `queries` is read as a BEIR folder."""
     split: str = "train"
     """Split of a hub set, or of the qrels of a BEIR folder."""
+    stream: bool = False
+    """Read the rows of the set of `hub` once into a file of the cache, rather than download and
+    convert its files: for sets that can only be streamed, or are too large for both."""
     format: str | None = None
     """Name of a data format; null finds it by the columns."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -177,7 +182,7 @@ class DataRecipe:
     sources: tuple[SourceRecipe, ...]
     """At least one."""
     root: str = "."
-    """Folder that relative source and evaluation paths start from."""
+    """Folder, or address of one, that relative source and evaluation paths start from."""
     schedule: Schedule = "alternate"
     """`alternate` follows `pattern`; `proportional` follows sizes; `temperature` flattens them."""
     pattern: dict[str, int] = field(default_factory=default_pattern)
