@@ -37,6 +37,7 @@ from trainer.preflight.checks import (
     without_hub,
 )
 from trainer.preflight.encoder import open_encoder
+from trainer.preflight.trained_tokens import with_token_ids
 from trainer.recipe.per_source import settings_of, step_kinds
 from trainer.recipe.resolve import Resolved, resolve, warmup_steps
 from trainer.recipe.schema import Recipe
@@ -146,6 +147,7 @@ def _tokenizer(recipe: Recipe, path: str, num_ids: int | None) -> str:
     if Path(path).is_dir() and not list(Path(path).glob("*token*")):
         return "none in this folder; training needs one"
     tokenizer, _ = open_encoder(recipe, path, num_ids=num_ids)
+    with_token_ids(recipe, tokenizer, num_ids=num_ids)
     last = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])[-1]
     return f"{len(tokenizer):,} tokens; a text ends with {last}"
 
