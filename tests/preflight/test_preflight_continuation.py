@@ -17,7 +17,7 @@ from trainer.data.growth import state_of
 from trainer.data.sources import open_sources
 from trainer.data.stretch import Stretch
 from trainer.errors import CheckpointError
-from trainer.preflight.continuation import check_continued_data, continued_recipe
+from trainer.preflight.continuation import continued_recipe, continued_run
 from trainer.recipe.load import load_recipe, plain_recipe
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.facts import RunFacts, write_run_facts
@@ -58,7 +58,7 @@ def resumed(*changes: str) -> Recipe:
     recipe = load_recipe("small.yaml", (), tuple(one for one in changes if "=" in one))
     named = named_keys(changes, recipe)
     recipe = continued_recipe(recipe, named)
-    check_continued_data(recipe, open_sources(recipe.data), named)
+    continued_run(recipe, open_sources(recipe.data), named)
     return recipe
 
 
