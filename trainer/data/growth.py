@@ -101,14 +101,14 @@ def added_rows(old: SourceState, source: Source) -> int | str:
         return reason or "the release that began the run did not record its files"
     if _reading(source) != old.reading:
         return f"they are read as {_reading(source)}, and were read as {old.reading}"
+    if len(source) < old.num_rows:
+        return f"there are only {len(source):,} now"
     for name, table in _tables(source):
         if not _has_grown([file for file in old.files if file.table == name], table):
             return OTHERS if name == ROWS else f"its {name} are others"
     if old.joined:
-        is_same = len(source) >= old.num_rows and _joined(source, old.num_rows) == old.joined
-        if not is_same:
-            return JOINED_OTHERS
-        return len(source) - old.num_rows
+        is_same = _joined(source, old.num_rows) == old.joined
+        return len(source) - old.num_rows if is_same else JOINED_OTHERS
     num_table_rows = sum(file.num_rows for file in old.files if file.table == ROWS)
     assert isinstance(source, TableSource)
     if int(np.searchsorted(source.rows, num_table_rows)) != old.num_rows:
