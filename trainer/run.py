@@ -15,7 +15,7 @@ from trainer.cli import (
 )
 from trainer.data.row_settings import with_row_settings
 from trainer.preflight.checks import check_run
-from trainer.preflight.continuation import check_continued_data, continued_recipe
+from trainer.preflight.continuation import continued_recipe, continued_run
 from trainer.recipe.adapter_folder import with_adapter
 from trainer.recipe.load import load_recipe
 
@@ -35,11 +35,11 @@ def main() -> int:
     if arguments.dry_run:
         from trainer.preflight.dry_run import dry_run
 
-        return dry_run(recipe, arguments)
+        return dry_run(recipe, arguments, named=named)
     any_folder = resume or arguments.selfcheck
     data = check_run(recipe, world_size=launched_ranks(), resume=any_folder)
     if resume:
-        check_continued_data(recipe, data.sources, named)
+        continued_run(recipe, data.sources, named)
     # torch, transformers and deepspeed are imported from here on
     if arguments.selfcheck:
         from trainer.session.selfcheck import selfcheck

@@ -49,7 +49,7 @@ def compare(
     recipe: Mapping[str, Any],
     *named: str,
     was: Recipe = RECIPE,
-    added: Mapping[str, int | None] = SAME,
+    added: Mapping[str, int | str] = SAME,
 ) -> Comparison:
     current = stretch(plain_recipe(was))
     return compare_runs("step-3", current, recipe, named=named, added=added)
@@ -162,8 +162,11 @@ def test_a_named_key_that_does_not_differ_begins_nothing() -> None:
 
 def test_other_rows_are_told_from_added_ones() -> None:
     plain = plain_recipe(RECIPE)
-    others = refused(plain, "data.sources.ir", added={"ir": None, "sts": 0})
-    assert "data of source ir = other rows (was 1,000 rows that must stay as they are and" in others
+    others = refused(plain, "data.sources.ir", added={"ir": "they are others", "sts": 0})
+    assert (
+        "data of source ir = other rows (was 1,000 rows that must stay as they are and stand "
+        "first, but they are others; give other rows to a source of another name)" in others
+    )
     assert "or start anew" in others
     more = refused(plain, added={"ir": 400, "sts": 0})
     assert (
@@ -206,7 +209,7 @@ def test_a_further_source_is_named_and_none_is_removed() -> None:
 def test_all_that_is_refused_is_told_at_once() -> None:
     recipe = changed(RECIPE, "seed", 1)
     recipe["model"]["pooling"], recipe["train"]["learning_rate"] = "mean", 1.0
-    message = refused(recipe, added={"ir": 5, "sts": None})
+    message = refused(recipe, added={"ir": 5, "sts": "they are others"})
     for part in ("seed = 1", "model.pooling = 'mean'", "train.learning_rate = 1.0",
                  "rows were added to source ir: 5", "data of source sts = other rows",
                  "--change seed train.learning_rate data.sources.ir.path)",

@@ -1,4 +1,4 @@
-"""Adapters of GPT-2, of embeddings and beside whole modules: every client reads the same vectors.
+"""Adapters of all kinds, and trained tokens: every client reads the same vectors.
 
 One launch of two ranks trains, exports, and starts again from what was exported.
 """
@@ -27,6 +27,15 @@ RUNS = {
         "model",
         "model.lora={{rank: 4, alpha: 8, targets: [embed_tokens, q_proj], "
         "modules_to_save: [norm]}}",
+    ),
+    "tokens": (
+        "model",
+        "model.lora={{rank: 4, alpha: 8, targets: [q_proj], trainable_tokens: [w3, 9, w1]}}",
+    ),
+    "tokens alone": ("gpt2 base", "model.lora={{targets: [], trainable_tokens: [w3, w1]}}"),
+    "dora": (
+        "gpt2 base",
+        "model.lora={{rank: 4, alpha: 8, dora: true, targets: [wte, c_attn, c_fc]}}",
     ),
 }
 """Base and adapters of each run."""

@@ -99,6 +99,16 @@ KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     ),
     "gpt2": ("gpt2", lora, {"target_modules": ["attn.c_proj", "c_fc"], "fan_in_fan_out": True}),
     "embedding": ("llama", lora, {"target_modules": ["embed_tokens"]}),
+    "dora of gpt2": (
+        "gpt2",
+        lora,
+        {"target_modules": ["attn.c_proj", "c_fc"], "fan_in_fan_out": True, "use_dora": True},
+    ),
+    "dora of embeddings": (
+        "llama",
+        lora,
+        {"target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
+    ),
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from trainer.data.growth import state_of
 from trainer.data.sources import open_sources
 from trainer.data.stretch import Stretch
 from trainer.errors import CheckpointError
-from trainer.preflight.continuation import check_continued_data, continued_recipe
+from trainer.preflight.continuation import continued_recipe, continued_run
 from trainer.recipe.load import load_recipe, plain_recipe
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.facts import RunFacts, write_run_facts
@@ -58,7 +58,7 @@ def resumed(*changes: str) -> Recipe:
     recipe = load_recipe("small.yaml", (), tuple(one for one in changes if "=" in one))
     named = named_keys(changes, recipe)
     recipe = continued_recipe(recipe, named)
-    check_continued_data(recipe, open_sources(recipe.data), named)
+    continued_run(recipe, open_sources(recipe.data), named)
     return recipe
 
 
@@ -117,6 +117,11 @@ ADD = ("--change", "data.sources.docs")
              "source in --change to train on them"],
         ),
         (other_docs, list(ADD), ["data of source docs = other rows (was 8 rows that must stay"]),
+        (
+            nothing,
+            ["--change", "train.max_steps=9", "seed=1", "train.max_steps=8"],
+            ["--change train.max_steps: value = '9' and '8'; expected one value of each key"],
+        ),
         (nothing, ["--change", "train.max_stepz"], ["--change train.max_stepz: key = (missing)"]),
         (nothing, ["--change", "data.sources.new.path=docs.jsonl"], ["data.sources.2.task"]),
     ],
@@ -170,7 +175,8 @@ def test_a_plain_resume_goes_on_with_the_stretch_that_was_begun(begun: Path) -> 
     (begun / "out" / "checkpoints" / "step-2").rename(begun / "old")
     record(begun, 2, *both)
     assert resumed().train.max_steps == 9
-    # the same command again begins nothing, and is not refused
+    # the same command again begins nothing, and is not refused, nor is a value that stands twice
+    assert resumed("train.max_steps=9", "train.max_steps=9", "data.sources.docs").seed == 42
     assert resumed("train.max_steps=9", "data.sources.docs").train.max_steps == 9
     # a record that does not fit the checkpoint does not count
     other = dataclasses.replace(first, recipe={**first.recipe, "seed": 9})

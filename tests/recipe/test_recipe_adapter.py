@@ -102,8 +102,32 @@ def test_other_settings_than_the_adapters_are_named(
 
 
 @pytest.mark.parametrize(
+    ("changes", "lora"),
+    [
+        ({"trainable_token_indices": [5, 2]}, dataclasses.replace(LORA, trainable_tokens=(5, 2))),
+        (
+            {"trainable_token_indices": {"embed_tokens": [5, 2]}},
+            dataclasses.replace(LORA, trainable_tokens=(5, 2)),
+        ),
+        (
+            {"peft_type": "TRAINABLE_TOKENS", "token_indices": [5, 2], "target_modules": None},
+            LoraRecipe(targets=(), trainable_tokens=(5, 2)),
+        ),
+    ],
+)
+def test_trained_tokens_go_on_in_the_order_of_their_rows(
+    adapter: Path, changes: dict[str, Any], lora: LoraRecipe
+) -> None:
+    base = str(adapter.parent / "base")
+    write(adapter.parent, **{"base_model_name_or_path": base} | changes)
+    assert with_adapter(recipe_of(adapter, adapter="continue")).model.lora == lora
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"trainable_token_indices": [5, 5]}, r"trainable_token_indices = \[5, 5\]; expected ids"),
+        ({"trainable_token_indices": {"a": [1], "b": [1]}}, r"trainable_token_indices = .* of one"),
         ({"peft_type": "IA3"}, r"peft_type = 'IA3'; expected LoRA or DoRA"),
         ({"bias": "all"}, r"bias = 'all'; expected LoRA or DoRA"),
         ({"alpha_pattern": {"q_proj": 2}}, r"alpha_pattern = .*; expected LoRA"),
@@ -136,5 +160,7 @@ def test_a_config_without_a_base_is_named(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=r"adapter_config\.json: content = "):
             with_adapter(recipe_of(path))
     write(tmp_path, base_model_name_or_path=str(tmp_path / "gone"))
-    with pytest.raises(RecipeError, match=r"gone \(missing\); expected a folder that exists"):
+    with pytest.raises(
+        RecipeError, match=r"adapter_config\.json: base_model_name_or_path = .*gone; expe"
+    ):
         check_model(with_adapter(recipe_of(path, adapter="continue")))

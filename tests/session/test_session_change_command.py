@@ -8,6 +8,7 @@ import pytest
 from tests.support import corpus
 from tests.support.forked import finish_forked, forked
 from tests.support.launched import lines, num_steps
+from tests.test_run_cli import snapshot
 from trainer.run_folder.facts import read_run_stretches
 from trainer.run_folder.finished import hash_folder, read_finished
 
@@ -25,6 +26,23 @@ def test_a_finished_run_goes_on_to_a_further_end(tmp_path: Path) -> None:
     assert ended.code == 0, ended.out + ended.err
     before = (read_finished(run), hash_folder(run / "model"))
     assert (before[0] or {})["step"] == 2
+
+    # what it would go on with is said before, and nothing of the run is touched
+    files = snapshot(run)
+    asked = ["--resume", "--change", f"train.max_steps={END}", "train.learning_rate=3e-4"]
+    ended = finish_forked(tmp_path, *common, "--dry-run", *asked)
+    assert ended.code == 0, ended.out + ended.err
+    for words in (
+        f"Steps: {END}, of which",
+        f"resumed from step-2: 2 steps done, {END - 2} to come; step 2 has a learning rate of ",
+        f"since then: train.max_steps = {END} (was 2)",
+        f"2 to {END - 1}  train.learning_rate = 0.0003 (was 0.001); train.max_steps = {END} (was",
+    ):
+        assert words in ended.out, ended.out
+    ended = finish_forked(tmp_path, *common, "--dry-run", "--resume", "model.pooling=mean")
+    assert ended.code == 2
+    assert "model.pooling cannot change" in ended.err
+    assert snapshot(run) == files
 
     change = ["--resume", "--change", f"train.max_steps={END}", "checkpoint.every_steps=100"]
     with forked(tmp_path, *common, *change) as command:

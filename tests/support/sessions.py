@@ -29,14 +29,14 @@ def go_on(run: Any, folder: Path, name: str, *overrides: str, changes: Sequence[
     """
     from trainer.checkpoint.changes import named_keys
     from trainer.preflight.checks import open_data
-    from trainer.preflight.continuation import check_continued_data, continued_recipe
+    from trainer.preflight.continuation import continued_recipe, continued_run
     from trainer.session.train import TrainingRun
 
     recipe = _load(folder, name, overrides, changes)
     named = named_keys(changes, recipe)
     recipe = continued_recipe(recipe, named)
     data = open_data(recipe)
-    check_continued_data(recipe, data.sources, named)
+    continued_run(recipe, data.sources, named)
     return TrainingRun.of(replace(run.session, recipe=recipe, data=data, named=named))
 
 

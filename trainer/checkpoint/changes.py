@@ -60,7 +60,7 @@ def reason_against(key: str) -> str:
     return next((why for keys, why in REASONS if re.fullmatch(keys, key)), OTHERWISE)
 
 
-def named_keys(changes: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
+def named_keys(changes: Sequence[str], recipe: Recipe) -> tuple[str, ...]:
     """The keys that `--change` names, sources by their names.
 
     Args:
@@ -68,10 +68,23 @@ def named_keys(changes: Iterable[str], recipe: Recipe) -> tuple[str, ...]:
         recipe: with these values.
 
     Raises:
-        RecipeError: if there is no such key.
+        RecipeError: if there is no such key, or one is given two values.
     """
     tree = by_name(plain_recipe(recipe))
+    _refuse_two_values(changes)
     return tuple(_known(change.partition("=")[0], tree, recipe) for change in changes)
+
+
+def _refuse_two_values(changes: Iterable[str]) -> None:
+    """Refuse a key with two values, of which the run would take one."""
+    values: dict[str, str] = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if equals and values.setdefault(key, value) != value:
+            raise RecipeError(
+                f"--change {shown_override(key)}: value = {shorten(values[key])} and "
+                f"{shorten(value)}; expected one value of each key. Remove one of the two."
+            )
 
 
 def _known(key: str, tree: Mapping[str, Any], recipe: Recipe) -> str:

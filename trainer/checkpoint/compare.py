@@ -62,7 +62,7 @@ def compare_runs(
     recipe: Mapping[str, Any],
     *,
     named: Sequence[str] = (),
-    added: Mapping[str, int | None],
+    added: Mapping[str, int | str],
 ) -> Comparison:
     """List what changed since a stretch of a run.
 
@@ -71,8 +71,8 @@ def compare_runs(
         current: the stretch.
         recipe: resolved, plain values, of what is to follow.
         named: keys that may differ where that is possible at all.
-        added: rows that each source has more now, None where its first ones are others; a source
-            that is not among them was not looked at.
+        added: rows that each source has more now, or why its first ones are not those that it had;
+            a source that is not among them was not looked at.
 
     Returns:
         Lines for the log, and the named keys that differ.
@@ -116,15 +116,15 @@ def _compare_sources(
 
 
 def _compare_rows(
-    found: Comparison, name: str, num_rows: int, added: int | None, named: Sequence[str]
+    found: Comparison, name: str, num_rows: int, added: int | str, named: Sequence[str]
 ) -> None:
     """Rows of a source that was there before."""
     key = f"{SOURCES}.{name}"
-    if added is None:
+    if isinstance(added, str):
         was = f"{num_rows:,} rows" if num_rows else "rows"
         line = (
             f"data of source {name} = other rows (was {was} that must stay as they are and stand "
-            "first; give other rows to a source of another name)"
+            f"first, but {added}; give other rows to a source of another name)"
         )
         found.refused.append(line)
     elif added:

@@ -279,12 +279,11 @@ def _apply(
         raise _wrong(settings, module, f"shape {tuple(a.shape)}", "a rank of at least 1")
     _check_fit(module, weight, left, right, settings, transposed=transposed)
     magnitude = parts.get("magnitude_vector")
-    if (magnitude is not None) != settings.dora or (magnitude is not None and transposed):
+    if (magnitude is not None) != settings.dora:
         raise _wrong(settings, module, f"parts {sorted(parts)}", f"DoRA = {settings.dora}")
-    if magnitude is not None and numel(magnitude.shape) != weight.shape[0]:
-        raise _wrong(
-            settings, module, f"magnitudes {magnitude.shape}", f"{weight.shape[0]} of them"
-        )
+    num_outputs = weight.shape[1 if transposed else 0]
+    if magnitude is not None and numel(magnitude.shape) != num_outputs:
+        raise _wrong(settings, module, f"magnitudes {magnitude.shape}", f"{num_outputs} of them")
     scale = settings.scale(module, a.shape[0])
     return LowRankTensor(weight, left, right, scale, transposed=transposed, magnitude=magnitude)
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import deepspeed
 
 from trainer.checkpoint.base_identity import check_same_base
-from trainer.checkpoint.compare import compare_runs, describe_environment, next_stretches
+from trainer.checkpoint.compare import describe_environment
+from trainer.checkpoint.continued import continue_run
 from trainer.checkpoint.manifest import BaseIdentity, Manifest
-from trainer.checkpoint.record import recorded_stretches
+from trainer.checkpoint.record import Record, recorded_stretches
 from trainer.checkpoint.replace import restore_replaced
 from trainer.checkpoint.resume import find_checkpoint, find_tag, load_checkpoint
 from trainer.checkpoint.save import SaveRequest, best_tag, mark_best, save_checkpoint, unmark_best
 from trainer.checkpoint.storage import Storage
 from trainer.checkpoint.tags import tag_of, tags_in
-from trainer.data.growth import all_added_rows, state_of
+from trainer.data.growth import state_of
 from trainer.data.labels import classes_of
 from trainer.data.sources import Source
 from trainer.data.stretch import PlannedStretch, Stretch, plan_stretches
@@ -95,24 +96,16 @@ class RunCheckpoints:
         Raises:
             CheckpointError: it is of another run, of adapters of another base, or longer.
         """
-        run, now = RunFolder(self.folder.parent), self._now()
+        run = RunFolder(self.folder.parent)
         stretches = on_first_rank(lambda: recorded_stretches(saved, run), self.storage.ranks)
-        current = stretches[-1]
-        added = all_added_rows(current.sources, self.sources)
-        found = compare_runs(tag, current, now.recipe, named=self.named, added=added)
+        found = continue_run(Record(tag, stretches), self.recipe, self.sources, self.named)
         ranks = self.storage.ranks.world_size
         environment = describe_environment(saved, versions=self.versions, world_size=ranks)
         for line in (*found.lines, *environment):
             logger.info("since checkpoint %s: %s", tag, line)
         if self.base is not None:
             check_same_base(tag, saved.base, self.base)
-        self.continued[:] = next_stretches(stretches, saved.step, now, found.changed)
-        num_steps = self.planned[-1].num_steps
-        if saved.step > num_steps:
-            raise CheckpointError(
-                f"checkpoint {tag}: steps done = {saved.step}; expected at most {num_steps}, the "
-                "length of the run. Undo the change of train.max_steps."
-            )
+        self.continued[:] = found.stretches
 
     def save(
         self,

@@ -17,6 +17,9 @@ from torch import Tensor
 ReadInto = Callable[[int, Tensor], None]
 """`read(start, out)` fills 1-D `out`, of any float dtype, from element `start` on."""
 
+NORM_ELEMENTS = 1 << 20
+"""Elements that are read at once for the norms of a matrix's columns."""
+
 
 class SlicedTensor(Protocol):
     """A tensor of known shape whose elements are read in slices, in row-major order."""
@@ -90,7 +93,9 @@ class LowRankTensor:
     """A weight plus a low-rank update: `W + scale * left @ right`, computed row by row.
 
     With `magnitude` m (DoRA, Liu et al. 2024, arXiv:2402.09353, eq. 5) each row is then scaled to
-    norm m_row. Sums run in float64, so that the result is that of one rounding.
+    norm m_row; where W is stored transposed, as embeddings and GPT-2's modules are, each column to
+    m_column, whose norms take one more reading of W. Sums run in float64, so that the result is
+    that of one rounding.
     """
 
     weight: SlicedTensor
@@ -104,7 +109,7 @@ class LowRankTensor:
     transposed: bool = False
     """Both factors are stored transposed."""
     magnitude: SlicedTensor | None = None
-    """[rows], or any shape with as many elements."""
+    """[rows], or [columns] when `transposed`, or any shape with as many elements."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,21 +132,40 @@ class LowRankTensor:
         left, right = read_whole(self.left), read_whole(self.right)
         if self.transposed:
             left, right = left.t(), right.t()
-        magnitude = None if self.magnitude is None else read_whole(self.magnitude).view(-1, 1)
+        magnitude = None if self.magnitude is None else read_whole(self.magnitude).view(-1)
         read_weight = self.weight.open()
+
+        def summed(first: int, last: int) -> Tensor:
+            block = torch.empty(last - first, columns, dtype=torch.float64)
+            read_weight(first * columns, block.view(-1))
+            return block.addmm_(left[first:last], right, alpha=self.scale)
+
+        factor = None
+        if magnitude is not None and self.transposed:
+            factor = magnitude / _column_norms(summed, self.shape)
 
         def read(start: int, out: Tensor) -> None:
             first, last = start // columns, -(-(start + out.numel()) // columns)
-            block = torch.empty(last - first, columns, dtype=torch.float64)
-            read_weight(first * columns, block.view(-1))
-            block.addmm_(left[first:last], right, alpha=self.scale)
-            if magnitude is not None:
+            block = summed(first, last)
+            if factor is not None:
+                block.mul_(factor)
+            elif magnitude is not None:
                 norm = torch.linalg.vector_norm(block, dim=1, keepdim=True)
-                block.mul_(magnitude[first:last] / norm)
+                block.mul_(magnitude[first:last, None] / norm)
             skip = start - first * columns
             out.copy_(block.view(-1)[skip : skip + out.numel()])
 
         return read
+
+
+def _column_norms(rows: Callable[[int, int], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """L2 norm of each column of a matrix that is read some rows at a time [columns], float64."""
+    num_rows, columns = shape
+    square = torch.zeros(columns, dtype=torch.float64)
+    at_once = max(1, NORM_ELEMENTS // columns)
+    for first in range(0, num_rows, at_once):
+        square += rows(first, min(num_rows, first + at_once)).square_().sum(0)
+    return square.sqrt_()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import make_chunks
 from trainer.engine.memory_errors import is_out_of_memory
 from trainer.errors import StepError
+from trainer.model.token_rows import trained_id
 from trainer.recipe.per_source import step_kinds
 from trainer.recipe.resolve import row_texts, uses_middle_layer
 from trainer.recipe.schema import Recipe
@@ -116,7 +117,7 @@ def probe_memory(recipe: Recipe, built: Built, ranks: Ranks) -> None:
     memory = explaining_memory(recipe, built, ranks, f"memory probe of {chunk}")
     with memory, torch.random.fork_rng(devices=on_gpu):
         built.grad_cache.accumulate(
-            make_chunks(*_filled(chunk), key=0, device=ranks.device),
+            make_chunks(*_filled(chunk, trained_id(engine.module)), key=0, device=ranks.device),
             _no_gradient,
             step_key=0,
             middle=uses_middle_layer(recipe),
@@ -146,10 +147,10 @@ def _skipping_quietly() -> Iterator[None]:
         deepspeed.utils.logger.removeFilter(is_other)
 
 
-def _filled(chunk: LargestChunk) -> tuple[Texts, list[np.ndarray]]:
-    """Texts of equal length and the plan that deals them to chunks."""
+def _filled(chunk: LargestChunk, token: int) -> tuple[Texts, list[np.ndarray]]:
+    """Texts of one token, all of a length, and the plan that deals them to chunks."""
     total = chunk.num_chunks * chunk.num_texts
-    ids = tuple(np.ones(chunk.text_tokens, np.int32) for _ in range(total))
+    ids = tuple(np.full(chunk.text_tokens, token, np.int32) for _ in range(total))
     texts = Texts(token_ids=ids, num_prompt_tokens=np.zeros(total, np.int64))
     return texts, np.array_split(np.arange(total), chunk.num_chunks)
 

@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
@@ -22,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trainer.checkpoint.json_files import write_json
 from trainer.checkpoint.manifest import BaseIdentity
-from trainer.checkpoint.names import ADAPTER_PART, ORIGINAL, REPLACED
+from trainer.checkpoint.names import ADAPTER_PART, ORIGINAL, REPLACED, adapter_part
 from trainer.checkpoint.open import ADAPTER_BASE, ADAPTER_WEIGHTS
 from trainer.checkpoint.tensors import LowRankTensor, StoredTensor
 from trainer.distributed.group import Ranks
@@ -30,8 +31,10 @@ from trainer.errors import RecipeError
 from trainer.model.adapters import ADAPTER
 from trainer.recipe.schema import Recipe
 
-BASE = re.compile(r"(\.base_layer)+(?=\.|$)")
+BASE = re.compile(r"(\.token_adapter)?(\.base_layer)+(?=\.|$)")
 """What peft puts into the name of an adapted module's own parameters, once for each adapter."""
+OF_ADAPTER = f".{ADAPTER}"
+"""What peft puts behind the name of trained tokens in a model, and leaves out in files."""
 MERGE_ELEMENTS = 2**24
 """Elements of a weight that are merged at once, in float64."""
 
@@ -74,6 +77,9 @@ def merged_tensors(model: PeftModel, ranks: Ranks) -> Iterator[tuple[str, Tensor
     """
     base, merged = model.get_base_model(), set()
     for module_name, module in base.named_modules():
+        if isinstance(module, TrainableTokensLayer):
+            merged.add(name := own_name(f"{module_name}.base_layer.weight"))
+            yield name, _with_rows(module, ranks)
         if not isinstance(module, LoraLayer):
             continue
         leaf = module.parameter_name if isinstance(module, ParamWrapper) else "weight"
@@ -81,7 +87,7 @@ def merged_tensors(model: PeftModel, ranks: Ranks) -> Iterator[tuple[str, Tensor
         merge = _merged_stack if isinstance(module, ParamWrapper) else _merged_weight
         yield name, merge(module, ranks)
     for full, parameter in base.named_parameters():
-        if ADAPTER_PART.fullmatch(full) or ORIGINAL.fullmatch(full) or own_name(full) in merged:
+        if adapter_part(full) or ORIGINAL.fullmatch(full) or own_name(full) in merged:
             continue
         with deepspeed.zero.GatheredParameters([parameter]):
             yield own_name(full), parameter.detach()
@@ -97,6 +103,17 @@ def own_name(name: str) -> str:
     """
     whole = REPLACED.fullmatch(name)
     return BASE.sub("", name if whole is None else f"{whole['module']}.{whole['leaf']}")
+
+
+def _with_rows(layer: Any, ranks: Ranks) -> Tensor:
+    """A table of embeddings [V, H] with its trained rows in it."""
+    weight, row_RH = layer.get_base_layer().weight, layer.trainable_tokens_delta[ADAPTER]
+    with deepspeed.zero.GatheredParameters([weight, row_RH]), torch.no_grad():
+        if not ranks.is_first:
+            return weight.detach()
+        whole = weight.detach().to("cpu", copy=True)
+        whole[layer.token_indices[ADAPTER]] = row_RH.detach().cpu().to(whole.dtype)
+        return whole
 
 
 def _merged_stack(layer: Any, ranks: Ranks) -> Tensor:
@@ -162,7 +179,7 @@ def _file_name(full: str) -> str | None:
     if whole is not None:
         return f"{whole['module']}.{whole['leaf']}"
     if part is None:
-        return None
+        return full.removesuffix(OF_ADAPTER) if adapter_part(full) is not None else None
     # `.weight` also for magnitudes, which peft saves without: transformers needs it
     ending = "" if part["part"].startswith("embedding") else ".weight"
     return f"{part['module']}.lora_{part['part']}{ending}"

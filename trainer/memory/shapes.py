@@ -19,6 +19,7 @@ from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES
 from trainer.model.embedder import Embedder
 from trainer.model.layer_major import decoder_of, supports_layer_major
+from trainer.model.token_rows import with_placeholders
 from trainer.recipe.resolve import longest_text, uses_middle_layer
 from trainer.recipe.schema import ModelRecipe, Recipe
 
@@ -211,7 +212,9 @@ def _build(config: PretrainedConfig, recipe: ModelRecipe) -> nn.Module:
         pooler = getattr(backbone, "pooler", None)
         if isinstance(pooler, nn.Module):
             pooler.requires_grad_(False)
-        return backbone if recipe.lora is None else add_lora(backbone, recipe.lora)
+        if recipe.lora is None:
+            return backbone
+        return add_lora(backbone, with_placeholders(recipe.lora, backbone))
 
 
 def _embedder(config: PretrainedConfig, recipe: ModelRecipe) -> Embedder:

@@ -1,4 +1,4 @@
-"""LoRA adapters through peft; the base stays frozen. It must not know engine or files.
+"""Adapters through peft, and tokens; the base stays frozen. It must not know engine or files.
 
 Dtypes, as measured with DeepSpeed 0.19.8 and peft 0.21.2 on a bfloat16 base: peft makes adapters
 float32. ZeRO-3 leaves them so (parameters, gradients, masters), as it casts nothing in a model that
@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trainer.errors import RecipeError
 from trainer.model.backbone import sharded_loading
+from trainer.model.token_rows import add_token_rows, check_tokens
 from trainer.model.weights import UNUSED
 from trainer.recipe.schema import LoraRecipe
 
@@ -26,19 +27,31 @@ LINEAR = (nn.Linear, Conv1D)
 
 
 def add_lora(backbone: nn.Module, recipe: LoraRecipe) -> PeftModel:
-    """Wrap a backbone with adapters; only they, and copies of `modules_to_save`, require grad.
+    """Wrap a backbone with adapters; only they, and what is trained beside them, require grad.
 
     Args:
         backbone: a transformers model, whole or partitioned by `zero.Init`.
-        recipe: rank, alpha, dropout and the names of the modules that get an adapter.
+        recipe: rank, alpha, dropout, the names of the modules that get an adapter or are trained
+            whole, and ids of trained tokens.
 
     Raises:
         RecipeError: as `check_targets`, or settings that peft has not for the kind of module that
             is adapted, as dropout and DoRA for experts in one parameter.
     Collective: yes under ZeRO-3 with DoRA, whose magnitudes start as norms of the base's rows, or
-        with `modules_to_save`, whose copies start as the base's.
+        with `modules_to_save` and `trainable_tokens`, whose copies start as the base's.
     """
     check_targets(backbone, recipe)
+    # copies of whole modules have the base's dtype, and ZeRO-3 takes trained parameters of one
+    wide, tokens = not recipe.modules_to_save, [int(one) for one in recipe.trainable_tokens]
+    wrapped: nn.Module = _with_lora(backbone, recipe, wide=wide) if recipe.targets else backbone
+    if tokens:
+        wrapped = add_token_rows(wrapped, tokens, adapter=ADAPTER, wide=wide)
+    assert isinstance(wrapped, PeftModel)
+    return wrapped
+
+
+def _with_lora(backbone: nn.Module, recipe: LoraRecipe, *, wide: bool) -> PeftModel:
+    """The backbone with adapters, `wide` ones in float32, and copies of whole modules."""
     adapted = adapted_modules(backbone, recipe)
     targets = recipe.targets if isinstance(recipe.targets, str) else list(recipe.targets)
     config = LoraConfig(
@@ -61,8 +74,7 @@ def add_lora(backbone: nn.Module, recipe: LoraRecipe) -> PeftModel:
                 backbone,
                 config,
                 adapter_name=ADAPTER,
-                # copies have the base's dtype, and ZeRO-3 takes trained parameters of one alone
-                autocast_adapter_dtype=not recipe.modules_to_save,
+                autocast_adapter_dtype=wide,
             )
         except ValueError as error:
             raise RecipeError(
@@ -84,8 +96,8 @@ def check_targets(backbone: nn.Module, recipe: LoraRecipe) -> None:
 
     Raises:
         RecipeError: naming the targets that match nothing, or only what the vector does not pass
-            through; settings that an adapted module has not; or modules that are both adapted and
-            trained whole.
+            through; settings that an adapted module has not; modules that are both adapted and
+            trained whole; or as `check_tokens`.
     """
     known = dict(_adaptable(backbone))
     used = {name: module for name, module in known.items() if _is_used(name)}
@@ -98,7 +110,7 @@ def check_targets(backbone: nn.Module, recipe: LoraRecipe) -> None:
             )
     unknown = [target for target in targets if not _matching(used, target)]
     has_linear = any(isinstance(module, LINEAR) for module in used.values())
-    if unknown or not (has_linear or targets):
+    if unknown or not (has_linear or targets or recipe.trainable_tokens):
         names = sorted({name.rsplit(".", 1)[-1] for name in used})
         raise RecipeError(
             f"recipe: model.lora.targets = {', '.join(unknown) or ALL_LINEAR} (matches nothing); "
@@ -106,8 +118,10 @@ def check_targets(backbone: nn.Module, recipe: LoraRecipe) -> None:
             f"{', '.join(names) or 'none'}. Use some of these, or {ALL_LINEAR}."
         )
     adapted = adapted_modules(backbone, recipe)
-    _check_kinds(adapted, recipe)
+    _check_layouts(adapted)
     _check_whole(backbone, adapted, recipe)
+    whole = [name for one in recipe.modules_to_save for name in whole_modules(backbone, one)]
+    check_tokens(backbone, recipe, adapted, whole)
 
 
 def adapted_modules(backbone: nn.Module, recipe: LoraRecipe) -> Mapping[str, nn.Module]:
@@ -162,16 +176,8 @@ def _ends_in(name: str, target: str) -> bool:
     return f".{name}".endswith(f".{target}")
 
 
-def _check_kinds(adapted: Mapping[str, nn.Module], recipe: LoraRecipe) -> None:
-    """Refuse DoRA where a magnitude is not that of a row, and weights that lie both ways round."""
-    if recipe.dora:
-        for name, module in adapted.items():
-            if not isinstance(module, nn.Linear):
-                raise RecipeError(
-                    f"recipe: model.lora.dora = true; expected false for {name}, a "
-                    f"{type(module).__name__}: only nn.Linear has DoRA. Set it to false, or name "
-                    "other modules in model.lora.targets."
-                )
+def _check_layouts(adapted: Mapping[str, nn.Module]) -> None:
+    """Refuse weights that lie both ways round."""
     both = {isinstance(m, Conv1D): name for name, m in adapted.items() if isinstance(m, LINEAR)}
     if len(both) == 2:
         raise RecipeError(

@@ -26,7 +26,7 @@ from trainer.data.planned import plan_of
 from trainer.data.sources import Source, open_sources
 from trainer.data.teacher import check_negatives, check_teacher_vectors, check_teachers
 from trainer.errors import RecipeError
-from trainer.recipe.adapter_folder import find_adapter_folder
+from trainer.recipe.adapter_folder import AdapterFolder, find_adapter_folder
 from trainer.recipe.model_path import is_gguf, resolve_model_path
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import Recipe
@@ -138,7 +138,7 @@ def check_model(recipe: Recipe) -> None:
         CheckpointError: if its weights are quantised.
     """
     adapter = find_adapter_folder(recipe.model.path)
-    place = resolve_model_path(recipe.model.path if adapter is None else adapter.base)
+    place = resolve_model_path(recipe.model.path) if adapter is None else _base_of(adapter)
     folder = Path(place)
     if folder.is_dir():
         _read_json(folder / "config.json", "a model's config")
@@ -152,6 +152,21 @@ def check_model(recipe: Recipe) -> None:
             "commit, 40 hexadecimal digits, where model.trust_remote_code is true: a branch or tag "
             "can change unseen. Take the commit whose code you have read."
         )
+
+
+def _base_of(adapter: AdapterFolder) -> str:
+    """Where the base of an adapter lies.
+
+    Raises:
+        RecipeError: nowhere; names the file that says where.
+    """
+    try:
+        return resolve_model_path(adapter.base)
+    except RecipeError as error:
+        raise RecipeError(
+            f"{adapter.file}: base_model_name_or_path = {adapter.base}; expected the model that "
+            f"the adapter was trained on, where it lies now. Write its place there. ({error})"
+        ) from error
 
 
 def _check_weights(folder: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from trainer.checkpoint.changes import keep_changes
 from trainer.checkpoint.compare import compare_runs
+from trainer.checkpoint.continued import Continued, continue_run
 from trainer.checkpoint.record import read_record
-from trainer.data.growth import all_added_rows
 from trainer.data.sources import Source
 from trainer.recipe.load import plain_recipe, recipe_of
 from trainer.recipe.schema import Recipe
@@ -41,8 +41,10 @@ def continued_recipe(recipe: Recipe, named: Sequence[str]) -> Recipe:
     return recipe if kept == given else recipe_of(kept)
 
 
-def check_continued_data(recipe: Recipe, sources: Sequence[Source], named: Sequence[str]) -> None:
-    """Refuse to continue a run on other rows than it began with, and on more that are not named.
+def continued_run(
+    recipe: Recipe, sources: Sequence[Source], named: Sequence[str]
+) -> Continued | None:
+    """The run as it goes on from its newest checkpoint; None where there is none.
 
     Args:
         recipe: from `continued_recipe`.
@@ -50,13 +52,12 @@ def check_continued_data(recipe: Recipe, sources: Sequence[Source], named: Seque
         named: keys that are changed now.
 
     Raises:
-        CheckpointError: naming each such source.
+        CheckpointError: other rows than the run began with, more rows that are not named, or a run
+            that ends before the checkpoint.
+        RecipeError: the recipe does not fit the data.
     """
     record = read_record(_folder(recipe))
-    if record is not None:
-        current = record.stretches[-1]
-        added = all_added_rows(current.sources, sources)
-        compare_runs(record.tag, current, plain_recipe(recipe), named=named, added=added)
+    return None if record is None else continue_run(record, recipe, sources, named)
 
 
 def _folder(recipe: Recipe) -> RunFolder:

@@ -14,10 +14,8 @@ import torch
 from transformers import PretrainedConfig
 
 from trainer.cli import Arguments, is_first_rank, launched_ranks
-from trainer.data.labels import classes_of
-from trainer.data.plan import make_plan
 from trainer.data.sources import Source
-from trainer.data.teacher import check_widths, scored_rows, taught_sources
+from trainer.data.teacher import check_widths
 from trainer.data.tokens_ahead import is_ahead
 from trainer.memory.choices import Machine, choices, fastest, smallest_changes
 from trainer.memory.estimate import MemoryPlan
@@ -36,31 +34,38 @@ from trainer.preflight.checks import (
     near_data,
     open_data,
 )
+from trainer.preflight.continuation import continued_run
 from trainer.preflight.encoder import open_encoder
-from trainer.recipe.per_source import settings_of, step_kinds
-from trainer.recipe.resolve import Resolved, resolve, warmup_steps
+from trainer.preflight.steps_text import steps_section
+from trainer.preflight.trained_tokens import with_token_ids
+from trainer.recipe.per_source import step_kinds
+from trainer.recipe.resolve import Resolved, resolve
 from trainer.recipe.schema import Recipe
 
 
-def dry_run(recipe: Recipe, arguments: Arguments) -> int:
-    """Print the plan of a run; the exit code is 0.
+def dry_run(recipe: Recipe, arguments: Arguments, *, named: Sequence[str] = ()) -> int:
+    """Print the plan of a run, or of what a run that is resumed goes on with; the exit code is 0.
 
     Args:
-        recipe: as loaded.
+        recipe: as loaded, or from `continued_recipe`.
         arguments: `gpus`, `hosts` and `gpu_memory_bytes` describe the machines planned for.
+        named: keys that are changed now.
 
     Raises:
         RecipeError: as a run would, except for what needs weights.
         DataError: if a local data file or row is wrong.
+        CheckpointError: if the run cannot go on with what was changed.
     """
     if not is_first_rank():
         return 0
     ranks = launched_ranks() if arguments.gpus is None else arguments.gpus * arguments.hosts
     resolved = resolve(recipe, world_size=ranks)
     check_packages(recipe)
-    check_output_dir(recipe.output_dir, resume=arguments.resume or recipe.resume == "auto")
+    resume = arguments.resume or recipe.resume == "auto"
+    check_output_dir(recipe.output_dir, resume=resume)
     # data comes first: it may be looked at where the model is not
     sources = open_data(near_data(recipe)).sources
+    continued = continued_run(recipe, sources, named) if resume else None
     check_model(recipe)
     path = place_of_model(recipe.model)
     config = load_config(recipe.model, path)
@@ -77,7 +82,7 @@ def dry_run(recipe: Recipe, arguments: Arguments) -> int:
     sections = (
         model,
         _batch_section(recipe, resolved),
-        _step_section(recipe, sources),
+        steps_section(recipe, sources, continued),
         *_tokens_section(recipe, sources, num_ranks=ranks),
         *memory,
         _deepspeed_section(recipe, resolved),
@@ -146,6 +151,7 @@ def _tokenizer(recipe: Recipe, path: str, num_ids: int | None) -> str:
     if Path(path).is_dir() and not list(Path(path).glob("*token*")):
         return "none in this folder; training needs one"
     tokenizer, _ = open_encoder(recipe, path, num_ids=num_ids)
+    with_token_ids(recipe, tokenizer, num_ids=num_ids)
     last = tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])[-1]
     return f"{len(tokenizer):,} tokens; a text ends with {last}"
 
@@ -161,44 +167,6 @@ def _batch_section(recipe: Recipe, resolved: Resolved) -> str:
         chunks = str(math.ceil(share / budget))
         rows.append((kind.name, str(size), str(per_rank), f"{share:,}", chunks))
     return f"Batches, in chunks of at most {budget:,} padded tokens\n{table(rows)}"
-
-
-def _step_section(recipe: Recipe, sources: Sequence[Source]) -> str:
-    """How long the run is, how often each source is seen, and where a teacher scored passages."""
-    sizes = {source.name: len(source) for source in sources}
-    # under `alternate` the turns do not depend on the sizes, so any size stands for an unknown one
-    names = [source.name for source in recipe.data.sources]
-    guessed = {name: settings_of(recipe, name).global_batch_size for name in names}
-    plan = make_plan(recipe, guessed | sizes, classes_of(sources, recipe))
-    unknown = [name for name in guessed if name not in sizes]
-    away = {one.name: "on a store" if one.hub is None else "on the hub"
-            for one in recipe.data.sources}  # fmt: skip
-    if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
-        listed = ", ".join(unknown)
-        return f"Steps\n  known when the rows of {listed} are counted, at the start of the training"
-    num_steps = recipe.train.max_steps or plan.num_steps(recipe.train.epochs or 0)
-    rows = [("source", "task", "rows", "steps", "rows seen", "epochs", "never seen")]
-    for seen in plan.exposure(num_steps):
-        known = seen.source in sizes
-        rows.append(
-            (
-                seen.source,
-                seen.task,
-                f"{seen.num_rows:,}" if known else away[seen.source],
-                f"{seen.steps:,}",
-                f"{seen.rows_seen:,}",
-                f"{seen.epochs:.2f}" if known else "?",
-                f"{seen.never:,}" if known else "?",
-            )
-        )
-    warmup = warmup_steps(recipe, num_steps)
-    title = f"Steps: {num_steps:,}, of which {warmup:,} warm up; schedule {recipe.data.schedule}"
-    scored = [
-        f"\n  a teacher's scores in {count:,} of {sizes[name]:,} rows of {name}"
-        for name, count in scored_rows(sources).items()
-    ]
-    taught = [f"\n  {line}" for line in taught_sources(sources, recipe)]
-    return f"{title}\n{table(rows)}{''.join([*scored, *taught])}"
 
 
 def _tokens_section(

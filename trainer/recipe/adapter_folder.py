@@ -13,11 +13,12 @@ from trainer.errors import RecipeError
 from trainer.recipe.model_path import ADAPTER_CONFIG, local_folder
 from trainer.recipe.schema import LoraRecipe, Recipe
 
+TOKENS_ALONE = "TRAINABLE_TOKENS"
+"""peft's type of an adapter that trains rows of the embedding and nothing else."""
 ALIKE = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
 """Settings of a folder that training goes on with, and the recipe's keys for them."""
-LEFT_OUT = ("lora_bias", "alpha_pattern", "rank_pattern", "trainable_token_indices",
-            "layer_replication", "target_parameters", "use_bdlora",
-            "alora_invocation_tokens")  # fmt: skip
+LEFT_OUT = ("lora_bias", "alpha_pattern", "rank_pattern", "layer_replication",
+            "target_parameters", "use_bdlora", "alora_invocation_tokens")  # fmt: skip
 """Settings by which an adapter has more, or other, weights than a recipe can name."""
 
 
@@ -38,6 +39,12 @@ class AdapterFolder:
     def file(self) -> Path:
         """The config itself."""
         return self.folder / ADAPTER_CONFIG
+
+    @property
+    def tokens_key(self) -> str:
+        """Name of the setting that holds the ids of trained tokens."""
+        alone = self.settings.get("peft_type") == TOKENS_ALONE
+        return "token_indices" if alone else "trainable_token_indices"
 
 
 def find_adapter_folder(path: str) -> AdapterFolder | None:
@@ -138,7 +145,7 @@ def _continued(found: AdapterFolder, asked: LoraRecipe | None) -> LoraRecipe:
 def _refuse_more(found: AdapterFolder) -> None:
     settings = found.settings
     wrong = next((name for name in LEFT_OUT if settings.get(name)), None)
-    if settings.get("peft_type") != "LORA":
+    if settings.get("peft_type") not in ("LORA", TOKENS_ALONE):
         wrong = "peft_type"
     elif settings.get("bias", "none") != "none":
         wrong = "bias"
@@ -156,7 +163,9 @@ def _settings(found: AdapterFolder) -> LoraRecipe:
     Raises:
         RecipeError: a setting that is missing or of the wrong type.
     """
-    settings = found.settings
+    settings, tokens = found.settings, tokens_of(found)
+    if settings.get("peft_type") == TOKENS_ALONE:
+        return LoraRecipe(targets=(), trainable_tokens=tokens)
     for name in ("r", "lora_alpha"):
         value = settings.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
@@ -172,9 +181,28 @@ def _settings(found: AdapterFolder) -> LoraRecipe:
         dropout=float(dropout),
         targets="all-linear" if targets == "all-linear" else _names(found, "target_modules"),
         modules_to_save=_names(found, "modules_to_save"),
+        trainable_tokens=tokens,
         rslora=bool(settings.get("use_rslora")),
         dora=bool(settings.get("use_dora")),
     )
+
+
+def tokens_of(found: AdapterFolder) -> tuple[int, ...]:
+    """Ids of the trained tokens of an adapter, in the order of its rows; empty where it has none.
+
+    Args:
+        found: whose settings name them, of one table of embeddings.
+
+    Raises:
+        RecipeError: something else than ids, each once.
+    """
+    ids = found.settings.get(found.tokens_key) or []
+    if isinstance(ids, dict) and len(ids) == 1:
+        (ids,) = ids.values()
+    is_whole = isinstance(ids, list) and all(type(one) is int and one >= 0 for one in ids)
+    if not is_whole or len(set(ids)) < len(ids):
+        raise _malformed(found, found.tokens_key, "ids of one table of embeddings, each once")
+    return tuple(ids)
 
 
 def _names(found: AdapterFolder, name: str) -> tuple[str, ...]:

@@ -13,7 +13,13 @@ from trainer.recipe.embedding_distillation import TERM, embedding_distillation
 from trainer.recipe.eval_kinds import EVAL_KINDS, MEANS, row_kind
 from trainer.recipe.kind import Fail, Side, Words
 from trainer.recipe.per_source import key_of, overrides_of, settings_of
-from trainer.recipe.schema import EvalSetRecipe, MatryoshkaRecipe, Recipe, SourceRecipe
+from trainer.recipe.schema import (
+    EvalSetRecipe,
+    LoraRecipe,
+    MatryoshkaRecipe,
+    Recipe,
+    SourceRecipe,
+)
 from trainer.recipe.sides import sides_of
 from trainer.recipe.tasks import TASKS
 
@@ -280,13 +286,33 @@ def _check_model(recipe: Recipe, fail: Fail) -> None:
         )
     if model.matryoshka is not None:
         _check_matryoshka(model.matryoshka, fail)
-    if model.lora is not None and not model.lora.targets:
-        expected = "at least one module name, or all-linear"
-        raise fail("model.lora.targets", (), expected, "Name the modules that get an adapter.")
+    if model.lora is not None:
+        _check_adapters(model.lora, fail)
     export = recipe.checkpoint.export
     if model.lora is None and model.adapter != "continue" and export != "merged":
         expected = "merged where all parameters are trained"
         raise fail("checkpoint.export", export, expected, "Remove it, or add model.lora.")
+
+
+def _check_adapters(lora: LoraRecipe, fail: Fail) -> None:
+    """Adapters have targets; trained tokens without them have no other setting."""
+    for index, token in enumerate(lora.trainable_tokens):
+        key = f"model.lora.trainable_tokens.{index}"
+        if token in lora.trainable_tokens[:index]:
+            raise fail(key, token, "each token once", "Remove one of the two.")
+        if token == "":
+            raise fail(key, token, "a token, or its id", "Fill it in, or remove it.")
+    if lora.targets:
+        return
+    if not lora.trainable_tokens:
+        expected = "at least one module name, or all-linear"
+        raise fail("model.lora.targets", (), expected, "Name the modules that get an adapter.")
+    alone = LoraRecipe(targets=(), trainable_tokens=lora.trainable_tokens)
+    for field in dataclasses.fields(LoraRecipe):
+        value = getattr(lora, field.name)
+        if value != getattr(alone, field.name):
+            expected = "nothing where tokens alone are trained, with model.lora.targets = []"
+            raise fail(f"model.lora.{field.name}", value, expected, "Remove it, or name targets.")
 
 
 def _check_matryoshka(matryoshka: MatryoshkaRecipe, fail: Fail) -> None:

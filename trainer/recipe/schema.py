@@ -45,6 +45,10 @@ class LoraRecipe:
     modules_to_save: tuple[str, ...] = ()
     """Ends of names of modules that are trained whole beside the adapters and saved with them, as
     peft's: `norm` is every module whose name ends so, `input_layernorm` too."""
+    trainable_tokens: tuple[str | int, ...] = ()
+    """Tokens whose rows of the embedding are trained beside the adapters, as peft's
+    `trainable_token_indices`: ids, or tokens as the tokenizer has them, such as `<|embed|>`. With
+    `targets: []` nothing else is trained."""
     rslora: bool = False
     """Scale by 1 / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732)."""
     dora: bool = False

@@ -101,6 +101,9 @@ class _Builder:
             return self.convert(value, sections[0], path)
         if value in words or (bool in members and isinstance(value, bool)):
             return value
+        if int in members and str in members:
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            return value if is_whole else self._scalar(value, str, path)
         if int in members:
             return self._whole(value, words, path)
         if bool in members:

@@ -176,7 +176,11 @@ def _trained(recipe: Recipe) -> str:
         return "all parameters"
     kind = "DoRA" if lora.dora else "LoRA"
     targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
-    return f"{kind} adapters of rank {lora.rank}, alpha {lora.alpha:g}, on {targets}"
+    adapters = f"{kind} adapters of rank {lora.rank}, alpha {lora.alpha:g}, on {targets}"
+    tokens = f"the embeddings of {', '.join(map(str, lora.trainable_tokens))}"
+    return " and ".join(
+        [*([adapters] if lora.targets else []), *([tokens] if lora.trainable_tokens else [])]
+    )
 
 
 def _versions(environment: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ from trainer.preflight.checks import RunData
 from trainer.preflight.deepspeed_dict import check_deepspeed
 from trainer.preflight.encoder import open_encoder
 from trainer.preflight.hosts import check_hosts, describe_adapter, describe_base
+from trainer.preflight.trained_tokens import with_token_ids
 from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.resolve import Resolved, resolve
 from trainer.recipe.schema import ModelRecipe, Recipe
@@ -88,7 +89,8 @@ def open_session(
     if recipe.model.lora is not None:
         check_exportable(recipe, config)
     base = _identify(recipe.model, path, ranks) if recipe.model.lora else None
-    built = _build(recipe, path, config, resolved, ranks)
+    by_id = with_token_ids(recipe, tokenizer, num_ids=num_ids)
+    built = _build(by_id, path, config, resolved, ranks)
     plan = plan_of(recipe, data.sources)
     return Session(
         recipe=recipe,
