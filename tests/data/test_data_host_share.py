@@ -8,9 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,16 @@ import pytest
 from tests.support.both_modes import assert_same, stores_in
 from tests.support.data_files import byte_tokenizer, data_recipe, ir_source, write_jsonl
 from trainer.data import host_share
-from trainer.data.batch import IrBatch, StepPlan, StoredBatch, Texts, no_ids
+from trainer.data.batch import Batch, IrBatch, StepPlan, StoredBatch, Texts, no_ids
 from trainer.data.host_share import HostShare, new_folder, read_shared, shared_folder, shared_memory
 from trainer.data.loader import batches
+from trainer.data.plan import DataPlan
 from trainer.data.planned import plan_of
-from trainer.data.sources import open_sources
-from trainer.data.tokens import make_encoder
+from trainer.data.sources import Source, open_sources
+from trainer.data.token_store import TokenStore
+from trainer.data.tokens import TextEncoder, make_encoder
 from trainer.data.worker import Ahead
+from trainer.recipe.schema import Recipe
 
 NUM_RANKS = 3
 
@@ -184,9 +187,63 @@ def test_what_killed_runs_left_is_removed_and_what_is_in_use_stays(folder: Path)
         assert not left.exists()
 
 
-def test_ranks_of_a_host_train_on_the_batches_of_one(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_lost_its_lock_is_removed_too(folder: Path) -> None:
+    left = new_folder(f"test-{secrets.token_hex(4)}")
+    left.mkdir()
+    (left / "3.1").write_bytes(b"written while the folder was removed")
+    with shared_folder(HostShare(folder=folder, index=0, count=2)):
+        assert not left.exists()
+
+
+def test_where_no_folder_can_be_made_every_rank_makes_every_step_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    (tmp_path / "shm").touch()
+    share = HostShare(folder=tmp_path / "shm" / "folder", index=1, count=2)
+    began = time.monotonic()
+    with shared_folder(share):
+        for step in range(2):
+            found, path = share.get(step, step, lambda step=step: stored(step))  # type: ignore[misc]
+            assert path is None
+            assert_is(found, step)
+    assert time.monotonic() - began < host_share.PATIENCE_SEC
+    assert "folder: not made (Not a directory); every rank of this host makes all " in caplog.text
+
+
+def test_steps_leave_room_for_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir()
+    share = HostShare(folder=folder, index=0, count=2)
+    size = len(b"".join(host_share._parts(stored(0))))
+    for over, is_shared in ((1, True), (0, False)):
+        usage = shutil.disk_usage(folder)._replace(total=10 * size, free=6 * size + over)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        _, path = share.get(over, 0, lambda: stored(0))
+        assert (path is not None) is is_shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What ranks make batches of."""
+
+    recipe: Recipe
+    sources: Sequence[Source]
+    encoder: TextEncoder
+    plan: DataPlan
+    stores: dict[str, TokenStore]
+
+    def stream(self, start: int, stop: int, share: HostShare) -> Generator[Batch]:
+        """Batches of a rank, of which another one is on another host."""
+        ahead = Ahead(stores=self.stores, rank=share.index, num_ranks=share.count + 1, host=share)
+        return batches(self.plan, self.sources, self.encoder, self.recipe, start, stop, ahead=ahead)
+
+    def whole(self, start: int, stop: int) -> list[Batch]:
+        """The same made on the fly by this process."""
+        alone = replace(self.recipe, data=replace(self.recipe.data, workers=0))
+        return list(batches(self.plan, self.sources, self.encoder, alone, start, stop))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("TRAINER_CACHE_DIR", str(tmp_path / "cache"))
     rows: list[dict[str, Any]] = [
         {
@@ -203,20 +260,48 @@ def test_ranks_of_a_host_train_on_the_batches_of_one(
     )
     encoder = make_encoder(byte_tokenizer(), recipe.data, pooling="last")
     sources = open_sources(recipe.data)
-    plan, stores = plan_of(recipe, sources), stores_in(tmp_path, recipe, sources, encoder)
-    alone = replace(recipe, data=replace(recipe.data, workers=0))
-    whole = list(batches(plan, sources, encoder, alone, 3, 11))
+    return Run(
+        recipe=recipe,
+        sources=sources,
+        encoder=encoder,
+        plan=plan_of(recipe, sources),
+        stores=stores_in(tmp_path, recipe, sources, encoder),
+    )
+
+
+def test_ranks_of_a_host_train_on_the_batches_of_one(run: Run, folder: Path) -> None:
+    whole = run.whole(3, 11)
     with ExitStack() as running:
-        streams = []
-        for rank in range(NUM_RANKS):
-            # the fourth rank is on another host
-            share = HostShare(folder=folder, index=rank, count=NUM_RANKS, min_rows=8)
-            ahead = Ahead(stores=stores, rank=rank, num_ranks=NUM_RANKS + 1, host=share)
-            stream = batches(plan, sources, encoder, recipe, 3, 11, ahead=ahead)
-            streams.append(running.enter_context(closing(stream)))
-        for expected in whole:
+        shares = [
+            HostShare(folder=folder, index=rank, count=NUM_RANKS, min_rows=8)
+            for rank in range(NUM_RANKS)
+        ]
+        streams = [running.enter_context(closing(run.stream(3, 11, share))) for share in shares]
+        for step, expected in enumerate(whole):
+            if step == 5:
+                # as services do that clear what users leave in shared memory
+                shutil.rmtree(folder)
             for rank, stream in enumerate(streams):
                 assert_same(expected, next(stream), rank=rank, num_ranks=NUM_RANKS + 1)
+    assert not folder.exists()
+
+
+def test_a_slow_reader_finds_few_steps_in_memory(run: Run, folder: Path) -> None:
+    whole = run.whole(0, 60)
+    with ExitStack() as running:
+        shares = [HostShare(folder=folder, index=rank, count=2, min_rows=8) for rank in range(2)]
+        streams = [running.enter_context(closing(run.stream(0, 60, share))) for share in shares]
+        for rank, stream in enumerate(streams):
+            assert_same(whole[0], next(stream), rank=rank, num_ranks=3)
+        most = 0
+        for _ in range(40):  # long enough for workers to make all of them
+            most = max(most, len({name.partition(".")[0] for name in names(folder)} - {"held"}))
+            time.sleep(0.05)
+        # two workers with two unread steps each, and one of each that waits
+        assert most <= 6
+        for expected in whole[1:]:
+            for rank, stream in enumerate(streams):
+                assert_same(expected, next(stream), rank=rank, num_ranks=3)
     assert not folder.exists()
 
 

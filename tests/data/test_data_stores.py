@@ -206,6 +206,42 @@ def test_reading_goes_on_after_faults(store: Store, caplog: pytest.LogCaptureFix
     assert caplog.text.count(told) == 4
 
 
+def test_a_web_server_that_is_away_has_not_changed_its_file(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.put("away.bin", CONTENT)
+    web = f"{store.url}/data/away.bin"
+    # of one fault, both what is asked for and the look at the version are refused
+    store.faults.at_get = [*[lambda: None] * 2, lambda: setattr(store.faults, "num_unavailable", 6)]
+    assert content_at(web) == CONTENT
+    assert caplog.text.count(f"{web}: broke off after 12000 of 35000 bytes (ClientResponseEr") == 2
+    # that it is whole counts once it is known to be of one version
+
+    def change() -> None:
+        store.put("away.bin", CONTENT[::-1])
+        store.faults.num_unavailable = 3
+
+    store.faults.at_get = [*[lambda: None] * 8, change]
+    with pytest.raises(DataError, match="another version than when it was looked at"):
+        content_at(f"{web}?last")
+    store.put("away.bin", CONTENT)
+    remote = find_remote(f"{web}?again", owner="o")
+    store.faults.at_get = [lambda: setattr(store.faults, "num_unavailable", 99)]
+    with pytest.raises(
+        DataError,
+        match=r"after 4000 of 35000 bytes, 5 time\(s\) in a row \(ClientResponseError: 503",
+    ):
+        fetched(remote)
+    with pytest.raises(
+        DataError, match=r"o = .*: ClientResponseError: 503.*; expected a store that"
+    ):
+        find_remote(web, owner="o")
+    store.faults.num_unavailable = 0
+    store.faults.ranges.clear()
+    assert content_at(f"{web}?again") == CONTENT
+    assert store.faults.ranges[0] == "bytes=4000-7999"
+
+
 def test_a_store_that_breaks_off_again_and_again_is_named_and_the_rest_is_fetched_later(
     store: Store,
 ) -> None:
@@ -390,7 +426,41 @@ def test_what_may_not_be_read_is_named(store: Store, monkeypatch: pytest.MonkeyP
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.parametrize("name", ["a[1].jsonl", "b[2]/a.jsonl", "a::b.jsonl", "a#%2F?.jsonl",
+                                  f"{'n' * 249}.jsonl"])  # fmt: skip
+def test_an_object_of_any_name_is_found_as_a_file_is(
+    name: str, store: Store, tmp_path: Path
+) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    address = store.put(f"names/{name}", write_as(file).read_bytes())
+    assert_alike(open_source(ir_source(address), "."), open_source(ir_source(file), "."))
+
+
+def test_marks_of_folders_are_no_files(store: Store) -> None:
+    store.put("marked/", b"")
+    store.put("marked/in/", b"")
+    store.put("marked/in/a.jsonl", json.dumps(ROWS[0]).encode())
+    for pattern in ("**", "**/*", "in", "in/*"):
+        assert len(open_source(ir_source(f"s3://data/marked/{pattern}"), ".")) == 1
+
+
+def test_a_root_is_left_and_an_address_is_written_as_paths_are(store: Store) -> None:
+    for path, address in {
+        ".": "s3://data/a",
+        "./b/../c.jsonl": "s3://data/a/c.jsonl",
+        "../c/*.jsonl": "s3://data/c/*.jsonl",
+        "..": "s3://data",
+    }.items():
+        assert placed(path, "s3://data/a/") == address
+    store.put("case.jsonl", json.dumps(ROWS[0]).encode())
+    assert len(open_source(ir_source("S3://data/case.jsonl"), ".")) == 1
+
+
 def test_an_object_whose_name_is_none_for_a_disk_is_refused(store: Store) -> None:
+    store.put(f"{'n' * 256}.jsonl", b"{}")
+    with pytest.raises(DataError, match=r"with a name of 262 bytes; expected at most 255 between"):
+        open_source(ir_source(f"s3://data/{'n' * 256}.jsonl"), ".")
     store.put("odd/../../out.jsonl", b"{}")
     with pytest.raises(DataError, match=r"path = s3://data/odd/.*: an object .*; expected names "):
         open_source(ir_source("s3://data/odd/**/*.jsonl"), ".")

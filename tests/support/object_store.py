@@ -28,6 +28,8 @@ class Faults:
     """How much of a content that breaks off is sent."""
     refuses: bool = False
     """Whether every request is answered with 403."""
+    num_unavailable: int = 0
+    """Requests that are answered with 503."""
     hides_versions: bool = False
     """Whether answers say nothing of when or whether a file changed."""
     at_get: "list[Any]" = field(default_factory=list)
@@ -94,6 +96,10 @@ class _Faulty:
     def __call__(self, environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         if self.faults.refuses:
             start("403 Forbidden", [("Content-Type", "application/xml")])
+            return []
+        if self.faults.num_unavailable:
+            self.faults.num_unavailable -= 1
+            start("503 Slow Down", [("Content-Type", "application/xml")])
             return []
         is_content = environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].count("/") > 1
         if is_content:

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.data.batch import OwnIds
+from trainer.data.host_share import SharedFrame
 from trainer.data.processes import read_sent
-from trainer.data.worker import Job, SharedFrame
+from trainer.data.worker import Job
 
 PASSES = 10
 """Over the same steps; the first is cold, the least of the others is warm."""

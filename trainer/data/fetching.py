@@ -24,6 +24,7 @@ from trainer.data.remote import (
     RemoteFiles,
     find_remote,
     in_words,
+    is_gone,
     is_hopeless,
     is_remote,
     placed,
@@ -133,14 +134,16 @@ def _missing(remote: RemoteFiles) -> list[RemoteFile]:
 
 def _partial(file: RemoteFile) -> Path:
     """Where a file grows."""
-    place = place_of(file)
-    return place.with_name(f"{place.name}.partial")
+    # beside the folder: the name may be as long as a disk takes
+    return place_of(file).parent.with_suffix(".partial")
 
 
 def _arrived(file: RemoteFile) -> int:
     """Bytes of a file that an earlier run has fetched."""
-    partial = _partial(file)
-    return partial.stat().st_size if partial.exists() else 0
+    try:
+        return _partial(file).stat().st_size
+    except FileNotFoundError:  # or another process finishes it at this moment
+        return 0
 
 
 def _told(files: Sequence[RemoteFile]) -> str:
@@ -190,7 +193,6 @@ def _fetch(system: "AbstractFileSystem", file: RemoteFile, bar: tqdm, lock: Lock
                 bar.update(len(block))
             growing.flush()
             os.fsync(growing.fileno())
-        _refuse_changed(system, file)
         partial.rename(place)
 
 
@@ -201,14 +203,23 @@ def _blocks(system: "AbstractFileSystem", file: RemoteFile, start: int) -> Itera
         DataError: if it cannot be read to its end, or changed.
     """
     faults = 0
-    while start < file.size_bytes:
+    while True:
         try:
             for block in _read_on(system, file, start):
                 start, faults = start + len(block), 0
                 yield block
+            _refuse_changed(system, file)
+            return
+        except DataError:
+            raise
         except Exception as error:
             faults += 1
-            _refuse_changed(system, file)
+            try:
+                _refuse_changed(system, file)
+            except DataError:
+                raise
+            except Exception as other:  # noqa: BLE001 - no answer does not say that it changed
+                logger.debug("%s: no answer (%s)", file.url, in_words(other))
             if faults == MAX_FAULTS or is_hopeless(error):
                 raise _given_up(file, start, faults, error) from error
             wait_sec = FIRST_WAIT_SEC * 2 ** (faults - 1)
@@ -221,6 +232,8 @@ def _blocks(system: "AbstractFileSystem", file: RemoteFile, start: int) -> Itera
 
 def _read_on(system: "AbstractFileSystem", file: RemoteFile, start: int) -> Iterator[bytes]:
     """Blocks from some byte to the end; raises what the package raises."""
+    if start == file.size_bytes:
+        return
     # without a cache in between: each block is one request for a range
     with system.open(file.path, "rb", block_size=BLOCK_BYTES, cache_type="none") as remote:
         remote.seek(start)
@@ -236,14 +249,14 @@ def _refuse_changed(system: "AbstractFileSystem", file: RemoteFile) -> None:
     """Drop what has arrived of a file that is another one by now: it may be of both.
 
     Raises:
-        DataError: naming it.
+        DataError: naming it; else what the package raises, if the store does not answer.
     """
     try:
         is_same = version_now(system, file) == (file.size_bytes, file.version)
-    except FileNotFoundError:
+    except Exception as error:
+        if not is_gone(error):
+            raise
         is_same = False
-    except Exception:  # noqa: BLE001 - a store that does not answer has not said that it changed
-        return
     if not is_same:
         _partial(file).unlink()
         raise DataError(

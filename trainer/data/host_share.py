@@ -6,6 +6,7 @@ follows from the step; one that waits too long makes it for itself, which gives 
 """
 
 import fcntl
+import logging
 import mmap
 import os
 import pickle
@@ -13,12 +14,16 @@ import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-from trainer.data.batch import StoredBatch
+from trainer.data.batch import Batch, StoredBatch
+from trainer.data.slot_table import OwnTokens, with_tokens
+
+logger = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = "codiemb-trainer"
@@ -29,8 +34,8 @@ MIN_ROWS = 1024
 PATIENCE_SEC = 2.0
 """A rank waits so long for another one's step before it makes the step itself."""
 FIRST_NAP_SEC, LAST_NAP_SEC = 0.001, 0.008
-FREE_SHARE = 0.5
-"""Of the free shared memory that one step may take; NCCL and others need theirs."""
+LEFT_SHARE = 0.5
+"""Of the shared memory that steps leave free; NCCL and others need theirs."""
 ALIGNMENT = 64
 """Bytes; arrays begin at multiples of it."""
 COUNT = struct.Struct("<Q")
@@ -67,7 +72,10 @@ class HostShare:
             made = make()
             self._publish(step, made)
             return made, path if _has_content(path) else None
-        return (read_shared(path), path) if self._is_there(path) else (make(), None)
+        if self._is_there(path):
+            with suppress(OSError):  # a service that clears shared memory may have been faster
+                return read_shared(path), path
+        return make(), None
 
     def _path(self, step: int, index: int) -> Path:
         return self.folder / f"{step}.{index}"
@@ -76,6 +84,8 @@ class HostShare:
         """Waits until another rank has made a step; false if it is not in a file."""
         nap, until = FIRST_NAP_SEC, time.monotonic() + PATIENCE_SEC
         while not path.exists():
+            if not self.folder.is_dir():
+                return False
             if time.monotonic() > until:
                 with suppress(OSError):
                     path.touch(exist_ok=False)  # so that no file gets this name, to be left there
@@ -89,7 +99,8 @@ class HostShare:
         building = self.folder / f"{step}.building"
         parts = _parts(made)
         try:
-            room = FREE_SHARE * shutil.disk_usage(self.folder).free
+            usage = shutil.disk_usage(self.folder)
+            room = usage.free - LEFT_SHARE * usage.total
             with building.open("wb") as file:
                 if sum(map(len, parts)) < room:
                     file.writelines(parts)
@@ -99,7 +110,8 @@ class HostShare:
         for index in range(self.count):
             with suppress(OSError):
                 os.link(building, self._path(step, index))
-        building.unlink(missing_ok=True)
+        with suppress(OSError):
+            building.unlink(missing_ok=True)
 
 
 def _has_content(path: Path) -> bool:
@@ -143,6 +155,25 @@ def read_shared(path: Path) -> StoredBatch:
     return found
 
 
+class SharedFrame(NamedTuple):
+    """A batch that lies in shared memory but for the token ids of one rank."""
+
+    path: Path
+    """The rank's name of the file."""
+    tokens: OwnTokens
+    """Of the rank's texts."""
+
+    def open(self) -> Batch:
+        """The batch, once: the name of the file is removed.
+
+        Raises:
+            OSError: if it is gone.
+        """
+        stored = read_shared(self.path)
+        self.path.unlink(missing_ok=True)
+        return with_tokens(stored, self.tokens)
+
+
 def shared_memory() -> str | None:
     """Which memory this process can share, the same for those that can share it; None: none.
 
@@ -165,21 +196,33 @@ def new_folder(name: str) -> Path:
 def shared_folder(share: HostShare) -> Iterator[None]:
     """Keeps the folder of a run's ranks on a host; whoever leaves last removes it.
 
-    Folders of runs that were killed are removed on the way in.
+    Folders of runs that were killed are removed on the way in. Without a folder every rank makes
+    every step.
     """
     for folder in share.folder.parent.glob(f"{PREFIX}-{os.getuid()}-*"):
-        with suppress(OSError), (folder / HELD).open("rb") as lock:
+        # what was removed while a process wrote to it has no such file any more
+        with suppress(OSError), (folder / HELD).open("ab") as lock:
             _remove_if_last(folder, lock)
-    with _joined(share.folder) as lock:
+    with ExitStack() as running:
         try:
-            yield
-        finally:
-            for path in share.folder.glob(f"*.{share.index}"):
-                path.unlink(missing_ok=True)
-            _remove_if_last(share.folder, lock)
+            lock = running.enter_context(_joined(share.folder))
+        except OSError as error:
+            logger.warning(
+                "%s: not made (%s); every rank of this host makes all batches for itself",
+                share.folder, error.strerror,
+            )  # fmt: skip
+        else:
+            running.callback(_leave, share, lock)
+        yield
 
 
-def _joined(folder: Path) -> IO[bytes]:
+def _leave(share: HostShare, lock: IO[bytes]) -> None:
+    for path in share.folder.glob(f"*.{share.index}"):
+        path.unlink(missing_ok=True)
+    _remove_if_last(share.folder, lock)
+
+
+def _joined(folder: Path) -> BufferedWriter:
     """A file with a shared lock, in a folder that is there."""
     path = folder / HELD
     while True:

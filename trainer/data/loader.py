@@ -9,12 +9,12 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 
 from trainer.data.batch import Batch
-from trainer.data.host_share import shared_folder
+from trainer.data.host_share import SharedFrame, shared_folder
 from trainer.data.plan import DataPlan
 from trainer.data.processes import Worker, receive, send, started
 from trainer.data.sources import Source
 from trainer.data.tokens import TextEncoder
-from trainer.data.worker import Ahead, Job, Share, SharedFrame
+from trainer.data.worker import Ahead, Job, Share
 from trainer.errors import StepError, TrainerError
 from trainer.recipe.schema import Recipe
 
@@ -69,10 +69,16 @@ def _worked(job: Job, steps: range, num_workers: int) -> Iterator[Batch]:
             send(worker.stdin, (job, Share(steps, number, num_workers)))
         for step in steps:
             number = job.owner(step, num_workers)
-            yield _next_batch(workers[number], number, step)
+            frame = _next_frame(workers[number], number, step)
+            if isinstance(frame, SharedFrame):
+                try:
+                    frame = frame.open()
+                except OSError:  # a service that clears shared memory was faster
+                    frame = job.batch(step)
+            yield frame
 
 
-def _next_batch(worker: Worker, number: int, step: int) -> Batch:
+def _next_frame(worker: Worker, number: int, step: int) -> Batch | SharedFrame:
     assert worker.stdout is not None
     # batches that a dead worker left in the pipe are not used up first: the news cannot wait
     frame = None if worker.poll() else receive(worker.stdout)
@@ -84,4 +90,5 @@ def _next_batch(worker: Worker, number: int, step: int) -> Batch:
             f"the batch of step {step}. See its traceback above and the machine's memory, or set "
             "data.workers=0 to make batches in the training process."
         )
-    return frame.open() if isinstance(frame, SharedFrame) else frame
+    found: Batch | SharedFrame = frame
+    return found

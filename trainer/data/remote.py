@@ -5,6 +5,8 @@ and credentials are those of fsspec and the package behind it. Importing this mo
 fsspec and such packages are imported when an address is looked at.
 """
 
+import os
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """Protocols whose package an extra of this project installs."""
+CHAIN = re.compile(r"::[a-z][a-z0-9+.-]*://")
+"""In an address of a file inside another one, as fsspec writes them."""
 WILD = re.compile(r"[*?\[]")
 QUERY = re.compile(r"(://[^\s'\"?]*)\?[^\s'\"]*")
 """What follows an address on the web, and may be a signature."""
@@ -37,7 +41,13 @@ NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRe
 """Names of errors in packages that may not be installed."""
 MOST_TOLD = 200
 """Characters of what an error says that a message has."""
-HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError,
+GONE = (404, 410)
+"""What a web server answers where there is nothing."""
+CUT_OFF = {"ClientConnectionError", "ClientPayloadError", "ConnectionError", "TimeoutError"}
+"""Names of errors of a connection, in packages that may not be installed."""
+LONGEST_NAME = 255
+"""Bytes of the name of a file, on all usual disks."""
+HOPELESS = (PermissionError, IsADirectoryError, NotADirectoryError, ValueError,
             TypeError, NotImplementedError, ImportError)  # fmt: skip
 """Errors that come again however often one tries."""
 
@@ -84,7 +94,11 @@ def placed(path: str, root: str) -> str:
     if is_remote(path):
         return path
     if is_remote(root) and not Path(path).expanduser().is_absolute():
-        return f"{root.rstrip('/')}/{path.removeprefix('./')}"
+        # stores know neither of `.` nor of `..`
+        folder, below = root.rstrip("/"), posixpath.normpath(path)
+        while below.partition("/")[0] == ".." and "/" in folder.partition("://")[2]:
+            folder, below = folder.rpartition("/")[0], below[3:]
+        return folder if below in ("", ".") else f"{folder}/{below}"
     return str((Path(root).expanduser() / Path(path).expanduser()).absolute())
 
 
@@ -100,7 +114,9 @@ def find_remote(address: str, *, owner: str) -> RemoteFiles:
             package for it is missing, or it does not say which version a file is.
     """
     protocol, _, rest = address.partition("://")
-    address = f"{protocol}://{rest.rstrip('/')}"
+    protocol = protocol.lower()
+    # the end of a query may be that of a signature
+    address = f"{protocol}://{rest if '?' in rest else rest.rstrip('/')}"
     url = shown_url(address)
     place = f"{owner} = {url}"
     try:
@@ -120,7 +136,7 @@ def find_remote(address: str, *, owner: str) -> RemoteFiles:
     return RemoteFiles(
         url=url,
         system=system,
-        folder=PurePosixPath(protocol.lower(), *_parts(start, place)),
+        folder=PurePosixPath(protocol, *_parts(start, place)),
         pattern=pattern,
         files=files,
     )
@@ -147,7 +163,7 @@ def refusal(error: Exception, place: str) -> DataError:
             "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or FSSPEC_S3_ANON=true for a public bucket; or "
             "correct the address."
         )
-    elif isinstance(error, FileNotFoundError):
+    elif is_gone(error):
         got = f"nothing there ({told})" if error.__cause__ else "nothing there"
         expected = "a file, a folder with data files or a glob"
         advice = "Correct bucket, path and endpoint."
@@ -159,22 +175,40 @@ def refusal(error: Exception, place: str) -> DataError:
 
 def is_hopeless(error: Exception) -> bool:
     """Whether there is no use in trying again."""
-    return isinstance(error, HOPELESS) or _lacks_rights(error)
+    return isinstance(error, HOPELESS) or is_gone(error) or _lacks_rights(error)
+
+
+def is_gone(error: Exception) -> bool:
+    """Whether a store says that there is no such file.
+
+    Of a web server that says something else, or nothing, fsspec says so too.
+    """
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if status is not None:
+        return isinstance(error, FileNotFoundError) and status in GONE
+    return isinstance(error, FileNotFoundError) and not _names(cause) & CUT_OFF
 
 
 def in_words(error: BaseException) -> str:
     """The kind of an error and the beginning of what it says, in one line."""
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # fsspec says so of whatever a web server answers
     text = QUERY.sub(r"\1", " ".join(str(error).split()))
     told = text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]}..."
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 def _lacks_rights(error: Exception) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
     # whatever a web server answers, fsspec says that there is no such file
     status = getattr(error.__cause__, "status", None)
     is_refused = isinstance(error, PermissionError) or status in (401, 403)
-    return is_refused or bool(names & NO_CREDENTIALS)
+    return is_refused or bool(_names(error) & NO_CREDENTIALS)
+
+
+def _names(error: BaseException | None) -> set[str]:
+    """Of the classes of an error."""
+    return {kind.__name__ for kind in type(error).__mro__}
 
 
 def shown_url(address: str) -> str:
@@ -191,14 +225,18 @@ def _opened(address: str, place: str) -> "tuple[AbstractFileSystem, str]":
     """
     import fsspec
 
-    protocol = address.partition("://")[0].lower()
+    protocol = address.partition("://")[0]
     if protocol not in fsspec.available_protocols():
         raise DataError(
             f"{place}: protocol {protocol}; expected one that fsspec knows, such as s3, gs, hf or "
             "https. Correct the address, or give a path."
         )
     try:
-        system, path = fsspec.url_to_fs(address)
+        if CHAIN.search(address):
+            return fsspec.url_to_fs(address)
+        kind = fsspec.get_filesystem_class(protocol)
+        # a name may hold `::`, which fsspec would take for another address
+        return kind(**kind._get_kwargs_from_urls(address)), str(kind._strip_protocol(address))
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         advice = f"Run: pip install -e '.[{extra}]'" if extra else "Install it."
@@ -206,7 +244,6 @@ def _opened(address: str, place: str) -> "tuple[AbstractFileSystem, str]":
             f"{place}: not readable ({error}); expected the package that reads {protocol}://. "
             f"{advice}"
         ) from error
-    return system, path
 
 
 def _listed(
@@ -214,10 +251,15 @@ def _listed(
 ) -> tuple[str, str, dict[str, Mapping[str, Any]]]:
     """Folder, pattern below it, and what the store says of each file that is meant."""
     wild = WILD.search(path.partition("?")[0] if "://" in path else path)
-    if wild is not None:
+    if wild is not None and not (wild.group() == "[" and system.exists(path)):
         folder, _, _ = path[: wild.start()].rpartition("/")
         found = system.glob(path, detail=True)
-        files = {name: info for name, info in found.items() if info["type"] == "file"}
+        # an object whose name ends with a slash stands for a folder
+        files = {
+            name: info
+            for name, info in found.items()
+            if info["type"] == "file" and not name.endswith("/")
+        }
         return folder, path.removeprefix(folder).lstrip("/"), files
     info = system.info(path)
     if info["type"] != "directory":
@@ -280,5 +322,11 @@ def _parts(path: str, place: str) -> list[str]:
         raise DataError(
             f"{place}: an object {shown(path)}; expected names between slashes, none of them "
             "empty, '.' or '..'. Rename the object."
+        )
+    longest = max(parts, key=lambda part: len(os.fsencode(part)), default="")
+    if len(os.fsencode(longest)) > LONGEST_NAME:
+        raise DataError(
+            f"{place}: an object {shown(path)} with a name of {len(os.fsencode(longest))} bytes; "
+            f"expected at most {LONGEST_NAME} between slashes. Rename the object."
         )
     return parts

@@ -7,8 +7,10 @@ making it raised. It ends when its steps are done or its output is closed.
 
 import os
 import pickle
+import select
 import signal
 import sys
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,16 +19,20 @@ from typing import IO, Any, NamedTuple
 
 from trainer.data.batch import Batch, StepPlan, StoredBatch
 from trainer.data.collate import make_batch, make_stored_batch
-from trainer.data.host_share import HostShare, read_shared
+from trainer.data.host_share import HostShare, SharedFrame
 from trainer.data.plan import DataPlan
 from trainer.data.processes import HEADER, read_sent
-from trainer.data.slot_table import OwnTokens, SlotTable, read_own, with_tokens
+from trainer.data.slot_table import SlotTable, read_own, with_tokens
 from trainer.data.sources import Source
 from trainer.data.token_store import TokenStore
 from trainer.data.tokens import TextEncoder
 from trainer.errors import TrainerError
 from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
+
+MOST_UNREAD = 2
+"""Steps of a worker that lie in shared memory for the training process."""
+NAP_MS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +47,6 @@ class Ahead:
     """All ranks."""
     host: HostShare | None = None
     """What is the same on all ranks of this host is made once; None: this rank makes all."""
-
-
-class SharedFrame(NamedTuple):
-    """A batch that lies in shared memory but for the token ids of one rank."""
-
-    path: Path
-    """The rank's name of the file."""
-    tokens: OwnTokens
-    """Of the rank's texts."""
-
-    def open(self) -> Batch:
-        """The batch, once: the name of the file is removed."""
-        stored = read_shared(self.path)
-        self.path.unlink()
-        return with_tokens(stored, self.tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +147,12 @@ class Share(NamedTuple):
 
 def work(job: Job, share: Share, pipe: IO[bytes]) -> None:
     """Makes a worker's batches and writes them; stops at the first of our errors."""
+    unread: deque[Path] = deque()
     for step in share.steps:
         if job.owner(step, share.num_workers) != share.number:
             continue
         frame: Batch | SharedFrame | TrainerError
+        _wait_for_reader(unread, pipe)
         try:
             frame = job.frame(step, share.num_workers)
         except TrainerError as error:
@@ -170,6 +163,27 @@ def work(job: Job, share: Share, pipe: IO[bytes]) -> None:
         pipe.flush()
         if isinstance(frame, TrainerError):
             return
+        if isinstance(frame, SharedFrame):
+            unread.append(frame.path)
+
+
+def _wait_for_reader(unread: deque[Path], pipe: IO[bytes]) -> None:
+    """Waits while too many steps in shared memory were not taken: their frames fill no pipe.
+
+    Args:
+        unread: their files, in order; those that were taken are removed.
+        pipe: to the process that takes them.
+
+    Raises:
+        BrokenPipeError: if that process is gone.
+    """
+    reader = select.poll()
+    reader.register(pipe, 0)  # says of its end alone
+    while len(unread) >= MOST_UNREAD:
+        if not unread[0].exists():
+            unread.popleft()
+        elif reader.poll(NAP_MS):
+            raise BrokenPipeError
 
 
 def main() -> None:
