@@ -36,7 +36,7 @@ from trainer.run_folder.layout import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "demo.yaml"
-STEPS = {"ir": 180, "sts": 60, "labels": 60}
+STEPS = {"ir": 180, "sts": 60, "labels": 180}
 """Of each task; those of the first two are the demo's."""
 OWN = ("docs", "summaries")
 """Sets of the demo's recipe."""
@@ -87,7 +87,8 @@ class Setup:
         if variant != "without":
             source = {"name": "modules", "task": "labels", "path": str(data / "labels.jsonl")}
             recipe["data"]["sources"].append(source)
-            recipe["data"]["pattern"] = {"ir": 3, "sts": 1, "labels": 1}
+            turns = {task: steps // STEPS["sts"] for task, steps in STEPS.items()}
+            recipe["data"]["pattern"] = turns
             recipe["tasks"]["labels"] = LABELS | {"objective": variant}
             recipe["train"]["max_steps"] += STEPS["labels"]
         return yaml.safe_dump(recipe, sort_keys=False)
