@@ -51,8 +51,8 @@ def test_variants_have_as_many_steps_of_the_other_tasks(tmp_path: Path) -> None:
     assert (without.train.max_steps, without.data.pattern) == (240, {"ir": 3, "sts": 1})
     assert [one.name for one in without.eval.sets] == ["docs", "summaries", "classes", "clusters"]
     for name, recipe in recipes.items():
-        assert recipe.train.max_steps == 300
-        assert recipe.data.pattern == {"ir": 3, "sts": 1, "labels": 1}
+        assert recipe.train.max_steps == 420
+        assert recipe.data.pattern == {"ir": 3, "sts": 1, "labels": 3}
         assert recipe.tasks["ir"] == without.tasks["ir"]
         assert recipe.eval == without.eval
         assert recipe.model == without.model
