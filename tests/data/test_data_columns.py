@@ -8,9 +8,19 @@ import pytest
 
 from tests.data.test_data_formats import caches as caches  # a fixture: caches of each test alone
 from tests.data.test_data_formats import records_of, write_as
-from tests.support.data_files import all_records, ir_source, sts_source, write_beir, write_jsonl
-from trainer.data import scan
+from tests.support.data_files import (
+    all_records,
+    ir_source,
+    labels_source,
+    sts_source,
+    write_beir,
+    write_jsonl,
+    write_qrels,
+)
+from trainer.data import label_source, overlap, premise_source, scan
 from trainer.data.evalsets import open_eval_set
+from trainer.data.label_source import LabelledSource
+from trainer.data.overlap import screen_of
 from trainer.data.records import IrRecord, StsRecord
 from trainer.data.sources import open_source
 from trainer.errors import DataError, RecipeError
@@ -97,6 +107,55 @@ def test_a_cached_check_of_a_large_table_follows_the_names(
     first = open_source(sts_source(path), ".")
     second = open_source(sts_source(path, columns={"score": "other"}), ".")
     assert [source.record(0).score for source in (first, second)] == [1.0, 0.5]
+
+
+def test_what_is_kept_of_large_tables_follows_the_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINER_CACHE_DIR", str(tmp_path / "cache"))
+    for module in (scan, label_source, premise_source, overlap):
+        monkeypatch.setattr(module, "CACHE_FROM_ROWS", 1)
+    labels = [{"text": f"t{i}", "other": f"o{i}", "label": i % 2, "kind": i // 2} for i in range(4)]
+    path = write_jsonl(tmp_path / "labels.jsonl", labels)
+    indexes = []
+    for names in ({}, {"label": "kind"}):
+        source = open_source(labels_source(path, columns=names), ".")
+        assert isinstance(source, LabelledSource)
+        indexes.append({name: array.tolist() for name, array in source.index.arrays.items()})
+    assert indexes[0] != indexes[1]
+    pairs = [
+        {"premise": "p", "hypothesis": "h", "label": 0, "first": "f"},
+        {"premise": "p", "hypothesis": "k", "label": 0, "first": "g"},
+    ]
+    path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    found = [all_records(ir_source(path, columns=names)) for names in ({}, {"premise": "first"})]
+    assert found == [
+        [IrRecord(query="p", positives=("h", "k"))],
+        [IrRecord(query="f", positives=("h",)), IrRecord(query="g", positives=("k",))],
+    ]
+    rows = [{"query": f"q{i}", "positive": f"p{i}", "asked": f"o{i}"} for i in range(3)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    held_out = write_beir(tmp_path / "held", corpus={"d": "x"}, queries={"q": "o1"})
+    write_qrels(held_out, "dev", [("q", "d", 1)])
+    recipe = DataRecipe(sources=(), root=str(tmp_path), overlap="drop")
+    held = open_eval_set(EvalSetRecipe(name="dev", task="ir", path="held"), recipe)
+    screen = screen_of(recipe, {"dev": held})
+    kept = [
+        len(open_source(ir_source(path, columns=names), ".", screen=screen))
+        for names in ({}, {"query": "asked"})
+    ]
+    assert kept == [3, 2]
+    # rows that are left out are in no index either
+    labels = [{"text": f"t{i}", "other": f"o{i}", "label": i % 2} for i in range(6)]
+    path = write_jsonl(tmp_path / "labels.jsonl", labels)
+    names = {"text": "other"}
+    sources = [
+        open_source(labels_source(path, columns=names), ".", screen=one) for one in (None, screen)
+    ]
+    assert [len(source) for source in sources] == [6, 5]
+    for source in sources:
+        assert isinstance(source, LabelledSource)
+        assert len(source.index.arrays["texts"]) == len(source)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Steps made once for all ranks of a host: the same batches, whoever made them; nothing is left."""
 
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -135,8 +136,6 @@ def test_without_room_every_rank_makes_the_step_at_once(
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     else:
         # the limit of a file stands for a memory file system that is full in the middle
-        import resource
-
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -185,6 +184,23 @@ def test_what_killed_runs_left_is_removed_and_what_is_in_use_stays(folder: Path)
     assert left.is_dir()
     with shared_folder(HostShare(folder=folder, index=0, count=2)):
         assert not left.exists()
+
+
+def test_nobody_waits_for_ever_where_no_name_can_be_given(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_share, "PATIENCE_SEC", 0.02)
+    folder.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # the limit of open files stands for a memory file system without room for one more name
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        share = HostShare(folder=folder, index=1, count=2)
+        found, path = share.get(2, 0, lambda: stored(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert path is None
+    assert_is(found, 2)
 
 
 def test_a_folder_that_lost_its_lock_is_removed_too(folder: Path) -> None:

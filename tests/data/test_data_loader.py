@@ -117,6 +117,18 @@ def test_a_worker_that_dies_is_named(recipe):
     assert children() == before
 
 
+def test_a_file_that_ended_a_worker_as_it_became_shorter_is_named(recipe):
+    before = children()
+    found = run(with_workers(recipe, 1), 0, 10**9)
+    next(found)
+    (worker,) = children() - before
+    os.truncate(recipe.data.sources[1].path, 0)
+    os.kill(int(worker), signal.SIGBUS)  # as the system does at a page behind the end
+    with pytest.raises(DataError, match=r"sts\.jsonl: content = 0 bytes, \d+ when the run began"):
+        list(found)
+    assert children() == before
+
+
 def test_a_row_that_changes_while_training_is_told_from_a_worker(recipe):
     found = run(with_workers(recipe, 1), 0, 2)
     path = Path(recipe.data.sources[0].path)

@@ -55,6 +55,47 @@ def test_case_width_spaces_and_punctuation_do_not_count() -> None:
     assert index.find("How do I reset my phone?") is None
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u0915\u093e", "\u0915\u0940"),  # vowels of Devanagari
+        ("\u0b89\u0b9f\u0bb2\u0bcd", "\u0b89\u0b9f\u0bb2"),  # a mark of Tamil
+        ("C++", "C#"),
+        ("is 1 < 2", "is 1 > 2"),
+        ("5 $", "5 \u20ac"),
+        ("fine \U0001f44d", "fine \U0001f44e"),
+    ],
+)
+def test_marks_and_symbols_count(one: str, other: str) -> None:
+    assert KnownTexts([one]).find(other) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("soft\u00adware", "software"),
+        ("\u200bhi there", "Hi there"),
+        ("\u2764\ufe0f a_b", "\u2764 a b"),
+        ("`code`", "code"),
+    ],
+)
+def test_what_is_not_seen_does_not_count(one: str, other: str) -> None:
+    match = KnownTexts([one]).find(other)
+    assert match is not None
+    assert match.is_equal
+
+
+@pytest.mark.parametrize("first", [0x0E01, 0x1780, 0x4E00])
+def test_texts_without_spaces_are_near_too(first: int) -> None:
+    rng = random.Random(first)
+    texts = ["".join(chr(first + rng.randrange(30)) for _ in range(120)) for _ in range(40)]
+    index = KnownTexts(texts)
+    for number, text in enumerate(texts):
+        match = index.find(f"{text[:60]}{text[64:]}")
+        assert match is not None
+        assert (match.index, match.is_equal) == (number, False)
+
+
 def test_of_equal_texts_the_first_is_named_and_of_near_ones_the_nearest() -> None:
     rng = random.Random(1)
     words = [sentence(rng) for _ in range(9)]

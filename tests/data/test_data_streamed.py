@@ -109,6 +109,14 @@ def test_a_stream_that_breaks_off_is_named_and_goes_on_later(hub: SetHub, tmp_pa
     assert opened(hub, tmp_path, STREAM)[1] == [pairs(ROWS)]
     (made,) = (tmp_path / "cache").rglob("train.jsonl")
     assert made.read_bytes()[: len(kept)] == kept
+    # a file that someone removed, or cut, is made from its beginning
+    for spoil in (lambda: partial.unlink(), lambda: partial.write_bytes(kept[:100])):
+        made.unlink()
+        hub.refused = {"train-1.jsonl"}
+        assert opened(hub, tmp_path, STREAM)[0] == 2
+        spoil()
+        hub.refused = set()
+        assert opened(hub, tmp_path, STREAM)[1] == [pairs(ROWS)]
     left = {file.suffix for file in made.parent.iterdir()}
     assert left == {".jsonl", ".lock"}
 

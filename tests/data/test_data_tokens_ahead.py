@@ -435,6 +435,16 @@ def test_a_maker_that_dies_is_named(tmp_path: Path) -> None:
             making.advance(300)
 
 
+def test_a_file_that_ended_a_maker_as_it_became_shorter_is_named(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows(20_000))
+    recipe, encoder = opened(path)
+    with Making(job_of(recipe, encoder), 1) as making:
+        os.truncate(path, 0)
+        os.kill(making.makers[0].pid, signal.SIGBUS)  # as the system does at a page behind the end
+        with pytest.raises(DataError, match=r"a\.jsonl: content = 0 bytes, \d+ when the run began"):
+            making.advance(300)
+
+
 def test_what_ends_a_maker_is_said_by_the_process_that_started_it(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", rows(9))
     recipe, encoder = opened(path)

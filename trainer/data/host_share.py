@@ -87,9 +87,13 @@ class HostShare:
             if not self.folder.is_dir():
                 return False
             if time.monotonic() > until:
-                with suppress(OSError):
+                try:
                     path.touch(exist_ok=False)  # so that no file gets this name, to be left there
-                    return False
+                except FileExistsError:
+                    break
+                except OSError:
+                    pass
+                return False
             time.sleep(nap)
             nap = min(2 * nap, LAST_NAP_SEC)
         return _has_content(path)
@@ -228,7 +232,12 @@ def _joined(folder: Path) -> BufferedWriter:
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):
-            lock = path.open("ab")
+            try:
+                lock = path.open("ab")
+            except OSError:
+                with suppress(OSError):
+                    folder.rmdir()
+                raise
             fcntl.flock(lock.fileno(), fcntl.LOCK_SH)
             # another process may have removed the folder before the lock was there
             if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:

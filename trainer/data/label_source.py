@@ -114,10 +114,9 @@ def labelled_source(table: TableSource, recipe: SourceRecipe, root: str) -> Labe
 
 def _arrays(table: TableSource, min_texts: int) -> Arrays:
     """The index, from the cache where a large table was seen before."""
-    reader = table.reader
     if len(table.rows) < CACHE_FROM_ROWS:
         return _indexed(table, min_texts)
-    key = f"labels1|{reader.table.sha256}|{reader.adapter.name}|{reader.skip}|{min_texts}"
+    key = f"labels2|{table.identity}|{min_texts}"
     return cached_arrays(key, lambda: _indexed(table, min_texts))
 
 

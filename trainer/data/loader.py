@@ -69,7 +69,7 @@ def _worked(job: Job, steps: range, num_workers: int) -> Iterator[Batch]:
             send(worker.stdin, (job, Share(steps, number, num_workers)))
         for step in steps:
             number = job.owner(step, num_workers)
-            frame = _next_frame(workers[number], number, step)
+            frame = _next_frame(workers[number], number, step, job)
             if isinstance(frame, SharedFrame):
                 try:
                     frame = frame.open()
@@ -78,13 +78,16 @@ def _worked(job: Job, steps: range, num_workers: int) -> Iterator[Batch]:
             yield frame
 
 
-def _next_frame(worker: Worker, number: int, step: int) -> Batch | SharedFrame:
+def _next_frame(worker: Worker, number: int, step: int, job: Job) -> Batch | SharedFrame:
     assert worker.stdout is not None
     # batches that a dead worker left in the pipe are not used up first: the news cannot wait
     frame = None if worker.poll() else receive(worker.stdout)
     if isinstance(frame, TrainerError):
         raise frame
     if frame is None:
+        # the system ends a process that reads a file which became shorter
+        for source in job.sources.values():
+            source.check_files()
         raise StepError(
             f"data worker {number} (process {worker.pid}): exit code = {worker.wait()}; expected "
             f"the batch of step {step}. See its traceback above and the machine's memory, or set "

@@ -24,9 +24,12 @@ LOOKED_AT = 0.5
 """Similarity from which hashing proposes a text, with room for the error of 128 hashes."""
 HASHES = 128
 """Of a text; the standard error of a similarity is at most 1 / (2 sqrt(128)) = 0.044."""
-IDEOGRAPHS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-"""Scripts without spaces between words: each sign is a word."""
-WORD = re.compile(rf"[{IDEOGRAPHS}]|[^\W{IDEOGRAPHS}]+")
+SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+)
+"""Signs of scripts without spaces between words: each is a word."""
+VARIANTS = range(0xFE00, 0xFE10)
+"""Marks that say how the sign before them is drawn."""
 PART = "\0"
 """Between the texts of a pair in what a record asks."""
 
@@ -41,9 +44,29 @@ class Match:
     """Whether only case, spaces and punctuation differ."""
 
 
+class _Signs(dict[int, str]):
+    """What each code point stands for between the spaces around words."""
+
+    def __missing__(self, code: int) -> str:
+        sign = chr(code)
+        kind = unicodedata.category(sign)
+        if kind in ("Sm", "Sc", "So") or SPACELESS.match(sign):
+            found = f" {sign} "  # C++, 1 < 2 and 5 $ say something
+        elif kind == "Cf" or code in VARIANTS:
+            found = ""
+        else:
+            # vowels of many scripts are marks
+            found = sign if kind[0] in "LNM" else " "
+        self[code] = found
+        return found
+
+
+_SIGNS = _Signs()
+
+
 def words_of(text: str) -> list[str]:
-    """Its words in order, without case, width and punctuation."""
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    """Its words and symbols in order, without case, width and punctuation."""
+    return unicodedata.normalize("NFKC", text).casefold().translate(_SIGNS).split()
 
 
 def normalised(text: str) -> str:

@@ -45,6 +45,11 @@ class OverTable:
         return self.table.fingerprint
 
     @property
+    def identity(self) -> str:
+        """See `Source.identity`."""
+        return f"{self.table.identity}|{len(self)}"
+
+    @property
     def queries(self) -> np.ndarray:
         """Keys of what its rows ask, uint64."""
         return self.table.queries

@@ -124,7 +124,7 @@ class Screen:
             rows.name,
             len(rows),
         )
-        identity = f"overlap1|{rows.fingerprint}|{self._identity}"
+        identity = f"overlap2|{rows.identity}|{self._identity}"
         return Overlaps(**cached_arrays(identity, lambda: self._found(rows)))
 
     def _found(self, rows: Rows) -> Arrays:

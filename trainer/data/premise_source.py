@@ -87,8 +87,7 @@ def _arrays(table: TableSource) -> Arrays:
     """Rows by premise, from the cache where a large table was seen before."""
     if len(table.rows) < CACHE_FROM_ROWS:
         return _grouped(table)
-    key = f"premises1|{table.reader.table.sha256}|{table.reader.adapter.name}|{table.reader.skip}"
-    return cached_arrays(key, lambda: _grouped(table))
+    return cached_arrays(f"premises2|{table.identity}", lambda: _grouped(table))
 
 
 def _grouped(table: TableSource) -> Arrays:

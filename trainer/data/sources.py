@@ -55,6 +55,10 @@ class Source(Protocol):
         """Changes when the content of any of its files does, hexadecimal."""
 
     @property
+    def identity(self) -> str:
+        """Names all that its records follow from: files, how they are read, what is left out."""
+
+    @property
     def describe(self) -> str:
         """One line for a person."""
 
@@ -114,6 +118,11 @@ class BeirSource:
     def fingerprint(self) -> str:
         """Digest of the files' contents."""
         return digest_of_parts(self.records.sha256, None, self.teacher_vectors)
+
+    @property
+    def identity(self) -> str:
+        """See `Source.identity`."""
+        return f"{self.fingerprint}|{self.recipe.split}|{len(self)}"
 
     @property
     def queries(self) -> np.ndarray:

@@ -140,6 +140,8 @@ def _make(found: _Set, place: Path) -> None:
     )  # fmt: skip
     partial = place.with_suffix(".partial")
     note = _Note.of(place.with_suffix(".note"))
+    if not partial.exists() or partial.stat().st_size < note.num_bytes:
+        note = _Note(note.path)  # someone made room in the cache
     with partial.open("r+b" if note.num_bytes else "wb") as growing:
         growing.truncate(note.num_bytes)
         growing.seek(note.num_bytes)

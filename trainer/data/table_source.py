@@ -71,6 +71,13 @@ class TableSource:
         return digest_of_parts(rows, documents, self.teacher_vectors)
 
     @property
+    def identity(self) -> str:
+        """See `Source.identity`."""
+        reader, names = self.reader, sorted(self.reader.table.columns.names.items())
+        read = f"{reader.adapter.name}|{reader.adapter.task}|{reader.skip}|{names}"
+        return f"{self.fingerprint}|{read}|{self.score_range}|{len(self)}"
+
+    @property
     def teacher_columns(self) -> str:
         """See `Source.teacher_columns`."""
         return self.reader.adapter.teacher_columns

@@ -127,7 +127,7 @@ def check_teacher_vectors(sources: Sequence[Source]) -> None:
         if len(source) < CACHE_FROM_ROWS:
             check()
         else:
-            cached_arrays(f"covered|{source.fingerprint}|{source.describe}", check)
+            cached_arrays(f"covered2|{source.identity}", check)
 
 
 def _check_covered(source: Source, teacher: TeacherVectors) -> dict[str, np.ndarray]:

@@ -132,14 +132,14 @@ class Making:
         """Wait for the store, at most so long; None: it is not finished yet.
 
         Raises:
-            DataError: see `make_pieces`.
-            StepError: if a maker died.
+            DataError: see `make_pieces`; also if a maker died of a file that changed.
+            StepError: if a maker died of something else.
         """
         deadline = time.monotonic() + seconds
         while True:
             for maker in self.makers:
                 if maker.poll() is not None:
-                    _check_end(maker)
+                    _check_end(maker, self.job)
             if all(maker.poll() is not None for maker in self.makers):
                 return open_store(self.job.folder)
             if time.monotonic() >= deadline:
@@ -151,7 +151,7 @@ class Making:
         return sum(1 for _ in self.job.folder.glob(piece_path(self.job.folder, 0).name[:6] + "*"))
 
 
-def _check_end(maker: Worker) -> None:
+def _check_end(maker: Worker, job: TokenJob) -> None:
     """Raise what ended a maker early."""
     if maker.returncode == 0:
         return
@@ -159,6 +159,7 @@ def _check_end(maker: Worker) -> None:
     error = receive(maker.stdout)
     if isinstance(error, TrainerError):
         raise error
+    job.source.check_files()  # the system ends a process that reads a file which became shorter
     raise StepError(
         f"token maker (process {maker.pid}): exit code = {maker.returncode}; expected 0. See its "
         "traceback above and the machine's memory. Pieces that are finished are kept."
