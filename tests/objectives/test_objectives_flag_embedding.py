@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
+from tests.support.peer_losses import check, raw, unit
 from trainer.objectives.contrastive import info_nce
 from trainer.objectives.distillation import kl_divergence
 from trainer.objectives.prefixes import Prefix
@@ -38,29 +38,10 @@ def peer(**settings: Any) -> Any:
     return BiEncoderOnlyEmbedderModel(Vectors(), **settings)
 
 
-def raw(*shape: int, seed: int = 0) -> Tensor:
-    """Vectors as a model gives them, before they are normalised: the peer does so itself."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
-
-
 def texts(vectors: Tensor) -> dict[str, Tensor]:
     """Features of texts, as it takes them."""
     flat = vectors.reshape(-1, vectors.shape[-1])
     return {"vectors": flat, "attention_mask": torch.ones(len(flat), 1)}
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """As our losses are given them."""
-    return normalize(vectors, dim=-1)
-
-
-def check(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
-    """Equal values and gradients; both are computed in float64."""
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
-    found, expected = (torch.autograd.grad(loss, inputs) for loss in (ours, theirs))
-    for left, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("in_batch", [True, False])

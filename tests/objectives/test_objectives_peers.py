@@ -6,8 +6,9 @@ import pytest
 import torch
 from sentence_transformers.sentence_transformer import losses
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 
+from tests.support.peer_losses import check, raw, unit
 from trainer.objectives.blocks import Guide
 from trainer.objectives.contrastive import info_nce
 from trainer.objectives.distillation import kl_loss, margin_mse_loss
@@ -32,25 +33,6 @@ class Vectors(nn.Module):
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"sentence_embedding": features[self.key]}
-
-
-def raw(*shape: int, seed: int = 0) -> Tensor:
-    """Vectors as a model gives them, before they are normalised: the peers do so themselves."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
-
-
-def unit(vectors: Tensor) -> Tensor:
-    """As our losses are given them."""
-    return normalize(vectors, dim=-1)
-
-
-def check(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
-    """Equal values and gradients; both are computed in float64."""
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
-    found, expected = (torch.autograd.grad(loss, inputs) for loss in (ours, theirs))
-    for left, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
 
 
 def columns(queries: Tensor, passages: Tensor) -> list[Tensor]:
