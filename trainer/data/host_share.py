@@ -6,6 +6,7 @@ follows from the step; one that waits too long makes it for itself, which gives 
 """
 
 import fcntl
+import io
 import logging
 import mmap
 import os
@@ -18,7 +19,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
+
+import numpy as np
 
 from trainer.data.batch import Batch, StoredBatch
 from trainer.data.slot_table import OwnTokens, with_tokens
@@ -53,6 +56,8 @@ class HostShare:
     """Ranks of the host, at least 2."""
     min_rows: int = MIN_ROWS
     """Steps of so many rows are shared."""
+    ranks: tuple[int, ...] = ()
+    """These ranks among all of the run, by index; empty: they follow each other."""
 
     def get(
         self, step: int, turn: int, make: Callable[[], StoredBatch]
@@ -125,10 +130,21 @@ def _has_content(path: Path) -> bool:
         return False
 
 
+class _Pickler(pickle.Pickler):
+    """Writes one number in place of an array that repeats it and takes no memory."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is np.ndarray and value.size > 1 and not any(value.strides):
+            return np.broadcast_to, (value.flat[0], value.shape)
+        return NotImplemented
+
+
 def _parts(made: StoredBatch) -> list[bytes | memoryview]:
     """A step as a file: sizes, the pickled objects, and their arrays as they are in memory."""
     buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(made, protocol=5, buffer_callback=buffers.append)
+    content = io.BytesIO()
+    _Pickler(content, protocol=5, buffer_callback=buffers.append).dump(made)
+    head = content.getbuffer()
     arrays = [buffer.raw() for buffer in buffers]
     sizes = [len(arrays), len(head), *map(len, arrays)]
     parts: list[bytes | memoryview] = [b"".join(map(COUNT.pack, sizes))]

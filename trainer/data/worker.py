@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,8 +81,8 @@ class Job:
         source.check_files()
         if ahead is None or plan.source not in ahead.stores:
             return make_batch(plan, source, self.encoder, self.recipe)
-        stored = self._stored(plan, ahead)
-        return with_tokens(stored, read_own(stored, ahead.stores[plan.source], ahead.rank))
+        stored = self._stored(plan, ahead, (ahead.rank,))
+        return with_tokens(stored, read_own(stored, ahead.stores[plan.source], 0))
 
     def frame(self, step: int, num_workers: int) -> Batch | SharedFrame:
         """The same in the form in which it is handed over best.
@@ -92,19 +92,21 @@ class Job:
         """
         name, turn = self.plan.turn(step)
         ahead = self.ahead
-        if ahead is None or ahead.host is None or name not in ahead.stores:
+        host = None if ahead is None else ahead.host
+        if ahead is None or host is None or name not in ahead.stores:
             return self.batch(step)
-        if self.plan.sources[name].batch_size < ahead.host.min_rows:
+        if self.plan.sources[name].batch_size < host.min_rows:
             return self.batch(step)
         self.sources[name].check_files()
         # of the steps that one worker of each rank makes, ranks take turns
         maker = (turn + list(self.sources).index(name)) // num_workers
-        stored, path = ahead.host.get(step, maker, lambda: self._stored(self.plan.at(step), ahead))
-        tokens = read_own(stored, ahead.stores[name], ahead.rank)
+        ranks = host.ranks or range(ahead.rank - host.index, ahead.rank - host.index + host.count)
+        stored, path = host.get(step, maker, lambda: self._stored(self.plan.at(step), ahead, ranks))
+        tokens = read_own(stored, ahead.stores[name], host.index)
         return with_tokens(stored, tokens) if path is None else SharedFrame(path, tokens)
 
-    def _stored(self, plan: StepPlan, ahead: Ahead) -> StoredBatch:
-        """What is the same on all ranks in a batch of a source that was tokenised ahead."""
+    def _stored(self, plan: StepPlan, ahead: Ahead, ranks: Sequence[int]) -> StoredBatch:
+        """A batch of a source that was tokenised ahead, for some ranks."""
         source = self.sources[plan.source]
         table = SlotTable(
             store=ahead.stores[plan.source],
@@ -112,7 +114,9 @@ class Job:
             num_first=self.num_first[plan.source],
         )
         settings, seed = self.settings[plan.source], self.recipe.seed
-        return make_stored_batch(plan, source, table, settings, seed, num_ranks=ahead.num_ranks)
+        return make_stored_batch(
+            plan, source, table, settings, seed, num_ranks=ahead.num_ranks, ranks=ranks
+        )
 
     @cached_property
     def num_first(self) -> dict[str, tuple[int, int]]:

@@ -115,7 +115,7 @@ def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> Chun
     Returns:
         The plan, in which no tokens are shared; the same on every rank.
     """
-    groups = [TextGroup(np.arange(len(lengths)), 0)]
+    groups = [TextGroup(range(len(lengths)), 0)]
     return plan_groups(lengths, groups, num_ranks=num_ranks, max_tokens=max_tokens)
 
 
