@@ -8,11 +8,11 @@ it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from trainer.data.deal import TextGroup
+from trainer.data.deal import NO_TEXT, TextGroup
 from trainer.recipe.schema import Task
 
 LENGTHS = np.dtype(np.int32)
@@ -187,6 +187,21 @@ class LabelsBatch:
     """See `Batch.num_masked`: candidates that share a label with the anchor."""
 
 
+class OwnTexts(NamedTuple):
+    """The texts of one rank in a batch whose token ids are on disk."""
+
+    texts: np.ndarray
+    """Which [n], int64, ascending."""
+    slots: np.ndarray
+    """Where the tokens of each are in the store of the source [n], int64."""
+
+    @classmethod
+    def of(cls, dealt: np.ndarray, slots: np.ndarray) -> "OwnTexts":
+        """Those of a rank; see `StoredBatch` [R], int64."""
+        is_text = dealt != NO_TEXT
+        return cls(dealt[is_text], slots[is_text])
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredBatch:
     """A global batch whose token ids are on disk, for the k ranks of a host or some of them."""
@@ -198,3 +213,7 @@ class StoredBatch:
     """Where the tokens of each of these texts are in the store of the source [k, R], int64."""
     batch: Batch
     """All but token ids: the same on every rank."""
+
+    def own(self, place: int) -> OwnTexts:
+        """The texts of the rank in a place among these."""
+        return OwnTexts.of(self.dealt[place], self.slots[place])

@@ -5,7 +5,7 @@ Letters: G queries, P positives and N negatives per query.
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -96,19 +96,21 @@ def collate_stored(
     starts, num_slots = store.spans(plan.rows)
     num_positives = store.num_positives(plan.rows)
     num_negatives = num_slots - 1 - num_positives
-    keys = (_key(plan, seed, int(row)) for row in plan.rows)
-    drawn = draw_numbers(num_positives, num_negatives, settings, keys)
+    drawn = draw_numbers(
+        num_positives, num_negatives, settings, lambda row: _key(plan, seed, int(plan.rows[row]))
+    )
     present = None if num_negatives.all() or not settings.negatives else drawn != ABSENT
     # a row whose positives are its targets, each in one slot, and whose negatives are too
     once = (num_positives == settings.positives) & ~is_repeated(plan.rows)
     once &= (num_negatives >= settings.negatives) | (num_negatives == 0)
     # the first slot of a record is its query, positives follow
-    slots = (starts + 1)[:, None] + drawn
+    slots = drawn
+    slots += (starts + 1)[:, None]
     has_mask = settings.mask != "none"
-    asked = spread(starts[~once] + 1, num_positives[~once] if has_mask else 0 * starts[~once])
+    is_asked = ~once & has_mask
     found = table.distinct(
         np.concatenate([starts, slots.reshape(-1) if present is None else slots[present]]),
-        asked,
+        spread(starts[is_asked] + 1, num_positives[is_asked]),
         twice=_of_slots(~once, width, present),
         num_queries=len(starts),
     )
@@ -192,7 +194,10 @@ def draw_passages(record: IrRecord, ir: IrRecipe, key: str) -> list[Passage | No
 
 
 def draw_numbers(
-    num_positives: np.ndarray, num_negatives: np.ndarray, ir: IrRecipe, keys: Iterable[str]
+    num_positives: np.ndarray,
+    num_negatives: np.ndarray,
+    ir: IrRecipe,
+    key: Callable[[int], str],
 ) -> np.ndarray:
     """What `draw_passages` draws of many records, by its number among a record's passages.
 
@@ -202,7 +207,7 @@ def draw_numbers(
         num_positives: of each record [G], int64, at least 1.
         num_negatives: of each record [G], int64.
         ir: slots per query.
-        keys: seed of each record's choice.
+        key: seeds a record's choice, by its place among these.
 
     Returns:
         Positives before negatives [G, P + N], int64; ABSENT in the negative slots of a record that
@@ -213,26 +218,20 @@ def draw_numbers(
     negatives = np.where(kinds[:, 1:], count + np.arange(ir.negatives) % some, ABSENT)
     drawn_of_kind = np.concatenate([np.arange(ir.positives) % count, negatives], axis=1)
     by_chance = (ir.positives % count != 0) | ((kinds[:, 1:] > 0) & (ir.negatives % some != 0))
-    if len(kinds) == 1 and not by_chance.any():
-        return np.broadcast_to(drawn_of_kind, (len(kind), drawn_of_kind.shape[1]))
-    drawn = drawn_of_kind[kind]
+    drawn = drawn_of_kind.take(kind, axis=0)
     if by_chance.any():
-        rows = zip(by_chance[kind, 0].tolist(), num_positives.tolist(), num_negatives.tolist(),
-                   keys, strict=True)  # fmt: skip
-        for row, (is_drawn, positives, negatives_of_row, key) in enumerate(rows):
-            if is_drawn:
-                drawn[row] = _draw_one(positives, negatives_of_row, ir, key)
+        for row in np.flatnonzero(by_chance[kind, 0]).tolist():
+            drawn[row] = _draw_one(int(num_positives[row]), int(num_negatives[row]), ir, key(row))
     return drawn
 
 
 def _kinds(num_positives: np.ndarray, num_negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distinct pairs of the numbers of some records [k, 2], int64, and the pair of each [G]."""
-    both = np.stack([num_positives, num_negatives], axis=1)
-    if (both == both[0]).all():
-        return both[:1], np.zeros(len(both), np.int64)
     mixed = num_positives * (int(num_negatives.max()) + 1) + num_negatives
-    _, first, kind = np.unique(mixed, return_index=True, return_inverse=True)
-    return both[first], kind
+    first, kind = np.zeros(1, np.int64), np.zeros(len(mixed), np.int64)
+    if mixed.min() < mixed.max():
+        _, first, kind = np.unique(mixed, return_index=True, return_inverse=True)
+    return np.stack([num_positives[first], num_negatives[first]], axis=1), kind
 
 
 def _draw_one(num_positives: int, num_negatives: int, ir: IrRecipe, key: str) -> list[int]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer.data.batch import Batch, OwnIds, StoredBatch, Texts, no_ids
-from trainer.data.deal import NO_TEXT, groups_by_side
+from trainer.data.batch import Batch, OwnIds, OwnTexts, Texts, no_ids
+from trainer.data.deal import groups_by_side
 from trainer.data.known_positives import ABSENT
 from trainer.data.teacher_vectors import TeacherVectors
 from trainer.data.token_store import TokenStore, take_pairs
@@ -90,28 +90,19 @@ class Distinct(NamedTuple):
     """Which of the texts were added or asked for more than once [U], bool."""
 
 
-def read_own(stored: StoredBatch, store: TokenStore, place: int) -> OwnTokens:
+def read_own(own: OwnTexts, store: TokenStore) -> OwnTokens:
     """The token ids of one rank's texts.
-
-    Args:
-        stored: the batch.
-        store: of its source.
-        place: of the rank among those that the batch is for.
 
     Raises:
         DataError: if they are not those that were written.
     """
-    own = stored.dealt[place]
-    is_text = own != NO_TEXT
-    return OwnTokens(own[is_text], *store.read(stored.slots[place, is_text]))
+    return OwnTokens(own.texts, *store.read(own.slots))
 
 
-def with_tokens(stored: StoredBatch, tokens: OwnTokens) -> Batch:
-    """The batch of a rank."""
-    batch: Any = stored.batch
-    texts = stored.batch.texts
-    token_ids = OwnIds(lengths=texts.lengths, **tokens._asdict())
-    found: Batch = replace(batch, texts=replace(texts, token_ids=token_ids))
+def with_tokens(batch: Any, tokens: OwnTokens) -> Batch:
+    """The batch of a rank, from one without token ids."""
+    token_ids = OwnIds(lengths=batch.texts.lengths, **tokens._asdict())
+    found: Batch = replace(batch, texts=replace(batch.texts, token_ids=token_ids))
     return found
 
 

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from trainer.data.batch import Batch, StepPlan, StoredBatch
@@ -82,7 +81,8 @@ class Job:
         if ahead is None or plan.source not in ahead.stores:
             return make_batch(plan, source, self.encoder, self.recipe)
         stored = self._stored(plan, ahead, (ahead.rank,))
-        return with_tokens(stored, read_own(stored, ahead.stores[plan.source], 0))
+        tokens = read_own(stored.own(0), ahead.stores[plan.source])
+        return with_tokens(stored.batch, tokens)
 
     def frame(self, step: int, num_workers: int) -> Batch | SharedFrame:
         """The same in the form in which it is handed over best.
@@ -101,9 +101,15 @@ class Job:
         # of the steps that one worker of each rank makes, ranks take turns
         maker = (turn + list(self.sources).index(name)) // num_workers
         ranks = host.ranks or range(ahead.rank - host.index, ahead.rank - host.index + host.count)
-        stored, path = host.get(step, maker, lambda: self._stored(self.plan.at(step), ahead, ranks))
-        tokens = read_own(stored, ahead.stores[name], host.index)
-        return with_tokens(stored, tokens) if path is None else SharedFrame(path, tokens)
+
+        def make() -> StoredBatch:
+            return self._stored(self.plan.source_step(name, turn, step), ahead, ranks)
+
+        own, found = host.get(step, maker, make)
+        tokens = read_own(own, ahead.stores[name])
+        if isinstance(found, str):
+            return SharedFrame(found, tokens)
+        return with_tokens(found, tokens)
 
     def _stored(self, plan: StepPlan, ahead: Ahead, ranks: Sequence[int]) -> StoredBatch:
         """A batch of a source that was tokenised ahead, for some ranks."""
@@ -151,7 +157,7 @@ class Share(NamedTuple):
 
 def work(job: Job, share: Share, pipe: IO[bytes]) -> None:
     """Makes a worker's batches and writes them; stops at the first of our errors."""
-    unread: deque[Path] = deque()
+    unread: deque[str] = deque()
     for step in share.steps:
         if job.owner(step, share.num_workers) != share.number:
             continue
@@ -171,7 +177,7 @@ def work(job: Job, share: Share, pipe: IO[bytes]) -> None:
             unread.append(frame.path)
 
 
-def _wait_for_reader(unread: deque[Path], pipe: IO[bytes]) -> None:
+def _wait_for_reader(unread: deque[str], pipe: IO[bytes]) -> None:
     """Waits while too many steps in shared memory were not taken: their frames fill no pipe.
 
     Args:
@@ -184,7 +190,7 @@ def _wait_for_reader(unread: deque[Path], pipe: IO[bytes]) -> None:
     reader = select.poll()
     reader.register(pipe, 0)  # says of its end alone
     while len(unread) >= MOST_UNREAD:
-        if not unread[0].exists():
+        if not os.path.exists(unread[0]):
             unread.popleft()
         elif reader.poll(NAP_MS):
             raise BrokenPipeError
