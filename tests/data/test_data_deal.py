@@ -50,7 +50,7 @@ def test_groups_are_dealt_by_themselves(
         assert own[own != NO_TEXT].tolist() == np.concatenate(hands).tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(lengths=LENGTHS, num_ranks=st.integers(1, 9), data=st.data())
 def test_some_ranks_are_dealt_what_all_of_them_are(
     lengths: np.ndarray, num_ranks: int, data: st.DataObject
