@@ -210,7 +210,8 @@ class StoredBatch:
     """The texts of each of these ranks [k, R], int64, ascending; NO_TEXT before them where a rank
     has fewer than others."""
     slots: np.ndarray
-    """Where the tokens of each of these texts are in the store of the source [k, R], int64."""
+    """Where the tokens of each of these texts are in the store of the source [k, R], int64; any
+    number where there is no text."""
     batch: Batch
     """All but token ids: the same on every rank."""
 

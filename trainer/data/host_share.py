@@ -149,9 +149,10 @@ class _Pickler(pickle.Pickler):
         if not any(value.strides):
             return np.broadcast_to, (value.flat[0], value.shape)
         if value.ndim == 2 and value.dtype == np.int64:
-            counted = counted_from(int(value.flat[0]), value.shape)
-            if value[-1, -1] == counted[-1, -1] and np.array_equal(value, counted):
-                return counted_from, (int(value.flat[0]), value.shape)
+            first, last = int(value[0, 0]), int(value[-1, -1])
+            is_counted = first >= 0 and last - first == value.size - 1
+            if is_counted and np.array_equal(value, counted_from(first, value.shape)):
+                return counted_from, (first, value.shape)
         return NotImplemented
 
 
