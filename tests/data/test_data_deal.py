@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.deal import NO_TEXT, TextGroup, deal, deal_all
+from trainer.data.deal import NO_TEXT, TextGroup, deal, deal_all, deal_to
 
 LENGTHS = st.lists(st.integers(1, 70_000), min_size=1, max_size=200).map(np.array)
 
@@ -48,3 +48,25 @@ def test_groups_are_dealt_by_themselves(
         ]
         own = deal_all(lengths, groups, num_ranks)[:, rank]
         assert own[own != NO_TEXT].tolist() == np.concatenate(hands).tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, num_ranks=st.integers(1, 9), data=st.data())
+def test_some_ranks_are_dealt_what_all_of_them_are(
+    lengths: np.ndarray, num_ranks: int, data: st.DataObject
+) -> None:
+    middle = data.draw(st.integers(0, len(lengths)))
+    halves = (range(middle), range(middle, len(lengths)))
+    groups = [TextGroup(ids, 0) for ids in halves]
+    apart = [TextGroup(np.array(ids, np.int64), 0) for ids in halves]
+    ranks = data.draw(st.lists(st.integers(0, num_ranks - 1), min_size=1, unique=True))
+    whole = deal_all(lengths, groups, num_ranks)
+    assert np.array_equal(deal_all(lengths, apart, num_ranks), whole)
+    for kind in (groups, apart):
+        found = deal_to(lengths.astype(np.int32), kind, ranks, num_ranks)
+        assert np.array_equal(found, np.sort(whole[:, ranks].T, axis=1))
+
+
+def test_texts_whose_lengths_and_number_need_many_bits_are_dealt_too() -> None:
+    lengths = np.array([3, 1 << 30, 5, 1, 1 << 30, 2])
+    assert deal(lengths, 2).tolist() == [[1, 4], [0, 2], [5, 3]]

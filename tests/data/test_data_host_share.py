@@ -21,7 +21,16 @@ import pytest
 from tests.support.both_modes import assert_same, stores_in
 from tests.support.data_files import byte_tokenizer, data_recipe, ir_source, write_jsonl
 from trainer.data import host_share
-from trainer.data.batch import Batch, IrBatch, StepPlan, StoredBatch, Texts, no_ids
+from trainer.data.batch import (
+    Batch,
+    IrBatch,
+    OwnTexts,
+    StepPlan,
+    StoredBatch,
+    Texts,
+    no_ids,
+)
+from trainer.data.deal import NO_TEXT
 from trainer.data.host_share import HostShare, new_folder, read_shared, shared_folder, shared_memory
 from trainer.data.loader import batches
 from trainer.data.plan import DataPlan
@@ -46,7 +55,7 @@ def folder() -> Iterator[Path]:
 def stored(step: int, size: int = 5) -> StoredBatch:
     """A step whose arrays say which it is."""
     number = np.arange(size, dtype=np.int64) + step
-    texts = Texts(token_ids=no_ids(number), num_prompt_tokens=number, groups=None)
+    texts = Texts(token_ids=no_ids(number), num_prompt_tokens=np.broadcast_to(3, size), groups=None)
     plan = StepPlan(step=step, task="ir", source="s", epoch=0, rows=number)
     batch = IrBatch(
         plan=plan,
@@ -55,16 +64,26 @@ def stored(step: int, size: int = 5) -> StoredBatch:
         passages=np.stack([number, -number], axis=1),
         masked=np.empty((0, 2), np.int64),
     )
-    return StoredBatch(batch=batch, slots=number, dealt=number[:, None])
+    # of rank r the texts r and r + 1, and those before them
+    dealt = np.arange(2) + np.arange(NUM_RANKS)[:, None]
+    dealt = np.concatenate([np.full((NUM_RANKS, 1), NO_TEXT), dealt], axis=1)
+    return StoredBatch(batch=batch, slots=10 * dealt + step, dealt=dealt)
 
 
-def assert_is(found: StoredBatch, step: int) -> None:
-    assert isinstance(found.batch, IrBatch)
-    assert found.batch.plan.step == step
-    for array in (found.slots, found.batch.query, found.batch.texts.lengths):
-        assert array.tolist() == [step, step + 1, step + 2, step + 3, step + 4]
-    assert found.batch.passages.T.tolist() == [found.slots.tolist(), (-found.slots).tolist()]
-    assert found.batch.masked.shape == (0, 2)
+def assert_is(found: Batch | str, step: int) -> None:
+    batch = read_shared(found) if isinstance(found, str) else found
+    assert isinstance(batch, IrBatch)
+    assert batch.plan.step == step
+    numbers = [step, step + 1, step + 2, step + 3, step + 4]
+    for array in (batch.query, batch.texts.lengths, batch.passages[:, 0], -batch.passages[:, 1]):
+        assert array.tolist() == numbers
+    assert batch.texts.num_prompt_tokens.tolist() == [3] * 5
+    assert batch.masked.shape == (0, 2)
+
+
+def assert_own(own: OwnTexts, rank: int, step: int) -> None:
+    assert own.texts.tolist() == [rank, rank + 1]
+    assert own.slots.tolist() == [10 * rank + step, 10 * rank + 10 + step]
 
 
 def names(folder: Path) -> list[str]:
@@ -83,11 +102,11 @@ def test_each_step_is_made_once_and_read_by_all(folder: Path) -> None:
                 made.append((step, index))
                 return stored(step)
 
-            found, path = share.get(step, step, make)
-            assert path is not None
-            assert_is(found, step)
-            assert_is(read_shared(path), step)
-            path.unlink()
+            own, path = share.get(step, step, make)
+            assert isinstance(path, str)
+            assert_own(own, index, step)
+            assert_is(path, step)
+            os.unlink(path)
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(NUM_RANKS)]
     for thread in threads:
@@ -102,11 +121,13 @@ def test_what_one_rank_writes_to_its_arrays_no_other_sees(folder: Path) -> None:
     folder.mkdir()
     first, second = (HostShare(folder=folder, index=index, count=2) for index in (0, 1))
     first.get(4, 0, lambda: stored(4))
-    (one, path), (other, _) = (second.get(4, 0, lambda: stored(0)) for _ in range(2))
-    one.slots[:] = -7
+    _, path = second.get(4, 0, lambda: stored(0))
+    assert isinstance(path, str)
+    one, other = read_shared(path), read_shared(path)
+    assert isinstance(one, IrBatch)
+    one.query[:] = -7
     assert_is(other, 4)
-    assert path is not None
-    path.unlink()
+    os.unlink(path)
     assert_is(other, 4)
 
 
@@ -116,9 +137,10 @@ def test_a_rank_that_waited_long_makes_the_step_and_its_late_file_is_not_left(
     folder.mkdir()
     monkeypatch.setattr(host_share, "PATIENCE_SEC", 0.02)
     late, other = (HostShare(folder=folder, index=index, count=2) for index in (0, 1))
-    found, path = other.get(2, 0, lambda: stored(2))
-    assert path is None
+    own, found = other.get(2, 0, lambda: stored(2))
+    assert isinstance(found, IrBatch)
     assert_is(found, 2)
+    assert_own(own, 1, 2)
     late.get(2, 0, lambda: stored(2))
     assert {name: (folder / name).stat().st_size > 0 for name in names(folder)} == {
         "2.0": True,
@@ -141,16 +163,17 @@ def test_without_room_every_rank_makes_the_step_at_once(
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         maker, other = (HostShare(folder=folder, index=index, count=2) for index in (0, 1))
-        made, no_path = maker.get(2, 0, lambda: stored(2, size=500))
+        _, made = maker.get(2, 0, lambda: stored(2, size=500))
     finally:
         if fault == "refused":
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             signal.signal(signal.SIGXFSZ, handler)
     began = time.monotonic()
-    found, path = other.get(2, 0, lambda: stored(2))
+    _, found = other.get(2, 0, lambda: stored(2))
     assert time.monotonic() - began < host_share.PATIENCE_SEC  # it does not wait for nothing
-    assert no_path is path is None
-    assert len(made.slots) == 500
+    assert isinstance(made, IrBatch)
+    assert len(made.query) == 500
+    assert isinstance(found, IrBatch)
     assert_is(found, 2)
 
 
@@ -196,10 +219,10 @@ def test_nobody_waits_for_ever_where_no_name_can_be_given(
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
     try:
         share = HostShare(folder=folder, index=1, count=2)
-        found, path = share.get(2, 0, lambda: stored(2))
+        _, found = share.get(2, 0, lambda: stored(2))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert path is None
+    assert isinstance(found, IrBatch)
     assert_is(found, 2)
 
 
@@ -219,8 +242,8 @@ def test_where_no_folder_can_be_made_every_rank_makes_every_step_at_once(
     began = time.monotonic()
     with shared_folder(share):
         for step in range(2):
-            found, path = share.get(step, step, lambda step=step: stored(step))  # type: ignore[misc]
-            assert path is None
+            _, found = share.get(step, step, lambda step=step: stored(step))  # type: ignore[misc]
+            assert isinstance(found, IrBatch)
             assert_is(found, step)
     assert time.monotonic() - began < host_share.PATIENCE_SEC
     assert "folder: not made (Not a directory); every rank of this host makes all " in caplog.text
@@ -233,8 +256,8 @@ def test_steps_leave_room_for_others(folder: Path, monkeypatch: pytest.MonkeyPat
     for over, is_shared in ((1, True), (0, False)):
         usage = shutil.disk_usage(folder)._replace(total=10 * size, free=6 * size + over)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
-        _, path = share.get(over, 0, lambda: stored(0))
-        assert (path is not None) is is_shared
+        _, found = share.get(over, 0, lambda: stored(0))
+        assert isinstance(found, str) is is_shared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The data plan: permutations, turns and their promises, for any recipe."""
 
 import hashlib
+import math
 import sys
 import tracemalloc
 from decimal import Decimal
@@ -177,6 +178,37 @@ def test_exposure_counts_what_the_steps_draw(case):
 def test_permutation_is_one(num_rows):
     rows = permute(np.arange(num_rows), num_rows, keys_of(7, "name", 3))
     assert sorted(rows.tolist()) == list(range(num_rows))
+
+
+def mixed_by_hand(value: int, key: int, side: int) -> int:
+    """A round's draw in whole numbers."""
+    bits = (value + key) * 0x9E3779B97F4A7C15 % 2**64
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
+    return (bits >> 32) * side >> 32
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 12, 1000, (1 << 61) + 7])
+def test_a_permutation_is_that_of_a_plain_reading(num_rows):
+    keys = keys_of(5, "name", 2)
+    width = math.isqrt(num_rows - 1) + 1
+    height = -(-num_rows // width)
+
+    def shuffled(cell: int) -> int:
+        row, column = divmod(cell, width)
+        for number, key in enumerate(keys.tolist()):
+            if number % 2:
+                row = (row + mixed_by_hand(column, key, height)) % height
+            else:
+                column = (column + mixed_by_hand(row, key, width)) % width
+        return row * width + column
+
+    indices = sorted({*range(min(num_rows, 30)), num_rows - 1})
+    for index, found in zip(indices, permute(np.array(indices), num_rows, keys), strict=True):
+        cell = shuffled(index)
+        while cell >= num_rows:
+            cell = shuffled(cell)
+        assert found == cell
 
 
 def test_permutations_of_four_rows_are_equally_likely():

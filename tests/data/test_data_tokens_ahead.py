@@ -190,12 +190,16 @@ def test_known_positives_are_those_of_a_naive_search() -> None:
 
 def test_digests_that_share_one_half_are_told_apart() -> None:
     digests = np.array([[5, 1], [5, 2], [6, 1], [5, 1], [5, 2], [7, 7]], np.uint64)
-    found = number_digests(digests)
+    found = number_digests(digests, np.arange(6), 6)
     assert found.number.tolist() == [0, 1, 2, 0, 1, 3]
     assert found.first.tolist() == [0, 1, 2, 5]
-    found = number_digests(digests[[0, 2, 5, 0]] << np.uint64(60))
+    assert found.several.tolist() == [True, True, False, False]
+    found = number_digests(digests[[0, 2, 5, 0]] << np.uint64(60), np.arange(4), 4)
     assert (found.number.tolist(), found.first.tolist()) == ([0, 1, 2, 0], [0, 1, 2])
-    assert number_digests(digests[:0]).number.tolist() == []
+    found = number_digests(digests[[0, 2, 0]], np.array([1, 3, 4]), 6)
+    assert (found.number.tolist(), found.first.tolist()) == ([0, 1, 2, 3, 1, 4], [0, 1, 2, 3, 5])
+    assert found.several.tolist() == [False, True, False, False, False]
+    assert number_digests(digests[:0], np.arange(0), 0).number.tolist() == []
 
 
 def test_a_store_holds_every_text_and_what_it_takes_is_said_before(

@@ -87,5 +87,5 @@ def assert_stored_alike(whole: Batch, source: Source, encoder: TextEncoder, reci
                 stored = make_stored_batch(
                     whole.plan, source, table, settings, recipe.seed, num_ranks=num_ranks
                 )
-                own = with_tokens(stored, read_own(stored, store, rank))
+                own = with_tokens(stored.batch, read_own(stored.own(rank), store))
                 assert_same(whole, own, rank=rank, num_ranks=num_ranks)

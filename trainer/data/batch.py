@@ -8,12 +8,15 @@ it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from trainer.data.deal import TextGroup
+from trainer.data.deal import NO_TEXT, TextGroup
 from trainer.recipe.schema import Task
+
+LENGTHS = np.dtype(np.int32)
+"""Of numbers of tokens of texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class OwnIds(Sequence[np.ndarray]):
     """Token ids of the texts that one rank embeds, among those of all ranks."""
 
     lengths: np.ndarray
-    """Tokens of each text of the step [U], int64."""
+    """Tokens of each text of the step [U], int32."""
     own: np.ndarray
     """The texts whose ids are here [k], int64, ascending."""
     ids: np.ndarray
@@ -63,7 +66,7 @@ def no_ids(lengths: np.ndarray) -> OwnIds:
     """Texts of which no rank's ids were read yet.
 
     Args:
-        lengths: tokens of each text [U], int64.
+        lengths: tokens of each text [U], int32.
     """
     none = np.empty(0, np.int64)
     return OwnIds(lengths=lengths, own=none, ids=none.astype(np.uint16), ends=none)
@@ -88,10 +91,10 @@ class Texts:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text [U], int64."""
+        """Tokens of each text [U], int32."""
         if isinstance(self.token_ids, OwnIds):
             return self.token_ids.lengths
-        return np.array([len(ids) for ids in self.token_ids], np.int64)
+        return np.array([len(ids) for ids in self.token_ids], LENGTHS)
 
 
 class Batch(Protocol):
@@ -184,14 +187,34 @@ class LabelsBatch:
     """See `Batch.num_masked`: candidates that share a label with the anchor."""
 
 
+class OwnTexts(NamedTuple):
+    """The texts of one rank in a batch whose token ids are on disk."""
+
+    texts: np.ndarray
+    """Which [n], int64, ascending."""
+    slots: np.ndarray
+    """Where the tokens of each are in the store of the source [n], int64."""
+
+    @classmethod
+    def of(cls, dealt: np.ndarray, slots: np.ndarray) -> "OwnTexts":
+        """Those of a rank; see `StoredBatch` [R], int64."""
+        is_text = dealt != NO_TEXT
+        return cls(dealt[is_text], slots[is_text])
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredBatch:
-    """A global batch whose token ids are on disk: what is the same on every rank."""
+    """A global batch whose token ids are on disk, for the k ranks of a host or some of them."""
 
-    batch: Batch
-    """All but token ids."""
-    slots: np.ndarray
-    """Where the tokens of each text are in the store of the source [U], int64."""
     dealt: np.ndarray
-    """The text of each rank in each round [R, W], int64, or NO_TEXT; rounds of one group of texts
-    after another."""
+    """The texts of each of these ranks [k, R], int64, ascending; NO_TEXT before them where a rank
+    has fewer than others."""
+    slots: np.ndarray
+    """Where the tokens of each of these texts are in the store of the source [k, R], int64; any
+    number where there is no text."""
+    batch: Batch
+    """All but token ids: the same on every rank."""
+
+    def own(self, place: int) -> OwnTexts:
+        """The texts of the rank in a place among these."""
+        return OwnTexts.of(self.dealt[place], self.slots[place])

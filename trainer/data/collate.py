@@ -4,8 +4,10 @@ Everything is a function of (seed, step), so whoever collates a step gets the sa
 batch of a task holds is decided in the task's own file.
 """
 
+from collections.abc import Sequence
+
 from trainer.data.batch import Batch, StepPlan, StoredBatch
-from trainer.data.deal import deal_all
+from trainer.data.deal import deal_to
 from trainer.data.slot_table import SlotTable
 from trainer.data.sources import Source
 from trainer.data.tasks import TASK_DATA
@@ -43,6 +45,7 @@ def make_stored_batch(
     seed: int,
     *,
     num_ranks: int,
+    ranks: Sequence[int] | None = None,
 ) -> StoredBatch:
     """The same batch of a source that was tokenised ahead; `read_own` reads a rank's token ids.
 
@@ -53,10 +56,12 @@ def make_stored_batch(
         settings: of the source's steps.
         seed: of the run.
         num_ranks: ranks that its texts are dealt to.
+        ranks: those that it is for; None: all.
     """
     collate = TASK_DATA[plan.task].collate_stored
     assert collate is not None, f"tokens of a {plan.task} source"
     batch, slots = collate(plan, source, table, settings, seed)
     assert batch.texts.groups is not None
-    dealt = deal_all(batch.texts.lengths, batch.texts.groups, num_ranks)
-    return StoredBatch(batch=batch, slots=slots, dealt=dealt)
+    own = range(num_ranks) if ranks is None else ranks
+    dealt = deal_to(batch.texts.lengths, batch.texts.groups, own, num_ranks)
+    return StoredBatch(batch=batch, slots=slots[dealt], dealt=dealt)

@@ -6,7 +6,9 @@ follows from the step; one that waits too long makes it for itself, which gives 
 """
 
 import fcntl
+import io
 import logging
+import math
 import mmap
 import os
 import pickle
@@ -16,11 +18,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BufferedWriter
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from trainer.data.batch import Batch, StoredBatch
+import numpy as np
+
+from trainer.data.batch import Batch, OwnTexts, StoredBatch
 from trainer.data.slot_table import OwnTokens, with_tokens
 
 logger = logging.getLogger(__name__)
@@ -33,12 +38,14 @@ MIN_ROWS = 1024
 """Steps of fewer rows are made by every rank: that takes less time than to wait for another."""
 PATIENCE_SEC = 2.0
 """A rank waits so long for another one's step before it makes the step itself."""
-FIRST_NAP_SEC, LAST_NAP_SEC = 0.001, 0.008
+FIRST_NAP_SEC, LAST_NAP_SEC = 0.008, 0.016
 LEFT_SHARE = 0.5
 """Of the shared memory that steps leave free; NCCL and others need theirs."""
 ALIGNMENT = 64
 """Bytes; arrays begin at multiples of it."""
-COUNT = struct.Struct("<Q")
+COUNTED = 1 << 14
+"""Multiples of it are counted to, as steps of a source have slightly different numbers of texts."""
+COUNT, OWN = struct.Struct("<Q"), struct.Struct("<QQ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,42 +60,47 @@ class HostShare:
     """Ranks of the host, at least 2."""
     min_rows: int = MIN_ROWS
     """Steps of so many rows are shared."""
+    ranks: tuple[int, ...] = ()
+    """These ranks among all of the run, by index; empty: they follow each other."""
 
     def get(
         self, step: int, turn: int, make: Callable[[], StoredBatch]
-    ) -> tuple[StoredBatch, Path | None]:
+    ) -> tuple[OwnTexts, Batch | str]:
         """A step, made here or by another rank.
 
         Args:
             step: of the run, 0-based.
             turn: says whose it is; the same on all ranks.
-            make: makes it, the same on all ranks.
+            make: makes it for the ranks of the host, the same on all of them.
 
         Returns:
-            It, and this rank's name of the file that it is in; None: it is in no file.
+            This rank's texts, and the batch without token ids, or this rank's name of the file that
+            it is in; `read_shared` reads that.
         """
         path = self._path(step, self.index)
-        if turn % self.count == self.index:
-            made = make()
-            self._publish(step, made)
-            return made, path if _has_content(path) else None
-        if self._is_there(path):
+        if turn % self.count != self.index and self._is_there(path):
             with suppress(OSError):  # a service that clears shared memory may have been faster
-                return read_shared(path), path
-        return make(), None
+                return read_own_texts(path, self.index), path
+        made = make()
+        if turn % self.count == self.index:
+            self._publish(step, made)
+            if _has_content(path):
+                return made.own(self.index), path
+        return made.own(self.index), made.batch
 
-    def _path(self, step: int, index: int) -> Path:
-        return self.folder / f"{step}.{index}"
+    def _path(self, step: int, index: int) -> str:
+        return f"{self.folder}/{step}.{index}"
 
-    def _is_there(self, path: Path) -> bool:
+    def _is_there(self, path: str) -> bool:
         """Waits until another rank has made a step; false if it is not in a file."""
         nap, until = FIRST_NAP_SEC, time.monotonic() + PATIENCE_SEC
-        while not path.exists():
-            if not self.folder.is_dir():
+        while not os.path.exists(path):
+            if not os.path.isdir(self.folder):
                 return False
             if time.monotonic() > until:
                 try:
-                    path.touch(exist_ok=False)  # so that no file gets this name, to be left there
+                    # so that no file gets this name, to be left there
+                    os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
                 except FileExistsError:
                     break
                 except OSError:
@@ -118,51 +130,110 @@ class HostShare:
             building.unlink(missing_ok=True)
 
 
-def _has_content(path: Path) -> bool:
+def _has_content(path: str) -> bool:
     try:
-        return path.stat().st_size > 0
+        return os.stat(path).st_size > 0
     except OSError:
         return False
 
 
+class _Pickler(pickle.Pickler):
+    """Writes one number in place of an array that repeats it or counts up from it.
+
+    Shared memory is taken page by page, which costs several times what copying does.
+    """
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not np.ndarray or value.size < 2:
+            return NotImplemented
+        if not any(value.strides):
+            return np.broadcast_to, (value.flat[0], value.shape)
+        if value.ndim == 2 and value.dtype == np.int64:
+            first, last = int(value[0, 0]), int(value[-1, -1])
+            is_counted = first >= 0 and last - first == value.size - 1
+            if is_counted and np.array_equal(value, counted_from(first, value.shape)):
+                return counted_from, (first, value.shape)
+        return NotImplemented
+
+
+def counted_from(first: int, shape: tuple[int, int]) -> np.ndarray:
+    """The numbers from one on, row by row, int64; it must not be written to."""
+    count = math.prod(shape)
+    return _numbers(-(-(first + count) // COUNTED) * COUNTED)[first : first + count].reshape(shape)
+
+
+@lru_cache(maxsize=1)
+def _numbers(count: int) -> np.ndarray:
+    """The numbers below one, which the batches of many steps have in common."""
+    numbers = np.arange(count)
+    numbers.flags.writeable = False
+    return numbers
+
+
 def _parts(made: StoredBatch) -> list[bytes | memoryview]:
-    """A step as a file: sizes, the pickled objects, and their arrays as they are in memory."""
+    """A step as a file: the texts of each rank, then the batch.
+
+    Of the texts the number of ranks, the bytes of each, and what `StoredBatch` says of one after
+    another; of the batch sizes, the pickled objects, and their arrays as they are in memory.
+    """
     buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(made, protocol=5, buffer_callback=buffers.append)
-    arrays = [buffer.raw() for buffer in buffers]
+    content = io.BytesIO()
+    _Pickler(content, protocol=5, buffer_callback=buffers.append).dump(made.batch)
+    head, arrays = content.getbuffer(), [buffer.raw() for buffer in buffers]
+    own = np.stack([made.dealt, made.slots], axis=1)  # [k, 2, R]
     sizes = [len(arrays), len(head), *map(len, arrays)]
-    parts: list[bytes | memoryview] = [b"".join(map(COUNT.pack, sizes))]
+    begin = (OWN.pack(len(own), own[0].nbytes), own.tobytes(), *map(COUNT.pack, sizes))
+    parts: list[bytes | memoryview] = [b"".join(begin)]
     contents: list[bytes | memoryview] = [head, *arrays]
     for part in contents:
         parts.extend((bytes(-len(parts[-1]) % ALIGNMENT), part))
     return parts
 
 
-def read_shared(path: Path) -> StoredBatch:
-    """A step that was written, its arrays as views of the file.
+def read_own_texts(path: str, index: int) -> OwnTexts:
+    """The texts of one rank of the host in a step that was written.
+
+    Raises:
+        OSError: if the file is not there.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        _, size = OWN.unpack(os.pread(file, OWN.size, 0))
+        content = os.pread(file, size, OWN.size + index * size)
+    finally:
+        os.close(file)
+    return OwnTexts.of(*np.frombuffer(content, np.int64).reshape(2, -1))
+
+
+def read_shared(path: str) -> Batch:
+    """The batch of a step that was written, without token ids, its arrays as views of the file.
 
     What is written to them stays in this process.
 
     Raises:
         OSError: if the file is not there.
     """
-    with path.open("rb") as file:
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    num_arrays, *_ = COUNT.unpack_from(content)
-    sizes = [COUNT.unpack_from(content, COUNT.size * (1 + i))[0] for i in range(num_arrays + 1)]
-    end, parts = COUNT.size * (num_arrays + 2), []
-    for size in sizes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        content = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))
+    finally:
+        os.close(file)
+    num_ranks, size = OWN.unpack_from(content)
+    start = OWN.size + num_ranks * size
+    num_arrays, *_ = COUNT.unpack_from(content, start)
+    end, parts = start + COUNT.size * (num_arrays + 2), []
+    for size in struct.unpack_from(f"<{num_arrays + 1}Q", content, start + COUNT.size):
         start = end + -end % ALIGNMENT
         end = start + size
         parts.append(content[start:end])
-    found: StoredBatch = pickle.loads(parts[0], buffers=parts[1:])
+    found: Batch = pickle.loads(parts[0], buffers=parts[1:])
     return found
 
 
 class SharedFrame(NamedTuple):
     """A batch that lies in shared memory but for the token ids of one rank."""
 
-    path: Path
+    path: str
     """The rank's name of the file."""
     tokens: OwnTokens
     """Of the rank's texts."""
@@ -173,9 +244,10 @@ class SharedFrame(NamedTuple):
         Raises:
             OSError: if it is gone.
         """
-        stored = read_shared(self.path)
-        self.path.unlink(missing_ok=True)
-        return with_tokens(stored, self.tokens)
+        batch = read_shared(self.path)
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+        return with_tokens(batch, self.tokens)
 
 
 def shared_memory() -> str | None:

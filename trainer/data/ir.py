@@ -5,7 +5,7 @@ Letters: G queries, P positives and N negatives per query.
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -15,11 +15,17 @@ from trainer.data.batch import IrBatch, StepPlan
 from trainer.data.beir import BeirFolder, open_folder, read_gains
 from trainer.data.columns import Columns
 from trainer.data.held_out_source import folder_of, origin_of, owner_of
-from trainer.data.known_positives import ABSENT, NO_PAIRS, known_positives, spread
+from trainer.data.known_positives import (
+    ABSENT,
+    NO_PAIRS,
+    known_positives,
+    repeated_positives,
+    spread,
+)
 from trainer.data.layouts import SetFolder, is_beir_folder
 from trainer.data.records import IrRecord
 from trainer.data.row_texts import RowTexts
-from trainer.data.slot_table import SlotTable
+from trainer.data.slot_table import SlotTable, is_repeated
 from trainer.data.sources import Source
 from trainer.data.text_table import TextTable
 from trainer.errors import DataError
@@ -86,27 +92,42 @@ def collate_stored(
     plan: StepPlan, source: Source, table: SlotTable, settings: IrRecipe, seed: int
 ) -> tuple[IrBatch, np.ndarray]:
     """As `collate`, and the slot of each text, from tokens that were made ahead."""
-    store = table.store
+    store, width = table.store, settings.positives + settings.negatives
     starts, num_slots = store.spans(plan.rows)
     num_positives = store.num_positives(plan.rows)
-    keys = (_key(plan, seed, row) for row in plan.rows.tolist())
-    drawn = draw_numbers(num_positives, num_slots - 1 - num_positives, settings, keys)
-    present = drawn != ABSENT
-    slots = np.where(present, starts[:, None] + 1 + drawn, ABSENT)
-    has_mask = settings.mask != "none"
+    num_negatives = num_slots - 1 - num_positives
+    drawn = draw_numbers(
+        num_positives, num_negatives, settings, lambda row: _key(plan, seed, int(plan.rows[row]))
+    )
+    present = None if num_negatives.all() or not settings.negatives else drawn != ABSENT
+    # a row whose positives are its targets, each in one slot, and whose negatives are too
+    once = (num_positives == settings.positives) & ~is_repeated(plan.rows)
+    once &= (num_negatives >= settings.negatives) | (num_negatives == 0)
     # the first slot of a record is its query, positives follow
-    asked = spread(starts + 1, num_positives) if has_mask else starts[:0]
-    found = table.distinct(np.concatenate([starts, slots[present]]), asked, num_queries=len(starts))
-    query = found.added[: len(starts)]
-    passages = np.full(slots.shape, ABSENT, np.int64)
-    passages[present] = found.added[len(starts) :]
+    slots = drawn
+    slots += (starts + 1)[:, None]
+    has_mask = settings.mask != "none"
+    is_asked = ~once & has_mask
+    found = table.distinct(
+        np.concatenate([starts, slots.reshape(-1) if present is None else slots[present]]),
+        spread(starts[is_asked] + 1, num_positives[is_asked]),
+        twice=_of_slots(~once, width, present),
+        num_queries=len(starts),
+    )
+    query, passages = found.added[: len(starts)], found.added[len(starts) :]
+    passages = _in_slots(passages, (len(starts), width), present)
     teacher = None
     if store.has_scores and not np.isnan(store.scores(starts + 1)).all():
-        teacher = np.where(present, store.scores(slots), np.float32(np.nan))
+        teacher = store.scores(slots)
+        if present is not None:
+            teacher[~present] = np.nan
     masked = NO_PAIRS
-    if has_mask:
+    if has_mask and found.several.any():
+        targets = passages[once, : settings.positives].reshape(-1)
+        known = _merged(np.repeat(once, num_positives), targets, found.asked)
+        known = repeated_positives(query, known, num_positives, found.several)
         masked = known_positives(
-            query, found.asked, num_positives, passages, num_positives=settings.positives
+            query, known, num_positives, passages, num_positives=settings.positives
         )
     batch = IrBatch(
         plan=plan,
@@ -117,6 +138,32 @@ def collate_stored(
         teacher=teacher,
     )
     return batch, found.slots
+
+
+def _of_slots(rows: np.ndarray, width: int, present: np.ndarray | None) -> np.ndarray:
+    """What is true of rows [G], for each query and then for each slot that is not empty, bool."""
+    slots = np.repeat(rows, width)
+    return np.concatenate([rows, slots if present is None else slots[present.reshape(-1)]])
+
+
+def _in_slots(
+    indices: np.ndarray, shape: tuple[int, int], present: np.ndarray | None
+) -> np.ndarray:
+    """Indices in the slots that are not empty, ABSENT in the others, int64."""
+    if present is None:
+        return indices.reshape(shape)
+    found = np.full(shape, ABSENT, np.int64)
+    found[present] = indices
+    return found
+
+
+def _merged(is_first: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Numbers from two lists, each in its order, by which of them has the next one [n], int64."""
+    if not len(second):
+        return first
+    found = np.empty(len(is_first), np.int64)
+    found[is_first], found[~is_first] = first, second
+    return found
 
 
 def _key(plan: StepPlan, seed: int, row: int) -> str:
@@ -147,7 +194,10 @@ def draw_passages(record: IrRecord, ir: IrRecipe, key: str) -> list[Passage | No
 
 
 def draw_numbers(
-    num_positives: np.ndarray, num_negatives: np.ndarray, ir: IrRecipe, keys: Iterable[str]
+    num_positives: np.ndarray,
+    num_negatives: np.ndarray,
+    ir: IrRecipe,
+    key: Callable[[int], str],
 ) -> np.ndarray:
     """What `draw_passages` draws of many records, by its number among a record's passages.
 
@@ -157,24 +207,31 @@ def draw_numbers(
         num_positives: of each record [G], int64, at least 1.
         num_negatives: of each record [G], int64.
         ir: slots per query.
-        keys: seed of each record's choice.
+        key: seeds a record's choice, by its place among these.
 
     Returns:
         Positives before negatives [G, P + N], int64; ABSENT in the negative slots of a record that
         has none.
     """
-    count, some = num_positives[:, None], np.maximum(num_negatives, 1)[:, None]
-    negatives = np.where(num_negatives[:, None], count + np.arange(ir.negatives) % some, ABSENT)
-    drawn = np.concatenate([np.arange(ir.positives) % count, negatives], axis=1)
-    by_chance = (ir.positives % count != 0) | ((num_negatives[:, None] > 0) &
-                                               (ir.negatives % some != 0))  # fmt: skip
+    kinds, kind = _kinds(num_positives, num_negatives)
+    count, some = kinds[:, :1], np.maximum(kinds[:, 1:], 1)
+    negatives = np.where(kinds[:, 1:], count + np.arange(ir.negatives) % some, ABSENT)
+    drawn_of_kind = np.concatenate([np.arange(ir.positives) % count, negatives], axis=1)
+    by_chance = (ir.positives % count != 0) | ((kinds[:, 1:] > 0) & (ir.negatives % some != 0))
+    drawn = drawn_of_kind.take(kind, axis=0)
     if by_chance.any():
-        rows = zip(by_chance[:, 0].tolist(), num_positives.tolist(), num_negatives.tolist(), keys,
-                   strict=True)  # fmt: skip
-        for row, (is_drawn, positives, negatives_of_row, key) in enumerate(rows):
-            if is_drawn:
-                drawn[row] = _draw_one(positives, negatives_of_row, ir, key)
+        for row in np.flatnonzero(by_chance[kind, 0]).tolist():
+            drawn[row] = _draw_one(int(num_positives[row]), int(num_negatives[row]), ir, key(row))
     return drawn
+
+
+def _kinds(num_positives: np.ndarray, num_negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct pairs of the numbers of some records [k, 2], int64, and the pair of each [G]."""
+    mixed = num_positives * (int(num_negatives.max()) + 1) + num_negatives
+    first, kind = np.zeros(1, np.int64), np.zeros(len(mixed), np.int64)
+    if mixed.min() < mixed.max():
+        _, first, kind = np.unique(mixed, return_index=True, return_inverse=True)
+    return np.stack([num_positives[first], num_negatives[first]], axis=1), kind
 
 
 def _draw_one(num_positives: int, num_negatives: int, ir: IrRecipe, key: str) -> list[int]:

@@ -57,6 +57,25 @@ def known_positives(
     return np.stack([rows[is_other], columns[is_other]], axis=1).astype(np.int64)
 
 
+def repeated_positives(
+    query: np.ndarray, positives: np.ndarray, counts: np.ndarray, several: np.ndarray
+) -> np.ndarray:
+    """Positives of which `known_positives` may find a pair; ABSENT for the others.
+
+    A text that is once among all queries, positives and slots, and that is a positive of one
+    record whose query no other has, is at most in a target of that record.
+
+    Args:
+        query: as of `known_positives`.
+        positives: as of `known_positives`.
+        counts: as of `known_positives`.
+        several: whether a text is more than once among them, a positive in its own slot counted
+            once [U], bool.
+    """
+    is_asked = np.repeat(several[query], counts)
+    return np.where(is_asked | several[positives], positives, ABSENT)
+
+
 def _by_query(
     asking: np.ndarray, positives: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:

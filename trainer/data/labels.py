@@ -208,7 +208,8 @@ def collate_stored(
     anchors, _ = table.store.spans(plan.rows)
     num_queries = len(anchors) + (len(others) if source.label_texts is None else 0)
     added = np.concatenate([anchors, other_slots])
-    found = table.distinct(added, added[:0], num_queries=num_queries)
+    twice = np.ones(len(added), bool)  # an anchor may be drawn for another one
+    found = table.distinct(added, added[:0], twice=twice, num_queries=num_queries)
     flat = np.full(len(numbers), ABSENT, np.int64)
     flat[present] = found.added[len(anchors) :]
     query, labels = found.added[: len(anchors)], [*own_labels, *labels]

@@ -56,15 +56,21 @@ def _shuffle(cells: np.ndarray, width: int, height: int, keys: np.ndarray) -> np
 
 
 def _add(values: np.ndarray, steps: np.ndarray, side: int) -> np.ndarray:
-    """Sum modulo side of two arrays that are below it."""
-    total = values + steps
-    total -= np.uint64(side) * (total >= side)
-    return total
+    """Sum modulo side of two arrays that are below it, in place of the first."""
+    values += steps
+    # below 0 there are the largest numbers
+    return np.minimum(values, values - np.uint64(side), out=values)
 
 
 def _draw(values: np.ndarray, key: np.uint64, side: int) -> np.ndarray:
     """A number below side for each value: 64 mixed bits (Steele et al. 2014, SplitMix), scaled."""
-    bits = (values + key) * np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((bits >> np.uint64(32)) * np.uint64(side)) >> np.uint64(32)
+    bits = values + key
+    bits *= np.uint64(0x9E3779B97F4A7C15)
+    bits ^= bits >> np.uint64(30)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= bits >> np.uint64(27)
+    bits *= np.uint64(0x94D049BB133111EB)
+    bits >>= np.uint64(32)
+    bits *= np.uint64(side)
+    bits >>= np.uint64(32)
+    return bits

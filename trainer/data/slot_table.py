@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer.data.batch import Batch, OwnIds, StoredBatch, Texts, no_ids
-from trainer.data.deal import NO_TEXT, groups_by_side
+from trainer.data.batch import Batch, OwnIds, OwnTexts, Texts, no_ids
+from trainer.data.deal import groups_by_side
 from trainer.data.known_positives import ABSENT
 from trainer.data.teacher_vectors import TeacherVectors
 from trainer.data.token_store import TokenStore, take_pairs
@@ -26,32 +26,45 @@ class SlotTable:
     num_first: tuple[int, int] = (0, 0)
     """First tokens that the instruction gives to queries and to passages."""
 
-    def distinct(self, added: np.ndarray, asked: np.ndarray, *, num_queries: int) -> "Distinct":
+    def distinct(
+        self, added: np.ndarray, asked: np.ndarray, *, twice: np.ndarray, num_queries: int
+    ) -> "Distinct":
         """Number what is embedded, in the order in which it comes first.
 
         Args:
             added: slots of all texts that are embedded [n], int64.
             asked: slots of texts that may equal one of these [m], int64.
+            twice: which of `added` may be there once more, in `added` or in `asked` [n], bool.
             num_queries: how many of `added` are encoded as queries; they come first.
 
         """
-        store = self.store
-        number, first = number_digests(store.digests(np.concatenate([added, asked])))
-        index, found = number[: len(added)], number[len(added) :]
-        total = int(index.max()) + 1
-        slots = added[first[:total]]
-        lengths = store.lengths(slots)
-        is_query = np.zeros(total, bool)
-        is_query[index[:num_queries]] = True
-        groups = groups_by_side(lengths, is_query, self.num_first)
-        teacher = self.teacher
+        store, num_added = self.store, len(added)
+        # texts that are equal are in one slot, or in several that the store knows of
+        doubtful = np.flatnonzero(store.may_repeat(added) | twice)
+        places = np.concatenate([doubtful, np.arange(num_added, num_added + len(asked))])
+        digests = store.digests(np.concatenate([added[doubtful], asked]))
+        number, first, several = number_digests(digests, places, num_added + len(asked))
+        index, found = number[:num_added], number[num_added:]
+        slots, num_first_queries = added, num_queries
+        if len(first) < len(number):
+            total, num_first_queries = np.searchsorted(first, [num_added, num_queries]).tolist()
+            slots = added[first[:total]]
+        lengths, teacher = store.lengths(slots), self.teacher
         texts = Texts(
             token_ids=no_ids(lengths),
-            num_prompt_tokens=np.where(is_query, *store.num_prompt_tokens),
-            groups=groups,
+            num_prompt_tokens=_by_side(*store.num_prompt_tokens, num_first_queries, len(slots)),
+            groups=groups_by_side(lengths, num_first_queries, self.num_first),
             teacher_vectors=None if teacher is None else teacher.of_keys(store.keys(slots)),
         )
-        return Distinct(texts, slots, index, np.where(found < total, found, ABSENT))
+        found = np.where(found < len(slots), found, ABSENT)
+        return Distinct(texts, slots, index, found, several[: len(slots)])
+
+
+def _by_side(query: int, passage: int, num_queries: int, total: int) -> np.ndarray:
+    """A number for each text of a side, queries before passages [total], int64."""
+    if query == passage:
+        return np.broadcast_to(np.int64(query), total)  # takes no memory
+    return np.repeat(np.array([query, passage], np.int64), [num_queries, total - num_queries])
 
 
 class OwnTokens(NamedTuple):
@@ -73,25 +86,23 @@ class Distinct(NamedTuple):
     """The index of each added slot [n], int64."""
     asked: np.ndarray
     """The index of each asked slot [m], int64, or ABSENT."""
+    several: np.ndarray
+    """Which of the texts were added or asked for more than once [U], bool."""
 
 
-def read_own(stored: StoredBatch, store: TokenStore, rank: int) -> OwnTokens:
+def read_own(own: OwnTexts, store: TokenStore) -> OwnTokens:
     """The token ids of one rank's texts.
 
     Raises:
         DataError: if they are not those that were written.
     """
-    own = stored.dealt[:, rank]
-    own = np.sort(own[own != NO_TEXT])
-    return OwnTokens(own, *store.read(stored.slots[own]))
+    return OwnTokens(own.texts, *store.read(own.slots))
 
 
-def with_tokens(stored: StoredBatch, tokens: OwnTokens) -> Batch:
-    """The batch of a rank."""
-    batch: Any = stored.batch
-    texts = stored.batch.texts
-    token_ids = OwnIds(lengths=texts.lengths, **tokens._asdict())
-    found: Batch = replace(batch, texts=replace(texts, token_ids=token_ids))
+def with_tokens(batch: Any, tokens: OwnTokens) -> Batch:
+    """The batch of a rank, from one without token ids."""
+    token_ids = OwnIds(lengths=batch.texts.lengths, **tokens._asdict())
+    found: Batch = replace(batch, texts=replace(batch.texts, token_ids=token_ids))
     return found
 
 
@@ -101,18 +112,39 @@ class Numbered(NamedTuple):
     number: np.ndarray
     """Of each digest [n], int64."""
     first: np.ndarray
-    """Where each number comes first, ascending, int64."""
+    """Where each number comes first, ascending [U], int64."""
+    several: np.ndarray
+    """Which numbers come more than once [U], bool."""
 
 
-def number_digests(digests: np.ndarray) -> Numbered:
-    """Number digests of 128 bits [n, 2], uint64."""
-    again, earlier = _repeats(digests)
-    is_first = np.ones(len(digests), bool)
+def number_digests(digests: np.ndarray, places: np.ndarray, total: int) -> Numbered:
+    """Number digests of 128 bits of which most are known to be different.
+
+    Args:
+        digests: those that are not [m, 2], uint64.
+        places: of these among all, ascending [m], int64.
+        total: n.
+    """
+    again, earlier = (places[found] for found in _repeats(digests))
+    if not len(again):
+        number = np.arange(total)
+        return Numbered(number, number, np.zeros(total, bool))
+    is_first = np.ones(total, bool)
     is_first[again] = False
     number = np.cumsum(is_first, dtype=np.int64)
     number -= 1
     number[again] = number[earlier]
-    return Numbered(number, np.flatnonzero(is_first))
+    first = np.flatnonzero(is_first)
+    several = np.zeros(len(first), bool)
+    several[number[again]] = True
+    return Numbered(number, first, several)
+
+
+def is_repeated(rows: np.ndarray) -> np.ndarray:
+    """Which of some rows are there more than once [n], bool."""
+    ordered = np.sort(rows)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    return np.isin(rows, repeated) if len(repeated) else np.zeros(len(rows), bool)
 
 
 def _repeats(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from trainer.data.formats.adapter import ScoredPair
 from trainer.data.held_out_source import open_table_source, origin_of, owner_of
 from trainer.data.records import StsRecord
 from trainer.data.row_texts import RowTexts
-from trainer.data.slot_table import SlotTable
+from trainer.data.slot_table import SlotTable, is_repeated
 from trainer.data.sources import Source, beir_folder
 from trainer.data.text_table import TextTable
 from trainer.errors import DataError
@@ -44,8 +44,8 @@ def collate_stored(
 ) -> tuple[StsBatch, np.ndarray]:
     """As `collate`, and the slot of each text, from tokens that were made ahead."""
     starts, _ = table.store.spans(plan.rows)
-    both = np.concatenate([starts, starts + 1])
-    found = table.distinct(both, both[:0], num_queries=len(both))
+    both, twice = np.concatenate([starts, starts + 1]), np.tile(is_repeated(plan.rows), 2)
+    found = table.distinct(both, both[:0], twice=twice, num_queries=len(both))
     batch = StsBatch(
         plan=plan,
         texts=found.texts,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainer.data.batch import Texts
+from trainer.data.batch import LENGTHS, Texts
 from trainer.data.deal import groups_by_side
 from trainer.data.known_positives import ABSENT
 from trainer.data.teacher_vectors import TeacherVectors
@@ -35,13 +35,14 @@ class TextTable:
     """Index of what is embedded: tokens, and how many of them pooling leaves out."""
     first_texts: list[str] = field(default_factory=list)
     """The text that each index was first given to, without instruction."""
-    queries: set[int] = field(default_factory=set)
-    """Indices of texts added as queries."""
+    num_queries: int = 0
+    """Texts that were added as queries, before all others."""
     passages: dict[str, int] = field(default_factory=dict)
     """Index of each text added as a passage."""
 
     def add_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Index of each text, as a query or one of a pair [n], int64."""
+        """Index of each text, as a query or one of a pair [n], int64; before any passage."""
+        assert not self.passages, "a query after a passage"
         instruction, limit = self.settings.query_instruction, self.limits.query_max_tokens
         distinct = list(dict.fromkeys(texts))
         encoded = self.encoder.encode(distinct, instruction=instruction, max_tokens=limit)
@@ -49,7 +50,7 @@ class TextTable:
             text: self._index(text, ids, encoded.num_prompt_tokens)
             for text, ids in zip(distinct, encoded.token_ids, strict=True)
         }
-        self.queries.update(index.values())
+        self.num_queries = len(self.token_ids)
         return np.array([index[text] for text in texts], np.int64)
 
     def add_passages(self, texts: Sequence[str]) -> np.ndarray:
@@ -71,16 +72,14 @@ class TextTable:
     def texts(self) -> Texts:
         """All texts added."""
         teacher = self.teacher
-        lengths = np.array([len(ids) for ids in self.token_ids], np.int64)
-        is_query = np.zeros(len(lengths), bool)
-        is_query[list(self.queries)] = True
+        lengths = np.array([len(ids) for ids in self.token_ids], LENGTHS)
         count = self.encoder.num_first_tokens
         instructions = (self.settings.query_instruction, self.settings.passage_instruction)
         first, second = map(count, instructions)
         return Texts(
             token_ids=tuple(self.token_ids),
             num_prompt_tokens=np.array(self.num_prompt_tokens, np.int64),
-            groups=groups_by_side(lengths, is_query, (first, second)),
+            groups=groups_by_side(lengths, self.num_queries, (first, second)),
             teacher_vectors=None if teacher is None else teacher.of(self.first_texts),
         )
 

@@ -14,15 +14,23 @@ import numpy as np
 
 from trainer.data.token_pieces import BUILDING, COPY_BYTES, TokenJob, read_footer, replaced
 from trainer.data.token_store import (
+    DIGESTS,
     FACTS,
     FORMAT,
     INDEX,
+    REPEATS,
     ROW_ARRAYS,
     SLOT_ARRAYS,
     damaged,
     piece_path,
 )
 
+LEAST_BUCKET_BITS, MOST_BUCKET_BITS, BUCKETS_PER_SLOT = 24, 30, 16
+"""Buckets of digests: a power of two that is so many times the number of slots, within bounds."""
+BLOCK_SLOTS = 1 << 20
+"""Digests that are held in memory at a time."""
+SEVERAL = 2
+"""Slots of a bucket, or more."""
 Footers = Sequence[dict[str, Any]]
 
 
@@ -66,13 +74,20 @@ def join_pieces(job: TokenJob) -> None:
         for form in FORMS:
             _join_array(index / f"{form.name}.npy", paths, footers, form)
         _write_starts(index)
+        _write_repeats(index)
         with replaced(index / FACTS) as file:
             file.write(json.dumps(_facts(job, footers)).encode())
-        _rename_first(index, job.folder / INDEX)
+        index.rename(job.folder / INDEX)
+    except OSError:
+        if not (job.folder / INDEX).is_dir():  # else another process was faster
+            raise
     finally:
         shutil.rmtree(index, ignore_errors=True)
     for left in job.folder.glob(f"{BUILDING}*"):
-        if left.is_file():
+        # of processes that were killed
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
             left.unlink(missing_ok=True)
 
 
@@ -107,6 +122,34 @@ def _write_starts(index: Path) -> None:
     (index / "sizes.npy").unlink()
 
 
+def _write_repeats(index: Path) -> None:
+    """Whether each slot may have the digest of another one.
+
+    Digests fall into buckets, so this takes one byte a bucket however many slots there are, and one
+    in `BUCKETS_PER_SLOT` of those that no other has is taken for one that another has.
+    """
+    digests = np.load(index / f"{DIGESTS}.npy", mmap_mode="r")
+    least = BUCKETS_PER_SLOT * len(digests)
+    bits = min(MOST_BUCKET_BITS, max(LEAST_BUCKET_BITS, least.bit_length()))
+    blocks = range(0, len(digests), BLOCK_SLOTS)
+
+    def buckets(first: int) -> np.ndarray:
+        found = digests[first : first + BLOCK_SLOTS, 0] >> np.uint64(64 - bits)
+        return found.astype(np.int64)
+
+    num_slots = np.zeros(1 << bits, np.uint8)  # in a bucket, at most SEVERAL
+    for first in blocks:
+        found = buckets(first)
+        ordered = np.sort(found)
+        is_there = num_slots[found] > 0
+        num_slots[found] = 1
+        num_slots[found[is_there]] = SEVERAL
+        num_slots[ordered[1:][ordered[1:] == ordered[:-1]]] = SEVERAL
+    with _npy(index / f"{REPEATS}.npy", np.dtype(bool), (len(digests),)) as file:
+        for first in blocks:
+            file.write((num_slots[buckets(first)] == SEVERAL).tobytes())
+
+
 @contextmanager
 def _npy(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
     """An .npy file to write the content of, on disk when the block ends."""
@@ -136,12 +179,3 @@ def _facts(job: TokenJob, footers: Footers) -> dict[str, Any]:
             for first, footer in zip(firsts[:-1], footers, strict=True)
         ],
     }
-
-
-def _rename_first(folder: Path, name: Path) -> None:
-    """Rename, unless another process was faster: its content is the same."""
-    try:
-        folder.rename(name)
-    except OSError:
-        if not name.is_dir():
-            raise

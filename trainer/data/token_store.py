@@ -19,7 +19,7 @@ import numpy as np
 
 from trainer.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the form of the files changes: older stores are made anew."""
 INDEX, FACTS = "index", "facts.json"
 DIGESTS = "digests"
@@ -37,6 +37,10 @@ SLOT_ARRAYS: Forms = {
 }
 """What the index holds of a slot: digest of its ids, where they begin in their piece, how many they
 are, CRC-32 of them as they are stored, key of the text, and its score."""
+REPEATS = "repeats"
+"""What the index holds of a slot beside that: whether another one may have the same digest, bool.
+
+It is true of all that another one has, and of few others."""
 ROW_ARRAYS: Forms = {"sizes": (np.dtype(np.int32), ()), "num_positives": (np.dtype(np.int32), ())}
 """What a piece holds of a row: its slots, and how many of them are positives."""
 SLOT_BYTES = sum(dtype.itemsize * math.prod(shape) for dtype, shape in SLOT_ARRAYS.values())
@@ -71,7 +75,7 @@ class TokenStore:
     folder: Path
     """Where the pieces are."""
     arrays: dict[str, np.ndarray] = field(repr=False)
-    """Memory-mapped: those of `SLOT_ARRAYS`, and `starts` and `num_positives` of rows."""
+    """Memory-mapped: those of `SLOT_ARRAYS` and `REPEATS`, `starts` and `num_positives` of rows."""
     piece_starts: np.ndarray = field(repr=False)
     """First slot of each piece [n], int64."""
     ids_dtype: np.dtype[Any]
@@ -106,9 +110,13 @@ class TokenStore:
         """Digest of the ids of each slot [n, 2], uint64."""
         return take_pairs(self._array(DIGESTS), slots)
 
+    def may_repeat(self, slots: np.ndarray) -> np.ndarray:
+        """Whether another slot may have the digest of each slot [n], bool; see `REPEATS`."""
+        return self._array(REPEATS).take(slots)
+
     def lengths(self, slots: np.ndarray) -> np.ndarray:
-        """Tokens of each slot [n], int64."""
-        return self._array("lengths")[slots].astype(np.int64)
+        """Tokens of each slot [n], int32."""
+        return self._array("lengths").take(slots)
 
     def keys(self, slots: np.ndarray) -> np.ndarray:
         """Key of the text of each slot, as `trainer.data.scan.text_key` makes it [n], uint64."""
@@ -127,7 +135,7 @@ class TokenStore:
         Raises:
             DataError: if they are not those that were written.
         """
-        lengths, width = self.lengths(slots), self.ids_dtype.itemsize
+        lengths, width = self.lengths(slots).astype(np.int64), self.ids_dtype.itemsize
         pieces = np.searchsorted(self.piece_starts, slots, side="right") - 1
         wanted = zip(
             pieces.tolist(),
@@ -183,13 +191,15 @@ def open_store(folder: Path) -> TokenStore | None:
     if not index.is_dir():
         return None
     facts = read_facts(index / FACTS)
+    if facts["format"] != FORMAT:
+        raise damaged(index / FACTS, f"format {facts['format']}, not {FORMAT}")
     for number, piece in enumerate(facts["pieces"]):
         path = piece_path(folder, number)
         num_bytes = path.stat().st_size if path.is_file() else None
         if num_bytes != piece["bytes"]:
             got = "missing" if num_bytes is None else f"{num_bytes} bytes, not {piece['bytes']}"
             raise damaged(path, got)
-    names = [*SLOT_ARRAYS, "starts", "num_positives"]
+    names = [*SLOT_ARRAYS, REPEATS, "starts", "num_positives"]
     arrays = {}
     for name in names:
         path = index / f"{name}.npy"

@@ -130,8 +130,8 @@ def estimate(job: TokenJob) -> Estimate:
         encoded = job.encoder.encode(texts, instruction=instruction, max_tokens=limit)
         num_tokens += sum(map(len, encoded.token_ids))
     slots, tokens = (number * total // len(rows) for number in (num_slots, num_tokens))
-    # the index stands in the pieces and once more over all of them
-    return Estimate(tokens, tokens * job.ids_dtype.itemsize + 2 * slots * SLOT_BYTES)
+    # the index stands in the pieces and once more over all of them, there with one byte more
+    return Estimate(tokens, tokens * job.ids_dtype.itemsize + slots * (2 * SLOT_BYTES + 1))
 
 
 def announce(job: TokenJob, *, num_processes: int) -> None:

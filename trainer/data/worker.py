@@ -11,10 +11,9 @@ import select
 import signal
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from trainer.data.batch import Batch, StepPlan, StoredBatch
@@ -81,8 +80,9 @@ class Job:
         source.check_files()
         if ahead is None or plan.source not in ahead.stores:
             return make_batch(plan, source, self.encoder, self.recipe)
-        stored = self._stored(plan, ahead)
-        return with_tokens(stored, read_own(stored, ahead.stores[plan.source], ahead.rank))
+        stored = self._stored(plan, ahead, (ahead.rank,))
+        tokens = read_own(stored.own(0), ahead.stores[plan.source])
+        return with_tokens(stored.batch, tokens)
 
     def frame(self, step: int, num_workers: int) -> Batch | SharedFrame:
         """The same in the form in which it is handed over best.
@@ -92,19 +92,27 @@ class Job:
         """
         name, turn = self.plan.turn(step)
         ahead = self.ahead
-        if ahead is None or ahead.host is None or name not in ahead.stores:
+        host = None if ahead is None else ahead.host
+        if ahead is None or host is None or name not in ahead.stores:
             return self.batch(step)
-        if self.plan.sources[name].batch_size < ahead.host.min_rows:
+        if self.plan.sources[name].batch_size < host.min_rows:
             return self.batch(step)
         self.sources[name].check_files()
         # of the steps that one worker of each rank makes, ranks take turns
         maker = (turn + list(self.sources).index(name)) // num_workers
-        stored, path = ahead.host.get(step, maker, lambda: self._stored(self.plan.at(step), ahead))
-        tokens = read_own(stored, ahead.stores[name], ahead.rank)
-        return with_tokens(stored, tokens) if path is None else SharedFrame(path, tokens)
+        ranks = host.ranks or range(ahead.rank - host.index, ahead.rank - host.index + host.count)
 
-    def _stored(self, plan: StepPlan, ahead: Ahead) -> StoredBatch:
-        """What is the same on all ranks in a batch of a source that was tokenised ahead."""
+        def make() -> StoredBatch:
+            return self._stored(self.plan.source_step(name, turn, step), ahead, ranks)
+
+        own, found = host.get(step, maker, make)
+        tokens = read_own(own, ahead.stores[name])
+        if isinstance(found, str):
+            return SharedFrame(found, tokens)
+        return with_tokens(found, tokens)
+
+    def _stored(self, plan: StepPlan, ahead: Ahead, ranks: Sequence[int]) -> StoredBatch:
+        """A batch of a source that was tokenised ahead, for some ranks."""
         source = self.sources[plan.source]
         table = SlotTable(
             store=ahead.stores[plan.source],
@@ -112,7 +120,9 @@ class Job:
             num_first=self.num_first[plan.source],
         )
         settings, seed = self.settings[plan.source], self.recipe.seed
-        return make_stored_batch(plan, source, table, settings, seed, num_ranks=ahead.num_ranks)
+        return make_stored_batch(
+            plan, source, table, settings, seed, num_ranks=ahead.num_ranks, ranks=ranks
+        )
 
     @cached_property
     def num_first(self) -> dict[str, tuple[int, int]]:
@@ -147,7 +157,7 @@ class Share(NamedTuple):
 
 def work(job: Job, share: Share, pipe: IO[bytes]) -> None:
     """Makes a worker's batches and writes them; stops at the first of our errors."""
-    unread: deque[Path] = deque()
+    unread: deque[str] = deque()
     for step in share.steps:
         if job.owner(step, share.num_workers) != share.number:
             continue
@@ -167,7 +177,7 @@ def work(job: Job, share: Share, pipe: IO[bytes]) -> None:
             unread.append(frame.path)
 
 
-def _wait_for_reader(unread: deque[Path], pipe: IO[bytes]) -> None:
+def _wait_for_reader(unread: deque[str], pipe: IO[bytes]) -> None:
     """Waits while too many steps in shared memory were not taken: their frames fill no pipe.
 
     Args:
@@ -180,7 +190,7 @@ def _wait_for_reader(unread: deque[Path], pipe: IO[bytes]) -> None:
     reader = select.poll()
     reader.register(pipe, 0)  # says of its end alone
     while len(unread) >= MOST_UNREAD:
-        if not unread[0].exists():
+        if not os.path.exists(unread[0]):
             unread.popleft()
         elif reader.poll(NAP_MS):
             raise BrokenPipeError

@@ -108,14 +108,14 @@ def plan_chunks(lengths: np.ndarray, *, num_ranks: int, max_tokens: int) -> Chun
     WASTE_SHARE, so full chunks stay under a few per cent of padding.
 
     Args:
-        lengths: tokens of each text [U], int64, at least 1.
+        lengths: tokens of each text [U], int32 or int64, at least 1.
         num_ranks: W.
         max_tokens: padded tokens of one chunk of one rank; one longer text is a chunk by itself.
 
     Returns:
         The plan, in which no tokens are shared; the same on every rank.
     """
-    groups = [TextGroup(np.arange(len(lengths)), 0)]
+    groups = [TextGroup(range(len(lengths)), 0)]
     return plan_groups(lengths, groups, num_ranks=num_ranks, max_tokens=max_tokens)
 
 
@@ -125,7 +125,7 @@ def plan_groups(
     """Cut the texts of each group by themselves.
 
     Args:
-        lengths: tokens of each text [U], int64, at least 1.
+        lengths: tokens of each text [U], int32 or int64, at least 1.
         groups: together all texts once.
         num_ranks: W.
         max_tokens: as of `plan_chunks`.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.deal import TextGroup
+from trainer.data.deal import TextGroup, lengths_in
 
 MOST_TOKENS = 512
 """Of a common prefix that is longer, so many tokens are shared."""
@@ -61,7 +61,7 @@ class _Step:
     def is_worth(self, group: TextGroup, common: int) -> bool:
         """Whether a group should be cut into chunks by itself, not with texts that share less."""
         saved = (group.num_shared - common) * (len(group.ids) - 1)
-        tokens = int(self.lengths[group.ids].sum())
+        tokens = int(lengths_in(self.lengths, group).sum())
         return saved >= self.least_saved and saved * LEAST_SHARE >= tokens
 
 

@@ -25,7 +25,7 @@ def step_key(seed: int, step: int) -> int:
 
 
 def lengths_of(texts: Texts) -> np.ndarray:
-    """Tokens of each text [U], int64."""
+    """Tokens of each text [U], int32."""
     return texts.lengths
 
 

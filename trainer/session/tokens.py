@@ -61,7 +61,10 @@ def _host_share(ranks: Ranks) -> HostShare | None:
     if memory[ranks.rank] is None or len(same) == 1:
         return None
     return HostShare(
-        folder=new_folder(where[same[0]][1]), index=same.index(ranks.rank), count=len(same)
+        folder=new_folder(where[same[0]][1]),
+        index=same.index(ranks.rank),
+        count=len(same),
+        ranks=tuple(same),
     )
 
 
