@@ -6,10 +6,14 @@ It must not train, merge or import torch itself.
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from tools import delta_merge
 from tools.evaluate import checked_sets
@@ -30,6 +34,29 @@ SPLIT = "dev"
 def script(name: str) -> str:
     """A script of the project as a command names it from here."""
     return name if Path.cwd() == ROOT else str(ROOT / name)
+
+
+def check_launcher(launcher: str) -> None:
+    """Look for the command that starts a training.
+
+    Raises:
+        RecipeError: if there is none, or its words cannot be told apart.
+    """
+    try:
+        words = shlex.split(launcher)
+    except ValueError as error:
+        raise _no_launcher(launcher, str(error)) from error
+    if not words or (words[0] != "python" and shutil.which(words[0], path=_path()) is None):
+        raise _no_launcher(launcher, "there is none")
+
+
+def _no_launcher(launcher: str, why: str) -> RecipeError:
+    return RecipeError(f"--launcher = {launcher}; expected a command ({why}). Correct it.")
+
+
+def _path() -> str:
+    """Where commands are looked for: those that were installed beside this Python come first."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def train_command(
@@ -160,18 +187,45 @@ def start(command: Sequence[str]) -> None:
     """Run a command, shown first; one that fails ends this one with its code.
 
     Raises:
-        RecipeError: if there is no such command.
+        RecipeError: if it cannot be started.
     """
     print(f"\n$ {shlex.join(command)}", flush=True)
     program = sys.executable if command[0] == "python" else command[0]
-    # commands that were installed beside this Python come first
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
-        done = subprocess.run([program, *command[1:]], env=os.environ | {"PATH": path}, check=False)
+        process = subprocess.Popen([program, *command[1:]], env=os.environ | {"PATH": _path()})
     except OSError as error:
-        raise RecipeError(
-            f"--launcher = {command[0]}; expected a command ({error.strerror}). Correct it."
-        ) from error
-    if done.returncode:
+        raise _no_launcher(command[0], error.strerror or str(error)) from error
+    signals = _Signals(process)
+    with signals.handed_on():
+        code = process.wait()
+    if signals.first is not None:
+        # launchers do not always say it
+        code = 128 + signals.first
+    if code:
         # a negative one is the signal that ended it, which shells show as 128 and more
-        sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+        sys.exit(code if code > 0 else 128 - code)
+
+
+@dataclass
+class _Signals:
+    """Hands SIGINT and SIGTERM on to a command, so that it saves, and lets this process wait."""
+
+    process: subprocess.Popen[bytes]
+    """The command."""
+    first: int | None = None
+    """The first signal; None before one."""
+
+    @contextmanager
+    def handed_on(self) -> Iterator[None]:
+        """Do so during the block."""
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        before = {kind: signal.signal(kind, self._hand_on) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self.first = number if self.first is None else self.first
+        self.process.send_signal(number)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from series.commands import (
     MERGED,
     base_of,
+    check_launcher,
     check_merge,
     chosen_by,
     merge,
@@ -205,6 +206,7 @@ def main() -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     merged = merging(recipe, arguments)
     check_merge(merged, arguments.search or ())
+    check_launcher(arguments.launcher)
     chosen = runs
     if arguments.only:
         chosen = [runs[number - 1] for number in sorted(set(arguments.only))]

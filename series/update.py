@@ -1,0 +1,169 @@
+"""An update of a finished run: what it is, what it trains on, and whether a folder holds it.
+
+It must not train, merge or score.
+"""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from series.commands import MERGED, base_of, merge_command, train_command
+from series.gains import OLD, UPDATED
+from series.joined import Settings, new_sets
+from series.old_run import OldRun
+from series.scores import sets_of
+from trainer.checkpoint.changes import HARMLESS
+from trainer.checkpoint.differences import by_name, differences
+from trainer.checkpoint.json_files import read_object, write_json, write_whole
+from trainer.data.plan import Exposure
+from trainer.data.planned import plan_of
+from trainer.errors import RecipeError
+from trainer.preflight.checks import (
+    check_model,
+    check_output_dir,
+    check_packages,
+    near_data,
+    open_data,
+)
+from trainer.recipe.document import shorten
+from trainer.recipe.load import dump_recipe, plain_recipe
+from trainer.recipe.resolve import resolve
+from trainer.recipe.schema import EvalSetRecipe, Recipe
+from trainer.run_folder.layout import RunFolder
+
+RUN, RECIPE, PLAN = "run", "update.yaml", "plan.json"
+"""In the output folder: the training, its recipe, and what an update is that goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """All that an update will do."""
+
+    old: OldRun
+    """The run that is updated."""
+    new: Recipe
+    """The recipe of the new sources, as given."""
+    recipe: Recipe
+    """What is trained."""
+    settings: Settings
+    """How."""
+    output: Path
+    """Folder of everything, absolute."""
+    chosen: tuple[str, ...]
+    """Options of the merge."""
+    search: tuple[str, ...]
+    """Held-out sets that choose the merge, if they do."""
+    launcher: str
+    """Command before `trainer/run.py`."""
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """Where the three models are."""
+        updated = RunFolder(self.settings.folder).model
+        return {OLD: self.old.model, UPDATED: updated, MERGED: self.output / MERGED}
+
+    @property
+    def new_sets(self) -> list[EvalSetRecipe]:
+        """Held-out sets of the new recipe alone."""
+        return new_sets(self.old.recipe, self.new)
+
+    @property
+    def old_sets(self) -> list[EvalSetRecipe]:
+        """Held-out sets of the old run."""
+        return sets_of(self.old.recipe)
+
+    @property
+    def train_command(self) -> list[str]:
+        """How the training is started."""
+        recipe, folder = self.output / RECIPE, self.settings.folder
+        return train_command(recipe, (), folder, launcher=self.launcher)
+
+    @property
+    def merge_command(self) -> list[str]:
+        """How the models are merged."""
+        # the updated model first: it has the prompts of both
+        inputs = [self.models[UPDATED], self.models[OLD]]
+        base = base_of(self.old.recipe.model)
+        return merge_command(base, inputs, self.models[MERGED], self.chosen)
+
+
+def rows_of(update: Update) -> list[dict[str, Any]]:
+    """What is trained on: rows and steps of each source, every row that is at hand checked.
+
+    Raises:
+        RecipeError: if model, batches or packages are wrong, or a batch has more rows than a part.
+        DataError: if a file or a row is wrong.
+    """
+    recipe, steps = update.recipe, update.settings.steps
+    resolve(recipe, world_size=1)
+    check_model(recipe)
+    check_packages(recipe)
+    check_output_dir(recipe.output_dir, resume=True)
+    sources = open_data(near_data(recipe)).sources
+    sizes = {source.name: len(source) for source in sources}
+    # the rows of a source that is not here are counted when the training starts
+    seen: dict[str, Exposure] = {}
+    if len(sizes) == len(recipe.data.sources):
+        seen = {one.source: one for one in plan_of(recipe, sources).exposure(steps)}
+    new = {one.name for one in update.new.data.sources}
+    return [
+        {
+            "name": source.name,
+            "of": "new" if source.name in new else "old",
+            "task": source.task,
+            "rows": seen[source.name].num_rows if seen else None,
+            "all_rows": sizes.get(source.name),
+            "steps": seen[source.name].steps if seen else None,
+        }
+        for source in recipe.data.sources
+    ]
+
+
+def identity(update: Update) -> dict[str, Any]:
+    """What an update is: one that goes on has the same."""
+    return {
+        "run": str(update.old.folder),
+        "model_sha256": update.old.sha256,
+        "recipe": by_name(plain_recipe(update.recipe)),
+        "merge": list(update.chosen),
+    }
+
+
+def begin(update: Update) -> None:
+    """Write recipe and identity into the output folder, unless it holds this update already.
+
+    Raises:
+        RecipeError: if it holds another one.
+    """
+    file, now = update.output / PLAN, identity(update)
+    if file.is_file():
+        for key, was, value in differences("", read_object(file), now):
+            # what does not shape the steps may change, as under --resume
+            if HARMLESS.fullmatch(key.removeprefix("recipe.")):
+                continue
+            raise RecipeError(
+                f"{file}: {key} = {shorten(was)}; expected {shorten(value)}, as this command says. "
+                "The folder holds another update: give what it was given, or another --output."
+            )
+    try:
+        write_whole(update.output / RECIPE, dump_recipe(update.recipe))
+        write_json(file, now)
+    except OSError as error:
+        raise RecipeError(
+            f"--output = {update.output} ({error.filename}: {error.strerror}); expected a folder "
+            "to write to. Give another, or make room."
+        ) from error
+
+
+def facts_of(update: Update) -> dict[str, str]:
+    """What was done, in a few words each."""
+    settings = update.settings
+    return {
+        "old run": f"{update.old.folder}, {update.old.steps:,} steps",
+        "trained from": str(update.recipe.model.path),
+        "steps": f"{settings.steps:,}",
+        "part of the old rows": f"{settings.share:g}, seed {settings.seed}",
+        "merge": shlex.join(update.chosen),
+        "result": str(update.models[MERGED]),
+    }
