@@ -114,7 +114,7 @@ def mixture(old: Recipe, new: Recipe, share: Fraction) -> tuple[dict[str, int], 
     """
     steps: dict[str, Fraction] = {}
     for recipe, factor in ((old, share), (new, Fraction(1))):
-        turns = recipe.data.pattern
+        turns = {one.task: recipe.data.pattern[one.task] for one in recipe.data.sources}
         for source in recipe.data.sources:
             of_task = [one.weight for one in recipe.data.sources if one.task == source.task]
             within = Fraction(source.weight) / sum(map(Fraction, of_task))

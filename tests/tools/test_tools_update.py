@@ -1,14 +1,20 @@
 """An update is planned, refused where it cannot be, trained, merged, scored; kills cost nothing."""
 
 import json
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from series.commands import ROOT
+from tests.support.forked import finish_forked
+from tests.support.launched import Ended, Launched, finish, launched, num_steps
 from tests.support.updates import OLD_STEPS, make_update, write_old_run
 from tests.test_run_cli import snapshot
 from tools import update
@@ -193,3 +199,120 @@ def test_what_does_not_agree_is_refused(
     assert run(monkeypatch, here, "--dry-run") == 2
     assert message in capsys.readouterr().err
     assert not (here / "out").exists()
+
+
+def test_a_folder_of_another_update_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned(*words: str) -> update.Update:
+        names = ["--run", str(here / "run"), "--recipe", str(here / "new.yaml")]
+        output = ["--output", str(here / "out")]
+        return update.plan_update(update.parse_arguments([*names, *output, *words]))
+
+    update.begin(planned())
+    before = snapshot(here)
+    update.begin(planned())
+    assert snapshot(here) == before
+    # what does not shape the steps may change
+    update.begin(planned("engine.max_tokens_per_chunk=32"))
+    assert "max_tokens_per_chunk: 32" in (here / "out" / "update.yaml").read_text()
+    for words, message in {
+        ("--steps", "9"): "recipe.train.max_steps = 5; expected 9, as this command says. The fol",
+        ("--weight", "1"): "merge = ['--method', 'uniform']; expected ['--method', 'task_arithme",
+        ("--seed", "1"): "recipe.data.sources.ir.subset.seed = 0; expected 1",
+    }.items():
+        assert run(monkeypatch, here, *words) == 2
+        assert message in capsys.readouterr().err
+
+
+STEPS = 60
+"""Of the update that is killed, so that a signal finds it training."""
+LIMIT_SEC = 900
+"""No test waits longer for a training, a merge and the scores of three models."""
+
+
+def started(folder: Path, output: str) -> AbstractContextManager[Launched]:
+    """The command as a process with a session of its own."""
+    paths = ("--run", f"{folder}/run", "--recipe", f"{folder}/new.yaml")
+    goal = ("--output", f"{folder}/{output}", "--json", "--steps", str(STEPS))
+    places = (f"data.root={folder}", f"model.path={folder}/model")
+    words = (*paths, *goal, "--launcher", "python", *places)
+    return launched(folder, [sys.executable, "tools/update.py"], *words)
+
+
+def finished(folder: Path, output: str) -> Ended:
+    with started(folder, output) as process:
+        done = process.wait(within_sec=LIMIT_SEC)
+    assert done.code == 0, done.out + done.err
+    return done
+
+
+def stopped(folder: Path, output: str, reached: Callable[[], bool], sent: int) -> int:
+    """Exit code after a signal, once something is reached; SIGKILL takes all of it at once."""
+    with started(folder, output) as process:
+        process.until(reached)
+        pid = process.process.pid  # type: ignore[attr-defined]
+        (os.killpg if sent == signal.SIGKILL else os.kill)(pid, sent)
+        return process.wait(within_sec=LIMIT_SEC).code
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """What an update ends with: weights, and the record without its place."""
+    models = (folder / "run" / "model", folder / "merged")
+    weights = [(model / "model.safetensors").read_bytes() for model in models]
+    return {"weights": weights, "record": json.loads((folder / "update.json").read_text())}
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_killed_updates_end_as_others_do_and_the_table_is_that_of_evaluate(tmp_path: Path) -> None:
+    make_update(tmp_path)
+    done = finish_forked(tmp_path, "--recipe", str(tmp_path / "recipe.yaml"))
+    assert done.code == 0, done.out + done.err
+    old = snapshot(tmp_path / "run")
+    out = finished(tmp_path, "whole").out
+    whole = result(tmp_path / "whole")
+    assert json.loads(out.splitlines()[-1]) == whole["record"]
+
+    cut = tmp_path / "cut"
+    killed = -signal.SIGKILL
+    reached: tuple[tuple[Callable[[], bool], int, int], ...] = (
+        (lambda: num_steps(cut / "run") > 7, signal.SIGTERM, 143),
+        (lambda: num_steps(cut / "run") > 30, signal.SIGKILL, killed),
+        (lambda: any(cut.glob("merged.partial-*")), signal.SIGKILL, killed),
+        (lambda: (cut / "scores" / "old.json").exists(), signal.SIGKILL, killed),
+    )
+    for until, sent, expected in reached:
+        assert stopped(tmp_path, "cut", until, sent) == expected
+        assert not (cut / "update.json").exists()
+    scored = (cut / "scores" / "old.json").stat().st_mtime_ns
+    assert "holds a finished run, which is kept" in finished(tmp_path, "cut").out
+    assert (cut / "scores" / "old.json").stat().st_mtime_ns == scored
+    assert result(cut) == whole
+    assert sorted(path.name for path in cut.iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
+    assert snapshot(tmp_path / "run") == old
+
+    _check_scores(tmp_path, whole["record"])
+
+
+def _check_scores(folder: Path, record: dict[str, Any]) -> None:
+    """The record has what the command of scores says of the merged folder."""
+    sets = [str(folder / name) for name in ("fresh.jsonl", "sts.jsonl", "beir")]
+    words = ("--model", str(folder / "whole" / "merged"), "--json", "--sets", *sets)
+    out = finish(folder, [sys.executable, "tools/evaluate.py"], *words).out
+    told = json.loads(out.splitlines()[-1])
+    names = {"fresh": "fresh", "sts": "pairs", "beir": "docs"}
+    assert {names[name]: values for name, values in told.items()} == record["scores"]["merged"]
+    by_name = {one["name"]: one for one in record["sets"]}
+    assert by_name["docs"]["merged"] == told["beir"]["ndcg_at_10"]
+    assert (by_name["fresh"]["of"], by_name["pairs"]["of"]) == ("new", "old")
+    fresh = by_name["fresh"]
+    assert record["gained"]["merged"] == fresh["merged"] - fresh["old"]
+    # the merged model has the prompts of the old one
+    prompts = [
+        json.loads((folder / model / "config_sentence_transformers.json").read_text())["prompts"]
+        for model in ("run/model", "whole/merged")
+    ]
+    assert prompts[0] == prompts[1]
