@@ -30,6 +30,7 @@ from trainer.recipe.document import shorten
 from trainer.recipe.load import dump_recipe, plain_recipe
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import EvalSetRecipe, Recipe
+from trainer.report.merge_search import RECORD as SEARCH_RECORD
 from trainer.run_folder.layout import RunFolder
 
 RUN, RECIPE, PLAN = "run", "update.yaml", "plan.json"
@@ -156,6 +157,17 @@ def begin(update: Update) -> None:
         ) from error
 
 
+def chosen_merge(update: Update) -> str:
+    """How the models were merged, in a few words: what was asked for, or what held-out sets chose.
+
+    Raises:
+        CheckpointError: if what the search left is damaged.
+    """
+    if not update.search:
+        return shlex.join(update.chosen)
+    return str(read_object(update.models[MERGED] / SEARCH_RECORD)["best"])
+
+
 def facts_of(update: Update) -> dict[str, str]:
     """What was done, in a few words each."""
     settings = update.settings
@@ -164,6 +176,5 @@ def facts_of(update: Update) -> dict[str, str]:
         "trained from": str(update.recipe.model.path),
         "steps": f"{settings.steps:,}",
         "part of the old rows": f"{settings.share:g}, seed {settings.seed}",
-        "merge": shlex.join(update.chosen),
         "result": str(update.models[MERGED]),
     }

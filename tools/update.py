@@ -27,7 +27,7 @@ from series.gains import (
 from series.joined import Settings, joined_recipe
 from series.old_run import read_old_run
 from series.scores import SCORES, as_plain, score_models
-from series.update import RUN, Update, begin, facts_of, identity, rows_of
+from series.update import RUN, Update, begin, chosen_merge, facts_of, identity, rows_of
 from tools.evaluate import columns
 from trainer.checkpoint.json_files import write_json, write_whole
 from trainer.cli import ending_with_code, let_idle_threads_sleep
@@ -217,7 +217,7 @@ def carry_out(update: Update, sources: Sequence[Mapping[str, Any]]) -> dict[str,
     scores = score_models(update.models, sets, update.output / SCORES)
     lines = set_scores(scores, update.new_sets, update.old_sets)
     print(f"\n{gains_text(lines)}")
-    facts = facts_of(update)
+    facts = {**facts_of(update), "merge": chosen_merge(update)}
     write_whole(update.output / PAGE, gains_page(lines, facts, sources))
     record = {
         **{key: value for key, value in identity(update).items() if key != "recipe"},
@@ -227,6 +227,7 @@ def carry_out(update: Update, sources: Sequence[Mapping[str, Any]]) -> dict[str,
         "old_share": update.settings.share,
         "seed": update.settings.seed,
         "sources": list(sources),
+        "chosen": chosen_merge(update),
         **gains(lines),
         "scores": as_plain(scores),
     }
