@@ -12,13 +12,11 @@ from series.commands import MERGED, base_of, merge_command, train_command
 from series.gains import OLD, UPDATED
 from series.joined import Settings, new_sets
 from series.old_run import OldRun
+from series.plan import check_plan, check_unused, plan_of_work, write_plan, writing_into
 from series.scores import sets_of
-from trainer.checkpoint.changes import HARMLESS
-from trainer.checkpoint.differences import by_name, differences
-from trainer.checkpoint.json_files import read_object, write_json, write_whole
+from trainer.checkpoint.json_files import read_object, write_whole
 from trainer.data.plan import Exposure
 from trainer.data.planned import plan_of
-from trainer.errors import RecipeError
 from trainer.preflight.checks import (
     check_model,
     check_output_dir,
@@ -26,15 +24,14 @@ from trainer.preflight.checks import (
     near_data,
     open_data,
 )
-from trainer.recipe.document import shorten
-from trainer.recipe.load import dump_recipe, plain_recipe
+from trainer.recipe.load import dump_recipe
 from trainer.recipe.resolve import resolve
 from trainer.recipe.schema import EvalSetRecipe, Recipe
 from trainer.report.merge_search import RECORD as SEARCH_RECORD
 from trainer.run_folder.layout import RunFolder
 
-RUN, RECIPE, PLAN = "run", "update.yaml", "plan.json"
-"""In the output folder: the training, its recipe, and what an update is that goes on."""
+RUN, RECIPE = "run", "update.yaml"
+"""In the output folder: the training and its recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,38 +120,34 @@ def rows_of(update: Update) -> list[dict[str, Any]]:
 
 def identity(update: Update) -> dict[str, Any]:
     """What an update is: one that goes on has the same."""
-    return {
-        "run": str(update.old.folder),
-        "model_sha256": update.old.sha256,
-        "recipe": by_name(plain_recipe(update.recipe)),
-        "merge": list(update.chosen),
-    }
+    return plan_of_work(
+        update.recipe,
+        run=str(update.old.folder),
+        model_sha256=update.old.sha256,
+        merge=list(update.chosen),
+    )
+
+
+def check_folder(update: Update) -> None:
+    """Refuse an output folder that holds anything but this update.
+
+    Raises:
+        RecipeError: naming what was found.
+    """
+    check_output_dir(str(update.output), resume=True)
+    check_unused(update.output)
+    check_plan(update.output, identity(update))
 
 
 def begin(update: Update) -> None:
-    """Write recipe and identity into the output folder, unless it holds this update already.
+    """Note in the output folder what the update is, and write its recipe.
 
     Raises:
-        RecipeError: if it holds another one.
+        RecipeError: if it cannot be written.
     """
-    file, now = update.output / PLAN, identity(update)
-    if file.is_file():
-        for key, was, value in differences("", read_object(file), now):
-            # what does not shape the steps may change, as under --resume
-            if HARMLESS.fullmatch(key.removeprefix("recipe.")):
-                continue
-            raise RecipeError(
-                f"{file}: {key} = {shorten(was)}; expected {shorten(value)}, as this command says. "
-                "The folder holds another update: give what it was given, or another --output."
-            )
-    try:
+    write_plan(update.output, identity(update))
+    with writing_into(update.output):
         write_whole(update.output / RECIPE, dump_recipe(update.recipe))
-        write_json(file, now)
-    except OSError as error:
-        raise RecipeError(
-            f"--output = {update.output} ({error.filename}: {error.strerror}); expected a folder "
-            "to write to. Give another, or make room."
-        ) from error
 
 
 def chosen_merge(update: Update) -> str:

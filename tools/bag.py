@@ -27,6 +27,7 @@ from series.commands import (
     train,
     train_command,
 )
+from series.plan import check_plan, plan_of_work, write_plan, writing_into
 from series.scores import SCORES, as_plain, score_models, sets_of
 from tools.evaluate import Results
 from trainer.checkpoint.json_files import write_json
@@ -204,6 +205,14 @@ def main() -> int:
     arguments = parse_arguments(sys.argv[1:])
     runs = runs_of(arguments)
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    plan = plan_of_work(
+        recipe,
+        bags=arguments.bags,
+        fraction=arguments.fraction,
+        seed=arguments.seed,
+        merge=chosen_by(arguments.search, ("--method", arguments.method)),
+    )
+    check_plan(arguments.output, plan)
     merged = merging(recipe, arguments)
     check_merge(merged, arguments.search or ())
     check_launcher(arguments.launcher)
@@ -216,6 +225,7 @@ def main() -> int:
         print("\n".join(map(shlex.join, commands)))
         record: dict[str, Any] = {"commands": commands}
     else:
+        write_plan(arguments.output, plan)
         for run in chosen:
             train(command_of(run, arguments), arguments.output / run.name)
         record = {"trained": [run.name for run in chosen]}
@@ -243,7 +253,8 @@ def scored(recipe: Recipe, runs: Sequence[Run], arguments: argparse.Namespace) -
         "fraction": arguments.fraction,
         "scores": as_plain(scores),
     }
-    write_json(output / RECORD, record)
+    with writing_into(output):
+        write_json(output / RECORD, record)
     return record
 
 

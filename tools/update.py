@@ -26,13 +26,22 @@ from series.gains import (
 )
 from series.joined import Settings, joined_recipe
 from series.old_run import read_old_run
+from series.plan import writing_into
 from series.scores import SCORES, as_plain, score_models
-from series.update import RUN, Update, begin, chosen_merge, facts_of, identity, rows_of
+from series.update import (
+    RUN,
+    Update,
+    begin,
+    check_folder,
+    chosen_merge,
+    facts_of,
+    identity,
+    rows_of,
+)
 from tools.evaluate import columns
 from trainer.checkpoint.json_files import write_json, write_whole
 from trainer.cli import ending_with_code, let_idle_threads_sleep
 from trainer.data.row_settings import with_row_settings
-from trainer.preflight.checks import check_output_dir
 from trainer.recipe.adapter_folder import with_adapter
 from trainer.recipe.load import load_recipe
 
@@ -151,7 +160,6 @@ def plan_update(arguments: argparse.Namespace) -> Update:
         DataError: if a set of --search is wrong.
     """
     old, output = read_old_run(arguments.run), arguments.output.expanduser().absolute()
-    check_output_dir(str(output), resume=True)
     loaded = load_recipe(arguments.recipe, arguments.overrides)
     new = with_row_settings(with_adapter(loaded))
     settings = Settings(
@@ -173,6 +181,7 @@ def plan_update(arguments: argparse.Namespace) -> Update:
         search=tuple(arguments.search or ()),
         launcher=arguments.launcher,
     )
+    check_folder(found)
     check_merge(found.merge_command, found.search)
     check_launcher(found.launcher)
     return found
@@ -218,7 +227,6 @@ def carry_out(update: Update, sources: Sequence[Mapping[str, Any]]) -> dict[str,
     lines = set_scores(scores, update.new_sets, update.old_sets)
     print(f"\n{gains_text(lines)}")
     facts = {**facts_of(update), "merge": chosen_merge(update)}
-    write_whole(update.output / PAGE, gains_page(lines, facts, sources))
     record = {
         **{key: value for key, value in identity(update).items() if key != "recipe"},
         "start": update.settings.start,
@@ -231,7 +239,9 @@ def carry_out(update: Update, sources: Sequence[Mapping[str, Any]]) -> dict[str,
         **gains(lines),
         "scores": as_plain(scores),
     }
-    write_json(update.output / RECORD, record)
+    with writing_into(update.output):
+        write_whole(update.output / PAGE, gains_page(lines, facts, sources))
+        write_json(update.output / RECORD, record)
     return record
 
 

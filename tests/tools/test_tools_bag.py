@@ -139,7 +139,7 @@ def test_a_bag_is_trained_merged_and_scored(recipe: Path, tmp_path: Path) -> Non
 
     alone = launch("--only", "1")
     assert alone.returncode == 0, alone.stdout + alone.stderr
-    assert sorted(one.name for one in output.iterdir()) == ["bag-1"]
+    assert sorted(one.name for one in output.iterdir()) == ["bag-1", "plan.json"]
     done = launch()
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{output}/bag-1 holds a finished run" in done.stdout
@@ -159,3 +159,6 @@ def test_a_bag_is_trained_merged_and_scored(recipe: Path, tmp_path: Path) -> Non
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("holds a finished run") == 3
     assert json.loads(again.stdout.splitlines()[-1]) == record
+    other = launch("--method", "ties")
+    assert other.returncode == 2
+    assert "merge.1 = 'uniform'; expected 'ties', as this command says" in other.stderr

@@ -122,6 +122,7 @@ def test_how_the_merge_is_chosen(
         (("--run", "model"), "model/finished.json: file = missing; expected the output folder of"),
         (("--recipe", "recipe.yaml"), "data.sources.ir = a source of the same name in"),
         (("--recipe", "nowhere.yaml"), "nowhere.yaml"),
+        (("--output", "run"), "/run (holds finished.json); expected a new or empty folder"),
         (("--output", "sts.jsonl"), "sts.jsonl (is a file)"),
         (("--launcher", "no_such_launcher"), "expected a command (there is none)"),
         (("--launcher", "torchrun '"), "expected a command (No closing quotation)"),
@@ -216,6 +217,7 @@ def test_a_folder_of_another_update_is_refused(
     # what does not shape the steps may change
     update.begin(planned("engine.max_tokens_per_chunk=32"))
     assert "max_tokens_per_chunk: 32" in (here / "out" / "update.yaml").read_text()
+    (here / "out" / ".partial-plan.json").write_text("{")
     for words, message in {
         ("--steps", "9"): "recipe.train.max_steps = 5; expected 9, as this command says. The fol",
         ("--weight", "1"): "merge = ['--method', 'uniform']; expected ['--method', 'task_arithme",
@@ -223,6 +225,9 @@ def test_a_folder_of_another_update_is_refused(
     }.items():
         assert run(monkeypatch, here, *words) == 2
         assert message in capsys.readouterr().err
+    (here / "out" / "plan.json").unlink()
+    assert run(monkeypatch, here) == 2
+    assert "out (holds update.yaml); expected a new or empty folder" in capsys.readouterr().err
 
 
 STEPS = 60
