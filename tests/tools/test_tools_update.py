@@ -123,6 +123,7 @@ def test_how_the_merge_is_chosen(
         (("--recipe", "recipe.yaml"), "data.sources.ir = a source of the same name in"),
         (("--recipe", "nowhere.yaml"), "nowhere.yaml"),
         (("--output", "run"), "/run (holds finished.json); expected a new or empty folder"),
+        (("--output", "sts.jsonl/out"), "Not a directory); expected a folder to write to"),
         (("--output", "sts.jsonl"), "sts.jsonl (is a file)"),
         (("--launcher", "no_such_launcher"), "expected a command (there is none)"),
         (("--launcher", "torchrun '"), "expected a command (No closing quotation)"),

@@ -16,6 +16,7 @@ from trainer.recipe.load import dump_recipe, load_recipe
 from trainer.recipe.schema import (
     EvalRecipe,
     EvalSetRecipe,
+    LoraRecipe,
     ProjectionRecipe,
     Recipe,
     SourceRecipe,
@@ -36,8 +37,8 @@ def source(name: str, task: str, **changes: object) -> SourceRecipe:
     return replace(made, name=name, **changes)
 
 
-def joined(old: Recipe, new: Recipe, **changes: object) -> Recipe:
-    run = OldRun(folder=Path("/old"), recipe=old, steps=100, sha256="0")
+def joined(old: Recipe, new: Recipe, folder: Path = Path("/old"), **changes: object) -> Recipe:
+    run = OldRun(folder=folder, recipe=old, steps=100, sha256="0")
     settings = {"start": "base", "share": 0.25, "seed": 3, "steps": 7, "folder": Path("/out/run")}
     return joined_recipe(run, new, "new.yaml", Settings(**(settings | changes)))  # type: ignore[arg-type]
 
@@ -141,3 +142,14 @@ def test_an_update_has_a_held_out_set_and_whole_models() -> None:
     adapter = replace(NEW, checkpoint=replace(NEW.checkpoint, export="adapter"))
     with pytest.raises(RecipeError, match="expected merged or both, as whole models are merged"):
         joined(OLD, adapter)
+
+
+def test_an_adapter_is_trained_on_or_added_to_its_base(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    adapters = replace(NEW, model=replace(NEW.model, lora=LoraRecipe(rank=2)))
+    assert joined(OLD, adapters, tmp_path, start="old").model.adapter is None
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    for new, way in ((adapters, "continue"), (NEW, "merge")):
+        model = joined(OLD, new, tmp_path, start="old").model
+        assert (model.path, model.adapter) == (str(tmp_path / "model"), way)
+        assert joined(OLD, new, tmp_path, start="base").model == new.model
