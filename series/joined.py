@@ -167,4 +167,4 @@ def _model(old: OldRun, new: ModelRecipe, start: Start) -> ModelRecipe:
     way: Literal["continue", "merge"] | None = None
     if (old.model / ADAPTER_CONFIG).is_file():
         way = "merge" if new.lora is None else "continue"
-    return replace(new, path=str(old.model), adapter=way, revision=None)
+    return replace(new, path=str(old.model), adapter=way)
