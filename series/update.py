@@ -4,6 +4,7 @@ It must not train, merge or score.
 """
 
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,25 @@ def rows_of(update: Update) -> list[dict[str, Any]]:
             "steps": seen[source.name].steps if seen else None,
         }
         for source in recipe.data.sources
+    ]
+
+
+def as_trained(update: Update, sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same when the training is done, and the rows of all sources are counted.
+
+    Args:
+        update: whose run is finished.
+        sources: from `rows_of`.
+    """
+    facts = read_object(RunFolder(update.settings.folder).facts)
+    seen = {one["source"]: one for one in facts["exposure"]}
+    return [
+        {
+            **source,
+            "rows": seen[source["name"]]["num_rows"],
+            "steps": seen[source["name"]]["steps"],
+        }
+        for source in sources
     ]
 
 

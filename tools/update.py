@@ -31,6 +31,7 @@ from series.scores import SCORES, as_plain, score_models
 from series.update import (
     RUN,
     Update,
+    as_trained,
     begin,
     check_folder,
     chosen_merge,
@@ -221,6 +222,7 @@ def carry_out(update: Update, sources: Sequence[Mapping[str, Any]]) -> dict[str,
     begin(update)
     print(describe(update, sources), flush=True)
     train(update.train_command, update.settings.folder)
+    sources = as_trained(update, sources)
     merge(update.merge_command, update.models[MERGED])
     sets = [*update.new_sets, *update.old_sets]
     scores = score_models(update.models, sets, update.output / SCORES)
