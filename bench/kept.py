@@ -1,4 +1,4 @@
-"""Results of long benchmarks, a file each, so that a table can be made in pieces."""
+"""Results of long work, a file each, so that a table can be made in pieces."""
 
 import hashlib
 import json
@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trainer.checkpoint.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,15 @@ class Kept:
         return kept["result"] if kept["made_from"] == _digest(made_from) else None
 
     def make(self, name: str, made_from: Sequence[str], work: Callable[[], Any]) -> Any:
-        """Do a piece of work and keep its result; its arguments are those of `get`."""
+        """Do a piece of work and keep its result, whole or not at all; arguments as of `get`."""
         begun = time.monotonic()
         result = work()
-        self.folder.mkdir(parents=True, exist_ok=True)
         kept = {
             "made_from": _digest(made_from),
             "seconds": round(time.monotonic() - begun),
             "result": result,
         }
-        (self.folder / f"{name}.json").write_text(json.dumps(kept), encoding="utf-8")
+        write_json(self.folder / f"{name}.json", kept)
         return result
 
 

@@ -11,7 +11,7 @@ import trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "trainer"
-BESIDE = ("tools", "bench", "chaos", "clients", "demo", "fuzzing")
+BESIDE = ("tools", "bench", "chaos", "clients", "demo", "fuzzing", "series")
 """Commands, and what they are made of."""
 ROOMS = (
     "__init__",

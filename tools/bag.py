@@ -6,24 +6,36 @@ what came of them.
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from series.commands import (
+    MERGED,
+    base_of,
+    check_launcher,
+    check_merge,
+    chosen_by,
+    merge,
+    merge_command,
+    train,
+    train_command,
+)
+from series.plan import check_plan, plan_of_work, write_plan, writing_into
+from series.scores import SCORES, as_plain, score_models, sets_of
+from tools.evaluate import Results
+from trainer.checkpoint.json_files import write_json
 from trainer.cli import ending_with_code
-from trainer.data.remote import placed
 from trainer.errors import RecipeError
 from trainer.recipe.eval_kinds import EVAL_KINDS, metric_label
 from trainer.recipe.load import load_recipe
 from trainer.recipe.schema import Recipe
-from trainer.run_folder.finished import read_finished
 from trainer.run_folder.layout import RunFolder
 
 DESCRIPTION = """\
@@ -41,15 +53,10 @@ examples:
 
 exit codes: 0 done, 2 a mistake in arguments or inputs, else that of the command that failed
 """
-ROOT = Path(__file__).resolve().parents[1]
 RECORD = "bag.json"
 """Scores of all models, in the output folder."""
-MERGED = "merged"
 WHOLE = "whole"
 """Folder of the run on all data."""
-
-Scores = Mapping[str, Mapping[str, float]]
-"""Metrics by set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,73 +158,20 @@ def words_of(run: Run, arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def command_of(run: Run, arguments: argparse.Namespace) -> list[str]:
     """How one run is started; one that began goes on."""
-    folder = RunFolder(arguments.output.absolute() / run.name)
-    resume = ["--resume"] if folder.recipe.exists() else []
-    recipe = ["--recipe", str(Path(arguments.recipe).absolute())]
-    launcher = shlex.split(arguments.launcher)
-    return [*launcher, "trainer/run.py", *recipe, *words_of(run, arguments), *resume]
+    folder = arguments.output.absolute() / run.name
+    recipe, launcher = Path(arguments.recipe), arguments.launcher
+    return train_command(recipe, words_of(run, arguments), folder, launcher=launcher)
 
 
-def merge_command(arguments: argparse.Namespace) -> list[str]:
+def merging(recipe: Recipe, arguments: argparse.Namespace) -> list[str]:
     """How the results are merged."""
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
     output = arguments.output.absolute()
-    parts = [str(output / f"bag-{number}" / "model") for number in range(1, arguments.bags + 1)]
-    chosen = ["--method", arguments.method]
-    if arguments.search:
-        chosen = ["--search", *(_absolute(one) for one in arguments.search)]
-    base = ["--base", recipe.model.path, "--checkpoints", *parts]
-    return ["python", "tools/delta_merge.py", *base, "--output", str(output / MERGED), *chosen]
+    parts = [output / f"bag-{number}" / "model" for number in range(1, arguments.bags + 1)]
+    chosen = chosen_by(arguments.search, ("--method", arguments.method))
+    return merge_command(base_of(recipe.model), parts, output / MERGED, chosen)
 
 
-def _absolute(held_out: str) -> str:
-    """A set's path from the root, where it is one of this machine."""
-    path, colon, kind = held_out.rpartition(":")
-    if colon and Path(path).exists():
-        return f"{Path(path).absolute()}:{kind}"
-    return str(Path(held_out).absolute()) if Path(held_out).exists() else held_out
-
-
-def start(command: Sequence[str]) -> None:
-    """Run a command from the project's root, shown first; ends this one with its code."""
-    print(f"\n$ {shlex.join(command)}", flush=True)
-    program = sys.executable if command[0] == "python" else command[0]
-    # commands that were installed beside this Python come first
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    try:
-        done = subprocess.run(
-            [program, *command[1:]], cwd=ROOT, env=os.environ | {"PATH": path}, check=False
-        )
-    except OSError as error:
-        raise RecipeError(
-            f"--launcher = {command[0]}; expected a command ({error.strerror}). Correct it."
-        ) from error
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def scores_of(arguments: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Scores]:
-    """Metrics of every model on the recipe's evaluation sets."""
-    from tools.evaluate import evaluate
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    root = recipe.data.root
-    sets = [
-        one if one.path is None else replace(one, path=placed(one.path, root))
-        for one in recipe.eval.sets
-    ]
-    if not sets:
-        return {}
-    output = arguments.output
-    found: dict[str, Scores] = {}
-    for run in runs:
-        # as the merge is read: by the folder alone
-        found[run.name] = evaluate(str(RunFolder(output / run.name).model), sets)
-    found[MERGED] = evaluate(str(output / MERGED), sets)
-    return found
-
-
-def means(scores: Mapping[str, Scores], bags: int) -> Scores:
+def means(scores: Mapping[str, Results], bags: int) -> Results:
     """The mean of the parts, metric by metric."""
     parts = [scores[f"bag-{number}"] for number in range(1, bags + 1)]
     return {
@@ -226,7 +180,7 @@ def means(scores: Mapping[str, Scores], bags: int) -> Scores:
     }
 
 
-def show(recipe: Recipe, scores: Mapping[str, Scores]) -> None:
+def show(recipe: Recipe, scores: Mapping[str, Results]) -> None:
     """Each set's main metric, a column for each model."""
     names = list(scores)
     widths = [max(9, len(name)) for name in names]
@@ -245,38 +199,63 @@ def main() -> int:
 
     Raises:
         RecipeError: if the recipe is wrong, or a command is missing.
+        DataError: if a held-out set is wrong.
+        StepError: if a run did not end as its launcher said.
     """
     arguments = parse_arguments(sys.argv[1:])
     runs = runs_of(arguments)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    plan = plan_of_work(
+        recipe,
+        bags=arguments.bags,
+        fraction=arguments.fraction,
+        seed=arguments.seed,
+        merge=chosen_by(arguments.search, ("--method", arguments.method)),
+    )
+    check_plan(arguments.output, plan)
+    merged = merging(recipe, arguments)
+    check_merge(merged, arguments.search or ())
+    check_launcher(arguments.launcher)
     chosen = runs
     if arguments.only:
         chosen = [runs[number - 1] for number in sorted(set(arguments.only))]
     if arguments.dry_run:
+        commands = [command_of(run, arguments) for run in chosen]
+        commands += [] if arguments.only else [merged]
+        print("\n".join(map(shlex.join, commands)))
+        record: dict[str, Any] = {"commands": commands}
+    else:
+        write_plan(arguments.output, plan)
         for run in chosen:
-            print(shlex.join(command_of(run, arguments)))
+            train(command_of(run, arguments), arguments.output / run.name)
+        record = {"trained": [run.name for run in chosen]}
         if not arguments.only:
-            print(shlex.join(merge_command(arguments)))
-        return 0
-    for run in chosen:
-        if read_finished(arguments.output / run.name) is None:
-            start(command_of(run, arguments))
-        else:
-            print(f"{arguments.output / run.name} holds a finished run, which is kept")
-    if arguments.only:
-        return 0
-    if not (arguments.output / MERGED).is_dir():
-        start(merge_command(arguments))
-    scores = scores_of(arguments, runs)
-    if scores:
-        scores["mean"] = means(scores, arguments.bags)
-        order = [*(run.name for run in runs[: arguments.bags]), "mean", MERGED, WHOLE]
-        scores = {name: scores[name] for name in order if name in scores}
-        show(load_recipe(arguments.recipe, arguments.overrides), scores)
-    record = {"bags": arguments.bags, "fraction": arguments.fraction, "scores": scores}
-    (arguments.output / RECORD).write_text(f"{json.dumps(record, indent=1)}\n", encoding="utf-8")
+            merge(merged, arguments.output / MERGED)
+            record = scored(recipe, runs, arguments)
     if arguments.json:
         sys.stdout.write(f"{json.dumps(record)}\n")
     return 0
+
+
+def scored(recipe: Recipe, runs: Sequence[Run], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Score all models, show and write the scores."""
+    output, scores = arguments.output, dict[str, Results]()
+    sets = sets_of(recipe)
+    if sets:
+        models = {run.name: RunFolder(output / run.name).model for run in runs}
+        scores = score_models(models | {MERGED: output / MERGED}, sets, output / SCORES)
+        scores["mean"] = means(scores, arguments.bags)
+        order = [*(run.name for run in runs[: arguments.bags]), "mean", MERGED, WHOLE]
+        scores = {name: scores[name] for name in order if name in scores}
+        show(recipe, scores)
+    record = {
+        "bags": arguments.bags,
+        "fraction": arguments.fraction,
+        "scores": as_plain(scores),
+    }
+    with writing_into(output):
+        write_json(output / RECORD, record)
+    return record
 
 
 if __name__ == "__main__":

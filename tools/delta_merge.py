@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -260,15 +261,10 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _search(arguments: argparse.Namespace) -> dict[str, Any]:
     """Choose a merge by held-out sets."""
-    from tools.evaluate import evaluate, read_sets
-    from trainer.data.evalsets import open_eval_set
+    from tools.evaluate import checked_sets, evaluate
     from trainer.merge.search import MergeSearch
-    from trainer.recipe.schema import DataRecipe
-    from trainer.report.merge_search import write_search_page
 
-    sets = read_sets(arguments.search, arguments.split)
-    for one in sets:
-        open_eval_set(one, DataRecipe(sources=()))  # every row is checked before the first merge
+    sets = checked_sets(arguments.search, arguments.split)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("transformers", "sentence_transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -281,10 +277,9 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
         score=lambda folder: evaluate(str(folder), sets),
         sets=[f"{one.hub or Path(one.path or '').absolute()} {one.split}" for one in sets],
         resume=arguments.resume,
+        finish=partial(_write_pages, arguments.output),
     )
     report = search.run()
-    _write_card(arguments.output)
-    write_search_page(arguments.output)
     best, tried = report.best, report.tried
     print(f"{arguments.output}: {best.candidate.name}, {best.value:.4f}, of {len(tried)}")
     return {"output": str(arguments.output), **search.record(tried, best)}
@@ -323,6 +318,7 @@ def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
     base, settings = _base_folder(arguments.base), _settings(arguments)
     if arguments.result == "adapter":
         report = merge_adapters(base, arguments.checkpoints, arguments.output, settings)
+        _write_pages(arguments.output, arguments.output)
     else:
         with _Bar() as bar:
             report = merge_checkpoints(
@@ -332,8 +328,8 @@ def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
                 settings,
                 progress=bar.update,
                 resume=arguments.resume,
+                finish=partial(_write_pages, arguments.output),
             )
-    _write_card(arguments.output)
     speed = (report.input_bytes + report.output_bytes) / report.seconds / 1e9
     print(
         f"{arguments.output}: {len(report.outcomes)} tensors, {report.output_bytes / 1e6:,.1f} MB "
@@ -348,14 +344,17 @@ def _merge(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write_card(output: Path) -> None:
-    """Describe the result; a fault costs the card and not the merge."""
+def _write_pages(output: Path, folder: Path) -> None:
+    """Describe a result that gets the name `output`; a fault costs the page and not the merge."""
     from trainer.report.card import write_merge_card
+    from trainer.report.merge_search import RECORD, write_search_page
 
     try:
-        write_merge_card(output, place=output.as_posix())
+        write_merge_card(folder, place=output.as_posix())
+        if (folder / RECORD).is_file():
+            write_search_page(folder)
     except (TrainerError, OSError) as error:
-        print(f"no card: {error}", file=sys.stderr)
+        print(f"a page is missing: {error}", file=sys.stderr)
 
 
 def _dry_run(arguments: argparse.Namespace) -> dict[str, Any]:

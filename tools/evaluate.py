@@ -123,6 +123,18 @@ def read_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
     return sets
 
 
+def checked_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
+    """The sets of `read_sets`, every row of each checked.
+
+    Raises:
+        DataError: if a path is missing, two sets share a name, or a row is malformed.
+    """
+    sets = read_sets(texts, split)
+    for one in sets:
+        open_eval_set(one, DataRecipe(sources=()))
+    return sets
+
+
 def examine(
     path: str,
     sets: Sequence[EvalSetRecipe],

@@ -70,3 +70,22 @@ def test_a_run_on_a_part_goes_on_with_the_same_rows_alone(tmp_path: Path) -> Non
     for other in (plan(half, sizes=SIZES | {"docs": 102}), plan(replace(half, seed=1))):
         with pytest.raises(RecipeError, match=r"docs: rows were added, or data\.subset is another"):
             continue_plan(before, 4, other)
+
+
+def test_a_source_has_a_part_of_its_own() -> None:
+    tenth, half = SubsetRecipe(fraction=0.1, seed=3), SubsetRecipe(fraction=0.5, seed=3)
+    sources = [
+        replace(ir_source("x"), name="docs", subset=half),
+        replace(sts_source("y"), name="pairs"),
+    ]
+    alone = make_plan(data_recipe(sources, data={}), SIZES)
+    assert {name: one.num_rows for name, one in alone.sources.items()} == {"docs": 50, "pairs": 40}
+    assert set(rows_of(alone, "docs", 200)) == set(rows_of(plan(half), "docs", 200))
+    beside = make_plan(data_recipe(sources, data={"subset": tenth}), SIZES | {"pairs": 100})
+    assert {name: one.num_rows for name, one in beside.sources.items()} == {"docs": 50, "pairs": 10}
+    small = [replace(sources[0], subset=replace(half, fraction=0.01)), sources[1]]
+    with pytest.raises(RecipeError, match=r"of source docs in data\.sources\.docs\.subset\."):
+        make_plan(data_recipe(small, data={}), SIZES)
+    labels = SourceRecipe(name="classes", task="labels", path="z", subset=half)
+    with pytest.raises(RecipeError, match=r"data\.sources\.classes\.subset\.fraction = 0\.5"):
+        make_plan(data_recipe([labels], data={}), {"classes": 40})

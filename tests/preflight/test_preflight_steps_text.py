@@ -90,3 +90,11 @@ def test_a_folder_without_a_checkpoint_begins(
     monkeypatch.chdir(project)
     assert told().startswith("Steps: 2, of which 0 warm up; schedule alternate\nsource".replace(
         "\nsource", "\n  source"))  # fmt: skip
+
+
+def test_a_part_of_a_hub_source_has_steps_before_its_rows_are_known(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    edit("path: docs.jsonl}", "hub: someone/docs, subset: {fraction: 0.1}}")(project)
+    assert re.search(r"docs +ir +on the hub +1 +4 +\? +\?$", told())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,8 +51,39 @@ def test_the_commands_are_shown_and_nothing_is_made(
     assert f"--checkpoints {tmp_path}/out/bag-1/model {tmp_path}/out/bag-2/model" in merge
     assert merge.endswith("--method uniform")
     assert not (tmp_path / "out").exists()
-    assert run(monkeypatch, *words, "--only", "2") == 0
-    assert capsys.readouterr().out.splitlines()[0].count("bag-2") == 1
+    assert run(monkeypatch, *words, "--only", "2", "--json") == 0
+    shown, record = capsys.readouterr().out.splitlines()
+    assert shown.count("bag-2") == 1
+    assert json.loads(record) == {"commands": [shlex.split(shown)]}
+
+
+def test_commands_of_another_folder_name_scripts_and_files_from_there(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *arguments_of(recipe, Path("out"), "--dry-run")) == 0
+    first, *_, merge = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"deepspeed {ROOT}/trainer/run.py --recipe {recipe} ")
+    assert f"{ROOT}/tools/delta_merge.py" in merge
+    assert f"--output {tmp_path}/out/merged" in merge
+
+
+def test_what_was_interrupted_goes_on(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "bag-1" / "checkpoints").mkdir(parents=True)
+    (tmp_path / ".search-merged").mkdir()
+    assert run(monkeypatch, *arguments_of(recipe, tmp_path, "--dry-run")) == 0
+    first, second, merge = capsys.readouterr().out.splitlines()
+    assert first.endswith(" --resume")
+    assert "--resume" not in second
+    assert " --resume " in merge
 
 
 @pytest.mark.parametrize(
@@ -61,6 +93,8 @@ def test_the_commands_are_shown_and_nothing_is_made(
         (("--fraction", "0"), "above 0 and at most 1"),
         (("--only", "3"), "numbers from 1 to 2"),
         (("--search", "dev", "--method", "slerp"), "what --search chooses"),
+        (("--method", "slurp"), "invalid choice: 'slurp'"),
+        (("--search", "nowhere"), "nowhere = missing"),
         (("data.subset.fraction=0.5",), "each run of a bag is given its own"),
         (("train.max_steps=none",), "train.max_steps"),
         (("--launcher", "no_such_launcher"), "expected a command"),
@@ -105,7 +139,7 @@ def test_a_bag_is_trained_merged_and_scored(recipe: Path, tmp_path: Path) -> Non
 
     alone = launch("--only", "1")
     assert alone.returncode == 0, alone.stdout + alone.stderr
-    assert sorted(one.name for one in output.iterdir()) == ["bag-1"]
+    assert sorted(one.name for one in output.iterdir()) == ["bag-1", "plan.json"]
     done = launch()
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{output}/bag-1 holds a finished run" in done.stdout
@@ -125,3 +159,6 @@ def test_a_bag_is_trained_merged_and_scored(recipe: Path, tmp_path: Path) -> Non
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("holds a finished run") == 3
     assert json.loads(again.stdout.splitlines()[-1]) == record
+    other = launch("--method", "ties")
+    assert other.returncode == 2
+    assert "merge.1 = 'uniform'; expected 'ties', as this command says" in other.stderr

@@ -16,26 +16,22 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 
 import yaml
 
 # started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bench.demo_runs import RECIPE, cell, check_demo, run_logged
 from bench.kept import Kept
 from demo.labels import write_labelled
 from trainer.cli import ending_with_code
-from trainer.errors import RecipeError, TrainerError
 from trainer.run_folder.layout import RunFolder
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "demo.yaml"
 STEPS = {"ir": 180, "sts": 60, "labels": 180}
 """Of each task; those of the first two are the demo's."""
 OWN = ("docs", "summaries")
@@ -100,12 +96,8 @@ def prepare(setup: Setup) -> None:
     Raises:
         RecipeError: if the demo's data and base model are not there.
     """
+    check_demo(setup.demo, "docs.jsonl")
     docs = setup.demo / "data" / "docs.jsonl"
-    if not docs.is_file() or not (setup.demo / "base").is_dir():
-        raise RecipeError(
-            f"--demo: {setup.demo} = no data and base; expected the folder that `make demo` fills. "
-            "Run `make demo` first."
-        )
     if not (setup.folder / "data" / "labels.jsonl").is_file():
         lines = docs.read_text(encoding="utf-8").splitlines()
         print(write_labelled(setup.folder / "data", map(json.loads, lines)), file=sys.stderr)
@@ -122,15 +114,8 @@ def train(variant: str, seed: int, setup: Setup) -> Scores:
     run.parent.mkdir(parents=True, exist_ok=True)
     recipe = run.with_suffix(".yaml")
     recipe.write_text(setup.recipe(variant), encoding="utf-8")
-    command = [
-        *(sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(recipe)),
-        *(f"seed={seed}", f"output_dir={run}", *setup.overrides),
-    ]
-    log = run.with_suffix(".log")
-    with log.open("w") as stream:
-        code = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
-    if code != 0:
-        raise TrainerError(f"labels: {variant} = code {code}; expected 0. See {log}.")
+    words = ["--recipe", str(recipe), f"seed={seed}", f"output_dir={run}", *setup.overrides]
+    run_logged("trainer/run.py", words, run.with_suffix(".log"), what=f"labels: {variant}")
     last = RunFolder(run).evaluations.read_text(encoding="utf-8").splitlines()[-1]
     sets = json.loads(last)["sets"]
     return {name: float(sets[name][metric]) for name, metric in METRICS.items()}
@@ -165,7 +150,7 @@ def render(results: Mapping[str, Mapping[int, Scores]]) -> str:
     """Scores, means over seeds, and what each comparison says."""
     lines = [f"{'variant':14} seeds" + "".join(f"{name:>18}" for name in METRICS.values())]
     for variant, seeds in results.items():
-        cells = [_cell([one[name] for one in seeds.values()]) for name in METRICS]
+        cells = [cell([one[name] for one in seeds.values()], width=18) for name in METRICS]
         lines.append(f"{variant:14} {len(seeds):5}" + "".join(cells))
     return "\n".join([*lines, "", *comparisons(results)])
 
@@ -182,12 +167,6 @@ def comparisons(results: Mapping[str, Mapping[int, Scores]]) -> Iterator[str]:
                 )
                 shown = ", ".join(f"{METRICS[name]} {gain:+.4f}" for name, gain in gains.items())
                 yield f"seed {seed}, {variant}: {shown}: {'holds' if holds else 'DOES NOT HOLD'}"
-
-
-def _cell(values: Sequence[float]) -> str:
-    """Mean and spread of some seeds."""
-    spread = f" +-{stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{f'{fmean(values):.4f}{spread}':>18}"
 
 
 def read_arguments() -> argparse.Namespace:

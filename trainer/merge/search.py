@@ -110,6 +110,8 @@ class MergeSearch:
     """Where the held-out sets are: an interrupted search goes on with the same ones alone."""
     resume: bool = False
     """Go on with what an interrupted search of the same inputs and sets has tried."""
+    finish: Callable[[Path], None] = lambda folder: None
+    """Called with the folder of the result, all else done, before it gets its name."""
 
     @property
     def work(self) -> Path:
@@ -141,6 +143,7 @@ class MergeSearch:
 
         def finish(folder: Path) -> None:
             (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            self.finish(folder)
 
         inputs = [self.checkpoints[index] for index in best.candidate.inputs]
         merged = merge_checkpoints(

@@ -1,5 +1,6 @@
 """The steps of a run in words, before it is started or resumed; it must not read files."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from trainer.checkpoint.continued import Continued
@@ -12,7 +13,7 @@ from trainer.engine.lr import learning_rate
 from trainer.memory.text import table
 from trainer.recipe.per_source import settings_of
 from trainer.recipe.resolve import warmup_steps
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import Recipe, SourceRecipe
 from trainer.report.stretches import stretch_rows
 
 COLUMNS = ("source", "task", "rows", "steps", "rows seen", "epochs", "never seen")
@@ -42,8 +43,7 @@ def steps_section(recipe: Recipe, sources: Sequence[Source], continued: Continue
 def _begun(recipe: Recipe, sources: Sequence[Source], sizes: dict[str, int]) -> str:
     """A run from its first step."""
     # under `alternate` the turns do not depend on the sizes, so any size stands for an unknown one
-    names = [source.name for source in recipe.data.sources]
-    guessed = {name: settings_of(recipe, name).global_batch_size for name in names}
+    guessed = {source.name: _enough_rows(recipe, source) for source in recipe.data.sources}
     plan = make_plan(recipe, guessed | sizes, classes_of(sources, recipe))
     unknown = [name for name in guessed if name not in sizes]
     if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
@@ -52,6 +52,13 @@ def _begun(recipe: Recipe, sources: Sequence[Source], sizes: dict[str, int]) -> 
     warmup = warmup_steps(recipe, num_steps)
     title = f"Steps: {num_steps:,}, of which {warmup:,} warm up; schedule {recipe.data.schedule}"
     return f"{title}\n{table([COLUMNS, *_exposure(recipe, plan, num_steps, sizes)])}"
+
+
+def _enough_rows(recipe: Recipe, source: SourceRecipe) -> int:
+    """Rows with which a source, or the part of it that is trained on, fills a batch."""
+    part = recipe.data.subset if source.subset is None else source.subset
+    fraction = 1.0 if part is None else part.fraction
+    return math.ceil(settings_of(recipe, source.name).global_batch_size / fraction) + 1
 
 
 def _resumed(recipe: Recipe, continued: Continued, sizes: Mapping[str, int]) -> str:

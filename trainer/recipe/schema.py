@@ -117,6 +117,16 @@ class ModelRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubsetRecipe:
+    """The part of the rows that a run trains on, of every source or of one."""
+
+    fraction: float = bounded(above=0, high=1, required=True)
+    """Share of the rows of a source, rounded, one row at least."""
+    seed: int = bounded(0, low=0)
+    """Which rows: another seed takes others, whatever the run's own seed is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceRecipe:
     """One data set of one task."""
 
@@ -139,8 +149,7 @@ class SourceRecipe:
     format: str | None = None
     """Name of a data format; null finds it by the columns."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Columns of the file that have another name than the format reads, as `NAME: COLUMN`, for
-    example `{sentence1: left, score: similarity_score}`."""
+    """Columns of another name than the format reads, such as `{sentence1: left, score: value}`."""
     query_instruction: str = ""
     """Put before queries, before both texts of an STS pair, or before labelled texts."""
     passage_instruction: str = ""
@@ -167,16 +176,8 @@ class SourceRecipe:
     teacher_embeddings: str | None = None
     """Folder with a teacher's vector of every text of the source, for `embedding_distillation` and
     `mask.guide` of its task; relative to `data.root`. Null: its steps go without."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubsetRecipe:
-    """The part of every source that a run trains on."""
-
-    fraction: float = bounded(above=0, high=1, required=True)
-    """Share of the rows of each source, rounded, one row at least."""
-    seed: int = bounded(0, low=0)
-    """Which rows: another seed takes others, whatever the run's own seed is."""
+    subset: SubsetRecipe | None = None
+    """Train on a part of it, in place of `data.subset`; null: as there. Not for `labels`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +205,7 @@ class DataRecipe:
     on_bad_row: Literal["error", "skip"] = "error"
     """Stop at a malformed row, or skip it (more than 1% skipped stops the run)."""
     subset: SubsetRecipe | None = None
-    """Train on a part of every source; null: on all rows. Not for `labels`, whose texts are drawn
-    beside each other from the whole source."""
+    """Train on a part of every source; null: on all rows. Not for `labels`."""
     overlap: Literal["warn", "error", "drop"] | None = None
     """Compare what rows ask with what evaluation sets ask, word by word and by MinHash: tell of
     those that are equal or nearly so, refuse them, or leave them out. Null: only texts that are
