@@ -98,6 +98,7 @@ KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
         },
     ),
     "gpt2": ("gpt2", lora, {"target_modules": ["attn.c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "orthogonal start": ("llama", lora, {"r": 4, "init_lora_weights": "orthogonal"}),
     "embedding": ("llama", lora, {"target_modules": ["embed_tokens"]}),
     "dora of gpt2": (
         "gpt2",
@@ -179,6 +180,12 @@ SPOILED: dict[str, tuple[str, dict[str, Any], str]] = {
                        r"trained tokens of shape \(3, 32\); expected a row of .* for each of 1"),
     "another kind": ("ia3", {"peft_type": "LOHA"},
                      r"peft_type = 'LOHA'; expected LORA, with or without DoRA, IA3 or TRAINABLE"),
+    "another base": ("gpt2", {"init_lora_weights": "loftq"},
+                     r"init_lora_weights = 'loftq'; expected true, false, gaussian, orthogonal"),
+    "some tokens": ("gpt2", {"alora_invocation_tokens": [5, 6]},
+                    r"alora_invocation_tokens = \[5, 6\]; expected LoRA or DoRA that changes each"),
+    "layers twice": ("gpt2", {"layer_replication": [[0, 1], [0, 1]]},
+                     r"layer_replication = .*; expected LoRA or DoRA that changes each weight"),
     "no alpha": ("gpt2", {"lora_alpha": None}, r"lora_alpha = None; expected a finite number"),
 }  # fmt: skip
 
@@ -195,6 +202,39 @@ def test_what_cannot_be_merged_is_refused_with_its_reason(
     with pytest.raises(CheckpointError, match=message):
         merge_checkpoints(bases / base, [tmp_path / "adapter"], tmp_path / "merged", SUM)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+def test_an_adapter_that_changed_its_base_is_merged_once_it_is_converted(
+    bases: Path, tmp_path: Path, start: str
+) -> None:
+    from peft import get_peft_model
+
+    torch.manual_seed(4)
+    model: Any = get_peft_model(
+        AutoModel.from_pretrained(bases / "llama", dtype=torch.float32),
+        lora(init_lora_weights=start),
+    )
+    # peft looks for the start of the adapter there
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(str(tmp_path / "start"))
+    model.peft_config["default"].init_lora_weights = start
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(str(tmp_path / "raw"))
+    model.save_pretrained(
+        str(tmp_path / "converted"),
+        path_initial_model_for_weight_conversion=str(tmp_path / "start"),
+    )
+    with pytest.raises(CheckpointError, match=rf"init_lora_weights = '{start}'; expected true"):
+        merge_checkpoints(bases / "llama", [tmp_path / "raw"], tmp_path / "merged", SUM)
+    assert not (tmp_path / "merged").exists()
+    merge_checkpoints(bases / "llama", [tmp_path / "converted"], tmp_path / "merged", SUM)
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, value in model.merge_and_unload().state_dict().items():
+        # peft takes the start out of the base in float32, and puts it back
+        torch.testing.assert_close(merged[name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_a_bias_of_b_needs_a_bias_in_the_base(tmp_path: Path) -> None:

@@ -148,6 +148,29 @@ def test_adapters_that_no_recipe_describes_can_only_be_merged(
     assert with_adapter(recipe_of(adapter, adapter="merge")).model.lora is None
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, r"init_lora_weights = 'pissa'; expected true, false, ga"),
+        ({"init_lora_weights": "lora_ga"}, r"init_lora_weights = 'lora_ga'; expected true"),
+        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens = \[5\]; expected LoRA or"),
+        ({"layer_replication": [[0, 1]]}, r"layer_replication = \[\[0, 1\]\]; expected LoRA or"),
+        ({"use_bdlora": {"a": 1}}, r"use_bdlora = .*; expected LoRA or DoRA that changes each"),
+    ],
+)
+@pytest.mark.parametrize("way", ["continue", "merge"])
+def test_adapters_of_another_base_are_neither_continued_nor_merged(
+    adapter: Path, change: dict[str, Any], message: str, way: Any
+) -> None:
+    base = str(adapter.parent / "base")
+    write(adapter.parent, **{"base_model_name_or_path": base} | change)
+    with pytest.raises(RecipeError, match=rf"adapter_config\.json: {message}"):
+        with_adapter(recipe_of(adapter, adapter=way))
+    for start in (True, False, None, "gaussian", "orthogonal", "eva", "mica"):
+        write(adapter.parent, base_model_name_or_path=base, init_lora_weights=start)
+        assert with_adapter(recipe_of(adapter, adapter="continue")).model.lora == LORA
+
+
 def test_a_config_without_a_base_is_named(tmp_path: Path) -> None:
     path = write(tmp_path)
     with pytest.raises(RecipeError, match=r"base_model_name_or_path = None; expected the folder"):
