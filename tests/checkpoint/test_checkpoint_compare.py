@@ -74,6 +74,9 @@ def test_nothing_changed_says_nothing() -> None:
         ("engine.max_tokens_per_chunk", 32, "engine.max_tokens_per_chunk = 32 (was 64)"),
         ("engine.gather", "step", "engine.gather = 'step' (was 'auto')"),
         ("data.workers", 0, "data.workers = 0 (was 2)"),
+        ("data.tokens", "ahead", "data.tokens = 'ahead' (was 'auto')"),
+        ("data.overlap", "warn", "data.overlap = 'warn' (was None)"),
+        ("data.overlap", "error", "data.overlap = 'error' (was None)"),
         ("data.sources.0.path", "b", "data.sources.ir.path = 'b' (was 'unused')"),
         (
             "data.sources.0.teacher_embeddings",
@@ -138,6 +141,8 @@ FIXED: list[tuple[str, Any, str]] = [
     ("data.sources.0.score_range", [0, 5], "the rows trained on so far would be read in another"),
     ("data.sources.0.columns", {"query": "other"}, "the rows trained on so far would be read in"),
     ("data.sources.0.label_texts", {"1": "a"}, "the rows trained on so far would be read in"),
+    ("data.overlap", "drop", "`drop` leaves rows out"),
+    ("data.subset", {"fraction": 0.5, "seed": 0}, "another part of the rows would be trained on"),
     ("train.betas", [0.5, 0.9], "the state of the optimizer was made with it"),
     ("train.optimizer", "adamw", "the state of the optimizer was made with it"),
 ]
@@ -186,6 +191,18 @@ def own_names(key: str, hint: Any) -> list[str]:
         inside = f"{key}.0" if get_origin(hint) is tuple else key
         below = [(inside, one) for one in get_args(hint)]
     return [found for name, one in below for found in own_names(name, one)]
+
+
+def test_rows_that_were_left_out_stay_out() -> None:
+    data = dataclasses.replace(RECIPE.data, overlap="drop")
+    was = dataclasses.replace(RECIPE, data=data)
+    for overlap in (None, "warn", "error"):
+        message = refused(changed(was, "data.overlap", overlap), "data.overlap", was=was)
+        assert "data.overlap cannot change: `drop` leaves rows out" in message
+    others = stretch(plain_recipe(was)), stretch(plain_recipe(RECIPE))
+    assert not is_same(*others)
+    warned = stretch(changed(RECIPE, "data.overlap", "warn"))
+    assert is_same(warned, others[1])
 
 
 def test_a_named_change_that_is_harmless_is_kept_too() -> None:
