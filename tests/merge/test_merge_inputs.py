@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, LlamaConfig
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 
 from tests.engine.test_engine_adapters import gpt2_config
 from tests.support import tiny
@@ -113,12 +113,13 @@ KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def save_adapter(base: Path, folder: Path, config: Any) -> dict[str, Tensor]:
+def save_adapter(base: Path, folder: Path, config: Any, model: Any = None) -> dict[str, Tensor]:
     """An adapter away from its start; gives the weights that peft merges it to, in float64."""
     from peft import get_peft_model
 
     torch.manual_seed(3)
-    model = get_peft_model(AutoModel.from_pretrained(base, dtype=torch.float32), config)
+    whole = AutoModel.from_pretrained(base, dtype=torch.float32) if model is None else model
+    model = get_peft_model(whole, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.3)
@@ -202,6 +203,34 @@ def test_what_cannot_be_merged_is_refused_with_its_reason(
     with pytest.raises(CheckpointError, match=message):
         merge_checkpoints(bases / base, [tmp_path / "adapter"], tmp_path / "merged", SUM)
     assert not (tmp_path / "merged").exists()
+
+
+def test_tokens_that_a_tied_head_repeats_are_merged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny.qwen3_config(num_hidden_layers=1, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    options = {"token_indices": [7, 2], "task_type": "CAUSAL_LM"}
+    make = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    wanted = save_adapter(tmp_path / "base", tmp_path / "adapter", tokens(**options), make)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    rows = load_file(file)
+    head = "base_model.model.lm_head.trainable_tokens_delta"
+    assert len(rows) == 2
+    assert head in rows
+    merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "merged", SUM)
+    assert not caplog.records
+    del wanted["lm_head.weight"]
+    assert_merged(tmp_path / "merged", wanted)
+    # others than those of the embeddings are lost, which is said; alone they have no place
+    save_file(rows | {head: rows[head] + 1}, file)
+    with caplog.at_level(logging.WARNING, "trainer"):
+        merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "again", SUM)
+    assert "lm_head.weight was trained and is left out" in caplog.text
+    assert_merged(tmp_path / "again", wanted)
+    save_file({head: rows[head]}, file)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight = not in .*no head but its embed"):
+        merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "none", SUM)
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
