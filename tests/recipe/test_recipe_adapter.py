@@ -131,6 +131,18 @@ def test_trained_tokens_go_on_in_the_order_of_their_rows(
         ({"peft_type": "IA3"}, r"peft_type = 'IA3'; expected LoRA or DoRA"),
         ({"bias": "all"}, r"bias = 'all'; expected LoRA or DoRA"),
         ({"alpha_pattern": {"q_proj": 2}}, r"alpha_pattern = .*; expected LoRA"),
+        ({"layers_to_transform": [1]}, r"layers_to_transform = \[1\]; expected LoRA .* on all mod"),
+        ({"layers_to_transform": 0}, r"layers_to_transform = 0; expected LoRA or DoRA"),
+        (
+            {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+            r"exclude_modules = \['layers\.0\.self_attn\.q_proj'\]; expected LoRA or DoRA",
+        ),
+        ({"exclude_modules": ["proj"], "target_modules": ["a.proj"]}, r"exclude_modules = \['proj"),
+        ({"exclude_modules": ".*0.*"}, r"exclude_modules = '\.\*0\.\*'; expected LoRA or DoRA"),
+        (
+            {"exclude_modules": ["a"], "target_modules": "all-linear"},
+            r"exclude_modules = \['a'\]; expected LoRA or DoRA",
+        ),
         ({"modules_to_save": "norm"}, r"modules_to_save = 'norm'; expected a list of names"),
         ({"r": "4"}, r"r = '4'; expected a number above 0"),
         ({"lora_alpha": None}, r"lora_alpha = None; expected a number above 0"),
@@ -168,6 +180,14 @@ def test_adapters_of_another_base_are_neither_continued_nor_merged(
         with_adapter(recipe_of(adapter, adapter=way))
     for start in (True, False, None, "gaussian", "orthogonal", "eva", "mica"):
         write(adapter.parent, base_model_name_or_path=base, init_lora_weights=start)
+        assert with_adapter(recipe_of(adapter, adapter="continue")).model.lora == LORA
+
+
+def test_modules_that_get_no_adapter_anyway_may_be_excluded(adapter: Path) -> None:
+    base = str(adapter.parent / "base")
+    for excluded in (["lm_head", "pooler.q_proj"], ["q"], [], None):
+        write(adapter.parent, base_model_name_or_path=base, exclude_modules=excluded,
+              layers_to_transform=[])  # fmt: skip
         assert with_adapter(recipe_of(adapter, adapter="continue")).model.lora == LORA
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from trainer.errors import RecipeError
 from trainer.recipe.model_path import ADAPTER_CONFIG, local_folder
 from trainer.recipe.schema import LoraRecipe, Recipe
+from trainer.recipe.unused_modules import UNUSED
 
 TOKENS_ALONE = "TRAINABLE_TOKENS"
 """peft's type of an adapter that trains rows of the embedding and nothing else."""
@@ -186,12 +187,33 @@ def _refuse_more(found: AdapterFolder) -> None:
         wrong = "peft_type"
     elif settings.get("bias", "none") != "none":
         wrong = "bias"
+    elif settings.get("layers_to_transform") not in (None, []):
+        wrong = "layers_to_transform"
+    elif _leaves_targets_out(settings.get("exclude_modules"), settings.get("target_modules")):
+        wrong = "exclude_modules"
     if wrong is not None:
         raise RecipeError(
             f"{found.file}: {wrong} = {settings.get(wrong)!r:.60}; expected LoRA or DoRA of one "
-            "rank and alpha without other trained weights, to continue it. Set model.adapter to "
-            "merge."
+            "rank and alpha on all modules that target_modules names, without other trained "
+            "weights, to continue it. Set model.adapter to merge."
         )
+
+
+def _leaves_targets_out(excluded: Any, targets: Any) -> bool:
+    """Whether modules are without an adapter that would get one by peft's targets.
+
+    What no vector passes through gets none in training either, and is no difference.
+    """
+    if not isinstance(excluded, list):
+        return bool(excluded)
+    names = [str(name) for name in excluded if not f"{name}.".startswith(UNUSED)]
+    if not isinstance(targets, list):
+        return bool(names)
+    return any(
+        f".{name}".endswith(f".{target}") or f".{target}".endswith(f".{name}")
+        for name in names
+        for target in targets
+    )
 
 
 def _settings(found: AdapterFolder) -> LoraRecipe:
