@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -17,6 +17,7 @@ from trainer.checkpoint.compare import (
     is_same,
     next_stretches,
 )
+from trainer.checkpoint.differences import WHOLE
 from trainer.checkpoint.manifest import Manifest
 from trainer.data.growth import SourceState
 from trainer.data.stretch import Stretch
@@ -73,6 +74,9 @@ def test_nothing_changed_says_nothing() -> None:
         ("engine.max_tokens_per_chunk", 32, "engine.max_tokens_per_chunk = 32 (was 64)"),
         ("engine.gather", "step", "engine.gather = 'step' (was 'auto')"),
         ("data.workers", 0, "data.workers = 0 (was 2)"),
+        ("data.tokens", "ahead", "data.tokens = 'ahead' (was 'auto')"),
+        ("data.overlap", "warn", "data.overlap = 'warn' (was None)"),
+        ("data.overlap", "error", "data.overlap = 'error' (was None)"),
         ("data.sources.0.path", "b", "data.sources.ir.path = 'b' (was 'unused')"),
         (
             "data.sources.0.teacher_embeddings",
@@ -135,6 +139,10 @@ FIXED: list[tuple[str, Any, str]] = [
     ("data.prompt_template", "{text}", "the model was trained to read its texts in this way"),
     ("data.sources.0.query_instruction", "q: ", "the model was trained to read its texts"),
     ("data.sources.0.score_range", [0, 5], "the rows trained on so far would be read in another"),
+    ("data.sources.0.columns", {"query": "other"}, "the rows trained on so far would be read in"),
+    ("data.sources.0.label_texts", {"1": "a"}, "the rows trained on so far would be read in"),
+    ("data.overlap", "drop", "`drop` leaves rows out"),
+    ("data.subset", {"fraction": 0.5, "seed": 0}, "another part of the rows would be trained on"),
     ("train.betas", [0.5, 0.9], "the state of the optimizer was made with it"),
     ("train.optimizer", "adamw", "the state of the optimizer was made with it"),
 ]
@@ -149,6 +157,52 @@ def test_what_the_parameters_were_trained_with_stays(key: str, value: Any, reaso
         assert re.search(rf"step-3: {re.escape(name)}.* = .* \(was .*\); expected the run", message)
         assert re.search(rf"{re.escape(name)}\S* cannot change: {reason}", message)
         assert message.endswith("Undo the change, or start anew in another output_dir.")
+
+
+@pytest.mark.parametrize("key", ["columns", "label_texts"])
+def test_names_that_a_user_gave_change_when_one_comes_or_goes(key: str) -> None:
+    key, given = f"data.sources.0.{key}", {"a": "x", "b": "y"}
+    old, new = changed(RECIPE, key, given), changed(RECIPE, key, {"a": "x"})
+    for was, now in ((old, new), (new, old)):
+        with pytest.raises(CheckpointError, match=rf"{by_source(key)} = {{.*}} \(was {{.*}}\)"):
+            compare_runs("step-3", stretch(was), now, named=("data",), added=SAME)
+        assert not is_same(stretch(was), stretch(now))
+
+
+def test_all_mappings_with_a_users_names_are_compared_whole() -> None:
+    assert set(own_names("", Recipe)) == {
+        "data.pattern", "data.sources.0.columns", "data.sources.0.label_texts",
+        "eval.sets.0.columns",
+    }  # fmt: skip
+    assert all(WHOLE.fullmatch(key) for key in own_names("", Recipe))
+
+
+def own_names(key: str, hint: Any) -> list[str]:
+    """Keys of the schema whose values have names that no table gives."""
+    if get_origin(hint) is Annotated:
+        return []
+    if dataclasses.is_dataclass(hint):
+        hints = get_type_hints(hint, include_extras=True)
+        below = [(f"{key}.{one.name}".lstrip("."), hints[one.name])
+                 for one in dataclasses.fields(hint)]  # fmt: skip
+    elif get_origin(hint) in (dict, Mapping):
+        return [key]
+    else:
+        inside = f"{key}.0" if get_origin(hint) is tuple else key
+        below = [(inside, one) for one in get_args(hint)]
+    return [found for name, one in below for found in own_names(name, one)]
+
+
+def test_rows_that_were_left_out_stay_out() -> None:
+    data = dataclasses.replace(RECIPE.data, overlap="drop")
+    was = dataclasses.replace(RECIPE, data=data)
+    for overlap in (None, "warn", "error"):
+        message = refused(changed(was, "data.overlap", overlap), "data.overlap", was=was)
+        assert "data.overlap cannot change: `drop` leaves rows out" in message
+    others = stretch(plain_recipe(was)), stretch(plain_recipe(RECIPE))
+    assert not is_same(*others)
+    warned = stretch(changed(RECIPE, "data.overlap", "warn"))
+    assert is_same(warned, others[1])
 
 
 def test_a_named_change_that_is_harmless_is_kept_too() -> None:

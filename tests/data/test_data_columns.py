@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.data.test_data_formats import caches as caches  # a fixture: caches of each test alone
 from tests.data.test_data_formats import records_of, write_as
@@ -242,8 +243,36 @@ def test_unknown_columns_are_said_with_the_nearest_format(tmp_path: Path) -> Non
         "Nearest is sentence-transformers, which also needs answer. Name the file's own columns "
         "with data.sources.set.columns: {answer: answers}, or set task or format"
     ) in message_of(path, "ir")
-    write_jsonl(path, [{"colour": "red"}])
-    assert "Nearest" not in message_of(path, "ir")
+    write_jsonl(path, [{"left": "a", "right": "b", "similarity_score": 1}])
+    assert (
+        "Nearest is sentence-transformers, which also needs sentence1 and sentence2. Name the "
+        "file's own columns with data.sources.set.columns: {sentence1: COLUMN, sentence2: COLUMN}, "
+    ) in message_of(path, "sts")
+
+
+@pytest.mark.parametrize(
+    ("task", "needs"),
+    [("ir", ("anchor", "positive")), ("sts", ("sentence1", "sentence2", "score"))],
+)
+def test_columns_that_no_format_comes_near_are_mapped_too(
+    tmp_path: Path, task: str, needs: tuple[str, ...]
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"colour": "red", "kind": "x", "size": 1}])
+    pairs = ", ".join(f"{name}: COLUMN" for name in needs)
+    assert (
+        f"None comes near; sentence-transformers needs {' and '.join(needs)}. Name the file's own "
+        f"columns with data.sources.set.columns: {{{pairs}}}, or set task or format"
+    ) in message_of(path, task)
+
+
+def test_an_advised_mapping_can_be_read(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"#1 String": "a", "2nd: String": "b", "label": 1}])
+    message = message_of(path, "sts")
+    mapping = message.split("data.sources.set.columns: ")[1].split(", or set task")[0]
+    assert yaml.safe_load(mapping) == {"#2 String": "2nd: String"}
+    assert all_records(sts_source(path, columns=yaml.safe_load(mapping))) == [
+        StsRecord(text1="a", text2="b", score=1.0)
+    ]
 
 
 def test_a_recipe_says_names_as_texts_and_keeps_them(tmp_path: Path) -> None:

@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TrainableTokensConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM
@@ -90,6 +96,27 @@ def test_other_weights_than_the_recipes_adapters_have_are_named(
     asked = LoraRecipe(**(settings | {"modules_to_save": LORA.modules_to_save} | lora))
     with pytest.raises(RecipeError, match=rf"adapter_model\.safetensors: .*{message}"):
         load_adapter(fresh(base, asked), tmp_path)
+
+
+def test_tokens_that_a_tied_head_repeats_go_on(tmp_path: Path) -> None:
+    config = tiny.qwen3_config(num_hidden_layers=1, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokens = TrainableTokensConfig(token_indices=[7, 2], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path), tokens)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    rows, head = load_file(file), "base_model.model.lm_head.trainable_tokens_delta"
+    assert len(rows) == 2
+    started = fresh(tmp_path, LoraRecipe(targets=(), trainable_tokens=(7, 2)))
+    load_adapter(started, tmp_path / "adapter")
+    (found,) = (one for one in started.parameters() if one.requires_grad)
+    assert torch.equal(found, rows[head])
+    save_file(rows | {head: rows[head] + 1}, file)
+    with pytest.raises(RecipeError, match=r"also with lm_head\.trainable_tokens_delta \(1 such\)"):
+        load_adapter(started, tmp_path / "adapter")
 
 
 def test_a_missing_or_damaged_file_is_named(base: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, LlamaConfig
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 
 from tests.engine.test_engine_adapters import gpt2_config
 from tests.support import tiny
@@ -98,6 +98,7 @@ KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
         },
     ),
     "gpt2": ("gpt2", lora, {"target_modules": ["attn.c_proj", "c_fc"], "fan_in_fan_out": True}),
+    "orthogonal start": ("llama", lora, {"r": 4, "init_lora_weights": "orthogonal"}),
     "embedding": ("llama", lora, {"target_modules": ["embed_tokens"]}),
     "dora of gpt2": (
         "gpt2",
@@ -112,12 +113,13 @@ KINDS: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def save_adapter(base: Path, folder: Path, config: Any) -> dict[str, Tensor]:
+def save_adapter(base: Path, folder: Path, config: Any, model: Any = None) -> dict[str, Tensor]:
     """An adapter away from its start; gives the weights that peft merges it to, in float64."""
     from peft import get_peft_model
 
     torch.manual_seed(3)
-    model = get_peft_model(AutoModel.from_pretrained(base, dtype=torch.float32), config)
+    whole = AutoModel.from_pretrained(base, dtype=torch.float32) if model is None else model
+    model = get_peft_model(whole, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.3)
@@ -179,6 +181,12 @@ SPOILED: dict[str, tuple[str, dict[str, Any], str]] = {
                        r"trained tokens of shape \(3, 32\); expected a row of .* for each of 1"),
     "another kind": ("ia3", {"peft_type": "LOHA"},
                      r"peft_type = 'LOHA'; expected LORA, with or without DoRA, IA3 or TRAINABLE"),
+    "another base": ("gpt2", {"init_lora_weights": "loftq"},
+                     r"init_lora_weights = 'loftq'; expected true, false, gaussian, orthogonal"),
+    "some tokens": ("gpt2", {"alora_invocation_tokens": [5, 6]},
+                    r"alora_invocation_tokens = \[5, 6\]; expected LoRA or DoRA that changes each"),
+    "layers twice": ("gpt2", {"layer_replication": [[0, 1], [0, 1]]},
+                     r"layer_replication = .*; expected LoRA or DoRA that changes each weight"),
     "no alpha": ("gpt2", {"lora_alpha": None}, r"lora_alpha = None; expected a finite number"),
 }  # fmt: skip
 
@@ -195,6 +203,67 @@ def test_what_cannot_be_merged_is_refused_with_its_reason(
     with pytest.raises(CheckpointError, match=message):
         merge_checkpoints(bases / base, [tmp_path / "adapter"], tmp_path / "merged", SUM)
     assert not (tmp_path / "merged").exists()
+
+
+def test_tokens_that_a_tied_head_repeats_are_merged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny.qwen3_config(num_hidden_layers=1, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    options = {"token_indices": [7, 2], "task_type": "CAUSAL_LM"}
+    make = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    wanted = save_adapter(tmp_path / "base", tmp_path / "adapter", tokens(**options), make)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    rows = load_file(file)
+    head = "base_model.model.lm_head.trainable_tokens_delta"
+    assert len(rows) == 2
+    assert head in rows
+    merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "merged", SUM)
+    assert not caplog.records
+    del wanted["lm_head.weight"]
+    assert_merged(tmp_path / "merged", wanted)
+    # others than those of the embeddings are lost, which is said; alone they have no place
+    save_file(rows | {head: rows[head] + 1}, file)
+    with caplog.at_level(logging.WARNING, "trainer"):
+        merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "again", SUM)
+    assert "lm_head.weight was trained and is left out" in caplog.text
+    assert_merged(tmp_path / "again", wanted)
+    save_file({head: rows[head]}, file)
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight = not in .*no head but its embed"):
+        merge_checkpoints(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "none", SUM)
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+def test_an_adapter_that_changed_its_base_is_merged_once_it_is_converted(
+    bases: Path, tmp_path: Path, start: str
+) -> None:
+    from peft import get_peft_model
+
+    torch.manual_seed(4)
+    model: Any = get_peft_model(
+        AutoModel.from_pretrained(bases / "llama", dtype=torch.float32),
+        lora(init_lora_weights=start),
+    )
+    # peft looks for the start of the adapter there
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(str(tmp_path / "start"))
+    model.peft_config["default"].init_lora_weights = start
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    model.save_pretrained(str(tmp_path / "raw"))
+    model.save_pretrained(
+        str(tmp_path / "converted"),
+        path_initial_model_for_weight_conversion=str(tmp_path / "start"),
+    )
+    with pytest.raises(CheckpointError, match=rf"init_lora_weights = '{start}'; expected true"):
+        merge_checkpoints(bases / "llama", [tmp_path / "raw"], tmp_path / "merged", SUM)
+    assert not (tmp_path / "merged").exists()
+    merge_checkpoints(bases / "llama", [tmp_path / "converted"], tmp_path / "merged", SUM)
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    for name, value in model.merge_and_unload().state_dict().items():
+        # peft takes the start out of the base in float32, and puts it back
+        torch.testing.assert_close(merged[name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_a_bias_of_b_needs_a_bias_in_the_base(tmp_path: Path) -> None:

@@ -156,6 +156,35 @@ def test_named_changes_pass(begun: Path) -> None:
     assert resumed("data.sources.docs.path=longer.jsonl").data.sources[1].path == "longer.jsonl"
 
 
+def test_a_run_that_patience_ended_goes_on_by_a_longer_one_alone(begun: Path) -> None:
+    edit("eval:\n", "eval:\n  best_metric: held_out.spearman\n  patience: 1\n")(begun)
+    with (begun / "out" / "eval.jsonl").open("w") as file:
+        for step, value in ((0, 0.1), (1, 0.5), (2, 0.4), (3, 0.9)):
+            line = {"step": step, "sets": {"held_out": {"spearman": value}}}
+            file.write(json.dumps(line) + "\n")
+        file.write('{"step": 2, "se')
+    before = snapshot(begun)
+    longer = ("train.max_steps=9", "train.learning_rate=1e-4")
+    for command in (["--dry-run", "--resume"], ["--resume"]):
+        ended = run(begun, "--recipe", "small.yaml", *command, "--change", *longer)
+        assert ended.code == 2, ended
+        for part in (
+            "checkpoint step-2: eval.patience = 1, which ended the run at step 2; expected one ",
+            "changes (train.learning_rate, train.max_steps). Add eval.patience=null or "
+            "eval.patience=2 to --change",
+        ):
+            assert part in ended.message
+    assert not ended.imported & set(HEAVY)
+    with pytest.raises(CheckpointError, match=r"eval\.patience = 1, which ended the run at step 2"):
+        resumed("checkpoint.keep=5")
+    assert snapshot(begun) == before
+    # without a change it ends again; with more patience it goes on
+    assert resumed().train.max_steps == 2
+    for patience in (None, 2):
+        recipe = resumed(*longer, f"eval.patience={json.dumps(patience)}")
+        assert (recipe.train.max_steps, recipe.eval.patience) == (9, patience)
+
+
 def test_a_source_may_be_added_on_the_command_line(begun: Path) -> None:
     key = "data.sources.new"
     recipe = resumed(f"{key}.path=docs.jsonl", f"{key}.task=ir", f"{key}.weight=2")

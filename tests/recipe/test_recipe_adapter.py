@@ -131,6 +131,18 @@ def test_trained_tokens_go_on_in_the_order_of_their_rows(
         ({"peft_type": "IA3"}, r"peft_type = 'IA3'; expected LoRA or DoRA"),
         ({"bias": "all"}, r"bias = 'all'; expected LoRA or DoRA"),
         ({"alpha_pattern": {"q_proj": 2}}, r"alpha_pattern = .*; expected LoRA"),
+        ({"layers_to_transform": [1]}, r"layers_to_transform = \[1\]; expected LoRA .* on all mod"),
+        ({"layers_to_transform": 0}, r"layers_to_transform = 0; expected LoRA or DoRA"),
+        (
+            {"exclude_modules": ["layers.0.self_attn.q_proj"]},
+            r"exclude_modules = \['layers\.0\.self_attn\.q_proj'\]; expected LoRA or DoRA",
+        ),
+        ({"exclude_modules": ["proj"], "target_modules": ["a.proj"]}, r"exclude_modules = \['proj"),
+        ({"exclude_modules": ".*0.*"}, r"exclude_modules = '\.\*0\.\*'; expected LoRA or DoRA"),
+        (
+            {"exclude_modules": ["a"], "target_modules": "all-linear"},
+            r"exclude_modules = \['a'\]; expected LoRA or DoRA",
+        ),
         ({"modules_to_save": "norm"}, r"modules_to_save = 'norm'; expected a list of names"),
         ({"r": "4"}, r"r = '4'; expected a number above 0"),
         ({"lora_alpha": None}, r"lora_alpha = None; expected a number above 0"),
@@ -146,6 +158,37 @@ def test_adapters_that_no_recipe_describes_can_only_be_merged(
     with pytest.raises(RecipeError, match=rf"adapter_config\.json: {message}"):
         with_adapter(recipe_of(adapter, adapter="continue"))
     assert with_adapter(recipe_of(adapter, adapter="merge")).model.lora is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, r"init_lora_weights = 'pissa'; expected true, false, ga"),
+        ({"init_lora_weights": "lora_ga"}, r"init_lora_weights = 'lora_ga'; expected true"),
+        ({"alora_invocation_tokens": [5]}, r"alora_invocation_tokens = \[5\]; expected LoRA or"),
+        ({"layer_replication": [[0, 1]]}, r"layer_replication = \[\[0, 1\]\]; expected LoRA or"),
+        ({"use_bdlora": {"a": 1}}, r"use_bdlora = .*; expected LoRA or DoRA that changes each"),
+    ],
+)
+@pytest.mark.parametrize("way", ["continue", "merge"])
+def test_adapters_of_another_base_are_neither_continued_nor_merged(
+    adapter: Path, change: dict[str, Any], message: str, way: Any
+) -> None:
+    base = str(adapter.parent / "base")
+    write(adapter.parent, **{"base_model_name_or_path": base} | change)
+    with pytest.raises(RecipeError, match=rf"adapter_config\.json: {message}"):
+        with_adapter(recipe_of(adapter, adapter=way))
+    for start in (True, False, None, "gaussian", "orthogonal", "eva", "mica"):
+        write(adapter.parent, base_model_name_or_path=base, init_lora_weights=start)
+        assert with_adapter(recipe_of(adapter, adapter="continue")).model.lora == LORA
+
+
+def test_modules_that_get_no_adapter_anyway_may_be_excluded(adapter: Path) -> None:
+    base = str(adapter.parent / "base")
+    for excluded in (["lm_head", "pooler.q_proj"], ["q"], [], None):
+        write(adapter.parent, base_model_name_or_path=base, exclude_modules=excluded,
+              layers_to_transform=[])  # fmt: skip
+        assert with_adapter(recipe_of(adapter, adapter="continue")).model.lora == LORA
 
 
 def test_a_config_without_a_base_is_named(tmp_path: Path) -> None:

@@ -68,3 +68,28 @@ def test_a_finished_run_goes_on_to_a_further_end(tmp_path: Path) -> None:
     assert (found["step"], found["export"]["sha256"]) == (END, hash_folder(run / "model"))
     assert found["export"]["sha256"] != before[1]
     assert "<h2>Stretches</h2>" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_patience_ended_trains_on_once_patience_is_changed(tmp_path: Path) -> None:
+    corpus.make_workspace(tmp_path)
+    run = tmp_path / "run"
+    # no weight moves, so that no evaluation is better than the first
+    still = ("train.schedule=constant", "train.warmup_ratio=0", "train.learning_rate=1e-12")
+    sets = f"[{{name: pairs, task: sts, path: {tmp_path / 'sts.jsonl'}}}]"
+    judged = ("eval.every_steps=1", "eval.best_metric=pairs.spearman", "eval.patience=1")
+    common = ["--recipe", str(tmp_path / "recipe.yaml"), *still, f"eval.sets={sets}", *judged,
+              "train.max_steps=4", "checkpoint.every_steps=1"]  # fmt: skip
+    ended = finish_forked(tmp_path, *common)
+    assert ended.code == 0, ended.out + ended.err
+    assert (read_finished(run) or {})["step"] == 1
+    before = snapshot(run)
+    longer = ["--resume", "--change", "train.max_steps=6", "seed=3"]
+    ended = finish_forked(tmp_path, *common, *longer)
+    assert ended.code == 2, ended.out + ended.err
+    assert "eval.patience = 1, which ended the run at step 1" in ended.err
+    assert snapshot(run) == before
+    ended = finish_forked(tmp_path, *common, *longer, "eval.patience=null")
+    assert ended.code == 0, ended.out + ended.err
+    assert (read_finished(run) or {})["step"] == 6
+    assert [line["step"] for line in lines(run / "metrics.jsonl")] == list(range(6))

@@ -19,10 +19,13 @@ from trainer.recipe.schema import Recipe
 
 HARMLESS = re.compile(
     r"name|output_dir|resume|(log|eval|checkpoint|export|engine)(\..*)?"
-    r"|data\.(workers|on_bad_row|root)|data\.sources\.[^.]+\.(path|hub|split|teacher_embeddings)"
+    r"|data\.(workers|tokens|on_bad_row|root)"
+    r"|data\.sources\.[^.]+\.(path|hub|split|teacher_embeddings)"
     r"|model\.gradient_checkpointing|train\.max_skipped_steps"
 )
 """Recipe keys that do not shape the steps. Where data lies is one: its fingerprint says more."""
+OVERLAP = "data.overlap"
+"""Harmless as long as it leaves no rows out."""
 LENGTH = ("train.max_steps", "train.epochs")
 """Harmless only where the learning rate does not depend on the length of the run."""
 CHANGEABLE = re.compile(
@@ -38,6 +41,8 @@ REASONS = (
         r"|data\.sources\.[^.]+\.(query|passage)_instruction",
         "the model was trained to read its texts in this way, and an export states one way",
     ),
+    (r"data\.overlap", "`drop` leaves rows out, so that others are trained on than without it"),
+    (r"data\.subset(\..*)?", "another part of the rows would be trained on"),
     (r"tasks\.labels\.balance", "rows are dealt otherwise, and none would be where it was"),
     (r"train\..*", "the state of the optimizer was made with it"),
     (r"data\.sources\.[^.]+\..*", "the rows trained on so far would be read in another way"),
@@ -50,9 +55,22 @@ REASONS = (
 OTHERWISE = "it is part of what the run is"
 
 
+def is_harmless(key: str, was: object, now: object) -> bool:
+    """Whether the steps of a run are the same with another value of a key.
+
+    Args:
+        key: as differences have it.
+        was: its value so far.
+        now: its value from now on.
+    """
+    if key == OVERLAP:
+        return "drop" not in (was, now)
+    return HARMLESS.fullmatch(key) is not None
+
+
 def may_change(key: str) -> bool:
-    """Whether a run may go on with another value of a key, if it is named."""
-    return HARMLESS.fullmatch(key) is not None or CHANGEABLE.fullmatch(key) is not None
+    """Whether a run may go on with another value of a key that shapes the steps, if named."""
+    return CHANGEABLE.fullmatch(key) is not None
 
 
 def reason_against(key: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainer.checkpoint.changes import HARMLESS, LENGTH, covers, may_change, reason_against
+from trainer.checkpoint.changes import LENGTH, covers, is_harmless, may_change, reason_against
 from trainer.checkpoint.differences import SOURCES, by_name, differences
 from trainer.checkpoint.manifest import Manifest
 from trainer.data.growth import SourceState
@@ -85,10 +85,10 @@ def compare_runs(
     free_length = _constant_rate(old) and _constant_rate(new)
     for key, was, now in differences("", old, new):
         line = _described(key, was, now)
-        is_free = HARMLESS.fullmatch(key) and covers(named, key)
-        if is_free or _follows_sources(key, was, now, old, new):
+        is_free = is_harmless(key, was, now)
+        if (is_free and covers(named, key)) or _follows_sources(key, was, now, old, new):
             found.changed.append(key)
-        elif not _is_harmless(key, free_length=free_length):
+        elif not (is_free or (free_length and key in LENGTH)):
             found.settle(key, line, named=covers(named, key), allowed=may_change(key))
             continue
         if key != "resume":
@@ -195,7 +195,7 @@ def is_same(one: Stretch, other: Stretch) -> bool:
     return (
         one.first_step == other.first_step
         and all(_as_many_rows(one.sources.get(name), other.sources.get(name)) for name in names)
-        and all(_is_harmless(key, free_length=True) for key, _, _ in found)
+        and all(key in LENGTH or is_harmless(key, was, now) for key, was, now in found)
     )
 
 
@@ -220,10 +220,6 @@ def _as_many_rows(one: SourceState | None, other: SourceState | None) -> bool:
     if one is None or other is None:
         return False
     return one.num_rows == other.num_rows or 0 in (one.num_rows, other.num_rows)
-
-
-def _is_harmless(key: str, *, free_length: bool) -> bool:
-    return HARMLESS.fullmatch(key) is not None or (free_length and key in LENGTH)
 
 
 def _constant_rate(recipe: Mapping[str, Any]) -> bool:

@@ -1,11 +1,14 @@
 """What differs between two recipes in plain values, key by key; it must not judge."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 SOURCES = "data.sources"
-WHOLE = ("data.pattern",)
-"""Mappings whose keys are the user's, not the project's."""
+WHOLE = re.compile(
+    r"data\.pattern|data\.sources\.[^.]+\.(columns|label_texts)|eval\.sets\.[^.]+\.columns"
+)
+"""Mappings whose keys are the user's, not the project's: one more or less is a change."""
 
 Change = tuple[str, Any, Any]
 """Dotted key, old, new."""
@@ -28,7 +31,7 @@ def differences(key: str, old: object, new: object) -> list[Change]:
     A key that one of them does not have is one that this release does not know any more, or that it
     gave no default: no change that anyone made.
     """
-    if isinstance(old, Mapping) and isinstance(new, Mapping) and key not in WHOLE:
+    if isinstance(old, Mapping) and isinstance(new, Mapping) and not WHOLE.fullmatch(key):
         return [
             found
             for name in sorted({*old} & {*new})

@@ -24,6 +24,7 @@ from trainer.checkpoint.tensors import (
     numel,
 )
 from trainer.errors import CheckpointError
+from trainer.recipe.adapter_folder import why_no_sum
 
 QUANTIFIER = re.compile(r"(?<!\()[*+?{]")
 REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
@@ -74,7 +75,8 @@ def settings_from_peft(path: Path) -> LoraSettings:
     """Read peft's `adapter_config.json`.
 
     Raises:
-        CheckpointError: if it is damaged, or of an adapter of a kind that cannot be merged.
+        CheckpointError: if it is damaged, or of an adapter of a kind that cannot be merged or that
+            has another base than it names.
     """
     config = read_object(path)
     kind = config.get("peft_type")
@@ -83,13 +85,14 @@ def settings_from_peft(path: Path) -> LoraSettings:
     if kind == "TRAINABLE_TOKENS":
         rows = _token_rows(path, "token_indices", config.get("token_indices"))
         return LoraSettings(path=path, token_rows=rows)
-    extras = {"peft_type": kind != "LORA", "use_bdlora": config.get("use_bdlora")}
-    for name, present in extras.items():
-        if present:
-            raise CheckpointError(
-                f"{path}: {name} = {config.get(name)!r:.60}; expected LORA, with or without DoRA, "
-                "IA3 or TRAINABLE_TOKENS. Merge the adapter into its base with peft first."
-            )
+    if kind != "LORA":
+        raise CheckpointError(
+            f"{path}: peft_type = {kind!r:.60}; expected LORA, with or without DoRA, IA3 or "
+            "TRAINABLE_TOKENS. Merge the adapter into its base with peft first."
+        )
+    reason = why_no_sum(config)
+    if reason is not None:
+        raise CheckpointError(f"{path}: {reason}")
     name = "trainable_token_indices"
     return LoraSettings(
         path=path,

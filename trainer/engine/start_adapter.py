@@ -2,7 +2,9 @@
 
 import logging
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -22,6 +24,8 @@ MAGNITUDE = re.compile(r"(?<=\.lora_magnitude_vector)\.weight$")
 """What files of peft lack, and those of the trainer have."""
 BASE = ".base_layer."
 """In the names of the base's own embeddings, which peft saves beside their adapters."""
+TOKENS = "trainable_tokens_delta"
+"""End of the names of trained tokens."""
 PEFT = "base_model.model."
 """What peft puts before the backbone's names."""
 
@@ -51,6 +55,8 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
             found = {name.removeprefix(prefix): full for name, full in names.items()}
             for name in [name for name in found if BASE in name]:
                 _check_copy(path, model, name, file.get_tensor(found.pop(name)))
+            for name in _copies_of_tokens(file, wanted, found):
+                del found[name]
             _check(
                 path, wanted, {n: tuple(file.get_slice(f).get_shape()) for n, f in found.items()}
             )
@@ -67,6 +73,16 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
 def _bare(name: str) -> str:
     """The name of a tensor, in a model or a file, without what peft may put into it."""
     return MAGNITUDE.sub("", OF_ADAPTER.sub("", name)).removeprefix(PEFT)
+
+
+def _copies_of_tokens(file: Any, wanted: Collection[str], found: Mapping[str, str]) -> list[str]:
+    """Trained tokens that repeat the model's own, as peft saves those of a tied head."""
+    own = next((name for name in wanted if name.endswith(TOKENS) and name in found), None)
+    others = [name for name in found if name.endswith(TOKENS) and name not in wanted]
+    if own is None or not others:
+        return []
+    rows = file.get_tensor(found[own])
+    return [name for name in others if torch.equal(file.get_tensor(found[name]), rows)]
 
 
 def _check(path: Path, wanted: dict[str, nn.Parameter], found: dict[str, tuple[int, ...]]) -> None:

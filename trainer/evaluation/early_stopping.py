@@ -1,14 +1,13 @@
 """Follow the best evaluation of a run under way; it must not evaluate, save or stop anything."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.evaluation.best import BestSoFar, Results
+from trainer.evaluation.recorded import Record, read_evaluations
 from trainer.recipe.schema import EvalRecipe
 from trainer.run_folder.layout import RunFolder
 
@@ -24,18 +23,6 @@ class Decision:
 
 
 NOTHING = Decision(is_best=False, is_last=False)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What `eval.jsonl` holds when a run goes on."""
-
-    best: BestSoFar | None
-    """The best evaluation; None without a metric to judge by."""
-    steps: frozenset[int]
-    """Steps done at each evaluation."""
-    has_start: bool
-    """Whether the sets of now were evaluated where the run goes on."""
 
 
 class EarlyStopping:
@@ -63,25 +50,11 @@ class EarlyStopping:
         Returns:
             Whether patience had ended with the evaluation of `start`.
         """
-        self.record = on_first_rank(lambda: self._recorded(start), self._ranks)
+        self.record = on_first_rank(
+            lambda: read_evaluations(self._file, self._recipe, start), self._ranks
+        )
         self._best = self.record.best
-        return (
-            self.record.has_start
-            and self._best is not None
-            and self._best.is_exhausted(self._recipe.patience)
-        )
-
-    def _recorded(self, start: int) -> Record:
-        """Content of the file."""
-        lines, sets = self._lines(), {one.name for one in self._recipe.sets}
-        metric, best = self._recipe.best_metric, None
-        if metric is not None:
-            best = BestSoFar(metric=metric).after_lines(lines, start, sets)
-        return Record(
-            best=best,
-            steps=frozenset(line["step"] for line in lines),
-            has_start=any(line["step"] == start and line["sets"].keys() == sets for line in lines),
-        )
+        return self.record.has_ended(self._recipe.patience)
 
     def update(self, done: int, results: Results) -> Decision:
         """What an evaluation after `done` steps means for the run. Collective: yes."""
@@ -93,13 +66,6 @@ class EarlyStopping:
             is_best=self._best.step == done and self._best != before,
             is_last=self._best.is_exhausted(self._recipe.patience),
         )
-
-    def _lines(self) -> list[dict[str, Any]]:
-        """The run's evaluations so far."""
-        if not self._file.is_file():
-            return []
-        lines = map(json.loads, self._file.read_text(encoding="utf-8").splitlines())
-        return [line for line in lines if "sets" in line]
 
 
 def _updated(best: BestSoFar, done: int, results: Results) -> Callable[[], BestSoFar]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from trainer.checkpoint.names import likely_prefix
 from trainer.errors import CheckpointError
+from trainer.recipe.unused_modules import UNUSED
 
 IN_LAYER = re.compile(r"(?P<stack>.*?)\.(?P<index>\d+)\.(?P<rest>.+)")
 STACKS = frozenset({"layers", "h", "layer", "blocks", "block", "encoder.layer", "encoder.layers",
@@ -24,8 +25,6 @@ STACKS = frozenset({"layers", "h", "layer", "blocks", "block", "encoder.layer", 
 """Where a bare backbone keeps its layers."""
 TIMEOUT_SEC = 300
 MAX_NAMED = 5
-UNUSED = ("pooler.",)
-"""Beginnings of names of modules that no embedding passes through."""
 
 
 def check_expected(path: Path, names: Collection[str], folders: Iterable[Path]) -> None:

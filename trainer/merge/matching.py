@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.checkpoint.lora_deltas import adapted
-from trainer.checkpoint.names import BACKBONE_PREFIXES, is_optional, likely_prefix, projection_name
+from trainer.checkpoint.names import (
+    BACKBONE_PREFIXES,
+    is_head,
+    is_optional,
+    likely_prefix,
+    projection_name,
+)
 from trainer.checkpoint.open import OpenedCheckpoint
 from trainer.checkpoint.tensors import SlicedTensor
 from trainer.errors import CheckpointError
@@ -73,12 +79,27 @@ def matched(source: OpenedCheckpoint, prefix: str, root: Root) -> dict[str, Slic
     if source.adapters and source.lora is not None:
         modules = {bare(name, prefix): parts for name, parts in source.adapters.items()}
         # what an adapter's checkpoint does not hold is the base's
-        weights = {**root.tensors, **own}
+        weights = _with_tied_head(modules, {**root.tensors, **own})
         lost = [f"{name}.weight" for name in modules if f"{name}.weight" not in weights]
         if lost:
             raise _misnamed(source.path, lost, len(modules), [], root, what="adapted weights")
         own = adapted(weights, modules, source.lora)
     return own
+
+
+def _with_tied_head(
+    modules: Mapping[str, Mapping[str, SlicedTensor]], weights: Mapping[str, SlicedTensor]
+) -> dict[str, SlicedTensor]:
+    """The weights, with the table of embeddings as a head whose tokens are trained with its own.
+
+    peft saves trained tokens of a model that ties the two under both names.
+    """
+    found = dict(weights)
+    trained = [f"{name}.weight" for name, parts in modules.items() if set(parts) == {"tokens"}]
+    tables = [name for name in trained if name in weights and not is_head(name)]
+    if len(tables) == 1:
+        found |= {name: weights[tables[0]] for name in trained if is_head(name)} | found
+    return found
 
 
 def _misnamed(
@@ -102,6 +123,11 @@ def _misnamed(
 
 
 def _advice(path: Path, foreign: Sequence[str], missing: Sequence[str], root: Root) -> str:
+    if all(is_head(name) for name in foreign):
+        return (
+            "The base has no head but its embeddings, which a head's adapter would change alone. "
+            "Train the adapter without the head, or on the embeddings."
+        )
     extra = likely_prefix(root.tensors, foreign)
     if extra:
         return f"Save {path} without the prefix {extra} that it puts before the base's names."

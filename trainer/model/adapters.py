@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from trainer.errors import RecipeError
 from trainer.model.backbone import sharded_loading
 from trainer.model.token_rows import add_token_rows, check_tokens
-from trainer.model.weights import UNUSED
 from trainer.recipe.schema import LoraRecipe
+from trainer.recipe.unused_modules import UNUSED
 
 ADAPTER = "default"
 """peft's name of the one adapter."""

@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from trainer.errors import RecipeError
 from trainer.recipe.schema import ModelRecipe
+from trainer.recipe.unused_modules import UNUSED
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,6 @@ NAMES = ("model.safetensors", "model.safetensors.index.json",
 """Names under which transformers looks for weights, in its order."""
 ADAPTER = "adapter_config.json"
 """Beside it transformers takes the weights of another model and puts an adapter on them."""
-UNUSED = ("pooler.",)
-"""Beginnings of names of modules that no embedding passes through; they are frozen."""
 COMPUTED = re.compile(r"(.*\.)?(position_ids|token_type_ids|inv_freq|masked_bias|attn_bias)")
 """Buffers that a model computes when it is built; only older savings hold them."""
 UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, KeyError, UnpicklingError,

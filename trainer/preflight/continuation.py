@@ -13,6 +13,8 @@ from trainer.checkpoint.compare import compare_runs
 from trainer.checkpoint.continued import Continued, continue_run
 from trainer.checkpoint.record import read_record
 from trainer.data.sources import Source
+from trainer.errors import CheckpointError
+from trainer.evaluation.recorded import read_evaluations
 from trainer.recipe.load import plain_recipe, recipe_of
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.layout import RunFolder
@@ -52,12 +54,31 @@ def continued_run(
         named: keys that are changed now.
 
     Raises:
-        CheckpointError: other rows than the run began with, more rows that are not named, or a run
-            that ends before the checkpoint.
+        CheckpointError: other rows than the run began with, more rows that are not named, a run
+            that ends before the checkpoint, or changes of one that `eval.patience` has ended.
         RecipeError: the recipe does not fit the data.
     """
-    record = read_record(_folder(recipe))
-    return None if record is None else continue_run(record, recipe, sources, named)
+    folder = _folder(recipe)
+    record = read_record(folder)
+    if record is None:
+        return None
+    found = continue_run(record, recipe, sources, named)
+    _refuse_ended(found, recipe, folder)
+    return found
+
+
+def _refuse_ended(found: Continued, recipe: Recipe, folder: RunFolder) -> None:
+    """Refuse to begin a stretch that would end before its first step."""
+    begins = found.stretches[-1].first_step == found.step
+    done = read_evaluations(folder.evaluations, recipe.eval, found.step)
+    if not (begins and done.best is not None and done.has_ended(recipe.eval.patience)):
+        return
+    raise CheckpointError(
+        f"checkpoint {found.tag}: eval.patience = {recipe.eval.patience}, which ended the run at "
+        f"step {found.step}; expected one that lets the run go on with its changes "
+        f"({', '.join(found.stretches[-1].changed)}). Add eval.patience=null or "
+        f"eval.patience={done.best.num_worse + 1} to --change, or change nothing by name."
+    )
 
 
 def _folder(recipe: Recipe) -> RunFolder:

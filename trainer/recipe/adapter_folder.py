@@ -12,14 +12,20 @@ from typing import Any, Literal
 from trainer.errors import RecipeError
 from trainer.recipe.model_path import ADAPTER_CONFIG, local_folder
 from trainer.recipe.schema import LoraRecipe, Recipe
+from trainer.recipe.unused_modules import UNUSED
 
 TOKENS_ALONE = "TRAINABLE_TOKENS"
 """peft's type of an adapter that trains rows of the embedding and nothing else."""
 ALIKE = {"r": "rank", "lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora"}
 """Settings of a folder that training goes on with, and the recipe's keys for them."""
-LEFT_OUT = ("lora_bias", "alpha_pattern", "rank_pattern", "layer_replication",
-            "target_parameters", "use_bdlora", "alora_invocation_tokens")  # fmt: skip
+LEFT_OUT = ("lora_bias", "alpha_pattern", "rank_pattern", "target_parameters")
 """Settings by which an adapter has more, or other, weights than a recipe can name."""
+BASE_KEPT = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+"""Values of peft's `init_lora_weights` that leave the weights of the base as they are. By any other
+the base of the adapter is not the model that the folder names, and the folder does not hold it."""
+NO_SUM = ("use_bdlora", "alora_invocation_tokens", "use_qalora", "kasa_config",
+          "monteclora_config", "arrow_config", "layer_replication")  # fmt: skip
+"""Settings by which a LoRA adapter is no product B A that is added to weights of the base."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,8 +97,8 @@ def with_adapter(recipe: Recipe) -> Recipe:
         recipe: as loaded.
 
     Raises:
-        RecipeError: `model.adapter` where there is no adapter, an adapter without it, or settings
-            of `model.lora` that are not the adapter's.
+        RecipeError: `model.adapter` where there is no adapter, an adapter without it, one that is
+            no change of its base's weights, or settings of `model.lora` that are not the adapter's.
     """
     model, found = recipe.model, find_adapter_folder(recipe.model.path)
     if found is None:
@@ -112,6 +118,9 @@ def with_adapter(recipe: Recipe) -> Recipe:
             f"{model.path} is an adapter of {found.base}. Set it to continue to train the adapter "
             "on, or to merge to train all weights from their sum."
         )
+    reason = why_no_sum(found.settings)
+    if reason is not None:
+        raise RecipeError(f"{found.file}: {reason}")
     changed = dataclasses.replace(
         model,
         adapter=way,
@@ -142,6 +151,35 @@ def _continued(found: AdapterFolder, asked: LoraRecipe | None) -> LoraRecipe:
     return asked
 
 
+def why_no_sum(settings: Mapping[str, Any]) -> str | None:
+    """Why a LoRA adapter is not the change B A of the weights that its base has; None if it is.
+
+    Args:
+        settings: all that peft wrote.
+
+    Returns:
+        The end of a message, from the setting's name on.
+    """
+    if settings.get("peft_type") != "LORA":
+        return None
+    start = settings.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in BASE_KEPT:
+        return (
+            f"init_lora_weights = {start!r:.60}; expected true, false, gaussian, orthogonal, eva "
+            "or mica. Others change the base's weights before training, and the folder does not "
+            "hold those. Save the adapter with peft's path_initial_model_for_weight_conversion, "
+            "or merge it into its base with peft first."
+        )
+    name = next((name for name in NO_SUM if settings.get(name)), None)
+    if name is None:
+        return None
+    return (
+        f"{name} = {settings[name]!r:.60}; expected LoRA or DoRA that changes each weight in one "
+        "way for all tokens and layers. Merge the adapter into its base with peft first, if peft "
+        "can merge it."
+    )
+
+
 def _refuse_more(found: AdapterFolder) -> None:
     settings = found.settings
     wrong = next((name for name in LEFT_OUT if settings.get(name)), None)
@@ -149,12 +187,33 @@ def _refuse_more(found: AdapterFolder) -> None:
         wrong = "peft_type"
     elif settings.get("bias", "none") != "none":
         wrong = "bias"
+    elif settings.get("layers_to_transform") not in (None, []):
+        wrong = "layers_to_transform"
+    elif _leaves_targets_out(settings.get("exclude_modules"), settings.get("target_modules")):
+        wrong = "exclude_modules"
     if wrong is not None:
         raise RecipeError(
             f"{found.file}: {wrong} = {settings.get(wrong)!r:.60}; expected LoRA or DoRA of one "
-            "rank and alpha without other trained weights, to continue it. Set model.adapter to "
-            "merge."
+            "rank and alpha on all modules that target_modules names, without other trained "
+            "weights, to continue it. Set model.adapter to merge."
         )
+
+
+def _leaves_targets_out(excluded: Any, targets: Any) -> bool:
+    """Whether modules are without an adapter that would get one by peft's targets.
+
+    What no vector passes through gets none in training either, and is no difference.
+    """
+    if not isinstance(excluded, list):
+        return bool(excluded)
+    names = [str(name) for name in excluded if not f"{name}.".startswith(UNUSED)]
+    if not isinstance(targets, list):
+        return bool(names)
+    return any(
+        f".{name}".endswith(f".{target}") or f".{target}".endswith(f".{name}")
+        for name in names
+        for target in targets
+    )
 
 
 def _settings(found: AdapterFolder) -> LoraRecipe:

@@ -23,7 +23,14 @@ from trainer.data.formats import (
     texts,
 )
 from trainer.data.formats.adapter import Adapter
-from trainer.data.formats.nearest import comes_near, lacking, mapping_hint, nearest, nearest_name
+from trainer.data.formats.nearest import (
+    comes_near,
+    lacking,
+    mapping_hint,
+    nearest,
+    nearest_name,
+    plainest,
+)
 from trainer.errors import DataError
 from trainer.recipe.eval_kinds import row_kind
 from trainer.recipe.schema import EvalKindName, Task
@@ -143,12 +150,11 @@ def _unknown_columns(
     """No format has these columns; the message names the nearest."""
     known = "; ".join(f"{name}: {shapes}" for name, shapes in _names(adapters).items())
     found = [adapter for adapter in adapters if adapter.is_found]
-    close = nearest(found, columns)
-    hint = "Rename the columns"
-    if comes_near(close, columns):
-        needs = " and ".join(close.missing(columns))
-        hint = f"Nearest is {close.name}, which also needs {needs}. "
-        hint += mapping_hint(close, columns, owner=owner)
+    close, how = nearest(found, columns), "Nearest is {}, which also needs"
+    if not comes_near(close, columns):
+        close, how = plainest(found), "None comes near; {} needs"
+    hint = f"{how.format(close.name)} {' and '.join(close.missing(columns))}. "
+    hint += mapping_hint(close, columns, owner=owner)
     others = "."
     if any(not adapter.is_found for adapter in adapters):
         others = (

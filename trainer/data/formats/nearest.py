@@ -1,27 +1,47 @@
 """Which format a file comes nearest to, and what it lacks: reported once, not row by row."""
 
 import difflib
+import math
 from collections.abc import Collection, Sequence
+
+import yaml
 
 from trainer.data.columns import listed
 from trainer.data.formats.adapter import Adapter
 from trainer.errors import DataError
 
+PLAIN = "sentence-transformers"
+"""Format that is advised where others are as near: a column holds a text, whatever the file is."""
+
 
 def nearest(adapters: Sequence[Adapter], columns: Collection[str]) -> Adapter:
     """The format that lacks the fewest columns, and of several the one with the most similar names.
+
+    Names that are not similar at all do not count. Of formats that are equally far, `PLAIN` is
+    taken where it is among them.
 
     Args:
         adapters: at least one.
         columns: those of the file.
     """
 
-    def distance(adapter: Adapter) -> tuple[int, float]:
+    def distance(adapter: Adapter) -> tuple[int, float, bool]:
         missing = adapter.missing(columns)
         rest = [column for column in columns if not adapter.reads(column)]
-        return len(missing), -sum(_likeness(name, rest) for name in missing)
+        similar = [name for name in missing if nearest_name(name, rest) is not None]
+        likeness = sum(_likeness(name, rest) for name in similar)
+        return len(missing), -likeness, adapter.name != PLAIN
 
     return min(adapters, key=distance)
+
+
+def plainest(adapters: Sequence[Adapter]) -> Adapter:
+    """The format to advise for columns that come near none.
+
+    Args:
+        adapters: at least one.
+    """
+    return next((one for one in adapters if one.name == PLAIN), adapters[0])
 
 
 def comes_near(adapter: Adapter, columns: Collection[str]) -> bool:
@@ -74,8 +94,12 @@ def mapping_hint(adapter: Adapter, columns: Collection[str], *, owner: str) -> s
         owner: recipe key of the source.
     """
     rest = [column for column in columns if not adapter.reads(column)]
-    pairs = [f"{name}: {nearest_name(name, rest) or 'COLUMN'}" for name in adapter.missing(columns)]
-    return f"Name the file's own columns with {owner}.columns: {{{', '.join(pairs)}}}"
+    pairs = {name: nearest_name(name, rest) or "COLUMN" for name in adapter.missing(columns)}
+    # names with signs that mean something to YAML come in quotes
+    shown = yaml.safe_dump(
+        pairs, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+    return f"Name the file's own columns with {owner}.columns: {shown.strip()}"
 
 
 def _likeness(name: str, columns: Collection[str]) -> float:
