@@ -39,6 +39,29 @@ def test_classes_are_two_files_of_a_folder(tmp_path: Path) -> None:
     assert list(found.asked()) == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("split", "scored"),
+    [(None, "test"), ("test", "test"), ("validation", "validation"), ("train", "train"),
+     ("test_2021", "test_2021")],
+)  # fmt: skip
+def test_the_split_says_which_classes_are_scored(
+    split: str | None, scored: str, tmp_path: Path
+) -> None:
+    for name in ("train", "validation", "test", "test_2021"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name, "label": n} for n in range(2)])
+    found = opened("classification", tmp_path, **({} if split is None else {"split": split}))
+    assert isinstance(found, ClassificationSet)
+    assert (found.train.texts[0], found.test.texts[0]) == ("train", scored)
+
+
+def test_a_split_of_classes_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [RED, BLUE])
+    said = r"without test_2021\.jsonl; expected a folder with train\.jsonl and test_2021\.jsonl of "
+    with pytest.raises(DataError, match=said):
+        opened("classification", tmp_path, split="test_2021")
+
+
 def test_labels_may_be_numbers_and_files_tables(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [RED | {"label": 0}, BLUE | {"label": 1}])
     (tmp_path / "test.json").write_text(json.dumps([{"text": "c", "label": 1}]))

@@ -143,6 +143,12 @@ def test_unknown_mteb_tasks_are_told() -> None:
         (["--mteb", "SciFact", "--list", "--sets", "a"], "--list shows prompts and scores nothing"),
         (["--list", "--output", "a"], "--output and --name belong to --mteb without --list"),
         (["--sets", "a", "--name", "a/b"], "--output and --name belong to --mteb without --list"),
+        (
+            ["--mteb", "a", "--split", "test"],
+            "--dims, --split and --skip-bad-rows belong to --sets",
+        ),
+        (["--mteb", "a", "--list", "--dims", "8"], "--dims, --split and --skip-bad-rows belong to"),
+        (["--list", "--skip-bad-rows"], "--dims, --split and --skip-bad-rows belong to --sets"),
         ([], "give --sets, --mteb or both"),
     ],
 )

@@ -12,7 +12,7 @@ from trainer.data.beir import BeirFolder, open_folder, read_gains
 from trainer.data.columns import Columns
 from trainer.data.fields import BlankTextError, Row, RowError, shown
 from trainer.data.held_out_records import Candidates
-from trainer.data.held_out_source import folder_of, open_table_source, origin_of, owner_of
+from trainer.data.held_out_source import folder_of, open_table_source, origin_of, owner_of, split_of
 from trainer.data.layouts import SetFolder, short_name
 from trainer.data.qrels import QUERY_NAMES
 from trainer.data.scan import parsed_rows
@@ -48,7 +48,7 @@ def open_reranking(recipe: EvalSetRecipe, data: DataRecipe) -> RerankingSet:
             names file and line.
     """
     folder = folder_of(recipe, data)
-    if folder is not None and folder.part((CORPUS,), recipe.split):
+    if folder is not None and folder.part((CORPUS,), split_of(recipe)):
         return _open_folder(recipe, folder, skip=data.on_bad_row == "skip")
     source = open_table_source(recipe, data)
     return RerankingSet(rows=tuple(source.record(row) for row in range(len(source))))
@@ -62,15 +62,15 @@ def _open_folder(recipe: EvalSetRecipe, folder: SetFolder, *, skip: bool) -> Rer
             no candidates.
     """
     Columns(recipe.columns).refuse(owner=owner_of(recipe))
-    files = folder.part((RANKED,), recipe.split)
+    files = folder.part((RANKED,), split_of(recipe))
     if not files:
         raise DataError(
             f"{owner_of(recipe)}: {origin_of(recipe)}, without {RANKED}; expected the candidates "
             f"of each query beside its corpus (looked for {folder.path / RANKED}.jsonl). Add the "
             "file, or change task to ir to search the whole corpus."
         )
-    beir = open_folder(folder, recipe.split, skip=skip)
-    gains = read_gains(beir, recipe.split, skip=skip)
+    beir = open_folder(folder, split_of(recipe), skip=skip)
+    gains = read_gains(beir, split_of(recipe), skip=skip)
     table = table_of(files)
     found: dict[str, Candidates] = {}
     for row, (query, candidates) in parsed_rows(table, _parser(beir, table, gains), skip=skip):

@@ -285,16 +285,17 @@ class EvalSetRecipe:
     relative to `data.root`. Exactly one of `path` and `hub`."""
     hub: str | None = None
     """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`."""
-    split: str = "dev"
+    split: str | None = None
     """Which qrels of a BEIR folder, and which files of a folder or hub set whose files are named by
-    splits. Not for `classification`, which has `train` and `test`."""
+    splits, are scored; null: `dev`, for `classification` `test`, whose classifiers learn from
+    `train`."""
     format: str | None = None
     """Name of a data format; null finds it."""
     columns: dict[str, str] = field(default_factory=dict)
     """As in training."""
     query_instruction: str = ""
     """Put before queries, or before all texts of a kind without passages; as in training. Exported
-    as the prompt of the kind where no source decides it."""
+    as the prompt of the kind, unless the kind is a task that has a source."""
     passage_instruction: str = ""
     """Put before passages, of `ir` and `reranking` alone; exported likewise."""
     score_range: tuple[float, float] | None = None
