@@ -144,7 +144,7 @@ class SourceRecipe:
     query_instruction: str = ""
     """Put before queries, before both texts of an STS pair, or before labelled texts."""
     passage_instruction: str = ""
-    """Put before passages, or before `label_texts`."""
+    """Put before passages, or before `label_texts`; not for steps that have neither."""
     weight: float = bounded(1.0, above=0)
     """Share of the task's steps under `alternate`; factor on the share otherwise."""
     global_batch_size: int | None = bounded(None, low=1)
