@@ -151,7 +151,8 @@ def _indexed(table: TableSource, min_texts: int) -> Arrays:
         label = record.labels[0]
         first = first or (row, label)
         if isinstance(label, int) != isinstance(first[1], int):
-            raise table.reader.table.error(row, _mixed(table, label, *first))
+            advice = "Write all labels of a source alike."
+            raise table.reader.table.error(row, _mixed(table, label, *first), advice)
         pairs.add(text_key(record.text), map(str, record.labels))
     return pairs.index(min_texts=min_texts)
 
