@@ -286,9 +286,8 @@ class EvalSetRecipe:
     hub: str | None = None
     """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`."""
     split: str | None = None
-    """Which qrels of a BEIR folder, and which files of a folder or hub set whose files are named by
-    splits, are scored; null: `dev`, for `classification` `test`, whose classifiers learn from
-    `train`."""
+    """Which qrels of a BEIR folder, and which of files that are named by splits, are scored;
+    null: `dev`, or `test` of `classification`, whose classifiers learn from `train`."""
     format: str | None = None
     """Name of a data format; null finds it."""
     columns: dict[str, str] = field(default_factory=dict)
