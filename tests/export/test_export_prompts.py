@@ -1,6 +1,5 @@
 """Which prompts an export has, and that mteb and the trainer put the same ones before texts."""
 
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -187,7 +186,7 @@ def test_the_trainer_scores_an_export_with_them(kind: str, exported: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="needs the extra mteb")
+@pytest.mark.mteb
 @pytest.mark.parametrize("kind", KINDS)
 def test_mteb_scores_an_export_with_them(kind: str, exported: Path, tmp_path: Path) -> None:
     import mteb
@@ -220,7 +219,7 @@ TRAINED_PROMPTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="needs the extra mteb")
+@pytest.mark.mteb
 @pytest.mark.parametrize("kind", EVAL_KINDS)
 def test_mteb_scores_an_export_with_the_prompts_that_were_trained(
     kind: str, tmp_path: Path

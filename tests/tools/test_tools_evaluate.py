@@ -131,8 +131,8 @@ def test_mteb_needs_its_package() -> None:
         evaluate.evaluate_mteb("a/b", ["SciFact"])
 
 
+@pytest.mark.mteb
 def test_unknown_mteb_tasks_are_told() -> None:
-    pytest.importorskip("mteb", reason="needs the extra mteb")
     with pytest.raises(RecipeError, match=r"NoSuchTask = unknown"):
         evaluate.evaluate_mteb("a/b", ["NoSuchTask"])
 
