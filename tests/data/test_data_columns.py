@@ -275,6 +275,28 @@ def test_an_advised_mapping_can_be_read(tmp_path: Path) -> None:
     ]
 
 
+def test_no_column_is_advised_twice(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"sentence_fra": "b", "sentence_eng": "a"}])
+    held_out = EvalSetRecipe(name="dev", task="bitext", path=str(path))
+    said = r"eval\.sets\.dev\.columns: \{sentence1: sentence_eng, sentence2: sentence_fra\}"
+    with pytest.raises(DataError, match=said):
+        open_eval_set(held_out, DataRecipe(sources=()))
+
+
+def test_skipping_is_advised_only_where_it_helps(tmp_path: Path) -> None:
+    mixed = [{"text": f"t{n}", "label": n % 2} for n in range(4)] + [{"text": "a", "label": "x"}]
+    high = [{"text1": "a", "text2": "b", "score": score} for score in (1, 9)]
+    for source, said in (
+        (labels_source(write_jsonl(tmp_path / "a.jsonl", mixed)),
+         r"a\.jsonl:5: label = \"x\"; .* is\. Write all labels of a source alike\.$"),
+        (sts_source(write_jsonl(tmp_path / "b.jsonl", high)),
+         r"b\.jsonl:2: score = 9; .* in the recipe\. Correct the row, or set score_range\.$"),
+    ):  # fmt: skip
+        for skip in (False, True):
+            with pytest.raises(DataError, match=said):
+                open_source(source, ".", skip=skip)
+
+
 def test_a_recipe_says_names_as_texts_and_keeps_them(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     text = Path("recipes/demo.yaml").read_text()

@@ -1,9 +1,9 @@
 """Rows that were added to a source are told from rows that are others."""
 
+import dataclasses
 import gzip
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -167,7 +167,7 @@ def judge(folder: Path, *lines: str) -> None:
 
 def test_a_beir_folder_grows_by_queries_that_were_not_judged(beir: Path) -> None:
     before, records = state_of(opened(beir)), all_records(ir_source(beir))
-    assert read_state(json.loads(json.dumps(asdict(before)))) == before
+    assert read_state(json.loads(json.dumps(dataclasses.asdict(before)))) == before
     add(beir / "corpus.jsonl", {"_id": "d4", "title": "", "text": "four"})
     # a document that nothing names adds no record, and is not another row
     assert added_rows(before, opened(beir)) == 0
@@ -259,6 +259,17 @@ def test_what_cannot_grow_says_why(tmp_path: Path) -> None:
     add(path, {"text": "more", "label": 0})
     why = "texts with labels are drawn beside each other from the whole source"
     assert added_rows(before, open_source(labelled, ".")) == why
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps({"0": "even", "1": "odd"}))
+    named = dataclasses.replace(labelled, label_texts=str(texts))
+    begun = open_source(named, ".")
+    texts.write_text(json.dumps({"1": "odd", "0": "even", "2": "is on no row"}))
+    assert added_rows(state_of(begun), open_source(named, ".")) == 0
+    assert open_source(named, ".").identity == begun.identity
+    texts.write_text(json.dumps({"0": "even", "1": "not even"}))
+    why = "rows and label_texts are drawn from the whole source"
+    assert added_rows(state_of(begun), open_source(named, ".")) == why
+    assert open_source(named, ".").identity != begun.identity
     # a release that kept no files
     plain = opened(write_jsonl(tmp_path / "x.jsonl", rows(0, 3)))
     older = SourceState(fingerprint="another", num_rows=0)

@@ -39,6 +39,29 @@ def test_classes_are_two_files_of_a_folder(tmp_path: Path) -> None:
     assert list(found.asked()) == ["b"]
 
 
+@pytest.mark.parametrize(
+    ("split", "scored"),
+    [(None, "test"), ("test", "test"), ("validation", "validation"), ("train", "train"),
+     ("test_2021", "test_2021")],
+)  # fmt: skip
+def test_the_split_says_which_classes_are_scored(
+    split: str | None, scored: str, tmp_path: Path
+) -> None:
+    for name in ("train", "validation", "test", "test_2021"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name, "label": n} for n in range(2)])
+    found = opened("classification", tmp_path, **({} if split is None else {"split": split}))
+    assert isinstance(found, ClassificationSet)
+    assert (found.train.texts[0], found.test.texts[0]) == ("train", scored)
+
+
+def test_a_split_of_classes_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for name in ("train", "validation"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [RED, BLUE])
+    said = r"without test_2021\.jsonl; expected a folder with train\.jsonl and test_2021\.jsonl of "
+    with pytest.raises(DataError, match=said):
+        opened("classification", tmp_path, split="test_2021")
+
+
 def test_labels_may_be_numbers_and_files_tables(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [RED | {"label": 0}, BLUE | {"label": 1}])
     (tmp_path / "test.json").write_text(json.dumps([{"text": "c", "label": 1}]))
@@ -166,6 +189,58 @@ def test_mtebs_own_rows_are_the_same_set(
 ) -> None:
     found = opened(kind, write_jsonl(tmp_path / "theirs.jsonl", theirs))
     assert found == opened(kind, write_jsonl(tmp_path / "ours.jsonl", ours))
+
+
+def test_rows_with_nothing_to_rank_are_left_out_as_mteb_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = {"query": "q", "positive": ["p"], "negative": ["n", "m"]}
+    empty = [whole | {"positive": []}, whole | {"negative": []}]
+    found = opened("reranking", write_jsonl(tmp_path / "a.jsonl", [empty[0], whole, empty[1]]))
+    assert found == opened("reranking", write_jsonl(tmp_path / "b.jsonl", [RANKED]))
+    assert "a.jsonl: left out are 2 rows without a positive or without a negative" in caplog.text
+    assert "b.jsonl" not in caplog.text
+    with pytest.raises(DataError, match=r"a\.jsonl: rows with positive and negative .* = 0 of 2"):
+        opened("reranking", write_jsonl(tmp_path / "a.jsonl", empty))
+    malformed = whole | {"negative": [""]}
+    rows = [*[whole] * 200, malformed, empty[0]]
+    recipe = EvalSetRecipe(
+        name="held", task="reranking", path=str(write_jsonl(tmp_path / "a.jsonl", rows))
+    )
+    caplog.clear()
+    skipped = open_eval_set(recipe, DataRecipe(sources=(), on_bad_row="skip"))
+    assert isinstance(skipped, RerankingSet)
+    assert len(skipped.rows) == 200
+    assert "left out are 1 rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"sentences": "a", "labels": ["x", "y"]},
+         r'labels = \["x", "y"\]; expected one value alone, as sentences is\.'),
+        ({"sentences": ["a", "b"], "labels": "x"},
+         r'labels = "x"; expected a list, as sentences is\.'),
+        ({"sentences": ["a", "b"], "labels": [["x", "y"], ["x"]]},
+         r'labels\[0\] = \["x", "y"\]; expected a label: a text or a whole number'),
+    ],
+)  # fmt: skip
+def test_the_field_that_is_unlike_the_first_is_named(
+    row: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=said):
+        opened("clustering", write_jsonl(tmp_path / "a.jsonl", [row, row]))
+
+
+def test_candidates_of_a_query_stand_in_one_row(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "corpus.jsonl", [{"_id": "d", "text": "a"}, {"_id": "e", "text": "b"}])
+    write_jsonl(tmp_path / "queries.jsonl", [{"_id": "q", "text": "c"}])
+    judged = {"query-id": "q", "corpus-id": "d", "score": 1}
+    write_jsonl(tmp_path / "qrels" / "dev.jsonl", [judged])
+    write_jsonl(tmp_path / "top_ranked.jsonl", [{"query-id": "q", "corpus-ids": ["d", "e"]}] * 2)
+    said = r'jsonl:2: query-id = "q"; expected a new id\. Write the candidates of a query into one'
+    with pytest.raises(DataError, match=said):
+        opened("reranking", tmp_path)
 
 
 def test_mtebs_folders_of_classes_are_read(tmp_path: Path) -> None:

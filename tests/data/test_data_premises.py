@@ -67,9 +67,20 @@ def test_unknown_labels_are_refused(tmp_path: Path, label: object) -> None:
 
 
 def test_a_row_without_a_label_is_named(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"premise": "p", "hypothesis": "h"}])
-    with pytest.raises(DataError, match=r"a\.jsonl:1: label = nothing; expected 0 or entailment"):
+    path = write_jsonl(tmp_path / "a.jsonl", [ROWS[0], {"premise": "p", "hypothesis": "h"}])
+    with pytest.raises(DataError, match=r"a\.jsonl:2: label = nothing; expected 0 or entailment"):
         open_source(ir_source(path), ".")
+
+
+def test_columns_of_published_sets_are_mapped(tmp_path: Path) -> None:
+    theirs = {"premise": "sentence1", "hypothesis": "sentence2", "label": "gold_label"}
+    rows = [{theirs[name]: value for name, value in row.items()} for row in ROWS]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    assert all_records(ir_source(path, columns=theirs)) == RECORDS
+    del theirs["label"]
+    said = r"expected label of format nli\. .*data\.sources\.set\.columns: \{label: gold_label\}"
+    with pytest.raises(DataError, match=said):
+        open_source(ir_source(path, columns=theirs), ".")
 
 
 def test_without_entailments_nothing_can_be_found(tmp_path: Path) -> None:

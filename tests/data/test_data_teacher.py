@@ -451,6 +451,26 @@ def test_a_loss_of_hard_negatives_needs_rows_that_have_some(
     check_negatives([open_source(with_some, ".")], recipe)
 
 
+@pytest.mark.parametrize(
+    ("in_batch", "said"),
+    [
+        (False, r"for data\.sources\.set\.in_batch\. Mine negatives, or remove "
+                r"data\.sources\.set\.in_batch or the source\.$"),
+        (None, r"for data\.sources\.set\.in_batch=false, which path means as it ends in "
+               r"no_in_batch_neg\. Mine negatives, set data\.sources\.set\.in_batch=true, or "
+               r"remove the source\.$"),
+    ],
+)  # fmt: skip
+def test_the_key_that_needs_negatives_is_one_that_can_be_changed(
+    tmp_path: Path, in_batch: bool | None, said: str
+) -> None:
+    path = write_jsonl(tmp_path / "a-no_in_batch_neg.jsonl", [{"query": "q", "positives": ["p"]}])
+    one = ir_source(path, in_batch=in_batch)
+    recipe = tiny.make_recipe(tmp_path, data=DataRecipe(sources=(one,)))
+    with pytest.raises(DataError, match=said):
+        check_negatives([open_source(one, ".")], recipe)
+
+
 @pytest.mark.parametrize("label", ["entailment", True, [1, 0]])
 def test_labels_are_no_scores(tmp_path: Path, label: object) -> None:
     row = {"anchor": "q", "positive": "p", "negative": "n", "label": label}

@@ -1,6 +1,5 @@
 """Kinds of held-out sets against mteb's own evaluators, on the same texts and vectors."""
 
-import importlib.util
 import json
 from pathlib import Path
 from statistics import fmean
@@ -14,10 +13,7 @@ from trainer.data.held_out_records import Candidates
 from trainer.data.reranking import RerankingSet
 from trainer.evaluation.evaluate import evaluate_set
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="needs the extra mteb"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.mteb]
 
 CLOSE = 1e-6
 """Scores are of the same vectors; sums of float64 are taken in another order."""

@@ -106,11 +106,8 @@ def test_texts_of_each_side_are_cut_as_in_training() -> None:
     assert unlimited.seen == [("document", 512)]
 
 
-needs_mteb = pytest.mark.skipif(not HAS_MTEB, reason="needs the extra mteb")
-
-
 @pytest.mark.slow
-@needs_mteb
+@pytest.mark.mteb
 @pytest.mark.parametrize("kind", TYPES)
 def test_mteb_chooses_the_same_prompts(kind: str) -> None:
     from mteb.models.abs_encoder import get_prompt_name
@@ -142,7 +139,7 @@ FACTS = MetaFacts(
 
 
 @pytest.mark.slow
-@needs_mteb
+@pytest.mark.mteb
 def test_results_and_meta_are_written_as_mteb_reads_them(exported: Path, tmp_path: Path) -> None:
     import mteb
     from mteb.models import ModelMeta
@@ -190,7 +187,7 @@ def test_results_and_meta_are_written_as_mteb_reads_them(exported: Path, tmp_pat
 
 
 @pytest.mark.slow
-@needs_mteb
+@pytest.mark.mteb
 def test_the_prompts_of_tasks_are_listed(tmp_path: Path) -> None:
     from tests.support.mteb_tasks import local_task
 
@@ -205,7 +202,7 @@ def test_the_prompts_of_tasks_are_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@needs_mteb
+@pytest.mark.mteb
 @pytest.mark.parametrize(
     ("licence", "known"),
     [("apache-2.0", "apache-2.0"), ("llama3.1", None), (None, None),

@@ -1,22 +1,24 @@
 """Which prompts an export has, and that mteb and the trainer put the same ones before texts."""
 
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from tests.support.data_files import data_recipe, write_beir, write_jsonl, write_qrels
 from tests.support.exported import make_base, make_export
 from tests.support.held_out_sets import KINDS, opened, write_sets
-from tests.support.tiny import make_recipe
 from trainer.evaluation.evaluate import evaluate_set
 from trainer.evaluation.exported import ExportedEmbedder, Limits
-from trainer.export.prompts import prompts_of
-from trainer.recipe.schema import DataRecipe, EvalRecipe, EvalSetRecipe, Recipe, SourceRecipe
+from trainer.export.prompts import prompts_of, replaced_prompts
+from trainer.export.sentence_files import with_benchmark_names
+from trainer.recipe.eval_kinds import EVAL_KINDS
+from trainer.recipe.schema import EvalRecipe, EvalSetRecipe, Recipe, SourceRecipe
 
 
 def source(name: str, task: str, query: str = "", passage: str = "") -> SourceRecipe:
@@ -31,11 +33,9 @@ def held_out(name: str, kind: str, query: str = "", passage: str = "") -> EvalSe
     )
 
 
-def recipe_of(
-    tmp_path: Path, sources: Sequence[SourceRecipe], sets: Sequence[EvalSetRecipe]
-) -> Recipe:
-    data = DataRecipe(sources=tuple(sources), prompt_template="<{instruction}>{text}")
-    return make_recipe(tmp_path, data=data, eval=EvalRecipe(sets=tuple(sets)))
+def recipe_of(sources: Sequence[SourceRecipe], sets: Sequence[EvalSetRecipe]) -> Recipe:
+    data = {"prompt_template": "<{instruction}>{text}"}
+    return replace(data_recipe(sources, data=data), eval=EvalRecipe(sets=tuple(sets)))
 
 
 TRAINED = (source("docs", "ir", "find", "page"), source("pairs", "sts", "same"))
@@ -69,21 +69,67 @@ CASES: dict[str, tuple[Sequence[EvalSetRecipe], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_sets_add_prompts_under_names_that_mteb_looks_for(case: str, tmp_path: Path) -> None:
+def test_sets_add_prompts_under_names_that_mteb_looks_for(case: str) -> None:
     sets, added = CASES[case]
-    assert prompts_of(recipe_of(tmp_path, TRAINED, sets)) == OF_TASKS | added
+    assert prompts_of(recipe_of(TRAINED, sets)) == OF_TASKS | added
 
 
-def test_a_kind_that_was_not_trained_has_names_of_its_own(tmp_path: Path) -> None:
+def test_a_kind_that_was_not_trained_has_names_of_its_own() -> None:
     sets = [held_out("docs", "ir", "find"), held_out("pairs", "sts", "same")]
     trained_on = [source("docs", "ir", "find")]
     none = {"query": "", "document": ""}
-    assert prompts_of(recipe_of(tmp_path, [source("pairs", "sts", "same")], sets)) == {
+    assert prompts_of(recipe_of([source("pairs", "sts", "same")], sets)) == {
         **none, "sts": "<same>", "Retrieval-query": "<find>",
     }  # fmt: skip
-    assert prompts_of(recipe_of(tmp_path, trained_on, sets)) == {
+    assert prompts_of(recipe_of(trained_on, sets)) == {
         **none, "query": "<find>", "STS": "<same>",
     }  # fmt: skip
+
+
+LABELLED = (source("a", "labels", "sort"), source("b", "labels", "group"))
+Sets = Sequence[EvalSetRecipe]
+OF_LABELS: dict[str, tuple[Sequence[SourceRecipe], Sets, dict[str, str], int]] = {
+    "sets without an instruction leave what was trained": (
+        LABELLED, [held_out("c", "classification"), held_out("d", "clustering")],
+        {"Classification": "<sort>", "Clustering": "<sort>"}, 0,
+    ),
+    "each kind has that of its set": (
+        LABELLED, [held_out("c", "classification", "sort"), held_out("d", "clustering", "group"),
+                   held_out("e", "clustering", "gather")],
+        {"Classification": "<sort>", "Clustering": "<group>", "e": "<gather>"}, 0,
+    ),
+    "the first set of a kind decides, also against what was trained": (
+        LABELLED[:1],
+        [held_out("c", "classification", "sort"), held_out("d", "clustering", "group"),
+         held_out("e", "classification", "label")],
+        {"Classification": "<sort>", "Clustering": "<group>", "e": "<label>"}, 1,
+    ),
+    "a source without an instruction": (
+        [source("a", "labels")],
+        [held_out("c", "classification", "sort"), held_out("d", "clustering", "group")],
+        {"Classification": "<sort>", "Clustering": "<group>"}, 2,
+    ),
+}  # fmt: skip
+"""Sources, sets, the prompts of both kinds, and how many of them were not trained."""
+
+
+@pytest.mark.parametrize("case", OF_LABELS)
+def test_labelled_sources_give_the_prompts_that_no_set_gives(case: str) -> None:
+    sources, sets, expected, num_replaced = OF_LABELS[case]
+    recipe = recipe_of(sources, sets)
+    found = with_benchmark_names(prompts_of(recipe))
+    of_sources = {"query", "document", "labels", "b-labels"}
+    assert {name: found[name] for name in found if name not in of_sources} == expected
+    assert len(list(replaced_prompts(recipe))) == num_replaced
+
+
+def test_a_prompt_that_was_not_trained_is_told() -> None:
+    recipe = recipe_of(LABELLED, [held_out("d", "clustering", "gather")])
+    assert list(replaced_prompts(recipe)) == [
+        "the export's prompt Clustering is '<gather>', as eval.sets have it; the sources of task "
+        "labels are trained with '<sort>', '<group>'"
+    ]
+    assert not list(replaced_prompts(recipe_of(TRAINED, [held_out("d", "sts", "other")])))
 
 
 INSTRUCTIONS = {kind: f"{kind} of: " for kind in KINDS}
@@ -140,7 +186,7 @@ def test_the_trainer_scores_an_export_with_them(kind: str, exported: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mteb") is None, reason="needs the extra mteb")
+@pytest.mark.mteb
 @pytest.mark.parametrize("kind", KINDS)
 def test_mteb_scores_an_export_with_them(kind: str, exported: Path, tmp_path: Path) -> None:
     import mteb
@@ -151,3 +197,42 @@ def test_mteb_scores_an_export_with_them(kind: str, exported: Path, tmp_path: Pa
     with encoded(model) as texts:
         mteb.evaluate(model, [local_task(kind, write_sets(tmp_path)[kind])], cache=None)
     check_prompts(texts, kind)
+
+
+def write_trained_sets(folder: Path) -> dict[str, Path]:
+    """Sets of the kinds that are tasks too, by kind."""
+    texts = {f"d{n}": f"page number {n}" for n in range(6)}
+    asked = {f"q{n}": f"what is on page {n}" for n in range(4)}
+    beir = write_beir(folder / "beir", corpus=texts, queries=asked)
+    write_qrels(beir, "dev", [(f"q{n}", f"d{n}", 1) for n in range(4)])
+    pairs = [{"text1": f"one {n}", "text2": f"two {n}", "score": n / 5} for n in range(6)]
+    return {"ir": beir, "sts": write_jsonl(folder / "scored.jsonl", pairs)}
+
+
+SORT = "sort these: "
+TRAINED_PROMPTS = {
+    "ir": ("find: ", ""), "reranking": ("find: ", ""), "sts": ("same: ",),
+    "classification": (SORT,), "clustering": (SORT,), "pair_classification": ("",),
+    "bitext": ("",),
+}  # fmt: skip
+"""Of each side of a kind, where no held-out set gives an instruction."""
+
+
+@pytest.mark.slow
+@pytest.mark.mteb
+@pytest.mark.parametrize("kind", EVAL_KINDS)
+def test_mteb_scores_an_export_with_the_prompts_that_were_trained(
+    kind: str, tmp_path: Path
+) -> None:
+    import mteb
+
+    from tests.support.mteb_tasks import local_task
+
+    folder = make_export(make_base(tmp_path / "base"), tmp_path / "model", labelled=SORT)
+    sets = write_sets(tmp_path) | write_trained_sets(tmp_path)
+    model = SentenceTransformer(str(folder))
+    with encoded(model) as texts:
+        mteb.evaluate(model, [local_task(kind, sets[kind])], cache=None)
+    known = ("find: ", "same: ", SORT)
+    begun = {next((one for one in known if text.startswith(one)), "") for text in texts}
+    assert begun == set(TRAINED_PROMPTS[kind])

@@ -34,6 +34,11 @@ def with_texts(file: Path, *overrides: str) -> Recipe:
     return load_recipe(file, [given, *overrides])
 
 
+def test_texts_of_labels_may_have_an_instruction(file: Path) -> None:
+    recipe = with_texts(file, "data.sources.topics.passage_instruction=of")
+    assert recipe.data.sources[2].passage_instruction == "of"
+
+
 def test_label_texts_are_a_mapping_or_a_file_and_read_back(file: Path) -> None:
     for recipe in (with_texts(file), load_recipe(file, ["data.sources.topics.label_texts=a.json"])):
         expected: Any = TEXTS if recipe.data.sources[2].label_texts != "a.json" else "a.json"
@@ -112,6 +117,15 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no labels": (
         ["data.sources.docs.label_texts=t.json"],
         "data.sources.1.label_texts = 't.json'; expected null, as rows of task ir have no labels",
+    ),
+    "passages of none": (
+        ["data.sources.topics.passage_instruction=of"],
+        "data.sources.2.passage_instruction = 'of'; expected nothing, as steps of task labels "
+        "without label_texts have no passages. Write it as query_instruction, or remove it.",
+    ),
+    "passages of pairs": (
+        ["data.sources.pairs.passage_instruction=of"],
+        "passage_instruction = 'of'; expected nothing, as steps of task sts have no passages.",
     ),
     "empty": (["data.sources.topics.label_texts={}"], "expected the text of every label"),
     "a number for a text": (["data.sources.topics.label_texts={a: [b]}"], "expected text"),

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from tests.support import corpus, tiny
+from trainer.recipe.labels import LabelsRecipe
 from trainer.recipe.schema import (
     DataRecipe,
     EvalRecipe,
@@ -45,8 +46,25 @@ def recipe_for(base: Path, **model: Any) -> Recipe:
     return tiny.make_recipe(base, model=ModelRecipe(path=str(base), **model), data=data)
 
 
+def with_labels(recipe: Recipe, instruction: str) -> Recipe:
+    """The same with a source of labelled texts."""
+    labels = SourceRecipe(
+        name="labels", task="labels", path="unused", query_instruction=instruction
+    )
+    return replace(
+        recipe,
+        data=replace(recipe.data, sources=(*recipe.data.sources, labels)),
+        tasks={**recipe.tasks, "labels": LabelsRecipe(global_batch_size=8)},
+    )
+
+
 def make_export(
-    base: Path, folder: Path, *, sets: Sequence[EvalSetRecipe] = (), **model: Any
+    base: Path,
+    folder: Path,
+    *,
+    sets: Sequence[EvalSetRecipe] = (),
+    labelled: str | None = None,
+    **model: Any,
 ) -> Path:
     """A folder as the trainer writes it, with `parity.json`, from the base's own weights.
 
@@ -54,6 +72,7 @@ def make_export(
         base: from `make_base`.
         folder: is made.
         sets: held-out sets of the recipe.
+        labelled: instruction of a source of labelled texts; None: there is none.
         model: settings of the recipe's model section.
     """
     from trainer.data.tokens import load_tokenizer
@@ -65,6 +84,7 @@ def make_export(
     from trainer.model.projection import make_projection
 
     recipe = replace(recipe_for(base, **model), eval=EvalRecipe(sets=tuple(sets)))
+    recipe = recipe if labelled is None else with_labels(recipe, labelled)
     folder.mkdir(parents=True)
     write_embedder_files(
         folder,

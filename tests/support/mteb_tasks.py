@@ -9,6 +9,8 @@ import datasets
 import mteb
 
 TYPES = {
+    "ir": ("Retrieval", "ndcg_at_10"),
+    "sts": ("STS", "cosine_spearman"),
     "classification": ("Classification", "accuracy"),
     "clustering": ("Clustering", "v_measure"),
     "pair_classification": ("PairClassification", "cosine_ap"),
@@ -71,6 +73,30 @@ def _bitext(path: Path) -> Made:
     return mteb.abstasks.AbsTaskBitextMining, data, {}
 
 
+def _sts(path: Path) -> Made:
+    data = _test(rows_of(path), sentence1="text1", sentence2="text2", score="score")
+    return mteb.abstasks.AbsTaskSTS, data, {"min_score": 0, "max_score": 1}
+
+
+def _retrieval(path: Path) -> Made:
+    """A BEIR folder with judgements of the split `dev`."""
+    queries, corpus = (
+        [{"id": row["_id"], "text": row["text"]} for row in rows_of(path / f"{name}.jsonl")]
+        for name in ("queries", "corpus")
+    )
+    judged: dict[str, dict[str, int]] = {}
+    for line in (path / "qrels" / "dev.tsv").read_text().splitlines()[1:]:
+        query, document, gain = line.split("\t")
+        judged.setdefault(query, {})[document] = int(gain)
+    made = {
+        "queries": datasets.Dataset.from_list(queries),
+        "corpus": datasets.Dataset.from_list([row | {"title": ""} for row in corpus]),
+        "relevant_docs": judged,
+        "top_ranked": None,
+    }
+    return mteb.abstasks.AbsTaskRetrieval, {"default": {"test": made}}, {}
+
+
 def _reranking(path: Path) -> Made:
     """Queries with candidates as mteb makes them of its older rows."""
     older = mteb.abstasks.text.reranking.AbsTaskReranking
@@ -92,6 +118,8 @@ def _reranking(path: Path) -> Made:
 
 
 MAKERS = {
+    "ir": _retrieval,
+    "sts": _sts,
     "classification": _classification,
     "clustering": _clustering,
     "pair_classification": _pair_classification,

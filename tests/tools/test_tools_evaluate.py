@@ -131,8 +131,8 @@ def test_mteb_needs_its_package() -> None:
         evaluate.evaluate_mteb("a/b", ["SciFact"])
 
 
+@pytest.mark.mteb
 def test_unknown_mteb_tasks_are_told() -> None:
-    pytest.importorskip("mteb", reason="needs the extra mteb")
     with pytest.raises(RecipeError, match=r"NoSuchTask = unknown"):
         evaluate.evaluate_mteb("a/b", ["NoSuchTask"])
 
@@ -143,6 +143,12 @@ def test_unknown_mteb_tasks_are_told() -> None:
         (["--mteb", "SciFact", "--list", "--sets", "a"], "--list shows prompts and scores nothing"),
         (["--list", "--output", "a"], "--output and --name belong to --mteb without --list"),
         (["--sets", "a", "--name", "a/b"], "--output and --name belong to --mteb without --list"),
+        (
+            ["--mteb", "a", "--split", "test"],
+            "--dims, --split and --skip-bad-rows belong to --sets",
+        ),
+        (["--mteb", "a", "--list", "--dims", "8"], "--dims, --split and --skip-bad-rows belong to"),
+        (["--list", "--skip-bad-rows"], "--dims, --split and --skip-bad-rows belong to --sets"),
         ([], "give --sets, --mteb or both"),
     ],
 )

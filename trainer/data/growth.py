@@ -130,6 +130,8 @@ def all_added_rows(
 def _reason_against(source: Source) -> str:
     """Why a source cannot grow while a run goes on; empty where it can."""
     if isinstance(source, LabelledSource):
+        if source.label_texts is not None:
+            return "rows and label_texts are drawn from the whole source"
         return "texts with labels are drawn beside each other from the whole source"
     rows = _rows_of(source)
     if source.teacher_vectors is not None:

@@ -9,6 +9,7 @@ from trainer.data.set_folder import hub_folder, local_folder
 from trainer.data.table_source import TableSource, make_table_source
 from trainer.data.tables import open_table, table_of
 from trainer.errors import DataError
+from trainer.recipe.eval_kinds import EVAL_KINDS
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
 
@@ -20,6 +21,11 @@ def owner_of(recipe: EvalSetRecipe) -> str:
 def origin_of(recipe: EvalSetRecipe) -> str:
     """Where the recipe says that a held-out set lies, for messages."""
     return f"path = {recipe.path}" if recipe.hub is None else f"hub = {recipe.hub}"
+
+
+def split_of(recipe: EvalSetRecipe) -> str:
+    """The split of a held-out set that is scored."""
+    return EVAL_KINDS[recipe.task].split if recipe.split is None else recipe.split
 
 
 def folder_of(recipe: EvalSetRecipe, data: DataRecipe) -> SetFolder | None:
@@ -43,7 +49,7 @@ def open_table_source(recipe: EvalSetRecipe, data: DataRecipe) -> TableSource:
             names file and line.
     """
     folder = folder_of(recipe, data)
-    files = [] if folder is None else folder.rows(recipe.split)
+    files = [] if folder is None else folder.rows(split_of(recipe))
     if files:
         return open_file_source(recipe, files, data)
     owner = owner_of(recipe)

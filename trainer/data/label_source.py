@@ -1,5 +1,6 @@
 """Labelled rows as a source: each distinct text is one record, beside the index of all by label."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -34,6 +35,21 @@ class LabelledSource(OverTable):
     """Which texts have which labels; row i of the source is its text i."""
     label_texts: tuple[str, ...] | None
     """Text of each label of the index; None where texts are compared with each other."""
+    texts_digest: str = ""
+    """Of `label_texts` that stand in a file, hexadecimal; empty: there is no such file."""
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Source.fingerprint`."""
+        if not self.texts_digest:
+            return self.table.fingerprint
+        return hashlib.sha256(f"{self.table.fingerprint}{self.texts_digest}".encode()).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """See `Source.identity`."""
+        texts = "" if self.label_texts is None else f"|{_digest(self.label_texts)}"
+        return f"{self.table.identity}|{len(self)}{texts}"
 
     @property
     def min_texts(self) -> int:
@@ -97,10 +113,11 @@ def labelled_source(table: TableSource, recipe: SourceRecipe, root: str) -> Labe
             owner, len(alone), _listed(alone), int(arrays["num_left_out"]),
         )  # fmt: skip
     _check_labels(index, owner, alone)
-    texts = None
+    texts, texts_digest = None, ""
     if recipe.label_texts is not None:
         given, place = _read_texts(recipe.label_texts, root, owner)
         texts = _texts_in_order(index, given, place)
+        texts_digest = _digest(texts) if isinstance(recipe.label_texts, str) else ""
     rows = f"{len(table.rows)} rows" if len(table.rows) != len(index) else "each a row"
     described = f"{table.describe}, {len(index)} texts of {len(index.names)} labels ({rows})"
     return LabelledSource(
@@ -109,6 +126,7 @@ def labelled_source(table: TableSource, recipe: SourceRecipe, root: str) -> Labe
         describe=described,
         index=index,
         label_texts=texts,
+        texts_digest=texts_digest,
     )
 
 
@@ -133,7 +151,8 @@ def _indexed(table: TableSource, min_texts: int) -> Arrays:
         label = record.labels[0]
         first = first or (row, label)
         if isinstance(label, int) != isinstance(first[1], int):
-            raise table.reader.table.error(row, _mixed(table, label, *first))
+            advice = "Write all labels of a source alike."
+            raise table.reader.table.error(row, _mixed(table, label, *first), advice)
         pairs.add(text_key(record.text), map(str, record.labels))
     return pairs.index(min_texts=min_texts)
 
@@ -220,6 +239,11 @@ def _texts_in_order(index: LabelIndex, given: Mapping[str, Any], place: str) -> 
             )
         texts[text] = name
     return tuple(texts)
+
+
+def _digest(texts: tuple[str, ...]) -> str:
+    """Of texts in their order, hexadecimal."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _listed(names: tuple[str, ...] | list[str]) -> str:

@@ -12,6 +12,7 @@ from trainer.data.held_out_source import (
     open_table_source,
     origin_of,
     owner_of,
+    split_of,
 )
 from trainer.data.records import Label
 from trainer.data.table_source import TableSource
@@ -19,8 +20,8 @@ from trainer.errors import DataError
 from trainer.recipe.eval_kinds import CLASSIFICATION, CLUSTERING
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
 
-PARTS = ("train", "test")
-"""Files of a set of classification: what a classifier learns from, and what it is scored by."""
+TRAIN = "train"
+"""The split from which a classifier learns, whichever is scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class LabelledTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationSet:
-    """Texts from which a classifier learns, and others by which it is scored."""
+    """Texts from which a classifier learns, and those by which it is scored."""
 
     kind: ClassVar[str] = CLASSIFICATION.name
     train: LabelledTexts
@@ -62,11 +63,11 @@ class ClusteringSet:
 
 
 def open_classification(recipe: EvalSetRecipe, data: DataRecipe) -> ClassificationSet:
-    """A folder with files `train` and `test`, every row checked.
+    """A folder with files `train` and those of the split that is scored, every row checked.
 
     Raises:
         DataError: if a file is missing, a row is malformed, labels are of two types, `train` has
-            one label only, or `test` has one that `train` lacks; names file and line.
+            one label only, or the other split has one that `train` lacks; names file and line.
     """
     train, test = (open_file_source(recipe, files, data) for files in _parts(recipe, data))
     learnt = _read(train)
@@ -96,22 +97,23 @@ def open_clustering(recipe: EvalSetRecipe, data: DataRecipe) -> ClusteringSet:
 
 
 def _parts(recipe: EvalSetRecipe, data: DataRecipe) -> list[Sequence[Path]]:
-    """The files of `train` and those of `test`.
+    """The files of `train` and those of the split that is scored.
 
     Raises:
         DataError: if one of them is missing.
     """
     folder = folder_of(recipe, data)
     splits = {} if folder is None else folder.splits()
-    for name in PARTS:
+    scored = split_of(recipe)
+    for name in (TRAIN, scored):
         if name not in splits:
             looked = recipe.path if folder is None else folder.path
             raise DataError(
-                f"{owner_of(recipe)}: {origin_of(recipe)}, without {name}.jsonl; expected "
-                f"{CLASSIFICATION.layout} (looked for {looked}/{name}.jsonl). Add the file, or "
-                "change path or task."
+                f"{owner_of(recipe)}: {origin_of(recipe)}, without {name}.jsonl; expected a "
+                f"folder with {TRAIN}.jsonl and {scored}.jsonl of {{text, label}} (looked for "
+                f"{looked}/{name}.jsonl). Add the file, or change path, split or task."
             )
-    return [splits[name] for name in PARTS]
+    return [splits[TRAIN], splits[scored]]
 
 
 def _read(source: TableSource, like: tuple[Label, str] | None = None) -> LabelledTexts:

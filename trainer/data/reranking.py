@@ -4,6 +4,7 @@ Rows hold them as texts. MTEB's newer sets are BEIR folders with one part more, 
 names the candidates of each query by their ids.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,14 +13,17 @@ from trainer.data.beir import BeirFolder, open_folder, read_gains
 from trainer.data.columns import Columns
 from trainer.data.fields import BlankTextError, Row, RowError, shown
 from trainer.data.held_out_records import Candidates
-from trainer.data.held_out_source import folder_of, open_table_source, origin_of, owner_of
+from trainer.data.held_out_source import folder_of, open_table_source, origin_of, owner_of, split_of
 from trainer.data.layouts import SetFolder, short_name
 from trainer.data.qrels import QUERY_NAMES
-from trainer.data.scan import parsed_rows
+from trainer.data.scan import RowReader, parsed_rows
+from trainer.data.table_source import TableSource
 from trainer.data.tables import CORPUS, Table, table_of
 from trainer.errors import DataError
 from trainer.recipe.eval_kinds import RERANKING
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
+
+logger = logging.getLogger(__name__)
 
 RANKED = "top_ranked"
 """The part of a folder that names candidates."""
@@ -44,14 +48,44 @@ def open_reranking(recipe: EvalSetRecipe, data: DataRecipe) -> RerankingSet:
     """A file of queries with positives and negatives, or a folder of MTEB, every row checked.
 
     Raises:
-        DataError: if a file is missing, a row is malformed, or a candidate is not in the corpus;
-            names file and line.
+        DataError: if a file is missing, a row is malformed, no row has something to rank, or a
+            candidate is not in the corpus; names file and line.
     """
     folder = folder_of(recipe, data)
-    if folder is not None and folder.part((CORPUS,), recipe.split):
+    if folder is not None and folder.part((CORPUS,), split_of(recipe)):
         return _open_folder(recipe, folder, skip=data.on_bad_row == "skip")
     source = open_table_source(recipe, data)
+    _tell_of_left_out(source)
     return RerankingSet(rows=tuple(source.record(row) for row in range(len(source))))
+
+
+def _tell_of_left_out(source: TableSource) -> None:
+    """Log how many rows had nothing to rank.
+
+    Raises:
+        DataError: if all of them.
+    """
+    table = source.reader.table
+    unused = set(range(len(table))).difference(source.rows.tolist())
+    num_left_out = sum(_is_empty(source.reader, row) for row in unused)
+    if not len(source):
+        raise DataError(
+            f"{table.name}: rows with positive and negative texts = 0 of {len(table)}; expected "
+            "some. Check both columns."
+        )
+    if num_left_out:
+        logger.warning(
+            "%s: left out are %d rows without a positive or without a negative text, as mteb "
+            "leaves them out", table.name, num_left_out,
+        )  # fmt: skip
+
+
+def _is_empty(reader: RowReader, row: int) -> bool:
+    """Whether a row that is not malformed holds no record."""
+    try:
+        return not reader.records(row)
+    except RowError:
+        return False
 
 
 def _open_folder(recipe: EvalSetRecipe, folder: SetFolder, *, skip: bool) -> RerankingSet:
@@ -62,20 +96,21 @@ def _open_folder(recipe: EvalSetRecipe, folder: SetFolder, *, skip: bool) -> Rer
             no candidates.
     """
     Columns(recipe.columns).refuse(owner=owner_of(recipe))
-    files = folder.part((RANKED,), recipe.split)
+    files = folder.part((RANKED,), split_of(recipe))
     if not files:
         raise DataError(
             f"{owner_of(recipe)}: {origin_of(recipe)}, without {RANKED}; expected the candidates "
             f"of each query beside its corpus (looked for {folder.path / RANKED}.jsonl). Add the "
             "file, or change task to ir to search the whole corpus."
         )
-    beir = open_folder(folder, recipe.split, skip=skip)
-    gains = read_gains(beir, recipe.split, skip=skip)
+    beir = open_folder(folder, split_of(recipe), skip=skip)
+    gains = read_gains(beir, split_of(recipe), skip=skip)
     table = table_of(files)
     found: dict[str, Candidates] = {}
     for row, (query, candidates) in parsed_rows(table, _parser(beir, table, gains), skip=skip):
         if query in found:
-            raise table.error(row, RowError("query-id", shown(query), "a new id"))
+            fault = RowError("query-id", shown(query), "a new id")
+            raise table.error(row, fault, "Write the candidates of a query into one row.")
         if candidates is not None:
             found[query] = candidates
     _check_ranked(table, found, () if skip else gains)

@@ -89,7 +89,7 @@ class ReadRow(NamedTuple):
     """One row."""
 
     records: tuple[RawRecord, ...]
-    """At least one."""
+    """See `RowRecords`; one where a row is a record."""
     dropped: list[RowError]
     """Faults of the negatives that were left out."""
 

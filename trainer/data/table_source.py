@@ -206,7 +206,7 @@ def _found_scale(table: Table, scan: Scan) -> tuple[float, float]:
     fault = RowError(
         "score", got, f"a number from {low:g} to {high:g}, or score_range in the recipe"
     )
-    raise table.error(int(scan.rows[first]), fault)
+    raise table.error(int(scan.rows[first]), fault, "Correct the row, or set score_range.")
 
 
 def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, float]) -> str:

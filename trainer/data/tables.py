@@ -125,14 +125,20 @@ class Table:
         """One digest for the contents of all files."""
         return hashlib.sha256("".join(file.sha256 for file in self.files).encode()).hexdigest()
 
-    def error(self, index: int, fault: RowError) -> DataError:
-        """A row's fault with its place, ready to be raised."""
+    def error(self, index: int, fault: RowError, advice: str = "") -> DataError:
+        """A row's fault with its place, ready to be raised.
+
+        Args:
+            index: of the row.
+            fault: what is wrong.
+            advice: what to do; empty: correct the row or leave it out, where it may be left out.
+        """
         skipped = "negatives" if isinstance(fault, BlankNegativeError) else "rows"
+        usual = f"Correct the row, or leave such {skipped} out with data.on_bad_row=skip."
         field = self.columns.place_of(fault.field)
         return DataError(
             f"{self.place(index)}: {field} = {fault.got}; expected {fault.expected}. "
-            f"Correct the row, or leave such {skipped} out with "
-            "data.on_bad_row=skip."
+            f"{advice or usual}"
         )
 
     def _locate(self, index: int) -> tuple[TableFile, int]:

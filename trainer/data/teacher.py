@@ -14,7 +14,7 @@ from trainer.data.sources import Source
 from trainer.data.teacher_vectors import NO_ROW, TEXTS, TeacherVectors
 from trainer.errors import DataError
 from trainer.recipe.embedding_distillation import embedding_distillation
-from trainer.recipe.per_source import settings_of
+from trainer.recipe.per_source import NO_IN_BATCH_NEGATIVES, key_of, overrides_of, settings_of
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
 
@@ -95,16 +95,21 @@ def check_negatives(sources: Sequence[Source], recipe: Recipe) -> None:
         DataError: naming the key and the source.
     """
     for source in sources:
-        task = next(one.task for one in recipe.data.sources if one.name == source.name)
-        key = TASKS[task].negatives_key(settings_of(recipe, source.name))
-        if key is None or (source.teacher_vectors is not None and _is_of_guide(task, key)):
+        own = next(one for one in recipe.data.sources if one.name == source.name)
+        key = TASKS[own.task].negatives_key(settings_of(recipe, source.name))
+        if key is None or (source.teacher_vectors is not None and _is_of_guide(own.task, key)):
             continue
         rows = sorted({len(source) * i // LOOKED_AT for i in range(LOOKED_AT)})
         if not any(getattr(source.record(row), "negatives", ()) for row in rows):
+            name = key.removeprefix(f"tasks.{own.task}.")
+            key = key_of(own, name)
+            why, remove = key, f"or remove {key} or the source"
+            if name in overrides_of(own) and getattr(own, name) is None:
+                why = f"{key}=false, which path means as it ends in {NO_IN_BATCH_NEGATIVES}"
+                remove = f"set {key}=true, or remove the source"
             raise DataError(
                 f"data.sources.{source.name}: rows with hard negatives = 0 of {len(rows)} that "
-                f"were looked at; expected some for {key}. Mine negatives, or remove {key} or the "
-                "source."
+                f"were looked at; expected some for {why}. Mine negatives, {remove}."
             )
 
 

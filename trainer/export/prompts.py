@@ -22,8 +22,9 @@ def prompts_of(recipe: Recipe) -> dict[str, str]:
 
     Sources with other instructions add `<source>-query` and `<source>-document`. An evaluation set
     with an instruction that its kind's names do not lead to adds it: under the name of the kind,
-    such as `Classification`, or under the name of the set where the kind has one already, trained
-    or of an earlier set.
+    such as `Classification`, or under the name of the set where the kind has one already, of a
+    source of the same name or of an earlier set. What labelled sources are trained with counts for
+    kinds that no set gives an instruction.
     """
     prompts: dict[str, str] = {}
     for source in recipe.data.sources:
@@ -37,6 +38,21 @@ def prompts_of(recipe: Recipe) -> dict[str, str]:
         prompts |= _missing(held_out, prompts, recipe.data.prompt_template, settled)
         settled |= {(held_out.task, side) for side, text in _instructions(held_out).items() if text}
     return prompts
+
+
+def replaced_prompts(recipe: Recipe) -> Iterator[str]:
+    """A line for each prompt of a kind that a held-out set gives and no source is trained with."""
+    prompts = prompts_of(recipe)
+    for task, kind in TASKS.items():
+        sources = [source for source in recipe.data.sources if source.task == task]
+        of_sources = [found for source in sources for found in _of_source(recipe, source)]
+        for name, own in kind.benchmark_prompts.items():
+            trained = dict.fromkeys(prompt for key, prompt in of_sources if key == own)
+            if trained and name in prompts and prompts[name] not in trained:
+                yield (
+                    f"the export's prompt {name} is {prompts[name]!r}, as eval.sets have it; the "
+                    f"sources of task {task} are trained with {', '.join(map(repr, trained))}"
+                )
 
 
 def _of_source(recipe: Recipe, source: SourceRecipe) -> Iterator[tuple[str, str]]:
@@ -73,7 +89,7 @@ def _missing(
         if not wanted or wanted == next((known[name] for name in names if name in known), ""):
             continue
         own = f"{held_out.name}-{SIDE_NAMES[side]}" if len(kind.prompts) > 1 else held_out.name
-        is_settled = names[0] in known or (kind.name, side) in settled
+        is_settled = names[0] in prompts or (kind.name, side) in settled
         name = own if is_settled else names[0]
         missing |= {} if name in prompts else {name: wanted}
     return missing

@@ -26,6 +26,7 @@ from trainer.data.planned import plan_of
 from trainer.data.sources import Source, open_sources
 from trainer.data.teacher import check_negatives, check_teacher_vectors, check_teachers
 from trainer.errors import RecipeError
+from trainer.export.prompts import replaced_prompts
 from trainer.recipe.adapter_folder import AdapterFolder, find_adapter_folder
 from trainer.recipe.model_path import is_gguf, resolve_model_path
 from trainer.recipe.resolve import resolve
@@ -71,6 +72,8 @@ def check_run(recipe: Recipe, *, world_size: int, resume: bool) -> RunData:
     check_output_dir(recipe.output_dir, resume=resume)
     data = open_data(recipe)
     plan_of(recipe, data.sources)
+    for line in replaced_prompts(recipe):
+        logger.warning("%s", line)
     return data
 
 

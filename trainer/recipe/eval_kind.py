@@ -26,6 +26,8 @@ class EvalKind:
     """The sides that its texts have. For each the names of an exported model's prompts, of which
     the first that the model has is put before these texts. The names and their order are mteb's,
     and names of the project's own come last."""
+    split: str = "dev"
+    """Which split of a set is scored where the recipe names none."""
     has_scores: bool = False
     """Whether its rows carry a score, so that `score_range` means something."""
     has_corpus: bool = False

@@ -15,6 +15,7 @@ CLASSIFICATION = EvalKind(
     layout="a folder with train.jsonl and test.jsonl of {text, label}",
     metrics={"accuracy": "Accuracy", "f1_macro": "F1 (macro)"},
     prompts={"query": ("Classification",)},
+    split="test",
     hub_task="text-classification",
 )
 CLUSTERING = EvalKind(

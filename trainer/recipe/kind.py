@@ -124,7 +124,7 @@ class TaskKind:
     """Names of its prompts in an export, and whose instruction each is."""
     benchmark_prompts: Mapping[str, str] = field(default_factory=dict)
     """Names under which mteb looks for a prompt, where none of `prompts` is one; each with the
-    prompt that it stands for."""
+    prompt that stands for it where there is none of the name."""
     weights_of: Callable[[Any], Mapping[str, float]] = lambda settings: settings.weights
     """From settings to the weight of every term, those with a key of their own included."""
     teacher_key: Callable[[Any], str | None] = lambda settings: None

@@ -20,7 +20,7 @@ from trainer.recipe.schema import (
     Recipe,
     SourceRecipe,
 )
-from trainer.recipe.sides import sides_of
+from trainer.recipe.sides import sides_of, sides_of_source
 from trainer.recipe.tasks import TASKS
 
 
@@ -42,6 +42,7 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
     for rule in (_check_names, _check_best, _check_sources, _check_overrides, _check_tasks):
         rule(recipe, fail)
     _check_label_texts(recipe, fail)
+    _check_passage_instructions(recipe, fail)
     _check_teacher_vectors(recipe, fail)
     _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
@@ -149,6 +150,18 @@ def _check_label_texts(recipe: Recipe, fail: Fail) -> None:
             raise fail(key, texts, expected, "Remove it.")
         if not texts:
             raise fail(key, texts, "the text of every label", "Fill it in, or remove it.")
+
+
+def _check_passage_instructions(recipe: Recipe, fail: Fail) -> None:
+    """An instruction of passages belongs to steps that have some."""
+    for index, source in enumerate(recipe.data.sources):
+        if not source.passage_instruction or "passage" in sides_of_source(recipe, source):
+            continue
+        texts = " without label_texts" if TASKS[source.task].has_labels else ""
+        expected = f"nothing, as steps of task {source.task}{texts} have no passages"
+        key = f"data.sources.{index}.passage_instruction"
+        advice = "Write it as query_instruction, or remove it."
+        raise fail(key, source.passage_instruction, expected, advice)
 
 
 def _check_overrides(recipe: Recipe, fail: Fail) -> None:

@@ -153,7 +153,7 @@ class SourceRecipe:
     query_instruction: str = ""
     """Put before queries, before both texts of an STS pair, or before labelled texts."""
     passage_instruction: str = ""
-    """Put before passages, or before `label_texts`."""
+    """Put before passages, or before `label_texts`; not for steps that have neither."""
     weight: float = bounded(1.0, above=0)
     """Share of the task's steps under `alternate`; factor on the share otherwise."""
     global_batch_size: int | None = bounded(None, low=1)
@@ -285,16 +285,16 @@ class EvalSetRecipe:
     relative to `data.root`. Exactly one of `path` and `hub`."""
     hub: str | None = None
     """Data set of the Hugging Face hub: its id, or `ID:CONFIGURATION`."""
-    split: str = "dev"
-    """Which qrels of a BEIR folder, and which files of a folder or hub set whose files are named by
-    splits. Not for `classification`, which has `train` and `test`."""
+    split: str | None = None
+    """Which qrels of a BEIR folder, and which of files that are named by splits, are scored;
+    null: `dev`, or `test` of `classification`, whose classifiers learn from `train`."""
     format: str | None = None
     """Name of a data format; null finds it."""
     columns: dict[str, str] = field(default_factory=dict)
     """As in training."""
     query_instruction: str = ""
     """Put before queries, or before all texts of a kind without passages; as in training. Exported
-    as the prompt of the kind where no source decides it."""
+    as the prompt of the kind, unless the kind is a task that has a source."""
     passage_instruction: str = ""
     """Put before passages, of `ir` and `reranking` alone; exported likewise."""
     score_range: tuple[float, float] | None = None

@@ -44,10 +44,10 @@ class ScoredPair(NamedTuple):
 
 
 class RowRecords(NamedTuple):
-    """The records of one row, where a row holds several."""
+    """The records of one row, where a row holds several or may hold none."""
 
     records: tuple[RawRecord, ...]
-    """At least one."""
+    """In the order of the row."""
 
 
 Parsed = RawRecord | RowRecords

@@ -7,7 +7,7 @@ is a record of its own here. Classification has the columns of this project's ow
 from collections.abc import Sequence
 from typing import Any
 
-from trainer.data.fields import Named, Row, RowError, check_text, named_items
+from trainer.data.fields import Named, Row, RowError, check_text, named_items, shown
 from trainer.data.formats.adapter import Adapter, RowRecords
 from trainer.data.formats.held_out import read_label, read_truth
 from trainer.data.held_out_records import Candidates, LabelledText, TextPair
@@ -63,13 +63,18 @@ def parse_translation(row: Row) -> RowRecords:
     )
 
 
-def parse_candidates(row: Row) -> Candidates:
+def parse_candidates(row: Row) -> RowRecords:
     """`{"query": str, "positive": [str, ...], "negative": [str, ...]}`.
 
+    A row without a positive or without a negative is no record, as mteb leaves it out.
+
     Raises:
-        RowError: if a field is missing, empty or wrong.
+        RowError: if a field is missing or wrong.
     """
-    return Candidates(row.text("query"), row.texts("positive"), row.texts("negative"))
+    if not all(row.items(name) for name in ("positive", "negative")):
+        return RowRecords(())
+    found = Candidates(row.text("query"), row.texts("positive"), row.texts("negative"))
+    return RowRecords((found,))
 
 
 def _names(row: Row) -> tuple[str, str]:
@@ -84,7 +89,12 @@ def _columns(row: Row, names: Sequence[str]) -> list[list[Named]]:
         RowError: if one is missing, or they differ in length.
     """
     values: list[Any] = [row.require(name, "a value or a list") for name in names]
-    if not any(isinstance(value, list) for value in values):
+    is_list = isinstance(values[0], list)
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, list) != is_list:
+            expected = "a list" if is_list else "one value alone"
+            raise RowError(name, shown(value), f"{expected}, as {names[0]} is")
+    if not is_list:
         return [[(name, value)] for name, value in zip(names, values, strict=True)]
     columns = []
     for name in names:

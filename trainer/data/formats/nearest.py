@@ -94,12 +94,23 @@ def mapping_hint(adapter: Adapter, columns: Collection[str], *, owner: str) -> s
         owner: recipe key of the source.
     """
     rest = [column for column in columns if not adapter.reads(column)]
-    pairs = {name: nearest_name(name, rest) or "COLUMN" for name in adapter.missing(columns)}
+    pairs = _paired(adapter.missing(columns), rest)
     # names with signs that mean something to YAML come in quotes
     shown = yaml.safe_dump(
         pairs, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
     )
     return f"Name the file's own columns with {owner}.columns: {shown.strip()}"
+
+
+def _paired(names: Collection[str], columns: Collection[str]) -> dict[str, str]:
+    """Each name with the column that is most like it, no column twice, of equals the first."""
+    rest, pairs = sorted(columns), {}
+    for name in names:
+        close = nearest_name(name, rest)
+        alike = (one for one in rest if _likeness(name, [one]) == _likeness(name, [close or ""]))
+        pairs[name] = next(alike, "COLUMN") if close else "COLUMN"
+        rest = [one for one in rest if one != pairs[name]]
+    return pairs
 
 
 def _likeness(name: str, columns: Collection[str]) -> float:

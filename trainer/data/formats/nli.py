@@ -33,6 +33,7 @@ ADAPTERS = (
         name="nli",
         task="ir",
         columns=frozenset({"premise", "hypothesis"}),
+        any_of=(("label",),),
         parse=parse_row,
         joins="premise",
     ),
