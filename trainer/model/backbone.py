@@ -106,7 +106,7 @@ def check_backbone(
             loaded = try_loading(skeleton, tensors, key_mapping=mapping)
         except UNREADABLE as error:
             raise _unloadable(recipe.model, error) from error
-        refuse_unloaded(loaded, tensors, skeleton, recipe.model.path)
+        refuse_unloaded(loaded, tensors, skeleton, f"recipe: model.path = {recipe.model.path}")
         warn_of_leftovers(loaded, skeleton, recipe.model.path)
     return skeleton
 
@@ -148,7 +148,8 @@ def load_backbone(
                 raise
             raise _unloadable(recipe, error) from error
     # what was tried on shapes alone is looked at again: sharded loading has code of its own
-    refuse_unloaded(outcome(backbone, info), (), backbone, recipe.path)
+    place = f"recipe: model.path = {recipe.path}"
+    refuse_unloaded(outcome(backbone, info), (), backbone, place)
     _open_attention(backbone, recipe)
     _freeze_unused(backbone)
     if recipe.gradient_checkpointing:
