@@ -143,7 +143,7 @@ def load_model(folder: Path) -> "SentenceTransformer":
     """The model of a folder.
 
     Raises:
-        RecipeError: if the folder holds no exported model.
+        RecipeError: if the folder holds no exported model, or lacks some of its weights.
     """
     if not (folder / "modules.json").is_file():
         raise RecipeError(
@@ -154,8 +154,12 @@ def load_model(folder: Path) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 
+    from trainer.evaluation.exported_weights import refuse_random
+
     disable_progress_bar()
-    return SentenceTransformer(str(folder), local_files_only=True)
+    model = SentenceTransformer(str(folder), local_files_only=True)
+    refuse_random(model, str(folder))
+    return model
 
 
 def main() -> int:

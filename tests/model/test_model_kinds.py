@@ -14,7 +14,7 @@ from tests.support import tiny
 from tests.support.corpus import make_workspace
 from trainer.cli import parse_arguments
 from trainer.errors import RecipeError
-from trainer.model.backbone import attention_kernel, check_backbone, load_config
+from trainer.model.backbone import attention_kernel, check_backbone, load_backbone, load_config
 from trainer.model.kinds import kind_of, skeleton_of
 from trainer.preflight.dry_run import dry_run
 from trainer.recipe.load import load_recipe
@@ -29,6 +29,7 @@ TWO = {"num_key_value_heads": 2, "head_dim": 8}
 ENCODERS: dict[str, dict[str, Any]] = {
     "Bert": {}, "Roberta": {}, "XLMRoberta": {}, "Electra": {}, "DebertaV2": {}, "MPNet": {},
     "Albert": {}, "EuroBert": TWO, "NomicBert": {}, "BigBird": {}, "MegatronBert": {},
+    "DebertaV2 with a convolution": {"conv_kernel_size": 3},
     "ModernBert": {"cls_token_id": 1, "sep_token_id": 2},
     "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
     "Gemma3Text": TWO | {"use_bidirectional_attention": True},
@@ -41,12 +42,12 @@ DECODERS: dict[str, dict[str, Any]] = {
 
 
 def config_of(kind: str, changes: dict[str, Any]) -> PretrainedConfig:
-    made: PretrainedConfig = getattr(transformers, f"{kind}Config")(**(SMALL | changes))
+    made: PretrainedConfig = getattr(transformers, f"{kind.split()[0]}Config")(**(SMALL | changes))
     return made
 
 
 def saved(config: PretrainedConfig, folder: Path) -> ModelRecipe:
-    config.save_pretrained(folder)
+    tiny.save_model(config, folder)
     return ModelRecipe(path=str(folder))
 
 
@@ -142,3 +143,60 @@ def test_kernel_that_the_class_lacks_is_refused(tmp_path: Path) -> None:
     message = r"attention_kernel = sdpa; expected one that BloomModel has: eager\. "
     with pytest.raises(RecipeError, match=message):
         check(tmp_path, engine=EngineRecipe(attention_kernel="sdpa"))
+
+
+CLOSED: dict[str, dict[str, Any]] = {
+    "OpenAIGPT": {"n_head": 4}, "Mamba": {}, "Rwkv": {}, "Mpt": {"n_heads": 4},
+    "GPTNeo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4},
+    "Llama4Text": TWO | {"num_local_experts": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+def test_open_attention_is_refused_where_the_code_has_none(kind: str, tmp_path: Path) -> None:
+    config = config_of(kind, CLOSED[kind])
+    saved(config, tmp_path)
+    model = ModelRecipe(path=str(tmp_path), attention="bidirectional")
+    message = rf"attention = bidirectional; expected causal: {config.model_type} \(model\.path = "
+    with pytest.raises(RecipeError, match=message):
+        check(tmp_path, model=model)
+
+
+@pytest.mark.parametrize("kind", sorted(DECODERS.keys() - CLOSED.keys() - {"Bert"}))
+def test_open_attention_lets_the_first_token_see_the_last(kind: str, tmp_path: Path) -> None:
+    saved(config_of(kind, DECODERS[kind]), tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
+    for attention, sees in (("bidirectional", True), ("causal", False)):
+        model: Any = ModelRecipe(path=str(tmp_path), attention=attention)  # type: ignore[arg-type]
+        check(tmp_path, model=model)
+        backbone: Any = load_backbone(model, str(tmp_path), kernel="eager", zero3_config=None)
+        with torch.no_grad():
+            states = backbone.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+        first, other = states.last_hidden_state[:, 0]
+        assert torch.equal(first, other) != sees
+
+
+MIXING = {
+    "ConvBert": "whose convolutions", "Canine": "whose convolutions",
+    "Nystromformer": "whose attention is to means", "Yoso": "whose attention is drawn",
+    "Mra": "whose attention has kernels",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("kind", MIXING)
+def test_vectors_that_depend_on_padding_are_refused(
+    kind: str, attention: Any, tmp_path: Path
+) -> None:
+    config_of(kind, {"embedding_size": 32}).save_pretrained(tmp_path)
+    model = ModelRecipe(path=str(tmp_path), attention=attention)
+    with pytest.raises(RecipeError, match=rf"model\.path = .*, {MIXING[kind]}"):
+        check(tmp_path, model=model)
+
+
+def test_a_folder_without_weights_is_refused_by_the_dry_run(tmp_path: Path) -> None:
+    file = make_workspace(tmp_path)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    parsed = parse_arguments(["--recipe", str(file), "--dry-run"])
+    with pytest.raises(RecipeError, match=r"\(no weights in the folder\); expected one of model\."):
+        dry_run(load_recipe(file, parsed.overrides), parsed)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -387,3 +388,43 @@ def test_bfloat16_is_compared_with_its_own_bound(sound: Path) -> None:
     assert made is not None
     assert least_cosine(made, None) == 0.9999
     assert least_cosine(made, 0.5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("lost", "prefix", "message"),
+    [
+        (
+            "layers.1.",
+            "",
+            r"4 of 16 tensors are missing \(first: layers\.1\.self_attn\.q_proj\.lora",
+        ),
+        ("nothing", "encoder.net.", r"16 of 16 .* without the prefix encoder\.net\. that the file"),
+    ],
+    ids=["lacks a layer", "renamed"],
+)
+def test_an_adapter_without_its_weights_gives_no_parity(
+    sound: Path, folder: Path, call: Call, lost: str, prefix: str, message: str
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    base, start = sound.parent / "base", "base_model.model."
+    for name in ("model.safetensors", "config.json", "parity.json"):
+        (folder / name).unlink()
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(AutoModel.from_pretrained(base), lora).save_pretrained(folder)
+    adapter = folder / "adapter_model.safetensors"
+    whole = load_file(adapter)
+    kept = {
+        f"{start}{prefix}{name.removeprefix(start)}": one
+        for name, one in whole.items()
+        if lost not in name
+    }
+    save_file(kept, adapter, metadata={"format": "pt"})
+    code, _, err = call(folder, "--write", "--no-load")
+    assert code == 2
+    assert re.search(message, err)
+    assert not (folder / "parity.json").exists()
+    save_file(whole, adapter, metadata={"format": "pt"})
+    assert call(folder, "--write", "--no-load")[0] != 2
+    assert (folder / "parity.json").is_file()

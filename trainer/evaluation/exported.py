@@ -124,15 +124,17 @@ def load_model(path: str) -> "SentenceTransformer":
     """The model of a folder or hub id.
 
     Raises:
-        RecipeError: if there is none.
+        RecipeError: if there is none, or its files lack some of its weights.
     """
     # Heavy: mistakes in paths and rows are reported before these are imported.
     from sentence_transformers import SentenceTransformer
     from transformers.utils.logging import disable_progress_bar
 
+    from trainer.evaluation.exported_weights import refuse_random
+
     disable_progress_bar()
     try:
-        return SentenceTransformer(path)
+        model = SentenceTransformer(path)
     except Exception as error:
         found = "not found" if isinstance(error, OSError) else "not loaded"
         problem = (str(error).splitlines() or [type(error).__name__])[0]
@@ -140,3 +142,5 @@ def load_model(path: str) -> "SentenceTransformer":
             f"--model: {path} = {found} ({problem}); expected a sentence-transformers folder or a "
             "hub id. Check the path and its files."
         ) from error
+    refuse_random(model, path)
+    return model

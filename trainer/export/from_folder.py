@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.distributed.group import Ranks
+from trainer.engine.start_adapter import PEFT
 from trainer.errors import CheckpointError
 from trainer.export.clients.folder import MODULES, POOLING, ExportFolder, read_files
 from trainer.export.parity_file import Parity
 from trainer.export.parity_make import ParityModel, make_parity
+from trainer.model.adapters import ADAPTER
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
 from trainer.model.embedder import Chunk, Embedder
 from trainer.model.kinds import kind_of, skeleton_of
 from trainer.model.projection import make_projection, recipe_of_dense
+from trainer.model.weights import missing_tensors
 from trainer.recipe.schema import DataRecipe, ModelRecipe, Pooling, ProjectionRecipe
 
 CHUNK_TOKENS = 4096
@@ -53,8 +57,8 @@ def parity_of_folder(path: Path) -> Parity:
         path: an exported folder.
 
     Raises:
-        CheckpointError: no exported folder, a pooling that the trainer has not, or a tokenizer
-            that takes none of the texts.
+        CheckpointError: no exported folder, a pooling that the trainer has not, a tokenizer that
+            takes none of the texts, or an adapter without some of its weights.
         RecipeError: a model that the trainer cannot load.
         DataError: a tokenizer that the trainer cannot load.
     """
@@ -155,7 +159,24 @@ def _backbone(folder: ExportFolder, recipe: ModelRecipe) -> Any:
     )
     backbone: Any = load_backbone(recipe, recipe.path, kernel=kernel, zero3_config=None)
     if folder.adapter is not None:
-        from peft import PeftModel
-
-        backbone = PeftModel.from_pretrained(backbone, str(folder.path))
+        backbone = PeftModel.from_pretrained(backbone, str(folder.path), adapter_name=ADAPTER)
+        _refuse_lost_weights(backbone, folder.path)
     return backbone
+
+
+def _refuse_lost_weights(model: Any, path: Path) -> None:
+    """Refuse an adapter's file that lacks tensors of its modules; peft gives them their start."""
+    # only a second reading of the file says what was not found
+    found = model.load_adapter(str(path), adapter_name=ADAPTER)
+    missing, unknown = (
+        [name.replace(f".{ADAPTER}", "").removeprefix(PEFT) for name in names]
+        for names in (found.missing_keys, found.unexpected_keys)
+    )
+    if missing:
+        num_expected = len(
+            get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+        )
+        raise CheckpointError(
+            f"{path}: adapter = lacks weights; expected those of all modules that "
+            f"adapter_config.json names: {missing_tensors(missing, num_expected, unknown)}"
+        )

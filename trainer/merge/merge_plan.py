@@ -28,6 +28,7 @@ from trainer.merge.matching import Root, bare, check_complete, common_prefix, ma
 from trainer.merge.output import ShardFile, plan_shards
 from trainer.merge.settings import MergeSettings
 from trainer.merge.stream import MergeItem
+from trainer.merge.whole_adapter import check_whole_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -110,11 +111,32 @@ def open_inputs(base: Path, checkpoints: Sequence[Path]) -> Inputs:
     names = Root(base_source.path, root)
     prefixes = tuple(common_prefix(one, names) for one in sources)
     own = tuple(matched(one, its, names) for one, its in zip(sources, prefixes, strict=True))
+    for one, its in zip(sources, prefixes, strict=True):
+        if one.kind == "peft":
+            _check_adapter(one, its, root, base_source)
     _check_base_identity(base_source, sources)
     own_names = [name for name in root if projection_name(name) is None]
     check_expected(base_source.path, own_names, base_source.assets)
     return Inputs(base=base_source, sources=sources, prefix=prefix, root=root, added=added,
                   prefixes=prefixes, matched=own)  # fmt: skip
+
+
+def _check_adapter(
+    source: OpenedCheckpoint, prefix: str, root: Mapping[str, SlicedTensor], base: OpenedCheckpoint
+) -> None:
+    """Refuse an adapter some of whose modules have no weights."""
+    matrices = [
+        name.removesuffix(".weight")
+        for name, tensor in root.items()
+        if name.endswith(".weight") and len(tensor.shape) == 2 and not is_head(name)
+    ]
+    check_whole_adapter(
+        source.path,
+        {bare(name, prefix) for name in source.adapters},
+        matrices,
+        prefix=prefix,
+        base=next((one for one in base.assets if (one / "config.json").is_file()), None),
+    )
 
 
 def _root_of(

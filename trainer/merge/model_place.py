@@ -16,7 +16,7 @@ from trainer.unpack.cached import place_of_base
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when what is merged changes: older folders are made anew."""
 
 

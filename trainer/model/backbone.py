@@ -7,6 +7,7 @@ each module inside `deepspeed.zero.Init` and no rank ever holds the whole model.
 import contextlib
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from trainer.model.kinds import check_kind, is_open, skeleton_of, text_part
 from trainer.model.limits import check_dims, check_lengths
 from trainer.model.projection import check_projection, place_of_modules
 from trainer.model.weights import (
+    NAMES,
     UNREADABLE,
     outcome,
     part_mapping,
@@ -99,6 +101,11 @@ def check_backbone(
     modules = place_of_modules(recipe.model, path)
     check_projection(recipe.model, modules, hidden_size=hidden_size, download=download)
     files = weight_files(path, recipe.model, config, download=download)
+    if files is None and Path(path).is_dir():
+        raise RecipeError(
+            f"recipe: model.path = {recipe.model.path} (no weights in the folder); expected one of "
+            f"{', '.join(NAMES)}. Download or save the model again."
+        )
     if files is not None:
         tensors = read_headers(files, recipe.model)
         mapping = part_mapping(skeleton, tensors) if is_part else None
@@ -106,7 +113,7 @@ def check_backbone(
             loaded = try_loading(skeleton, tensors, key_mapping=mapping)
         except UNREADABLE as error:
             raise _unloadable(recipe.model, error) from error
-        refuse_unloaded(loaded, tensors, skeleton, recipe.model.path)
+        refuse_unloaded(loaded, tensors, skeleton, f"recipe: model.path = {recipe.model.path}")
         warn_of_leftovers(loaded, skeleton, recipe.model.path)
     return skeleton
 
@@ -148,7 +155,8 @@ def load_backbone(
                 raise
             raise _unloadable(recipe, error) from error
     # what was tried on shapes alone is looked at again: sharded loading has code of its own
-    refuse_unloaded(outcome(backbone, info), (), backbone, recipe.path)
+    place = f"recipe: model.path = {recipe.path}"
+    refuse_unloaded(outcome(backbone, info), (), backbone, place)
     _open_attention(backbone, recipe)
     _freeze_unused(backbone)
     if recipe.gradient_checkpointing:

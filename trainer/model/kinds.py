@@ -27,6 +27,17 @@ WRONG_CONFIG = (
 """What the constructor of a model raises for a config that it cannot be built from."""
 TEXT_INPUTS = ("input_ids", "attention_mask")
 """What the forward of a backbone is given."""
+PADDING_COUNTS = {
+    "convbert": "whose convolutions mix padding into the tokens before it",
+    "canine": "whose convolutions mix padding into the tokens before it",
+    "nystromformer": "whose attention is to means over parts of the padded text",
+    "yoso": "whose attention is drawn by chance",
+    "mra": "whose attention has kernels of its own and none on CPUs",
+}
+"""Models by whose code a text alone has another vector than beside a longer one, and why."""
+OWN_MASKS = ("gpt_neo", "llama4_text", "mpt")
+"""Decoders that make a causal mask in all or most layers whatever the config says; MPT's code fails
+without one."""
 
 Kind = Literal["encoder", "decoder"]
 
@@ -98,7 +109,8 @@ def check_kind(skeleton: nn.Module, recipe: ModelRecipe, *, is_part: bool) -> No
 
     Raises:
         RecipeError: an encoder-decoder; a model of pictures or sound; one that cannot leave out
-            padding; `attention: causal` for an encoder.
+            padding; `attention: causal` for an encoder; `attention: bidirectional` for a decoder
+            whose code has no other mask.
     """
     config: Any = skeleton.config
     parameters = inspect.signature(skeleton.forward).parameters
@@ -114,6 +126,17 @@ def check_kind(skeleton: nn.Module, recipe: ModelRecipe, *, is_part: bool) -> No
         )  # fmt: skip
     if is_part and not _is_language_model(skeleton):
         raise _no_text(config, recipe)
+    if config.model_type in PADDING_COUNTS:
+        raise refused(
+            recipe, f"{config.model_type}, {PADDING_COUNTS[config.model_type]}",
+            "a model whose vectors do not depend on the texts beside them", "Use another model.",
+        )  # fmt: skip
+    if recipe.attention == "bidirectional" and not _can_open(skeleton):
+        raise RecipeError(
+            f"recipe: model.attention = bidirectional; expected causal: {config.model_type} "
+            f"(model.path = {recipe.path}) has no other mask in its code. Set "
+            "model.attention=causal, or use another model."
+        )
     if recipe.attention == "causal" and kind_of(skeleton) == "encoder":
         raise RecipeError(
             f"recipe: model.attention = causal; expected bidirectional: {config.model_type} is an "
@@ -143,6 +166,20 @@ def kind_of(skeleton: nn.Module) -> Kind:
     )
     # XLNet was trained with permuted masks and is read with none
     return "encoder" if fills_masks or getattr(config, "attn_type", None) == "bi" else "decoder"
+
+
+def _can_open(skeleton: nn.Module) -> bool:
+    """Whether each token can see all others: code of transformers that makes its mask by config.
+
+    Of code that comes with a model nothing is known.
+    """
+    config: Any = skeleton.config
+    if config.model_type in OWN_MASKS:
+        return False
+    code = inspect.getmodule(type(skeleton))
+    makes_mask = any(name.startswith("create_") and name.endswith("_mask") for name in dir(code))
+    of_library = type(skeleton).__module__.startswith("transformers.models.")
+    return not of_library or makes_mask or kind_of(skeleton) == "encoder"
 
 
 def is_open(config: PretrainedConfig) -> bool:

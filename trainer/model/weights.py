@@ -69,13 +69,24 @@ def weight_files(
         None where there are none, or none yet.
 
     Raises:
-        RecipeError: a folder that holds an adapter, or lacks a file that its index names.
+        RecipeError: a folder that holds an adapter, or as `weights_in`.
     """
     if model_file(path, ADAPTER, recipe, download=download) is not None:
         raise RecipeError(
             f"recipe: model.path = {recipe.path} (an adapter: {ADAPTER}); expected a whole model, "
             "or an adapter in a folder of this machine. Download it, and name the folder."
         )
+    return weights_in(path, recipe, config, download=download)
+
+
+def weights_in(
+    path: str, recipe: ModelRecipe, config: PretrainedConfig, *, download: bool
+) -> list[Path] | None:
+    """As `weight_files`, of a model that may have an adapter beside its weights.
+
+    Raises:
+        RecipeError: a folder that lacks a file that its index names.
+    """
     own = getattr(config, "transformers_weights", None)
     for name in (own,) if own else NAMES:
         found = model_file(path, name, recipe, download=download)
@@ -203,22 +214,16 @@ def refuse_unloaded(loaded: Loaded, names: Collection[str], model: nn.Module, pl
         loaded: from `outcome`.
         names: of all tensors in the files; may be empty where they are not known.
         model: or its skeleton.
-        place: `model.path` of the recipe.
+        place: where the model was named, and how: the beginning of the message.
 
     Raises:
         RecipeError: naming how many tensors are missing, and the first of each kind.
     """
     config: Any = model.config
-    start = f"recipe: model.path = {place}; expected weights of {config.model_type}: "
+    start = f"{place}; expected weights of {config.model_type}: "
     if loaded.missing:
-        message = (
-            f"{len(loaded.missing)} of {loaded.num_expected} tensors are missing "
-            f"(first: {loaded.missing[0]})"
-        )
         unknown = [name for name in names if name in loaded.unexpected] or loaded.unexpected
-        if unknown:
-            message += f", and {len(unknown)} of the file are unknown (first: {unknown[0]})"
-        raise RecipeError(f"{start}{message}. {_advice(loaded.missing, unknown)}")
+        raise RecipeError(start + missing_tensors(loaded.missing, loaded.num_expected, unknown))
     if loaded.mismatched:
         name, found, wanted = loaded.mismatched[0]
         raise RecipeError(
@@ -226,6 +231,20 @@ def refuse_unloaded(loaded: Loaded, names: Collection[str], model: nn.Module, pl
             f"(first: {name}, {list(found)} in the file, {list(wanted)} by config.json). Give the "
             "config.json that the weights were saved with."
         )
+
+
+def missing_tensors(missing: Sequence[str], num_expected: int, unknown: Sequence[str]) -> str:
+    """The end of a message: how many tensors a file lacks, the first, and what to do.
+
+    Args:
+        missing: at least one name, in the model's order.
+        num_expected: tensors that the model needs.
+        unknown: names in the file that the model has no tensor for.
+    """
+    message = f"{len(missing)} of {num_expected} tensors are missing (first: {missing[0]})"
+    if unknown:
+        message += f", and {len(unknown)} of the file are unknown (first: {unknown[0]})"
+    return f"{message}. {_advice(missing, unknown)}"
 
 
 def warn_of_leftovers(loaded: Loaded, model: nn.Module, place: str) -> None:
@@ -267,7 +286,7 @@ def _advice(missing: Collection[str], unknown: Collection[str]) -> str:
     lacking = likely_prefix(unknown, missing)
     if lacking:
         return f"Save them with the prefix {lacking} that the file's names lack."
-    return "Download or save the model again; with these it would be trained from random values."
+    return "Download or save the model again; what is missing would have random values."
 
 
 def likely_prefix(wanted: Iterable[str], found: Iterable[str]) -> str:
