@@ -1,4 +1,9 @@
-"""CSV and TSV files by byte range: quoted fields may hold line breaks; it reads no meaning."""
+"""CSV and TSV files by byte range: quoted fields may hold line breaks; it reads no meaning.
+
+Some write texts with quotes in them without quoting them as CSV does. Two lone quotes then make one
+row of all lines between them. Such lines are full rows by themselves, as those of a quoted text are
+by chance alone: they are refused unless another row of the file shows that it is quoted as CSV is.
+"""
 
 import csv
 import io
@@ -10,7 +15,7 @@ import numpy as np
 
 from trainer.data.cache import Arrays
 from trainer.data.fields import RowError, shown
-from trainer.data.tab_separated import plain_fields, tab_separated_ranges
+from trainer.data.tab_separated import one_row_or_several, plain_fields, tab_separated_ranges
 
 MAX_FIELD_CHARS = 1 << 30
 """Python's own limit of 131,072 would refuse long passages."""
@@ -18,6 +23,9 @@ MAX_FIELD_CHARS = 1 << 30
 
 OTHER_DELIMITERS = (",", ";", "\t", "|")
 """Looked for in a header that the suffix's own delimiter leaves in one piece."""
+FULL_SHARE = 0.9
+"""So many of the lines of a quoted row are full rows where it can be several rows: one of those may
+be malformed, and of a long text hardly any line has the delimiters of a row."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +82,82 @@ def delimited_ranges(data: mmap.mmap, delimiter: str) -> np.ndarray:
     """First and last byte of each row with the header first, blank lines left out [n, 2], int64.
 
     Raises:
-        RowError: if a row has no clear end, as after a lone carriage return.
+        RowError: if a row has no clear end, as after a lone carriage return, or if lines could be
+            one row as well as several.
     """
     csv.field_size_limit(MAX_FIELD_CHARS)
     ranges = []
     data.seek(3 if data[:3] == b"\xef\xbb\xbf" else 0)
     start = data.tell()
     lines = (line.decode(errors="replace") for line in iter(data.readline, b""))
+    quotes = None
     try:
-        for _ in csv.reader(lines, delimiter=delimiter):
+        for fields in csv.reader(lines, delimiter=delimiter):
             # the reader takes no line before it needs it, so the row ends where the file stands
             end = data.tell()
-            if data[start:end].strip():
+            row = data[start:end]
+            if row.strip():
+                quotes = quotes or _Quotes(delimiter, len(fields))
+                quotes.look_at(row, start)
                 ranges.append((start, end))
             start = end
     except csv.Error as error:
         got = shown(data[start : start + 60].decode(errors="replace"))
         raise RowError("row", got, f"CSV ({error})") from None
+    if quotes is not None:
+        quotes.check(data)
     return np.array(ranges, np.int64).reshape(-1, 2)
+
+
+@dataclass
+class _Quotes:
+    """Whether the quotes of a file enclose fields, as far as its rows show it."""
+
+    delimiter: str
+    """One character."""
+    num_fields: int
+    """Of the header."""
+    are_proven: bool = False
+    """Whether a row is one with its quotes alone."""
+    doubtful: tuple[int, list[bytes]] | None = None
+    """Start and lines of the first row that could be several."""
+    malformed: tuple[int, list[bytes]] | None = None
+    """The same of the first that is none with its quotes, whatever other rows are."""
+
+    def look_at(self, row: bytes, start: int) -> None:
+        """Takes in a row of the reader, which begins at a byte of the file."""
+        if b'"' not in row:
+            return
+        lines = row.rstrip(b"\r\n").split(b"\n")
+        if len(lines) == 1 and (self.are_proven or self._is_full(row)):
+            return
+        written = [line for line in lines if line.strip()]
+        is_plain = sum(map(self._is_full, written)) >= FULL_SHARE * len(written)
+        if not is_plain:
+            self.are_proven = self.are_proven or self._is_well_formed(row)
+        elif self._is_well_formed(row):
+            self.doubtful = self.doubtful or (start, lines)
+        else:
+            self.malformed = self.malformed or (start, lines)
+
+    def check(self, data: mmap.mmap) -> None:
+        """Refuse lines that could be one row as well as several.
+
+        Raises:
+            RowError: naming the first of them.
+        """
+        found = self.malformed or (None if self.are_proven else self.doubtful)
+        if found is not None:
+            raise one_row_or_several(data, *found)
+
+    def _is_full(self, line: bytes) -> bool:
+        return line.count(self.delimiter.encode()) + 1 == self.num_fields
+
+    def _is_well_formed(self, row: bytes) -> bool:
+        try:
+            return len(split_row(row, self.delimiter, is_quoted=True)) == self.num_fields
+        except RowError:
+            return False
 
 
 def read_header(row: bytes, delimiter: str, *, is_quoted: bool) -> tuple[str, ...]:
