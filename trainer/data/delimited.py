@@ -15,6 +15,8 @@ import numpy as np
 
 from trainer.data.cache import Arrays
 from trainer.data.fields import RowError, shown
+from trainer.data.files import line_ranges
+from trainer.data.header import Header
 from trainer.data.tab_separated import one_row_or_several, plain_fields, tab_separated_ranges
 
 MAX_FIELD_CHARS = 1 << 30
@@ -38,6 +40,8 @@ class Delimited:
     """Column names."""
     is_quoted: bool = True
     """Whether quotes enclose fields; else they are part of the texts."""
+    may_have_more: bool = False
+    """Whether a row may have more fields than there are names; those are left out."""
 
     def decode(self, row: bytes) -> Mapping[str, str]:
         """The fields of a row, all texts.
@@ -46,6 +50,8 @@ class Delimited:
             RowError: if it is not UTF-8, badly quoted, or has more or fewer fields than the header.
         """
         fields = split_row(row, self.delimiter, is_quoted=self.is_quoted)
+        if self.may_have_more:
+            fields = fields[: len(self.header)]
         if len(fields) != len(self.header):
             got = f"{len(fields)} fields"
             plain = "" if self.is_quoted else " (one row a line; this file's quotes enclose none)"
@@ -53,25 +59,32 @@ class Delimited:
         return dict(zip(self.header, fields, strict=True))
 
 
-def find_delimiter(data: mmap.mmap, usual: str) -> str:
-    """What stands between the names of the header: usually what the suffix says.
+def find_delimiter(data: mmap.mmap, usual: str, header: Header) -> str:
+    """What stands between the fields of the first row: usually what the suffix says.
 
-    A header in one piece is of no use to any format, so that another delimiter in it, such as the
-    semicolon of European spreadsheets, is the file's own.
+    A row in one piece is of no use to any format, so that another delimiter in it, such as the
+    semicolon of European spreadsheets, is the file's own. A tab always is, as names and texts may
+    have the other delimiters in them, but hardly tabs.
     """
     data.seek(3 if data[:3] == b"\xef\xbb\xbf" else 0)
     line = data.readline().decode(errors="replace")
-    if usual in line:
-        return usual
-    return next((delimiter for delimiter in OTHER_DELIMITERS if delimiter in line), usual)
+    others = OTHER_DELIMITERS if header.headerless is None else ()
+    return next((one for one in ("\t", usual, *others) if one in line), usual)
 
 
-def index_delimited(data: mmap.mmap, delimiter: str) -> Arrays:
+def index_delimited(data: mmap.mmap, delimiter: str, *, is_plain: bool) -> Arrays:
     """Ranges of the rows, and whether their fields are quoted.
+
+    Args:
+        data: the file.
+        delimiter: one character.
+        is_plain: whether each line is known to be a row with plain quotes.
 
     Raises:
         RowError: if a row has no clear end.
     """
+    if is_plain:
+        return {"ranges": line_ranges(data), "is_quoted": np.array(False)}
     if delimiter == "\t":
         ranges, is_quoted = tab_separated_ranges(data)
         return {"ranges": ranges, "is_quoted": np.array(is_quoted)}

@@ -75,6 +75,7 @@ class TableSource:
         """See `Source.identity`."""
         reader, names = self.reader, sorted(self.reader.table.columns.names.items())
         read = f"{reader.adapter.name}|{reader.adapter.task}|{reader.skip}|{names}"
+        read += f"|{self.recipe.header}"
         return f"{self.fingerprint}|{read}|{self.score_range}|{len(self)}"
 
     @property
@@ -130,7 +131,7 @@ def make_table_source(
     given = recipe.score_range
     reader = RowReader(table=table, adapter=adapter, score_range=given, skip=skip)
     beside = documents.table.sha256 if documents else ""
-    names = f"|{sorted(recipe.columns.items())}" if recipe.columns else ""
+    names = f"|{sorted(recipe.columns.items())}|{recipe.header}"
     scan = scan_table(reader, identity=f"{adapter.name}|{adapter.task}|{given}|{beside}{names}")
     usable = table.row(int(scan.rows[0])) if len(scan.rows) else None
     warn_of_ignored(recipe, adapter, table, usable)
@@ -160,15 +161,7 @@ def find_format(
         DataError: if no format fits.
     """
     table = _with_columns(table, recipe, owner)
-    adapter = find_adapter(
-        recipe.task,
-        recipe.format,
-        table.sample(),
-        owner=owner,
-        columns=table.columns,
-        place=table.place(0),
-    )
-    return table, adapter
+    return table, find_adapter(recipe, table, owner=owner)
 
 
 def _with_columns(table: Table, recipe: SourceRecipe | EvalSetRecipe, owner: str) -> Table:
