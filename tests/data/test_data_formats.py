@@ -379,7 +379,7 @@ def test_a_large_file_is_indexed_once_and_kept(tmp_path, monkeypatch):
     assert records_of(path, "ir") == IR
     cached = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
     names = {"ranges", "sha256", "rows", "parts", "queries", "scores"}
-    names |= {"num_duplicates", "num_skipped", "num_dropped", "num_scored"}
+    names |= {"num_duplicates", "num_skipped", "num_dropped", "num_scored", "num_without"}
     assert {file.stem for file in cached} == names
     assert records_of(path, "ir") == IR
     assert cached == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}

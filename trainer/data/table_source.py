@@ -1,6 +1,7 @@
 """Rows of files as checked, random-access records; nothing of a file is held in memory."""
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,8 +18,11 @@ from trainer.data.scan import RowReader, Scan, scan_table
 from trainer.data.tables import Table
 from trainer.data.teacher_vectors import TeacherVectors
 from trainer.data.unchanged import Mark, marks_of
+from trainer.errors import DataError
 from trainer.recipe.eval_kinds import row_kind
 from trainer.recipe.schema import EvalSetRecipe, SourceRecipe, Task
+
+logger = logging.getLogger(__name__)
 
 KNOWN_SCALES = ((0.0, 1.0), (0.0, 5.0))
 """Score ranges that are found from the data: the first that holds all scores."""
@@ -133,6 +137,7 @@ def make_table_source(
     beside = documents.table.sha256 if documents else ""
     names = f"|{sorted(recipe.columns.items())}|{recipe.header}"
     scan = scan_table(reader, identity=f"{adapter.name}|{adapter.task}|{given}|{beside}{names}")
+    _check_left_out(table, scan, owner)
     usable = table.row(int(scan.rows[0])) if len(scan.rows) else None
     warn_of_ignored(recipe, adapter, table, usable)
     scale = given or (
@@ -150,6 +155,22 @@ def make_table_source(
         num_scored=scan.num_scored,
         marks=(*marks_of(table), *(marks_of(documents.table) if documents else ())),
     )
+
+
+def _check_left_out(table: Table, scan: Scan, owner: str) -> None:
+    """Say how many rows have no record.
+
+    Raises:
+        DataError: if no row has one.
+    """
+    if not scan.num_without:
+        return
+    if not len(scan.rows):
+        raise DataError(
+            f"{table.name}: rows with a positive = 0 of {len(table)}; expected some, as a query "
+            "without one teaches nothing. Check the file."
+        )
+    logger.warning("%s: left out are %d rows without a positive", owner, scan.num_without)
 
 
 def find_format(
@@ -203,7 +224,7 @@ def _found_scale(table: Table, scan: Scan) -> tuple[float, float]:
 
 
 def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, float]) -> str:
-    num_rows = len(table) - scan.num_skipped
+    num_rows = len(table) - scan.num_skipped - scan.num_without
     rows = (
         f"{num_rows} rows"
         if num_rows == len(scan.rows)
@@ -216,6 +237,8 @@ def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, fl
         parts.append(f"a teacher's scores in {scan.num_scored}")
     if scan.num_duplicates:
         parts.append(f"{scan.num_duplicates} repeat the texts of an earlier row")
+    if scan.num_without:
+        parts.append(f"{scan.num_without} rows without a positive left out")
     if scan.num_skipped:
         parts.append(f"{scan.num_skipped} malformed rows left out")
     if scan.num_dropped:

@@ -48,9 +48,11 @@ class RowRecords(NamedTuple):
     """The records of one row, where a row holds several."""
 
     records: tuple[RawRecord, ...]
-    """At least one."""
+    """None where a format has rows that its own readers leave out."""
 
 
+NO_RECORD = RowRecords(())
+"""Of a row that is left out without being malformed."""
 Parsed = RawRecord | RowRecords
 
 
