@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import logging
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,8 @@ ROWS_TO_FIND_COLUMNS = 100
 """Rows that are looked at to find a format; an early row may be malformed."""
 CORPUS = "corpus"
 """Name of a file whose rows are not records but what records name by id."""
+SHARD = re.compile(r"[-_.]\d+$")
+"""Number of a shard where nothing says how many there are: `corpus-0.jsonl`."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COLUMNAR = (".parquet", ".arrow")
 KINDS = (".jsonl", ".ndjson", ".json", *DELIMITERS, *COLUMNAR)
@@ -216,7 +219,7 @@ def _in_folder(folder: Path, owner: str) -> list[Path]:
     if ".arrow" in by_kind:
         return by_kind[".arrow"]
     for kind, files in list(by_kind.items()):
-        rows = [file for file in files if file.name.partition(".")[0].lower() != CORPUS]
+        rows = [file for file in files if not _is_corpus(file)]
         if len(rows) < len(files) and (rows or len(by_kind) > 1):
             logger.info("%s: a corpus, whose rows are not records", folder)
             by_kind[kind] = rows
@@ -228,6 +231,17 @@ def _in_folder(folder: Path, owner: str) -> list[Path]:
             f"{folder.name}/*{min(by_kind)}."
         )
     return [file for files in by_kind.values() for file in files]
+
+
+def _is_corpus(file: Path) -> bool:
+    return SHARD.sub("", stem_of(file)).partition(".")[0].lower() == CORPUS
+
+
+def stem_of(file: Path) -> str:
+    """Name without suffixes, and without the number of a shard: `dev` of `dev-00000-of-00001`."""
+    stem = Path(file.stem).stem if file.suffix.lower() in compressed.SUFFIXES else file.stem
+    head, _, shards = stem.partition("-0")
+    return head if shards and "-of-0" in stem else stem
 
 
 def data_files(folder: Path) -> list[Path]:
