@@ -113,17 +113,21 @@ ROWS: dict[str, list[Any]] = {
     "by-order": [{"x": "a", "y": "p", "z": "n"}, {"x": "a", "y": "b", "label": 0.5}],
     "msmarco-triples": [{"query": "a", "positive": "p", "negative": "n"}],
     "pairs-without-header": [{"query": "a", "positive": "p"}],
+    "stsbenchmark": [
+        {"genre": "g", "filename": "f", "year": "y", "index": "1", "score": "4.2", "a": "a",
+         "b": 'b "c'},
+    ],
 }  # fmt: skip
 """Rows of each format: one of each task and of each shape that it has."""
 WHOLE = ("labelled-texts",)
 """Formats whose rows mean something beside others alone: each entry is the rows of a file."""
-WITHOUT_HEADER = ("msmarco-triples", "pairs-without-header")
+WITHOUT_HEADER = ("msmarco-triples", "pairs-without-header", "stsbenchmark")
 """Formats of tab-separated files; rows of all others are JSON."""
 BESIDE: dict[str, dict[str, list[Any]]] = {
     "tevatron-ids": {"corpus.jsonl": [{"docid": str(n), "text": f"t {n}"} for n in (2, 3, 4)]},
 }
 """Files that rows of a format need, by name."""
-MODULES = {"records": "own", "set": "texts", **dict.fromkeys(WITHOUT_HEADER, "by_order")}
+MODULES = {"records": "own", "set": "texts", **dict.fromkeys(WITHOUT_HEADER[:2], "by_order")}
 """Where a format is read that does not give its module its name."""
 
 

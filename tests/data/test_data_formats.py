@@ -232,7 +232,8 @@ def test_every_kind_of_file_names_the_spoiled_row(tmp_path, kind):
         ("text1,text2,score\na,b,high\n", r'a\.csv:2: score = "high"; expected a number'),
         ("text1,text2,score\na,b,1\n\nc,d\n", r"a\.csv:4: row = 2 fields; expected 3: text1"),
         ("text1,text2,score\na,b,1\nc,d,1,e\n", r"a\.csv:3: row = 4 fields; expected 3"),
-        ('text1,text2,score\n"a\nb",b,1\n"c,d,1\ne,f,1', r"a\.csv:4: row = .*expected CSV \(unexp"),
+        ('text1,text2,score\n"a\nb",b,1\n"c,d\ne', r"a\.csv:4: row = .*expected CSV \(unexp"),
+        ('text1,text2,score\n"a\nb",b,1\n"c,d,1\ne,f,1', r"a\.csv: lines 4 to 5 = .*; expected li"),
         ('text1,text2,score\n"a"x,b,1\n', r"a\.csv:2: row = .*expected CSV"),
         ("text1,text1,score\na,b,1\n", r"a\.csv:1: header = .*; expected column names, each once"),
         ("text1,,score\na,b,1\n", r"a\.csv:1: header = .*; expected column names, each once"),
@@ -378,7 +379,7 @@ def test_a_large_file_is_indexed_once_and_kept(tmp_path, monkeypatch):
     assert records_of(path, "ir") == IR
     cached = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
     names = {"ranges", "sha256", "rows", "parts", "queries", "scores"}
-    names |= {"num_duplicates", "num_skipped", "num_dropped", "num_scored"}
+    names |= {"num_duplicates", "num_skipped", "num_dropped", "num_scored", "num_without"}
     assert {file.stem for file in cached} == names
     assert records_of(path, "ir") == IR
     assert cached == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}

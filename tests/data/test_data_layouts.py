@@ -172,3 +172,38 @@ def test_splits_of_every_kind_are_listed(folder: Path) -> None:
     (folder / "qrels" / "test.txt").write_text("q1 0 d1 1\n")
     with pytest.raises(DataError, match=r"split = train; expected one of .*: dev, test\. Correct"):
         all_records(ir_source(folder))
+
+
+@pytest.mark.parametrize("names", [("corpus-0", "corpus-1"), ("corpus_00", "corpus_01")])
+def test_shards_of_a_corpus_need_no_count(tmp_path: Path, names: tuple[str, str]) -> None:
+    folder = write_beir(tmp_path / "beir", corpus={"d0": "zero"}, queries={"q": "query"})
+    write_qrels(folder, "train", [("q", "d0", 1), ("q", "d1", 1)])
+    (folder / "corpus.jsonl").rename(folder / f"{names[0]}.jsonl")
+    write_jsonl(folder / f"{names[1]}.jsonl", [{"_id": "d1", "title": "", "text": "one"}])
+    assert all_records(ir_source(folder)) == [IrRecord(query="query", positives=("zero", "one"))]
+
+
+def test_shards_of_a_corpus_beside_rows_are_no_rows(tmp_path: Path) -> None:
+    for number in (0, 1):
+        write_jsonl(tmp_path / f"corpus-{number}.jsonl", [{"docid": f"d{number}", "text": "x"}])
+    row = {"query_id": "1", "query_text": "q", "positive_document_ids": ["d1"],
+           "negative_document_ids": ["d0"]}  # fmt: skip
+    write_jsonl(tmp_path / "train.jsonl", [row])
+    expected = [IrRecord(query="q", positives=("x",), negatives=("x",))]
+    assert all_records(ir_source(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("corpus", r"corpus\.tsv:1: columns = a \"text\", d0; expected a header that names _id "),
+        ("queries", r"queries\.tsv:1: columns = a \"text\", d0; .*Write a first line with the na"),
+    ],
+)
+def test_documents_without_a_header_say_so(tmp_path: Path, file: str, message: str) -> None:
+    folder = write_beir(tmp_path / "beir", corpus={"d0": "zero"}, queries={"q": "query"})
+    write_qrels(folder, "train", [("q", "d0", 1)])
+    (folder / f"{file}.jsonl").unlink()
+    (folder / f"{file}.tsv").write_text('d0\ta "text"\nd1\tmore\n')
+    with pytest.raises(DataError, match=message):
+        all_records(ir_source(folder))

@@ -253,6 +253,24 @@ def test_columns_count_by_their_order_where_the_recipe_says_so(tmp_path: Path) -
     ]
 
 
+def test_questions_without_a_positive_are_left_out_as_in_dpr(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    without = {"question": "q0", "positive_ctxs": [], "negative_ctxs": [{"text": "n"}]}
+    rows = [{"question": f"q{n}", "positive_ctxs": [{"text": f"p{n}"}]} for n in (1, 2)]
+    path = write_jsonl(tmp_path / "a.jsonl", [without, rows[0], without, rows[1]])
+    for skip in (False, True):
+        source = open_source(SourceRecipe(name="x", task="ir", path=str(path)), ".", skip=skip)
+        assert [source.record(row) for row in range(len(source))] == BARE
+        assert source.place(1).endswith("a.jsonl:4")
+        assert "2 rows without a positive left out" in source.describe
+        assert "data.sources.x: left out are 2 rows without a positive" in caplog.text
+        caplog.clear()
+    write_jsonl(path, [without])
+    with pytest.raises(DataError, match=r"a\.jsonl: rows with a positive = 0 of 1; expected some"):
+        records_of(path, "ir")
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "dissimilar pair": ({"query": "q", "answer": "a", "label": 0}, r"label = 0; expected 1, as"),
     "dissimilar reply": ({"query": "q", "response": "a", "label": 0.2}, r"label = 0\.2; expected"),
@@ -277,7 +295,6 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"messages": "hi", "positive_messages": [chat("p")]},
         r'messages = "hi"; expected a list',
     ),
-    "no context": ({"question": "q", "positive_ctxs": []}, r"positive_ctxs = \[\]; expected"),
     "text as context": ({"question": "q", "positive_ctxs": ["p"]}, r'positive_ctxs\[0\] = "p"; ex'),
     "no pos": ({"query": ["i", "q"], "pos": []}, r"pos = \[\]; expected at least one"),
     "number as pair": ({"query": ["i", "q"], "pos": [3]}, r"pos\[0\] = 3; expected \[instruction"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.documents import DocumentTable, open_documents
+from trainer.data.documents import DocumentTable, check_header, open_documents
 from trainer.data.fields import BlankTextError, Row, RowError, check_string, shown
 from trainer.data.ids import Identified, Ids, Lists, index_ids
 from trainer.data.layouts import SetFolder, find_layout, part_files, short_name
@@ -109,6 +109,7 @@ def open_folder(place: SetFolder, split: str, *, skip: bool) -> BeirFolder:
     """
     layout = find_layout(place, split)
     corpus, queries = table_of(layout.corpus), table_of(layout.queries)
+    check_header(queries, QUERY_IDS, QUERY_TEXTS)
     return BeirFolder(
         place=place,
         documents=open_documents(corpus, skip=skip),

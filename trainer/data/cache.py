@@ -19,7 +19,7 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
-LAYOUT = 2
+LAYOUT = 3
 """Raised when what is kept, or how rows are checked, changes: older entries are made anew."""
 
 

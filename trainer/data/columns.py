@@ -65,18 +65,6 @@ class Columns:
                 f"has {listed(there)}. {advice}"
             )
 
-    def refuse(self, *, owner: str) -> None:
-        """Refuse any mapping, where files are no rows of records.
-
-        Raises:
-            DataError: if there is one.
-        """
-        if self.names:
-            raise DataError(
-                f"{owner}.columns = {shown(dict(self.names))}; expected nothing for a BEIR folder, "
-                "whose files have names of their own. Remove it."
-            )
-
     def _names_of(self, column: str) -> list[str]:
         """The names under which a column of the file is read."""
         mapped = [name for name, own in self.names.items() if own == column]

@@ -1,8 +1,11 @@
 """Texts by id: the corpus of a BEIR folder, or one that stands beside rows which name documents."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trainer.data.columns import listed
 from trainer.data.fields import BlankTextError, Row, check_string, shown
+from trainer.data.header import Header
 from trainer.data.ids import Identified, Ids, index_ids
 from trainer.data.layouts import part_files, short_name
 from trainer.data.tables import CORPUS, Table, table_of
@@ -61,12 +64,37 @@ def document_text(row: Row) -> str:
     return f"{title} {text}".strip()
 
 
+def check_header(table: Table, ids: Sequence[str], texts: Sequence[str]) -> None:
+    """Refuse a file of fields that does not name them, as MS MARCO's `collection.tsv`.
+
+    Args:
+        table: documents or queries.
+        ids: names of which the file has one.
+        texts: likewise.
+
+    Raises:
+        DataError: if it has none of them.
+    """
+    if not table.is_delimited:
+        return
+    there = {column for row in table.sample() for column in row.values}
+    missing = [names for names in (ids, texts) if there.isdisjoint(names)]
+    if missing:
+        expected = " and ".join(f"{first} (or {', '.join(others)})" for first, *others in missing)
+        raise DataError(
+            f"{table.files[0].name}:1: columns = {listed(there)}; expected a header that names "
+            f"{expected}. {Header().advice}, such as {ids[0]} and {texts[0]} with a tab between."
+        )
+
+
 def open_documents(table: Table, *, skip: bool) -> DocumentTable:
     """Checks and indexes a corpus.
 
     Raises:
-        DataError: if a row is malformed or repeats an id, and is not skipped.
+        DataError: if columns are not named, or a row is malformed or repeats an id, and is not
+            skipped.
     """
+    check_header(table, IDS, TEXTS)
     return DocumentTable(table, index_ids(table, identified, skip=skip))
 
 

@@ -58,9 +58,8 @@ def open_table_source(recipe: EvalSetRecipe, data: DataRecipe) -> TableSource:
             f"{owner}: hub = {recipe.hub}; expected a set with files of rows. Correct hub, or name "
             "a configuration of it as ID:CONFIGURATION."
         )
-    table = open_table(
-        recipe.path, data.root, owner=owner, header=header_of(recipe.task, recipe.format)
-    )
+    header = header_of(recipe, owner=owner)
+    table = open_table(recipe.path, data.root, owner=owner, header=header)
     return make_table_source(recipe, table, owner=owner, skip=data.on_bad_row == "skip")
 
 
@@ -70,6 +69,6 @@ def open_file_source(recipe: EvalSetRecipe, files: Sequence[Path], data: DataRec
     Raises:
         DataError: if a file is unreadable or empty, or a row is malformed; names file and line.
     """
-    table = table_of(files, header_of(recipe.task, recipe.format))
-    skip = data.on_bad_row == "skip"
-    return make_table_source(recipe, table, owner=owner_of(recipe), skip=skip)
+    owner = owner_of(recipe)
+    table = table_of(files, header_of(recipe, owner=owner))
+    return make_table_source(recipe, table, owner=owner, skip=data.on_bad_row == "skip")

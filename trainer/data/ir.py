@@ -13,7 +13,7 @@ import numpy as np
 
 from trainer.data.batch import IrBatch, StepPlan
 from trainer.data.beir import BeirFolder, open_folder, read_gains
-from trainer.data.columns import Columns
+from trainer.data.header import refuse_row_keys
 from trainer.data.held_out_source import folder_of, origin_of, owner_of, split_of
 from trainer.data.known_positives import (
     ABSENT,
@@ -325,7 +325,7 @@ def open_eval_set(recipe: EvalSetRecipe, data: DataRecipe) -> IrEvalSet:
         raise DataError(
             f"{owner_of(recipe)}: {origin_of(recipe)}; expected {expected}. Change path or task."
         )
-    Columns(recipe.columns).refuse(owner=owner_of(recipe))
+    refuse_row_keys(recipe, owner=owner_of(recipe))
     beir = open_folder(folder, split_of(recipe), skip=skip)
     return ir_eval_set(beir, read_gains(beir, split_of(recipe), skip=skip))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainer.data import compressed
-from trainer.data.tables import CORPUS, KINDS, data_files, kind_of
+from trainer.data.tables import CORPUS, KINDS, SHARD, data_files, kind_of, stem_of
 from trainer.errors import DataError
 
 QREL_KINDS = (
@@ -136,6 +136,7 @@ def part_files(folder: Path, names: Iterable[str], split: str | None = None) -> 
     for name in names:
         found = [file for file in data_files(folder) if _is_called(file, name)]
         found = found or _row_files(folder / name)
+        found = found or [file for file in data_files(folder) if _is_shard(file, name)]
         if found:
             of_split = [file for file in found if split is not None and _is_called(file, split)]
             return _of_best_kind(of_split or found, KINDS)
@@ -185,7 +186,7 @@ def _qrel_places(place: SetFolder) -> Iterator[FilesBySplit]:
 
 def short_name(file: Path) -> str:
     """What messages call a file of a set: its name, below its folder where that is a split's."""
-    return f"{file.parent.name}/{file.name}" if _stem(file).lower() in SPLITS else file.name
+    return f"{file.parent.name}/{file.name}" if stem_of(file).lower() in SPLITS else file.name
 
 
 def _qrels_in(folder: Path) -> list[Path]:
@@ -200,7 +201,7 @@ def by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
     """Files by what they are called, suffixes and numbers of shards aside."""
     found: dict[str, list[Path]] = {}
     for file in files:
-        found.setdefault(_stem(file), []).append(file)
+        found.setdefault(stem_of(file), []).append(file)
     return found
 
 
@@ -218,14 +219,11 @@ def _row_files(folder: Path) -> list[Path]:
 
 
 def _is_called(file: Path, name: str) -> bool:
-    return _stem(file).lower() == name.lower()
+    return stem_of(file).lower() == name.lower()
 
 
-def _stem(file: Path) -> str:
-    """Name without suffixes, and without the number of a shard: `dev` of `dev-00000-of-00001`."""
-    stem = Path(file.stem).stem if file.suffix.lower() in compressed.SUFFIXES else file.stem
-    head, _, shards = stem.partition("-0")
-    return head if shards and "-of-0" in stem else stem
+def _is_shard(file: Path, name: str) -> bool:
+    return SHARD.sub("", stem_of(file)).lower() == name.lower()
 
 
 def _of_best_kind(files: Sequence[Path], kinds: Sequence[str]) -> list[Path]:

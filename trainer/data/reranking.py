@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from trainer.data.beir import BeirFolder, open_folder, read_gains
-from trainer.data.columns import Columns
 from trainer.data.fields import BlankTextError, Row, RowError, shown
+from trainer.data.header import refuse_row_keys
 from trainer.data.held_out_records import Candidates
 from trainer.data.held_out_source import folder_of, open_table_source, origin_of, owner_of, split_of
 from trainer.data.layouts import SetFolder, short_name
@@ -95,7 +95,7 @@ def _open_folder(recipe: EvalSetRecipe, folder: SetFolder, *, skip: bool) -> Rer
         DataError: if a part is missing, a row is malformed, an id is unknown, or a judged query has
             no candidates.
     """
-    Columns(recipe.columns).refuse(owner=owner_of(recipe))
+    refuse_row_keys(recipe, owner=owner_of(recipe))
     files = folder.part((RANKED,), split_of(recipe))
     if not files:
         raise DataError(

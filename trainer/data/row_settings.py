@@ -8,6 +8,7 @@ import dataclasses
 
 from trainer.data.fetching import at_hand
 from trainer.data.fields import shown
+from trainer.data.formats import header_of
 from trainer.data.formats.adapter import Adapter, RowSettings
 from trainer.data.scan import parsed_rows
 from trainer.data.table_source import find_format
@@ -36,7 +37,8 @@ def _completed(source: SourceRecipe, recipe: Recipe) -> SourceRecipe:
     """A source with the settings of its rows."""
     owner = f"data.sources.{source.name}"
     near = at_hand(source, recipe.data.root, owner=owner)
-    table = open_table(near.path or "", recipe.data.root, owner=owner)
+    header = header_of(source, owner=owner)
+    table = open_table(near.path or "", recipe.data.root, owner=owner, header=header)
     table, adapter = find_format(source, table, owner)
     found = _settings(table, adapter, owner, skip=recipe.data.on_bad_row == "skip")
     values: dict[str, str | int] = {}

@@ -47,6 +47,8 @@ class Scan:
     """Blank negatives left out of rows that are used."""
     num_scored: int
     """Records whose passages a teacher scored."""
+    num_without: int
+    """Rows without a record, which their format leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ class RowReader:
     """Leave blank negatives out rather than refuse their row."""
 
     def records(self, index: int) -> tuple[RawRecord, ...]:
-        """The records of a row: one, or one a pair.
+        """The records of a row: one, one a pair, or none where its format leaves it out.
 
         Raises:
             RowError: if the row is malformed, or a score out of range.
@@ -89,7 +91,7 @@ class ReadRow(NamedTuple):
     """One row."""
 
     records: tuple[RawRecord, ...]
-    """See `RowRecords`; one where a row is a record."""
+    """As `RowReader.records` has them."""
     dropped: list[RowError]
     """Faults of the negatives that were left out."""
 
@@ -128,15 +130,17 @@ def scan_table(reader: RowReader, *, identity: str) -> Scan:
         num_duplicates=int(arrays["num_duplicates"]),
         num_dropped=int(arrays["num_dropped"]),
         num_scored=int(arrays["num_scored"]),
+        num_without=int(arrays["num_without"]),
     )
 
 
 def _scanned(reader: RowReader) -> Arrays:
     rows, parts, keys = array("q"), array("q"), array("Q")
     queries, scores = array("Q"), array("d")
-    num_used = num_dropped = num_scored = 0
+    num_used = num_dropped = num_scored = num_without = 0
     for row, read in parsed_rows(reader.table, reader.read, skip=reader.skip):
         num_used += 1
+        num_without += not read.records
         for fault in read.dropped:
             num_dropped += 1
             if num_dropped <= NUM_SHOWN_FAULTS:
@@ -159,6 +163,7 @@ def _scanned(reader: RowReader) -> Arrays:
         "num_duplicates": np.array(np.sum(distinct[1:] == distinct[:-1])),
         "num_dropped": np.array(num_dropped),
         "num_scored": np.array(num_scored),
+        "num_without": np.array(num_without),
     }
 
 

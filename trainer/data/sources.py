@@ -14,9 +14,9 @@ import numpy as np
 
 from trainer.data.arrow import open_hub_set
 from trainer.data.beir import BeirRecords, open_records
-from trainer.data.columns import Columns
 from trainer.data.fetching import at_hand
 from trainer.data.formats import header_of
+from trainer.data.header import refuse_row_keys
 from trainer.data.label_source import labelled_source
 from trainer.data.layouts import SetFolder, is_beir_folder
 from trainer.data.premise_source import premise_source
@@ -221,7 +221,7 @@ def _open_records(recipe: SourceRecipe, root: str, *, skip: bool) -> TableSource
     if place is None:
         table = _open_rows(recipe, root, owner)
         return make_table_source(recipe, table, owner=owner, skip=skip)
-    Columns(recipe.columns).refuse(owner=owner)
+    refuse_row_keys(recipe, owner=owner)
     if not TASKS[recipe.task].has_corpus:
         with_corpus = " or ".join(name for name, kind in TASKS.items() if kind.has_corpus)
         raise DataError(
@@ -240,8 +240,7 @@ def _open_rows(recipe: SourceRecipe, root: str, owner: str) -> Table:
         return Table((open_hub_set(recipe.hub, recipe.split, owner=owner),))
     if recipe.path is None:
         raise DataError(f"{owner}: path = null; expected a file, folder or glob. Set path or hub.")
-    header = header_of(recipe.task, recipe.format)
-    return open_table(recipe.path, root, owner=owner, header=header)
+    return open_table(recipe.path, root, owner=owner, header=header_of(recipe, owner=owner))
 
 
 def _with_corpus(recipe: SourceRecipe, root: str, owner: str) -> SetFolder | None:

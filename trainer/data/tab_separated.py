@@ -13,6 +13,7 @@ a file is follows from the whole of it, never from its first rows:
 
 import mmap
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -99,14 +100,25 @@ def _quoted_ranges(data: mmap.mmap, start: int) -> np.ndarray | None:
     return np.array(ranges, np.int64).reshape(-1, 2)
 
 
+def one_row_or_several(data: mmap.mmap, start: int, lines: Sequence[bytes]) -> RowError:
+    """What is wrong with lines of which nothing says whether they are one row or several.
+
+    Args:
+        data: the file.
+        start: where the first of the lines begins, in bytes.
+        lines: at least two.
+    """
+    line = data[:start].count(b"\n") + 1
+    return RowError(
+        f"lines {line} to {line + len(lines) - 1}",
+        shown(lines[0][:60].decode(errors="replace")),
+        "lines that are either one row with a quoted line break or a row each; both are "
+        "full rows here. Write the file as .jsonl, or remove the quotes of these lines",
+    )
+
+
 def _check_unambiguous(data: mmap.mmap, rows: np.ndarray, num_tabs: int) -> None:
     for start, end in rows:
         first, *rest = data[start:end].rstrip(b"\r\n").split(b"\n")
         if rest and first.count(b"\t") == num_tabs == rest[-1].count(b"\t"):
-            line = data[:start].count(b"\n") + 1
-            raise RowError(
-                f"lines {line} to {line + len(rest)}",
-                shown(first[:60].decode(errors="replace")),
-                "lines that are either one row with a quoted line break or a row each; both are "
-                "full rows here. Write the file as .jsonl, or remove the quotes of these lines",
-            )
+            raise one_row_or_several(data, start, [first, *rest])

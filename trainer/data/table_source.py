@@ -1,6 +1,7 @@
 """Rows of files as checked, random-access records; nothing of a file is held in memory."""
 
 import hashlib
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,8 +18,11 @@ from trainer.data.scan import RowReader, Scan, scan_table
 from trainer.data.tables import Table
 from trainer.data.teacher_vectors import TeacherVectors
 from trainer.data.unchanged import Mark, marks_of
+from trainer.errors import DataError
 from trainer.recipe.eval_kinds import row_kind
 from trainer.recipe.schema import EvalSetRecipe, SourceRecipe, Task
+
+logger = logging.getLogger(__name__)
 
 KNOWN_SCALES = ((0.0, 1.0), (0.0, 5.0))
 """Score ranges that are found from the data: the first that holds all scores."""
@@ -75,6 +79,7 @@ class TableSource:
         """See `Source.identity`."""
         reader, names = self.reader, sorted(self.reader.table.columns.names.items())
         read = f"{reader.adapter.name}|{reader.adapter.task}|{reader.skip}|{names}"
+        read += f"|{self.recipe.header}"
         return f"{self.fingerprint}|{read}|{self.score_range}|{len(self)}"
 
     @property
@@ -130,8 +135,9 @@ def make_table_source(
     given = recipe.score_range
     reader = RowReader(table=table, adapter=adapter, score_range=given, skip=skip)
     beside = documents.table.sha256 if documents else ""
-    names = f"|{sorted(recipe.columns.items())}" if recipe.columns else ""
+    names = f"|{sorted(recipe.columns.items())}|{recipe.header}"
     scan = scan_table(reader, identity=f"{adapter.name}|{adapter.task}|{given}|{beside}{names}")
+    _check_left_out(table, scan, owner)
     usable = table.row(int(scan.rows[0])) if len(scan.rows) else None
     warn_of_ignored(recipe, adapter, table, usable)
     scale = given or (
@@ -151,6 +157,22 @@ def make_table_source(
     )
 
 
+def _check_left_out(table: Table, scan: Scan, owner: str) -> None:
+    """Say how many rows have no record.
+
+    Raises:
+        DataError: if no row has one.
+    """
+    if not scan.num_without:
+        return
+    if not len(scan.rows):
+        raise DataError(
+            f"{table.name}: rows with a positive = 0 of {len(table)}; expected some, as a query "
+            "without one teaches nothing. Check the file."
+        )
+    logger.warning("%s: left out are %d rows without a positive", owner, scan.num_without)
+
+
 def find_format(
     recipe: SourceRecipe | EvalSetRecipe, table: Table, owner: str
 ) -> tuple[Table, Adapter]:
@@ -160,15 +182,7 @@ def find_format(
         DataError: if no format fits.
     """
     table = _with_columns(table, recipe, owner)
-    adapter = find_adapter(
-        recipe.task,
-        recipe.format,
-        table.sample(),
-        owner=owner,
-        columns=table.columns,
-        place=table.place(0),
-    )
-    return table, adapter
+    return table, find_adapter(recipe, table, owner=owner)
 
 
 def _with_columns(table: Table, recipe: SourceRecipe | EvalSetRecipe, owner: str) -> Table:
@@ -210,7 +224,7 @@ def _found_scale(table: Table, scan: Scan) -> tuple[float, float]:
 
 
 def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, float]) -> str:
-    num_rows = len(table) - scan.num_skipped
+    num_rows = len(table) - scan.num_skipped - scan.num_without
     rows = (
         f"{num_rows} rows"
         if num_rows == len(scan.rows)
@@ -223,6 +237,8 @@ def _describe(adapter: Adapter, table: Table, scan: Scan, scale: tuple[float, fl
         parts.append(f"a teacher's scores in {scan.num_scored}")
     if scan.num_duplicates:
         parts.append(f"{scan.num_duplicates} repeat the texts of an earlier row")
+    if scan.num_without:
+        parts.append(f"{scan.num_without} rows without a positive left out")
     if scan.num_skipped:
         parts.append(f"{scan.num_skipped} malformed rows left out")
     if scan.num_dropped:

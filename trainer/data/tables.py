@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import logging
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,15 @@ from typing import Any, Protocol
 from trainer.data import compressed
 from trainer.data.arrow import open_arrow_file
 from trainer.data.columns import Columns
-from trainer.data.delimited import Delimited, find_delimiter, index_delimited, read_header
+from trainer.data.delimited import (
+    Delimited,
+    find_delimiter,
+    index_delimited,
+    read_header,
+    split_row,
+)
 from trainer.data.encodings import as_utf8
-from trainer.data.fields import BlankNegativeError, Row, RowError
+from trainer.data.fields import BlankNegativeError, Row, RowError, shown
 from trainer.data.files import (
     TextFile,
     decode_array,
@@ -26,6 +33,7 @@ from trainer.data.files import (
     map_file,
     open_text_file,
 )
+from trainer.data.header import Header
 from trainer.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +42,8 @@ ROWS_TO_FIND_COLUMNS = 100
 """Rows that are looked at to find a format; an early row may be malformed."""
 CORPUS = "corpus"
 """Name of a file whose rows are not records but what records name by id."""
+SHARD = re.compile(r"[-_.]\d+$")
+"""Number of a shard where nothing says how many there are: `corpus-0.jsonl`."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 COLUMNAR = (".parquet", ".arrow")
 KINDS = (".jsonl", ".ndjson", ".json", *DELIMITERS, *COLUMNAR)
@@ -121,6 +131,13 @@ class Table:
         return f"{self.files[0].name}{more}"
 
     @property
+    def is_delimited(self) -> bool:
+        """Whether a file has fields with something between them, whose names it may lack."""
+        return any(
+            file.path is not None and kind_of(file.name) in DELIMITERS for file in self.files
+        )
+
+    @property
     def sha256(self) -> str:
         """One digest for the contents of all files."""
         return hashlib.sha256("".join(file.sha256 for file in self.files).encode()).hexdigest()
@@ -146,16 +163,14 @@ class Table:
         return self.files[number], index - (self.ends[number] - len(self.files[number]))
 
 
-def open_table(
-    pattern: str, root: str, *, owner: str, header: tuple[str, ...] | None = None
-) -> Table:
+def open_table(pattern: str, root: str, *, owner: str, header: Header | None = None) -> Table:
     """The table that a path, folder or glob names.
 
     Args:
         pattern: as in the recipe; relative to `root`.
         root: `data.root`.
         owner: recipe key that holds the pattern, for messages.
-        header: column names of delimited files that do not begin with them.
+        header: of delimited files; they begin with the names of their columns if not given.
 
     Raises:
         DataError: if nothing is there, or a file is unreadable, empty or of an unknown kind.
@@ -163,17 +178,17 @@ def open_table(
     return table_of(find_files(pattern, root, owner=owner), header)
 
 
-def table_of(paths: Sequence[Path], header: tuple[str, ...] | None = None) -> Table:
+def table_of(paths: Sequence[Path], header: Header | None = None) -> Table:
     """The table of some files.
 
     Args:
         paths: at least one.
-        header: column names of delimited files that do not begin with them.
+        header: of delimited files; they begin with the names of their columns if not given.
 
     Raises:
         DataError: if one is unreadable, empty or of an unknown kind.
     """
-    return Table(tuple(_open_file(path, header) for path in paths))
+    return Table(tuple(_open_file(path, header or Header()) for path in paths))
 
 
 def find_files(pattern: str, root: str, *, owner: str) -> list[Path]:
@@ -210,7 +225,7 @@ def _in_folder(folder: Path, owner: str) -> list[Path]:
     if ".arrow" in by_kind:
         return by_kind[".arrow"]
     for kind, files in list(by_kind.items()):
-        rows = [file for file in files if file.name.partition(".")[0].lower() != CORPUS]
+        rows = [file for file in files if not _is_corpus(file)]
         if len(rows) < len(files) and (rows or len(by_kind) > 1):
             logger.info("%s: a corpus, whose rows are not records", folder)
             by_kind[kind] = rows
@@ -222,6 +237,17 @@ def _in_folder(folder: Path, owner: str) -> list[Path]:
             f"{folder.name}/*{min(by_kind)}."
         )
     return [file for files in by_kind.values() for file in files]
+
+
+def _is_corpus(file: Path) -> bool:
+    return SHARD.sub("", stem_of(file)).partition(".")[0].lower() == CORPUS
+
+
+def stem_of(file: Path) -> str:
+    """Name without suffixes, and without the number of a shard: `dev` of `dev-00000-of-00001`."""
+    stem = Path(file.stem).stem if file.suffix.lower() in compressed.SUFFIXES else file.stem
+    head, _, shards = stem.partition("-0")
+    return head if shards and "-of-0" in stem else stem
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -246,7 +272,7 @@ def open_text(path: Path) -> Path:
     return as_utf8(compressed.unpacked(path), path)
 
 
-def _open_file(path: Path, header: tuple[str, ...] | None) -> TableFile:
+def _open_file(path: Path, header: Header) -> TableFile:
     """Opens a file as its suffix says.
 
     Raises:
@@ -257,6 +283,11 @@ def _open_file(path: Path, header: tuple[str, ...] | None) -> TableFile:
         known = ", ".join([*KINDS, *(f"the same with {suffix}" for suffix in compressed.SUFFIXES)])
         raise DataError(
             f"{path}: suffix = {kind or 'none'}; expected {known}. Rename or convert it."
+        )
+    if kind not in DELIMITERS and header.said is not None:
+        raise DataError(
+            f"{path}: {header.owner}.header = {str(header.said).lower()}; expected nothing for "
+            f"{kind} files, whose rows name their fields. Remove it."
         )
     if kind in COLUMNAR:
         return open_arrow_file(compressed.unpacked(path))
@@ -276,25 +307,45 @@ def _open_json(plain: Path, path: Path, *, may_be_array: bool) -> TextFile:
     return open_text_file(plain, decode, index_lines, kind="lines", name=path)
 
 
-def _open_delimited(
-    plain: Path, path: Path, usual: str, header: tuple[str, ...] | None
-) -> TextFile:
-    """A CSV or TSV file; its first row names the columns if `header` does not."""
-    delimiter = usual if header else find_delimiter(map_file(plain), usual)
+def _open_delimited(plain: Path, path: Path, usual: str, header: Header) -> TextFile:
+    """A CSV or TSV file; its first row names the columns if recipe and format do not deny it."""
+    delimiter = find_delimiter(map_file(plain), usual, header)
     if delimiter != usual:
-        logger.info("%s: the header is separated by %r, and so are the rows", path, delimiter)
-    index = partial(index_delimited, delimiter=delimiter)
-    file = open_text_file(plain, decode_json, index, kind=f"rows{delimiter}", name=path)
-    if header is None:
-        start, end = file.ranges[0]
-        try:
-            header = read_header(file.data[start:end], delimiter, is_quoted=file.is_quoted)
-        except RowError as fault:
-            raise DataError(f"{file.place(0)}: {fault}. Correct the header.") from None
+        logger.info("%s: the first row is separated by %r, and so are all", path, delimiter)
+    index = partial(index_delimited, delimiter=delimiter, is_plain=header.is_plain)
+    kind = f"rows{delimiter}{'plain' if header.is_plain else ''}"
+    file = open_text_file(plain, decode_json, index, kind=kind, name=path)
+    names = _column_names(file, delimiter, header)
+    if header.is_there:
         file = replace(file, ranges=file.ranges[1:])
     if not len(file):
         raise DataError(f"{path}: rows = 0; expected at least one row. Fill it or remove it.")
-    return replace(file, decode=Delimited(delimiter, header, file.is_quoted).decode)
+    decode = Delimited(delimiter, names, file.is_quoted, header.is_plain).decode
+    return replace(file, decode=decode)
+
+
+def _column_names(file: TextFile, delimiter: str, header: Header) -> tuple[str, ...]:
+    """What the columns of a delimited file are called, by its first row or without it.
+
+    Raises:
+        DataError: if the row can be no header, or nothing says whether it is one.
+    """
+    start, end = file.ranges[0]
+    row = file.data[start:end]
+    try:
+        if header.is_there:
+            return read_header(row, delimiter, is_quoted=file.is_quoted)
+        fields = split_row(row, delimiter, is_quoted=file.is_quoted)
+    except RowError as fault:
+        advice = f"Correct the header. {header.advice}" if header.is_there else "Correct the row"
+        raise DataError(f"{file.place(0)}: {fault}. {advice}.") from None
+    if header.is_there is None:
+        raise DataError(
+            f"{file.place(0)}: {header.owner}.header = (missing) beside a first row "
+            f"{shown(fields)}; expected true if this row names the columns, or false if it is a "
+            "row like the others: by their order alone nobody can tell. Add it to the recipe."
+        )
+    return header.names(len(fields))
 
 
 def _first_bytes(path: Path) -> bytes:

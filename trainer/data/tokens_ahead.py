@@ -92,7 +92,10 @@ def identity(job: TokenJob) -> str:
     labels = source.label_texts if isinstance(source, LabelledSource) else None
     parts = {
         "rows": (source.fingerprint, len(source), source.task, labels, job.limits.on_bad_row),
-        "read": (settings.format, settings.columns, settings.split, settings.score_range),
+        "read": (
+            *(settings.format, settings.columns, settings.header),
+            *(settings.split, settings.score_range),
+        ),
         "prompt": (encoder.template, encoder.pool_instruction, job.sides()),
         "tokenizer": tokenizer_digest(encoder),
     }

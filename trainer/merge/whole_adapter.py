@@ -16,7 +16,8 @@ from typing import Any
 from trainer.checkpoint.json_files import read_object
 from trainer.checkpoint.open import ADAPTER_CONFIG
 from trainer.errors import CheckpointError
-from trainer.merge.expected import IN_LAYER, TIMEOUT_SEC, UNUSED
+from trainer.merge.expected import IN_LAYER, TIMEOUT_SEC
+from trainer.recipe.unused_modules import UNUSED
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 """Of a layer, or of one expert, in a module's name."""

@@ -124,6 +124,9 @@ def _check_origins(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail
         if item.path and item.hub:
             got = Words(f"{item.path} beside hub = {item.hub}")
             raise fail(where, got, "only one of `path` and `hub`", "Remove one of them.")
+        if item.header is not None and not item.path:
+            where, expected = f"{key}.{index}.header", "null without `path`"
+            raise fail(where, item.header, expected, "Remove it.")
 
 
 def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail: Fail) -> None:

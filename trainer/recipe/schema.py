@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from trainer.recipe.eval_kinds import eval_kind_names
 from trainer.recipe.fields import OneOf, SectionsByName, bounded
 from trainer.recipe.kind import TaskSettings
+from trainer.recipe.merging import MergeRecipe
 from trainer.recipe.tasks import default_pattern, task_names, task_schemas
 
 Task = Annotated[str, OneOf(task_names)]
@@ -150,6 +151,10 @@ class SourceRecipe:
     """Name of a data format; null finds it by the columns."""
     columns: dict[str, str] = field(default_factory=dict)
     """Columns of another name than the format reads, such as `{sentence1: left, score: value}`."""
+    header: bool | None = None
+    """Whether the first row of a CSV or TSV file names its columns; null: as the format has it.
+    Without a header columns are called `column_1`, `column_2` and so on, for `columns` and
+    `by-order`."""
     query_instruction: str = ""
     """Put before queries, before both texts of an STS pair, or before labelled texts."""
     passage_instruction: str = ""
@@ -292,6 +297,8 @@ class EvalSetRecipe:
     """Name of a data format; null finds it."""
     columns: dict[str, str] = field(default_factory=dict)
     """As in training."""
+    header: bool | None = None
+    """As in training."""
     query_instruction: str = ""
     """Put before queries, or before all texts of a kind without passages; as in training. Exported
     as the prompt of the kind, unless the kind is a task that has a source."""
@@ -315,22 +322,6 @@ class EvalRecipe:
     `checkpoint.keep`, and exported as `model/`."""
     patience: int | None = bounded(None, low=1)
     """Evaluations in a row without a better `best_metric` after which the run ends; null: never."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MergeRecipe:
-    """The last checkpoints merged into `merged/` when the run ends."""
-
-    last: int = bounded(low=1, required=True)
-    """Newest checkpoints that are merged; at most `checkpoint.keep`."""
-    method: Literal["delta", "uniform", "task_arithmetic", "ties"] = "delta"
-    """`delta` weights by how far each tensor moved from the base; see `tools/delta_merge.py`."""
-    granularity: Literal["tensor", "row", "element"] = "tensor"
-    """What shares one weight under `delta`."""
-    alpha: float = 1.0
-    """Exponent of the norms under `delta`; 0 is uniform, below 0 favours who moved least."""
-    scale: float = 1.0
-    """lambda, the factor of the summed change."""
 
 
 @dataclass(frozen=True, kw_only=True)

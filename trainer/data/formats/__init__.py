@@ -17,6 +17,7 @@ from trainer.data.formats import (
     nomic,
     own,
     sentence_transformers,
+    stsbenchmark,
     swift,
     tevatron,
     tevatron_ids,
@@ -31,9 +32,11 @@ from trainer.data.formats.nearest import (
     nearest_name,
     plainest,
 )
+from trainer.data.header import Header
+from trainer.data.tables import Table
 from trainer.errors import DataError
 from trainer.recipe.eval_kinds import row_kind
-from trainer.recipe.schema import EvalKindName, Task
+from trainer.recipe.schema import EvalSetRecipe, SourceRecipe
 
 ADAPTERS: list[Adapter] = [
     *codiemb.ADAPTERS,
@@ -50,59 +53,71 @@ ADAPTERS: list[Adapter] = [
     *nli.ADAPTERS,
     *texts.ADAPTERS,
     *by_order.ADAPTERS,
+    *stsbenchmark.ADAPTERS,
     *held_out.ADAPTERS,
     *mteb.ADAPTERS,
 ]
 """The first that fits is taken; narrower ones come first."""
 
 
-def header_of(task: Task | EvalKindName, name: str | None) -> tuple[str, ...] | None:
-    """Column names of a format whose files do not begin with them; None for all others."""
-    named = (a.header for a in ADAPTERS if a.task == task and a.name == name)
-    return next(named, None)
+def header_of(recipe: SourceRecipe | EvalSetRecipe, *, owner: str) -> Header:
+    """What a recipe and the format that it names say of the first row of delimited files.
+
+    Args:
+        recipe: of the source or held-out set.
+        owner: its recipe key.
+
+    Raises:
+        DataError: if the recipe speaks of a header in a format without one.
+    """
+    named = [one for one in ADAPTERS if (one.task, one.name) == (recipe.task, recipe.format)]
+    headerless = next((one.headerless for one in named if one.headerless is not None), None)
+    if headerless is not None and recipe.header:
+        raise DataError(
+            f"{owner}.header = true; expected false or nothing for format {recipe.format}, whose "
+            "files have no header. Remove it, or format."
+        )
+    return Header(
+        owner=owner,
+        said=recipe.header,
+        headerless=headerless,
+        must_be_said=any(one.is_by_order for one in named),
+    )
 
 
-def find_adapter(
-    task: Task | EvalKindName,
-    name: str | None,
-    rows: Sequence[Row],
-    *,
-    owner: str,
-    columns: Columns,
-    place: str,
-) -> Adapter:
+def find_adapter(recipe: SourceRecipe | EvalSetRecipe, table: Table, *, owner: str) -> Adapter:
     """The adapter that a source names, or the first that fits its rows.
 
     Args:
-        task: the source's task, or the kind of a held-out set.
-        name: `format` of the recipe, or None to go by the rows.
-        rows: the first rows, under the recipe's names.
-        owner: recipe key of the source, for messages.
-        columns: names that the recipe gives to columns.
-        place: where the rows stand, for messages.
+        recipe: of the source or held-out set.
+        table: its rows under the recipe's names.
+        owner: its recipe key, for messages.
 
     Raises:
         DataError: if there is no such adapter, none fits, or a column that it needs is missing.
     """
+    rows, place, name = table.sample(), table.place(0), recipe.format
     there = frozenset(column for row in rows for column in row.values)
-    adapters = [adapter for adapter in ADAPTERS if adapter.task == task]
+    adapters = [adapter for adapter in ADAPTERS if adapter.task == recipe.task]
     named = [adapter for adapter in adapters if adapter.name == name]
     if name is not None and not named:
-        names = ", ".join([*_names(adapters), *(["beir"] if row_kind(task).has_corpus else [])])
+        with_corpus = ["beir"] if row_kind(recipe.task).has_corpus else []
+        names = ", ".join([*_names(adapters), *with_corpus])
         raise DataError(
-            f"{place}: format = {name}; expected one of {names} for task {task}. Correct the name, "
-            "or leave it out to go by the columns."
+            f"{place}: format = {name}; expected one of {names} for task {recipe.task}. Correct "
+            "the name, or leave it out to go by the columns."
         )
-    _check_names(columns, named or adapters, owner=owner)
+    _check_names(table.columns, named or adapters, owner=owner)
     adapter = _fitting(named or adapters, there, rows, is_named=bool(named))
     if adapter is None and not named:
-        raise _unknown_columns(task, adapters, there, owner=owner, place=place)
+        raise _unknown_columns(recipe, adapters, there, owner=owner, table=table)
     if adapter is None or adapter.missing(there):
         chosen = adapter or nearest(named, there)
         found = (one for one in adapters if one.is_found and not one.missing(there))
         others = [one for one in found if _fits(one, rows)]
-        raise lacking(chosen, others, there, owner=owner, place=place)
-    _check_names(columns, [adapter], owner=owner)
+        fault = lacking(chosen, others, there, owner=owner, place=place)
+        raise DataError(f"{fault}{_header_advice(recipe, table, owner)}")
+    _check_names(table.columns, [adapter], owner=owner)
     return adapter
 
 
@@ -140,12 +155,12 @@ def _check_names(columns: Columns, adapters: Sequence[Adapter], *, owner: str) -
 
 
 def _unknown_columns(
-    task: Task | EvalKindName,
+    recipe: SourceRecipe | EvalSetRecipe,
     adapters: Sequence[Adapter],
     columns: Collection[str],
     *,
     owner: str,
-    place: str,
+    table: Table,
 ) -> DataError:
     """No format has these columns; the message names the nearest."""
     known = "; ".join(f"{name}: {shapes}" for name, shapes in _names(adapters).items())
@@ -155,16 +170,25 @@ def _unknown_columns(
         close, how = plainest(found), "None comes near; {} needs"
     hint = f"{how.format(close.name)} {' and '.join(close.missing(columns))}. "
     hint += mapping_hint(close, columns, owner=owner)
-    others = "."
-    if any(not adapter.is_found for adapter in adapters):
-        others = (
-            ": `by-order` takes columns in their order, `msmarco-triples` takes tab-separated "
-            "files without a header line."
-        )
+    ways = [
+        "`by-order` takes columns in their order" if one.headerless is None else
+        f"`{one.name}` takes tab-separated files without a header line "
+        f"({', '.join(one.headerless.names)})"
+        for one in adapters
+        if not one.is_found
+    ]  # fmt: skip
+    others = f": {'; '.join(dict.fromkeys(ways))}" if ways else ""
     return DataError(
-        f"{place}: columns = {listed(columns)}; expected those of a format of task {task} "
-        f"({known}). {hint}, or set task or format{others}"
+        f"{table.place(0)}: columns = {listed(columns)}; expected those of a format of task "
+        f"{recipe.task} ({known}). {hint}, or set task or format{others}."
+        f"{_header_advice(recipe, table, owner)}"
     )
+
+
+def _header_advice(recipe: SourceRecipe | EvalSetRecipe, table: Table, owner: str) -> str:
+    """What to do if the first row, which was taken for a header, is none; empty: it was not."""
+    header = header_of(recipe, owner=owner)
+    return f" {header.advice}." if table.is_delimited and header.said is None else ""
 
 
 def _fits(adapter: Adapter, rows: Sequence[Row]) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from trainer.data.fields import Row
+from trainer.data.header import Headerless
 from trainer.data.records import IrRecord, RawRecord, StsRecord
 from trainer.recipe.schema import EvalKindName, EvalSetRecipe, SourceRecipe, Task
 
@@ -47,9 +48,11 @@ class RowRecords(NamedTuple):
     """The records of one row, where a row holds several or may hold none."""
 
     records: tuple[RawRecord, ...]
-    """In the order of the row."""
+    """In the order of the row; none where a format has rows that its own readers leave out."""
 
 
+NO_RECORD = RowRecords(())
+"""Of a row that is left out without being malformed."""
 Parsed = RawRecord | RowRecords
 
 
@@ -124,8 +127,10 @@ class Adapter:
     """Whether a row with the columns is of this format, where names alone do not say it."""
     is_found: bool = True
     """Whether the format is found by its columns; else it must be named."""
-    header: tuple[str, ...] | None = None
-    """Column names of its delimited files, which do not begin with them."""
+    headerless: Headerless | None = None
+    """How its delimited files look, which do not begin with the names of columns."""
+    is_by_order: bool = False
+    """Whether columns count by their order, so that no name tells a header from a row."""
     joined: Callable[[Documents, Row], IrRecord] | None = None
     """Row to record where rows name documents by id; takes the place of `parse`."""
     instruction: Callable[[Row], str] = no_instruction

@@ -8,10 +8,13 @@ from trainer.data.fields import Row, RowError
 from trainer.data.formats.adapter import Adapter, ScoredPair
 from trainer.data.formats.labels import PAIR_SCORES, check_positive, pair_score
 from trainer.data.formats.teacher_scores import COLUMNS, make_record, margins_or_scores
+from trainer.data.header import NUMBERED, Headerless
 from trainer.data.records import IrRecord
 
 NO_TEXTS = (*PAIR_SCORES, "return_loss", "dataset_name", "prompt_name")
 """Columns that sentence-transformers does not take for texts."""
+NUMBERED_PAIR = tuple(NUMBERED.format(number) for number in (1, 2, 3))
+"""Two texts and a score where no header names them."""
 
 
 def parse_ir(row: Row) -> IrRecord:
@@ -38,6 +41,21 @@ def parse_sts(row: Row) -> ScoredPair:
     return ScoredPair(row.text(first), row.text(second), pair_score(row))
 
 
+def parse_numbered_sts(row: Row) -> ScoredPair:
+    """Two texts and a score, of a file without a header.
+
+    Raises:
+        RowError: if they are no such.
+    """
+    first, second, score = NUMBERED_PAIR
+    return ScoredPair(row.text(first), row.text(second), row.number(score))
+
+
+def has_no_score(row: Row) -> bool:
+    """Whether no column has a usual name of a score, as where columns are numbered."""
+    return not any(map(row.has, PAIR_SCORES))
+
+
 def _texts(row: Row) -> list[str]:
     names = [name for name in row.values if name not in NO_TEXTS]
     if len(names) < 2:
@@ -54,6 +72,16 @@ ADAPTERS = (
         is_found=False,
         optional=COLUMNS,
         teacher_columns=", ".join(COLUMNS),
+        is_by_order=True,
+    ),
+    Adapter(
+        name="by-order",
+        task="sts",
+        columns=frozenset(NUMBERED_PAIR),
+        parse=parse_numbered_sts,
+        fits=has_no_score,
+        is_found=False,
+        is_by_order=True,
     ),
     Adapter(
         name="by-order",
@@ -62,6 +90,7 @@ ADAPTERS = (
         parse=parse_sts,
         any_of=(PAIR_SCORES,),
         is_found=False,
+        is_by_order=True,
     ),
     Adapter(
         name="msmarco-triples",
@@ -69,7 +98,7 @@ ADAPTERS = (
         columns=frozenset({"query", "positive", "negative"}),
         parse=parse_ir,
         is_found=False,
-        header=("query", "positive", "negative"),
+        headerless=Headerless(("query", "positive", "negative")),
     ),
     Adapter(
         name="pairs-without-header",
@@ -77,6 +106,6 @@ ADAPTERS = (
         columns=frozenset({"query", "positive"}),
         parse=parse_ir,
         is_found=False,
-        header=("query", "positive"),
+        headerless=Headerless(("query", "positive")),
     ),
 )
