@@ -30,7 +30,7 @@ def test_variants_differ_in_nothing_but_what_they_are_named_for(tmp_path: Path) 
         assert recipe.tasks["sts"] == plain.tasks["sts"]
     assert recipes["matryoshka"].tasks == plain.tasks
     assert student.METRICS.keys() <= {held_out.name for held_out in recipes["plain"].eval.sets}
-    assert recipes["matryoshka"].model.matryoshka.dims == student.DIMS
+    assert recipes["matryoshka"].model.matryoshka.dims == student.TRAINED
     assert recipes["distilled"].model == plain.model
 
 
