@@ -10,8 +10,7 @@ A run that goes on with another recipe has a plan for each stretch. Streams go o
 So do turns where the shares are the same; where they changed, turns begin anew.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -21,16 +20,12 @@ from trainer.data.batch import StepPlan
 from trainer.data.classes import Classes, ClassStream
 from trainer.data.row_stream import RowStream
 from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
+from trainer.data.shares import source_shares, task_shares
 from trainer.data.subset import Subset, subset_of
 from trainer.errors import RecipeError
 from trainer.recipe.per_source import key_of, settings_of
-from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
-from trainer.recipe.tasks import TASKS
+from trainer.recipe.schema import Recipe, SourceRecipe, Task
 
-LARGEST_LOG = 709.7
-"""Natural logarithm of the largest power that a float holds, nearly."""
-LEAST_SHARE = 1e-300
-"""Of a source beside one that is larger, however much a low temperature favours that one."""
 MAX_STEPS = 1 << 53
 """No run is longer; above it not every number of steps has its float."""
 
@@ -233,14 +228,15 @@ def make_plan(
             or no turn in the pattern, or the pattern names an unknown task.
     """
     sources = [_planned(source, recipe, sizes[source.name]) for source in recipe.data.sources]
-    shares = _source_shares(recipe.data, sources)
+    batches = {one.name: Fraction(one.num_rows, one.batch_size) for one in sources}
+    shares = source_shares(recipe.data, batches)
     by_task: dict[str, dict[str, Fraction]] = {}
     for source in sources:
         by_task.setdefault(source.task, {})[source.name] = shares[source.name]
     return DataPlan(
         sources={source.name: source for source in sources},
         streams={one.name: _stream(one, recipe.seed, classes or {}) for one in sources},
-        tasks=make_schedule(_task_shares(recipe.data, by_task)),
+        tasks=make_schedule(task_shares(recipe.data, by_task)),
         turns={task: make_schedule(shares) for task, shares in by_task.items()},
     )
 
@@ -317,62 +313,6 @@ def _planned(source: SourceRecipe, recipe: Recipe, num_rows: int) -> PlannedSour
         batch_size=batch_size,
         subset=subset,
     )
-
-
-def _source_shares(data: DataRecipe, sources: list[PlannedSource]) -> dict[str, Fraction]:
-    """Share of each source, of its task's turns under `alternate` and of all turns otherwise."""
-    sizes = [Fraction(source.num_rows, source.batch_size) for source in sources]
-    if data.schedule == "alternate":
-        sizes = [Fraction(1)] * len(sources)
-    elif data.schedule == "temperature":
-        sizes = flattened(sizes, data.temperature)
-    return {
-        source.name: Fraction(recipe.weight) * size
-        for recipe, source, size in zip(data.sources, sources, sizes, strict=True)
-    }
-
-
-def flattened(sizes: Sequence[Fraction], temperature: float) -> list[Fraction]:
-    """Each size to the power of 1 / T, or numbers in the same ratios.
-
-    Where the powers are too large for a float they are taken of the ratios to the largest size;
-    one that is too small then counts as `LEAST_SHARE`, so that every source keeps a turn.
-
-    Args:
-        sizes: batches of each source, at least 1.
-        temperature: T, above 0.
-    """
-    logs = [math.log(size) for size in sizes]
-    if max(logs) < LARGEST_LOG * temperature:
-        return [Fraction(float(size) ** (1 / temperature)) for size in sizes]
-    floor = math.log(LEAST_SHARE)
-    # a ratio below the floor is not divided: the quotient may pass the floats
-    exponents = [
-        floor if log - max(logs) <= floor * temperature else (log - max(logs)) / temperature
-        for log in logs
-    ]
-    return [Fraction(math.exp(exponent)) for exponent in exponents]
-
-
-def _task_shares(
-    data: DataRecipe, by_task: Mapping[str, Mapping[str, Fraction]]
-) -> dict[str, Fraction]:
-    """Share of each task that has sources; tasks without sources take no turns."""
-    if data.schedule != "alternate":
-        return {task: sum(shares.values(), Fraction(0)) for task, shares in by_task.items()}
-    unknown = sorted(set(data.pattern) - set(TASKS))
-    if unknown:
-        raise RecipeError(
-            f"recipe: data.pattern = {data.pattern}; expected tasks among {', '.join(TASKS)}, not "
-            f"{', '.join(unknown)}. Correct the name."
-        )
-    for task in by_task:
-        if task not in data.pattern or data.pattern[task] < 1:
-            raise RecipeError(
-                f"recipe: data.pattern = {data.pattern}; expected at least one turn for {task}, "
-                f"which has sources. Add `{task}: 1` or remove the sources."
-            )
-    return {task: Fraction(turns) for task, turns in data.pattern.items() if task in by_task}
 
 
 def _exposure(source: PlannedSource, stream: Stream, position: int, steps: int) -> Exposure:
