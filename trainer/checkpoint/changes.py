@@ -26,9 +26,9 @@ HARMLESS = re.compile(
 LENGTH = ("train.max_steps", "train.epochs")
 """Harmless only where the learning rate does not depend on the length of the run."""
 CHANGEABLE = re.compile(
-    r"seed|tasks\.(?!labels\.balance).*|data\.(schedule|pattern|temperature)"
+    r"seed|tasks\.(?!labels\.balance).*|data\.(schedule|pattern|temperature|length_buckets)"
     r"|train\.(max_steps|epochs|learning_rate|schedule|warmup_ratio|min_learning_rate_ratio)"
-    r"|data\.sources\.[^.]+\.(weight|global_batch_size|negatives|in_batch)"
+    r"|data\.sources\.[^.]+\.(weight|global_batch_size|negatives|in_batch|length_buckets)"
 )
 """Recipe keys that shape the steps and may change by name."""
 REASONS = (

@@ -4,7 +4,8 @@ Nothing is walked through and nothing is stored, so resuming is a jump, any rank
 step, and the number of ranks does not enter. Each source is an endless stream of its rows, one
 permutation after another, and its k-th step takes the k-th block of the stream: rows left over at
 the end of an epoch open the next one. A source whose classes are drawn equally often has the stream
-of `trainer.data.classes`.
+of `trainer.data.classes`; one whose steps hold texts of like length has epochs in the order of
+`trainer.data.buckets`.
 
 A run that goes on with another recipe has a plan for each stretch. Streams go on where they were.
 So do turns where the shares are the same; where they changed, turns begin anew.
@@ -17,10 +18,9 @@ from fractions import Fraction
 import numpy as np
 
 from trainer.data.batch import StepPlan
-from trainer.data.classes import Classes, ClassStream
-from trainer.data.row_stream import RowStream
 from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
 from trainer.data.shares import source_shares, task_shares
+from trainer.data.streams import Groups, Stream, continue_stream, make_stream
 from trainer.data.subset import Subset, subset_of
 from trainer.errors import RecipeError
 from trainer.recipe.per_source import key_of, settings_of
@@ -28,10 +28,6 @@ from trainer.recipe.schema import Recipe, SourceRecipe, Task
 
 MAX_STEPS = 1 << 53
 """No run is longer; above it not every number of steps has its float."""
-
-
-Stream = RowStream | ClassStream
-"""Rows of a source in the order in which steps take them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +206,7 @@ def _fewest(is_enough: Callable[[int], bool]) -> int:
 
 
 def make_plan(
-    recipe: Recipe, sizes: Mapping[str, int], classes: Mapping[str, Classes] | None = None
+    recipe: Recipe, sizes: Mapping[str, int], groups: Mapping[str, Groups] | None = None
 ) -> DataPlan:
     """The plan of a recipe.
 
@@ -221,11 +217,12 @@ def make_plan(
     Args:
         recipe: the run.
         sizes: number of records of each source, by name.
-        classes: rows by class of the sources whose classes are drawn equally often, by name.
+        groups: rows by class of the sources whose classes are drawn equally often, and lengths of
+            the rows of those whose steps hold texts of like length, by name.
 
     Raises:
-        RecipeError: if a batch has more rows than its source, a task with sources has no settings
-            or no turn in the pattern, or the pattern names an unknown task.
+        RecipeError: if a batch has more rows than its source, or than a bucket of it, a task with
+            sources has no settings or no turn in the pattern, or the pattern names an unknown task.
     """
     sources = [_planned(source, recipe, sizes[source.name]) for source in recipe.data.sources]
     batches = {one.name: Fraction(one.num_rows, one.batch_size) for one in sources}
@@ -235,18 +232,20 @@ def make_plan(
         by_task.setdefault(source.task, {})[source.name] = shares[source.name]
     return DataPlan(
         sources={source.name: source for source in sources},
-        streams={one.name: _stream(one, recipe.seed, classes or {}) for one in sources},
+        streams={
+            one.name: make_stream(
+                recipe,
+                source,
+                (groups or {}).get(one.name),
+                num_rows=one.num_rows,
+                batch_size=one.batch_size,
+                subset=one.subset,
+            )
+            for one, source in zip(sources, recipe.data.sources, strict=True)
+        },
         tasks=make_schedule(task_shares(recipe.data, by_task)),
         turns={task: make_schedule(shares) for task, shares in by_task.items()},
     )
-
-
-def _stream(source: PlannedSource, seed: int, classes: Mapping[str, Classes]) -> Stream:
-    """The rows of a source, from the beginning of a run."""
-    name, num_rows = source.name, source.num_rows
-    if name in classes:
-        return ClassStream(seed=seed, source=name, num_rows=num_rows, classes=classes[name])
-    return RowStream(seed=seed, source=name, num_rows=num_rows)
 
 
 def continue_plan(before: DataPlan, first_step: int, plan: DataPlan) -> DataPlan:
@@ -271,8 +270,7 @@ def continue_plan(before: DataPlan, first_step: int, plan: DataPlan) -> DataPlan
             if name in before.streams:
                 old, position = before.streams[name], before._position(name, ended[name])
                 _check_same_subset(before.sources[name], plan.sources[name])
-                size, seed = stream.num_rows, stream.seed
-                stream, position = old.continued(position, num_rows=size, seed=seed)
+                stream, position = continue_stream(old, position, stream)
             streams[name] = stream
             rows[name] = position - turn * plan.sources[name].batch_size
             steps[name] = before.source_steps(first_step).get(name, 0) - turn

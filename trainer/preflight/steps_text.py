@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from trainer.checkpoint.continued import Continued
-from trainer.data.labels import classes_of
 from trainer.data.plan import DataPlan, make_plan
+from trainer.data.planned import groups_of
 from trainer.data.sources import Source
 from trainer.data.stretch import PlannedStretch, stretch_at
 from trainer.data.teacher import scored_rows, taught_sources
@@ -44,7 +44,7 @@ def _begun(recipe: Recipe, sources: Sequence[Source], sizes: dict[str, int]) -> 
     # under `alternate` the turns do not depend on the sizes, so any size stands for an unknown one
     names = [source.name for source in recipe.data.sources]
     guessed = {name: settings_of(recipe, name).global_batch_size for name in names}
-    plan = make_plan(recipe, guessed | sizes, classes_of(sources, recipe))
+    plan = make_plan(recipe, guessed | sizes, groups_of(sources, recipe))
     unknown = [name for name in guessed if name not in sizes]
     if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
         return _uncounted(unknown)

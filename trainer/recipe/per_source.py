@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
 from trainer.recipe.kind import TaskSettings
-from trainer.recipe.schema import Recipe, SourceRecipe, Task
+from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
 
 OVERRIDES = ("global_batch_size", "negatives", "in_batch")
@@ -41,6 +41,12 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
 def is_balanced(recipe: Recipe, source: str) -> bool:
     """Whether the classes of a source are drawn equally often, rather than its rows."""
     return getattr(settings_of(recipe, source), "balance", None) == "classes"
+
+
+def num_length_buckets(data: DataRecipe, source: SourceRecipe) -> int:
+    """Buckets of length that the rows of a source lie in; 1: a step holds texts of any length."""
+    own = source.length_buckets
+    return (data.length_buckets if own is None else own) or 1
 
 
 def overrides_of(source: SourceRecipe) -> Mapping[str, Any]:

@@ -156,6 +156,9 @@ class SourceRecipe:
     """Candidates of a step of this source, in place of `tasks.ir.in_batch`; null: as there. False,
     for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either. A
     path that ends in `no_in_batch_neg` means false, as in FlagEmbedding. Only for `ir`."""
+    length_buckets: int | None = bounded(None, low=1)
+    """Buckets of length of this source, in place of `data.length_buckets`; null: as there; 1: its
+    steps hold texts of any length. Not for `labels`."""
     row_settings: bool = False
     """Take from the rows of FlagEmbedding what they carry: `prompt` as `query_instruction`, and by
     `type` as `passage_instruction` too, or fewer `negatives`. The rows of a source must agree."""
@@ -206,6 +209,10 @@ class DataRecipe:
     subset: SubsetRecipe | None = None
     """Train on a part of every source; null: on all rows. Not for `labels`, whose texts are drawn
     beside each other from the whole source."""
+    length_buckets: int | None = bounded(None, low=1)
+    """Sort the rows of each source into so many buckets of equal size, by the bytes of the longest
+    text that is no hard negative, and draw each step from one bucket; null: from all rows. Not for
+    `labels`."""
     overlap: Literal["warn", "error", "drop"] | None = None
     """Compare what rows ask with what evaluation sets ask, word by word and by MinHash: tell of
     those that are equal or nearly so, refuse them, or leave them out. Null: only texts that are
