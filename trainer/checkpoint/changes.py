@@ -38,7 +38,10 @@ REASONS = (
         r"|data\.sources\.[^.]+\.(query|passage)_instruction",
         "the model was trained to read its texts in this way, and an export states one way",
     ),
-    (r"tasks\.labels\.balance", "rows are dealt otherwise, and none would be where it was"),
+    (
+        r"tasks\.labels\.balance|data\.mix",
+        "rows are dealt otherwise, and none would be where it was",
+    ),
     (r"train\..*", "the state of the optimizer was made with it"),
     (r"data\.sources\.[^.]+\..*", "the rows trained on so far would be read in another way"),
     (

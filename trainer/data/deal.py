@@ -54,22 +54,22 @@ def deal_group(lengths: np.ndarray, group: TextGroup, num_ranks: int) -> np.ndar
     return found
 
 
-def groups_by_side(
-    lengths: np.ndarray, is_query: np.ndarray, num_first: tuple[int, int]
+def groups_by_prompt(
+    lengths: np.ndarray, prompts: np.ndarray, num_first: Sequence[int]
 ) -> tuple[TextGroup, ...]:
-    """Queries and passages apart where either begin with an instruction; else all together.
+    """Texts behind each instruction apart, where any begin with one; else all together.
 
     Args:
         lengths: tokens of each text [U], int64.
-        is_query: whether it is encoded as a query [U], bool.
-        num_first: first tokens that the instruction gives to queries and to passages.
+        prompts: which instruction stands before each [U], int64.
+        num_first: first tokens that each instruction gives.
     """
     if not any(num_first):
         return (TextGroup(np.arange(len(lengths)), 0),)
-    sides = (np.flatnonzero(is_query), np.flatnonzero(~is_query))
+    parts = (np.flatnonzero(prompts == number) for number in range(len(num_first)))
     return tuple(
         TextGroup(ids, min(shared, int(lengths[ids].min()) - 1))
-        for ids, shared in zip(sides, num_first, strict=True)
+        for ids, shared in zip(parts, num_first, strict=True)
         if len(ids)
     )
 

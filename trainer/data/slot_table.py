@@ -9,22 +9,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trainer.data.batch import Batch, OwnIds, StoredBatch, Texts, no_ids
-from trainer.data.deal import NO_TEXT, groups_by_side
+from trainer.data.deal import NO_TEXT, groups_by_prompt
 from trainer.data.known_positives import ABSENT
+from trainer.data.mixed_store import AnyStore
 from trainer.data.teacher_vectors import TeacherVectors
-from trainer.data.token_store import TokenStore, take_pairs
+from trainer.data.token_store import take_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlotTable:
     """Texts by what is embedded of them, as `TextTable` has them, from a store of tokens."""
 
-    store: TokenStore
-    """Tokens of the source."""
+    store: AnyStore
+    """Tokens of the source, or of the mix."""
     teacher: TeacherVectors | None = None
     """Has a vector of every text; None: no vectors are wanted."""
-    num_first: tuple[int, int] = (0, 0)
-    """First tokens that the instruction gives to queries and to passages."""
+    num_first: tuple[int, ...] = (0, 0)
+    """First tokens that the instructions of queries give, and that of passages."""
+    query_of_owner: tuple[int, ...] = (0,)
+    """Which instruction the queries of each source of the step have."""
 
     def distinct(self, added: np.ndarray, asked: np.ndarray, *, num_queries: int) -> "Distinct":
         """Number what is embedded, in the order in which it comes first.
@@ -41,13 +44,14 @@ class SlotTable:
         total = int(index.max()) + 1
         slots = added[first[:total]]
         lengths = store.lengths(slots)
-        is_query = np.zeros(total, bool)
-        is_query[index[:num_queries]] = True
-        groups = groups_by_side(lengths, is_query, self.num_first)
+        prompts = np.full(total, len(self.num_first) - 1)
+        asked_by = np.array(self.query_of_owner)[store.owners(added[:num_queries])]
+        np.minimum.at(prompts, index[:num_queries], asked_by)
+        groups = groups_by_prompt(lengths, prompts, self.num_first)
         teacher = self.teacher
         texts = Texts(
             token_ids=no_ids(lengths),
-            num_prompt_tokens=np.where(is_query, *store.num_prompt_tokens),
+            num_prompt_tokens=np.array(store.num_prompt_tokens, np.int64)[prompts],
             groups=groups,
             teacher_vectors=None if teacher is None else teacher.of_keys(store.keys(slots)),
         )
@@ -75,7 +79,7 @@ class Distinct(NamedTuple):
     """The index of each asked slot [m], int64, or ABSENT."""
 
 
-def read_own(stored: StoredBatch, store: TokenStore, rank: int) -> OwnTokens:
+def read_own(stored: StoredBatch, store: AnyStore, rank: int) -> OwnTokens:
     """The token ids of one rank's texts.
 
     Raises:

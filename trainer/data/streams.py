@@ -1,15 +1,16 @@
-"""The stream of a source's rows, by chance, by class or by length; it must not plan turns."""
+"""The stream of a source's rows, by chance, by class or by length, or of a mix; not its turns."""
 
 from trainer.data.buckets import LengthBuckets
 from trainer.data.classes import Classes, ClassStream
 from trainer.data.lengths import RowLengths
+from trainer.data.mixed_stream import MixedStream
 from trainer.data.row_stream import RowStream
 from trainer.data.subset import Subset
 from trainer.errors import RecipeError
 from trainer.recipe.per_source import num_length_buckets
 from trainer.recipe.schema import Recipe, SourceRecipe
 
-Stream = RowStream | ClassStream
+Stream = RowStream | ClassStream | MixedStream
 """Rows of a source in the order in which steps take them."""
 Groups = Classes | RowLengths
 """What the order of a source's rows follows from besides chance."""
@@ -23,7 +24,7 @@ def make_stream(
     num_rows: int,
     batch_size: int,
     subset: Subset | None,
-) -> Stream:
+) -> RowStream | ClassStream:
     """The rows of a source, from the beginning of a run.
 
     Args:
@@ -66,8 +67,13 @@ def continue_stream(old: Stream, position: int, new: Stream) -> tuple[Stream, in
     Args:
         old: of the stretch before.
         position: rows that were taken from it.
-        new: of the later stretch, as if it began the run; by class where the old one is.
+        new: of the later stretch, as if it began the run; by class, or of a mix, where the old one
+            is.
     """
+    if isinstance(old, MixedStream):
+        assert isinstance(new, MixedStream), new
+        return old.continued(position, new)
+    assert not isinstance(new, MixedStream), new
     if isinstance(old, ClassStream):
         return old.continued(position, num_rows=new.num_rows, seed=new.seed)
     assert isinstance(new, RowStream), new

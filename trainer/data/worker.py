@@ -20,10 +20,12 @@ from typing import IO, Any, NamedTuple
 from trainer.data.batch import Batch, StepPlan, StoredBatch
 from trainer.data.collate import make_batch, make_stored_batch
 from trainer.data.host_share import HostShare, SharedFrame
+from trainer.data.mixed_store import AnyStore, mixed_store
 from trainer.data.plan import DataPlan
 from trainer.data.processes import HEADER, read_sent
 from trainer.data.slot_table import SlotTable, read_own, with_tokens
-from trainer.data.sources import Source
+from trainer.data.sources import StepSource
+from trainer.data.step_prompts import StepPrompts, step_prompts
 from trainer.data.token_store import TokenStore
 from trainer.data.tokens import TextEncoder
 from trainer.errors import TrainerError
@@ -55,8 +57,8 @@ class Job:
 
     plan: DataPlan
     """Which rows each step takes."""
-    sources: Mapping[str, Source]
-    """By name."""
+    sources: Mapping[str, StepSource]
+    """By name, mixes too."""
     encoder: TextEncoder
     """Texts to token ids."""
     recipe: Recipe
@@ -79,10 +81,10 @@ class Job:
         plan = self.plan.at(step)
         source, ahead = self.sources[plan.source], self.ahead
         source.check_files()
-        if ahead is None or plan.source not in ahead.stores:
+        if ahead is None or plan.source not in self.stores:
             return make_batch(plan, source, self.encoder, self.recipe)
         stored = self._stored(plan, ahead)
-        return with_tokens(stored, read_own(stored, ahead.stores[plan.source], ahead.rank))
+        return with_tokens(stored, read_own(stored, self.stores[plan.source], ahead.rank))
 
     def frame(self, step: int, num_workers: int) -> Batch | SharedFrame:
         """The same in the form in which it is handed over best.
@@ -92,7 +94,7 @@ class Job:
         """
         name, turn = self.plan.turn(step)
         ahead = self.ahead
-        if ahead is None or ahead.host is None or name not in ahead.stores:
+        if ahead is None or ahead.host is None or name not in self.stores:
             return self.batch(step)
         if self.plan.sources[name].batch_size < ahead.host.min_rows:
             return self.batch(step)
@@ -100,38 +102,47 @@ class Job:
         # of the steps that one worker of each rank makes, ranks take turns
         maker = (turn + list(self.sources).index(name)) // num_workers
         stored, path = ahead.host.get(step, maker, lambda: self._stored(self.plan.at(step), ahead))
-        tokens = read_own(stored, ahead.stores[name], ahead.rank)
+        tokens = read_own(stored, self.stores[name], ahead.rank)
         return with_tokens(stored, tokens) if path is None else SharedFrame(path, tokens)
 
     def _stored(self, plan: StepPlan, ahead: Ahead) -> StoredBatch:
         """What is the same on all ranks in a batch of a source that was tokenised ahead."""
         source = self.sources[plan.source]
         table = SlotTable(
-            store=ahead.stores[plan.source],
+            store=self.stores[plan.source],
             teacher=source.teacher_vectors,
             num_first=self.num_first[plan.source],
+            query_of_owner=self.prompts[plan.source].query_of_owner,
         )
         settings, seed = self.settings[plan.source], self.recipe.seed
         return make_stored_batch(plan, source, table, settings, seed, num_ranks=ahead.num_ranks)
 
     @cached_property
-    def num_first(self) -> dict[str, tuple[int, int]]:
-        """First tokens that instructions give to queries and to passages, by name of the source."""
-        return num_first_of(self.recipe, self.encoder)
+    def stores(self) -> dict[str, AnyStore]:
+        """Tokens of what was tokenised ahead; of a mix, if all of its sources were."""
+        stores = {} if self.ahead is None else self.ahead.stores
+        mixes = {
+            name: mixed_store([stores[one] for one in members], self.prompts[name])
+            for name, members in self.recipe.data.mix.items()
+            if all(one in stores for one in members)
+        }
+        return {**stores, **mixes}
+
+    @cached_property
+    def prompts(self) -> dict[str, StepPrompts]:
+        """Instructions of the steps of each source and mix, by name."""
+        return {name: step_prompts(self.recipe.data, name) for name in self.sources}
+
+    @cached_property
+    def num_first(self) -> dict[str, tuple[int, ...]]:
+        """First tokens that instructions give to queries and to passages, by name."""
+        count = self.encoder.num_first_tokens
+        return {name: prompts.first_tokens(count) for name, prompts in self.prompts.items()}
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Of the steps of each source, by its name."""
         return {name: settings_of(self.recipe, name) for name in self.sources}
-
-
-def num_first_of(recipe: Recipe, encoder: TextEncoder) -> dict[str, tuple[int, int]]:
-    """First tokens that instructions give to queries and to passages, by name of the source."""
-    count = encoder.num_first_tokens
-    return {
-        source.name: (count(source.query_instruction), count(source.passage_instruction))
-        for source in recipe.data.sources
-    }
 
 
 class Share(NamedTuple):

@@ -73,7 +73,9 @@ def _resumed(recipe: Recipe, continued: Continued, sizes: Mapping[str, int]) -> 
     rows: list[tuple[str, ...]] = [(*COLUMNS[:4], "to come", *COLUMNS[4:])]
     shown_rows = _exposure(last.recipe, last.plan, num_steps, sizes)
     for row, seen in zip(shown_rows, last.plan.exposure(num_steps), strict=True):
-        rows.append((*row[:4], f"{seen.steps - before.get(seen.source, 0):,}", *row[4:]))
+        rows.append(
+            (*row[:4], f"{seen.steps - before.get(seen.mix or seen.source, 0):,}", *row[4:])
+        )
     spans = stretch_rows(continued.stretches, num_steps)
     shown = f"\n{_aligned([('steps', 'what changed'), *spans])}" if len(spans) > 1 else ""
     return f"{''.join([title, *since])}\n{table(rows)}{shown}"

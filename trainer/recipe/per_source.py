@@ -1,5 +1,6 @@
 """Settings of the steps of one source: those of its task, and what the source overrides.
 
+Sources that share steps have the same settings, so the name of their mix has these too.
 Whatever decides about a step of a source asks here, so that no room reads a task's settings alone.
 """
 
@@ -25,9 +26,9 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
 
     Args:
         recipe: has settings for the task of the source.
-        source: its name.
+        source: its name, or that of a mix, whose sources have the same settings.
     """
-    found = next(one for one in recipe.data.sources if one.name == source)
+    found = members_of(recipe.data, source)[0]
     settings: Any = TASKS[found.task].of_source(recipe.tasks[found.task], found)
     overrides = dict(overrides_of(found))
     if overrides.get("in_batch") is False:
@@ -36,6 +37,17 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
     if found.teacher_embeddings is None and embedding_distillation(settings) is not None:
         overrides[TERM.name] = None
     return cast(TaskSettings, dataclasses.replace(settings, **overrides))
+
+
+def members_of(data: DataRecipe, name: str) -> tuple[SourceRecipe, ...]:
+    """The sources of a mix in its order, or the one source of that name."""
+    by_name = {one.name: one for one in data.sources}
+    return tuple(by_name[one] for one in data.mix.get(name, (name,)))
+
+
+def turn_of(data: DataRecipe, source: str) -> str:
+    """Whose turn the rows of a source are drawn in: the mix that it is in, or its own."""
+    return next((name for name, members in data.mix.items() if source in members), source)
 
 
 def is_balanced(recipe: Recipe, source: str) -> bool:

@@ -12,6 +12,7 @@ from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
 from trainer.recipe.eval_kinds import EVAL_KINDS, MEANS, row_kind
 from trainer.recipe.kind import Fail, Side, Words
+from trainer.recipe.mixes import check_mixes
 from trainer.recipe.per_source import key_of, num_length_buckets, overrides_of, settings_of
 from trainer.recipe.schema import (
     EvalSetRecipe,
@@ -44,6 +45,7 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
     _check_label_texts(recipe, fail)
     _check_length_buckets(recipe, fail)
     _check_teacher_vectors(recipe, fail)
+    check_mixes(recipe, fail)
     _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
         rule(recipe, fail)

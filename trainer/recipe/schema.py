@@ -209,6 +209,10 @@ class DataRecipe:
     subset: SubsetRecipe | None = None
     """Train on a part of every source; null: on all rows. Not for `labels`, whose texts are drawn
     beside each other from the whole source."""
+    mix: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Sources of one task whose rows share steps, as `NAME: [SOURCE, SOURCE]`. They take the turns
+    that they would have had apart, and each gives its share of the rows of every step. Their steps
+    must have the same settings. Not for `labels`."""
     length_buckets: int | None = bounded(None, low=1)
     """Sort the rows of each source into so many buckets of equal size, by the bytes of the longest
     text that is no hard negative, and draw each step from one bucket; null: from all rows. Not for
