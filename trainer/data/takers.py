@@ -149,7 +149,7 @@ def _mixed(
             raise RecipeError(
                 f"recipe: data.mix.{name} takes up to {most[one.name]} of {size} rows of a step "
                 f"from source {one.name}; expected at most {one.num_rows}, the rows that it has. "
-                f"Lower its weight, or mix it by size with data.schedule=proportional."
+                "Lower its weight, or mix it by size with data.schedule=proportional."
             )
     parts = []
     for one, stream in zip(members, streams, strict=True):
