@@ -59,6 +59,7 @@ def streams(draw: st.DrawFn) -> tuple[RowStream, int, int]:
     return bucketed(num_rows, num_buckets, batch_size), num_buckets, batch_size
 
 
+@settings(max_examples=40)
 @given(streams(), st.integers(0, 3))
 def test_every_epoch_is_a_permutation_of_another_order(
     case: tuple[RowStream, int, int], epoch: int
@@ -72,6 +73,7 @@ def test_every_epoch_is_a_permutation_of_another_order(
     assert stream.epoch(epoch * total) == epoch
 
 
+@settings(max_examples=40)
 @given(streams())
 def test_a_step_holds_rows_of_one_bucket_but_for_what_buckets_leave_over(
     case: tuple[RowStream, int, int],
@@ -99,6 +101,7 @@ def test_a_step_holds_rows_of_one_bucket_but_for_what_buckets_leave_over(
     assert max(mixed.values()) <= num_buckets - 1
 
 
+@settings(max_examples=40)
 @given(streams(), st.integers(0, 200), st.integers(1, 60))
 def test_a_block_asked_for_alone_is_that_of_the_whole(
     case: tuple[RowStream, int, int], first: int, count: int
@@ -108,6 +111,7 @@ def test_a_block_asked_for_alone_is_that_of_the_whole(
     assert stream.rows(first, count).tolist() == whole[first:]
 
 
+@settings(max_examples=40)
 @given(streams())
 def test_rows_of_a_bucket_meet_others_in_every_epoch(case: tuple[RowStream, int, int]) -> None:
     stream, _, size = case
@@ -122,7 +126,7 @@ def test_rows_of_a_bucket_meet_others_in_every_epoch(case: tuple[RowStream, int,
     assert steps(0) != steps(1)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     st.integers(12, 40),
     st.lists(
