@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SOURCES = "data.sources"
-WHOLE = ("data.pattern",)
+WHOLE = ("data.pattern", "data.mix")
 """Mappings whose keys are the user's, not the project's."""
 
 Change = tuple[str, Any, Any]
