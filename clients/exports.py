@@ -32,9 +32,9 @@ from trainer.export.sentence_files import with_benchmark_names
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import load_backbone, load_config
 from trainer.model.embedder import Embedder
+from trainer.recipe.checkpoint import CheckpointRecipe
 from trainer.recipe.ir import IrRecipe
 from trainer.recipe.schema import (
-    CheckpointRecipe,
     DataRecipe,
     LoraRecipe,
     ModelRecipe,

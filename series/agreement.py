@@ -85,10 +85,21 @@ def _value(key: str, recipe: Recipe) -> Any:
 
 
 def _check_sources(old: OldRun, new: Recipe, file: str) -> None:
-    """Every new source is one that the old run has not, by name and by rows."""
+    """Every new source is one that the old run has not, by name and by rows; mixes too."""
     known = {one.name: one for one in old.recipe.data.sources}
     by_place = {_place(one, old.recipe): one.name for one in known.values()}
+    for name in new.data.mix:
+        if name in known or name in old.recipe.data.mix:
+            raise RecipeError(
+                f"{file}: data.mix.{name} = a mix by the name of a mix or source in {old.file}; "
+                "expected another name, as steps are counted by it. Rename it."
+            )
     for source in new.data.sources:
+        if source.name in old.recipe.data.mix:
+            raise RecipeError(
+                f"{file}: data.sources.{source.name} = a source by the name of a mix in "
+                f"{old.file}; expected another name, as steps are counted by it. Rename it."
+            )
         if source.name in known:
             raise RecipeError(
                 f"{file}: data.sources.{source.name} = a source of the same name in {old.file}; "

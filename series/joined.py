@@ -17,6 +17,7 @@ from trainer.data.fetching import PATHS
 from trainer.data.remote import placed
 from trainer.recipe.load import plain_recipe, recipe_of
 from trainer.recipe.model_path import ADAPTER_CONFIG, PACKAGE, hub_id
+from trainer.recipe.per_source import num_length_buckets
 from trainer.recipe.schema import (
     EvalSetRecipe,
     ModelRecipe,
@@ -74,6 +75,8 @@ def joined_recipe(old: OldRun, new: Recipe, file: str, settings: Settings) -> Re
         root=".",
         pattern=pattern,
         subset=None,
+        mix={**old.recipe.data.mix, **new.data.mix},
+        length_buckets=None,
     )
     joined = replace(
         new,
@@ -132,7 +135,11 @@ def mixture(old: Recipe, new: Recipe, share: Fraction) -> tuple[dict[str, int], 
 
 
 def _old_sources(old: Recipe, settings: Settings) -> Iterator[SourceRecipe]:
-    """The old sources, of each a part of what the old run was trained on."""
+    """The old sources, of each a part of what the old run was trained on.
+
+    A bucket of length has as many rows as in the old run, so there are fewer of them.
+    """
+    share = Fraction(repr(settings.share))
     for source in _with_paths(old):
         own = old.data.subset if source.subset is None else source.subset
         if own is not None:
@@ -140,13 +147,24 @@ def _old_sources(old: Recipe, settings: Settings) -> Iterator[SourceRecipe]:
             own = replace(own, fraction=own.fraction * settings.share)
         elif settings.share < 1 and not TASKS[source.task].has_labels:
             own = SubsetRecipe(fraction=settings.share, seed=settings.seed)
-        yield replace(source, subset=own)
+        buckets = _buckets(source, old, Fraction(1) if own is None else share)
+        yield replace(source, subset=own, length_buckets=buckets)
 
 
 def _new_sources(new: Recipe) -> Iterator[SourceRecipe]:
     """The new sources; what their recipe takes of every source stands at each of them."""
     for source in _with_paths(new):
-        yield replace(source, subset=new.data.subset if source.subset is None else source.subset)
+        yield replace(
+            source,
+            subset=new.data.subset if source.subset is None else source.subset,
+            length_buckets=_buckets(source, new),
+        )
+
+
+def _buckets(source: SourceRecipe, recipe: Recipe, share: Fraction = Fraction(1)) -> int | None:
+    """Buckets of length for a share of what a source has of rows; None: none."""
+    found = int(num_length_buckets(recipe.data, source) * share)
+    return found if found > 1 else None
 
 
 def _with_paths(recipe: Recipe) -> Iterator[SourceRecipe]:

@@ -30,6 +30,7 @@ from trainer.data.tokens import load_tokenizer, make_encoder
 from trainer.errors import DataError, TrainerError
 from trainer.recipe.adapter_folder import with_adapter
 from trainer.recipe.load import load_recipe
+from trainer.recipe.per_source import turn_of
 from trainer.recipe.schema import Recipe
 from trainer.report.stretches import stretch_rows
 from trainer.run_folder.facts import read_run_stretches
@@ -167,13 +168,15 @@ def _stretches_of(folder: Path) -> tuple[Stretch, ...]:
 
 
 def step_line(step: StepPlan) -> dict[str, object]:
-    """What a step trains on; rows are those of the global batch, in order."""
+    """What a step trains on; rows are those of the global batch in order, of a mix by source."""
     return {
         "step": step.step,
         "task": step.task,
         "source": step.source,
         "epoch": step.epoch,
-        "rows": step.rows.tolist(),
+        "rows": step.rows.tolist()
+        if not step.members
+        else {name: rows.tolist() for name, rows in step.rows_by_source.items()},
     }
 
 
@@ -199,11 +202,15 @@ def estimate_tokens(
     encoder = make_encoder(tokenizer, recipe.data, pooling=model.pooling)
     means = {}
     for source in sources:
-        step = plan.source_step(source.name, 0, 0)
-        sample = replace(step, rows=step.rows[:SAMPLED_ROWS])
+        step = plan.source_step(turn_of(recipe.data, source.name), 0, 0)
+        rows = step.rows_by_source[source.name]
+        if not len(rows):  # of a mix in which it has less than a row a step
+            means[source.name] = 0.0
+            continue
+        sample = replace(step, source=source.name, rows=rows[:SAMPLED_ROWS], members=())
         batch = make_batch(sample, source, encoder, recipe)
         tokens = sum(map(len, batch.texts.token_ids))
-        means[source.name] = tokens * len(step.rows) / len(sample.rows)
+        means[source.name] = tokens * len(rows) / len(sample.rows)
     return means
 
 
@@ -242,7 +249,7 @@ def whole_task(parts: Sequence[Exposure]) -> Exposure:
         task=parts[0].task,
         source="all",
         num_rows=num_rows,
-        steps=sum(part.steps for part in parts),
+        steps=sum({part.mix or part.source: part.steps for part in parts}.values()),
         rows_seen=rows_seen,
         epochs=rows_seen / num_rows,
         never=sum(part.never for part in parts),
@@ -256,7 +263,8 @@ def print_steps(steps: Iterable[StepPlan]) -> None:
     """One line per step with its first rows."""
     lines = []
     for step in steps:
-        rows = " ".join(map(str, step.rows[:SHOWN_ROWS].tolist()))
+        separator = ", " if step.members else " "
+        rows = separator.join(map(str, step.shown_rows[:SHOWN_ROWS]))
         more = f" ... ({len(step.rows)})" if len(step.rows) > SHOWN_ROWS else ""
         lines.append([f"{step.step:,}", step.task, step.source, str(step.epoch), rows + more])
     print()

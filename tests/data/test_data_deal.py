@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.deal import NO_TEXT, TextGroup, deal, deal_all, deal_to
+from trainer.data.deal import NO_TEXT, TextGroup, deal, deal_all, deal_to, groups_by_prompt
 
 LENGTHS = st.lists(st.integers(1, 70_000), min_size=1, max_size=200).map(np.array)
 
@@ -65,6 +65,33 @@ def test_some_ranks_are_dealt_what_all_of_them_are(
     for kind in (groups, apart):
         found = deal_to(lengths.astype(np.int32), kind, ranks, num_ranks)
         assert np.array_equal(found, np.sort(whole[:, ranks].T, axis=1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=LENGTHS, data=st.data())
+def test_texts_behind_an_instruction_are_a_group(lengths: np.ndarray, data: st.DataObject) -> None:
+    num_prompts = data.draw(st.integers(1, 3))
+    num_first = data.draw(
+        st.lists(st.integers(0, 4), min_size=num_prompts + 1, max_size=num_prompts + 1)
+    )
+    drawn = data.draw(st.lists(st.integers(0, num_prompts - 1), max_size=len(lengths)))
+    prompts = np.array(drawn, np.int64)
+    found = groups_by_prompt(lengths, prompts, num_first)
+    assert sorted(text for group in found for text in group.ids) == list(range(len(lengths)))
+    if not any(num_first):
+        assert [group.num_shared for group in found] == [0]
+        return
+    numbers = [*drawn, *[num_prompts] * (len(lengths) - len(drawn))]
+    expected = {number: [at for at, one in enumerate(numbers) if one == number]
+                for number in range(num_prompts + 1)}  # fmt: skip
+    assert [list(group.ids) for group in found] == [ids for ids in expected.values() if ids]
+    assert [group.num_shared for group in found] == [
+        min(num_first[number], *(int(lengths[text]) - 1 for text in ids))
+        for number, ids in expected.items()
+        if ids
+    ]
+    # one instruction of queries takes no list of texts
+    assert all(isinstance(group.ids, range) for group in found) or num_prompts > 1
 
 
 def test_texts_whose_lengths_and_number_need_many_bits_are_dealt_too() -> None:

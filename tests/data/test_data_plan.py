@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from tests.support.data_files import data_recipe
 from trainer.data.permutation import keys_of, permute
-from trainer.data.plan import DataPlan, flattened, make_plan
+from trainer.data.plan import DataPlan, make_plan
 from trainer.data.schedule import make_schedule, turn_at, turns_before
+from trainer.data.shares import flattened
 from trainer.errors import RecipeError
 from trainer.recipe.schema import Recipe, SourceRecipe
 

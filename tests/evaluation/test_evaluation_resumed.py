@@ -138,7 +138,7 @@ def failed_merge(run: Path) -> list[str]:
     """What is left of an earlier `merged/` when merging again is refused."""
     from trainer.distributed.group import join
     from trainer.merge.merge_run import merge_last
-    from trainer.recipe.merging import MergeRecipe
+    from trainer.recipe.checkpoint import MergeRecipe
 
     (run / "merged").mkdir()
     (run / "merged" / "old").touch()

@@ -13,11 +13,11 @@ from trainer.data.collate import make_stored_batch
 from trainer.data.deal import NO_TEXT, deal_all
 from trainer.data.slot_table import SlotTable, read_own, with_tokens
 from trainer.data.sources import Source
+from trainer.data.step_prompts import step_prompts
 from trainer.data.token_making import make_pieces
 from trainer.data.token_store import TokenStore, open_store
 from trainer.data.tokens import TextEncoder
 from trainer.data.tokens_ahead import token_jobs
-from trainer.data.worker import num_first_of
 from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 
@@ -81,7 +81,9 @@ def assert_stored_alike(whole: Batch, source: Source, encoder: TextEncoder, reci
                 table = SlotTable(
                     store=store,
                     teacher=source.teacher_vectors,
-                    num_first=num_first_of(recipe, encoder)[source.name],
+                    num_first=step_prompts(recipe.data, source.name).first_tokens(
+                        encoder.num_first_tokens
+                    ),
                 )
                 settings = settings_of(recipe, source.name)
                 stored = make_stored_batch(

@@ -74,6 +74,31 @@ def test_json_lines_are_the_steps_of_the_run(recipe):
     assert len(show_forked(recipe, "--json").out.splitlines()) == 10
 
 
+def test_a_mix_is_shown_by_its_sources(recipe):
+    small = [{"query": f"s{i}", "positives": ["p"]} for i in range(3)]
+    write_jsonl(recipe.parent / "small.jsonl", small)
+    text = recipe.read_text().replace("  sources:", "  mix: {both: [search, small]}\n  sources:")
+    text = text.replace("tasks:", "    - {name: small, task: ir, path: small.jsonl}\ntasks:")
+    recipe.write_text(text)
+    plan = make_plan(load_recipe(recipe), {"pairs": 8, "search": 50, "small": 3})
+    shown = show_forked(recipe, "--steps", 3, "--json")
+    assert shown.code == 0, shown.err
+    lines = [json.loads(line) for line in shown.out.splitlines()]
+    mixed = [line for line in lines if line["source"] == "both"]
+    assert mixed
+    for line in mixed:
+        found = plan.at(line["step"]).rows_by_source
+        assert line["rows"] == {name: rows.tolist() for name, rows in found.items()}
+        assert {name: len(rows) for name, rows in line["rows"].items()} == {"search": 2, "small": 2}
+    table = show_forked(recipe, "--steps", 3)
+    lines = [line.split() for line in table.out.splitlines()]
+    assert [line[:5] for line in lines if line[:1] == ["ir"]] == [
+        ["ir", "search", "50", "5", "0.20"],
+        ["ir", "small", "3", "5", "3.33"],
+        ["ir", "all", "53", "5", "0.38"],
+    ]
+
+
 def test_a_run_that_has_begun_is_shown_with_its_stretches(recipe, tmp_path):
     first = load_recipe(recipe)
     longer = load_recipe(recipe, ["train.max_steps=20"])

@@ -118,6 +118,38 @@ def test_a_part_of_a_part_has_rows_that_were_trained_on() -> None:
     assert joined(OLD, NEW, share=1.0).data.sources[0].subset is None
 
 
+def test_sources_share_steps_and_have_steps_of_like_length_as_in_their_own_recipe() -> None:
+    alike = {"query_instruction": "find: "}
+    old = recipe_of(
+        *(source(name, "ir", **alike) for name in ("a", "b")),
+        source("c", "ir", length_buckets=9, **alike),
+        mix={"ab": ("a", "b")},
+    )
+    new = recipe_of(source("n", "ir", **alike), source("m", "ir", length_buckets=1, **alike),
+                    length_buckets=3)  # fmt: skip
+    found = joined(old, new)
+    assert found.data.mix == {"ab": ("a", "b")}
+    assert {one.name: one.length_buckets for one in found.data.sources} == {
+        "a": None, "b": None, "c": 2, "n": 3, "m": None,
+    }  # fmt: skip
+    assert found.data.length_buckets is None
+    sizes = dict.fromkeys(("a", "b", "c", "n", "m"), 400)
+    plan = make_plan(found, sizes)
+    assert {one.source: (one.num_rows, one.mix) for one in plan.exposure(9)} == {
+        "a": (100, "ab"), "b": (100, "ab"), "c": (100, ""), "n": (400, ""), "m": (400, ""),
+    }  # fmt: skip
+    # two thirds of a fifth of the steps, and one third; weights are floats, so a turn more or less
+    steps = plan.source_steps(1500)
+    assert [steps["ab"], steps["c"]] == pytest.approx([200, 100], abs=1)
+    assert joined(old, new, share=1.0).data.sources[2].length_buckets == 9
+    data = replace(new.data, length_buckets=None, mix={"ab": ("n", "m")})
+    with pytest.raises(RecipeError, match=r"new\.yaml: data\.mix\.ab = a mix by the name of a mix"):
+        joined(old, replace(new, data=data))
+    clash = recipe_of(source("ab", "ir", **alike))
+    with pytest.raises(RecipeError, match=r"data\.sources\.ab = a source by the name of a mix in"):
+        joined(old, clash)
+
+
 def test_labelled_sources_come_whole_and_tasks_that_only_the_old_run_has_stay() -> None:
     labels = SourceRecipe(name="l", task="labels", path="l.jsonl")
     old = recipe_of(source("a", "ir"), labels, root="/data")

@@ -29,9 +29,9 @@ OVERLAP = "data.overlap"
 LENGTH = ("train.max_steps", "train.epochs")
 """Harmless only where the learning rate does not depend on the length of the run."""
 CHANGEABLE = re.compile(
-    r"seed|tasks\.(?!labels\.balance).*|data\.(schedule|pattern|temperature)"
+    r"seed|tasks\.(?!labels\.balance).*|data\.(schedule|pattern|temperature|length_buckets)"
     r"|train\.(max_steps|epochs|learning_rate|schedule|warmup_ratio|min_learning_rate_ratio)"
-    r"|data\.sources\.[^.]+\.(weight|global_batch_size|negatives|in_batch)"
+    r"|data\.sources\.[^.]+\.(weight|global_batch_size|negatives|in_batch|length_buckets)"
 )
 """Recipe keys that shape the steps and may change by name."""
 REASONS = (
@@ -43,7 +43,10 @@ REASONS = (
     ),
     (r"data\.overlap", "`drop` leaves rows out, so that others are trained on than without it"),
     (r"data\.subset(\..*)?", "another part of the rows would be trained on"),
-    (r"tasks\.labels\.balance", "rows are dealt otherwise, and none would be where it was"),
+    (
+        r"tasks\.labels\.balance|data\.mix",
+        "rows are dealt otherwise, and none would be where it was",
+    ),
     (r"train\..*", "the state of the optimizer was made with it"),
     (r"data\.sources\.[^.]+\..*", "the rows trained on so far would be read in another way"),
     (

@@ -8,7 +8,6 @@ from trainer.checkpoint.compare import compare_runs, next_stretches
 from trainer.checkpoint.record import Record
 from trainer.checkpoint.tags import step_of
 from trainer.data.growth import SourceState, all_added_rows, state_of
-from trainer.data.labels import classes_of
 from trainer.data.sources import Source
 from trainer.data.stretch import PlannedStretch, Stretch, plan_stretches
 from trainer.errors import CheckpointError
@@ -63,7 +62,7 @@ def continue_run(
     )
     planned: tuple[PlannedStretch, ...] = ()
     if len(states) == len(recipe.data.sources):
-        planned = plan_stretches(stretches, recipe, classes_of(sources, recipe))
+        planned = plan_stretches(stretches, recipe, sources)
         _check_length(record.tag, step, planned[-1].num_steps)
     return Continued(
         tag=record.tag,

@@ -6,7 +6,7 @@ from typing import Any
 
 SOURCES = "data.sources"
 WHOLE = re.compile(
-    r"data\.pattern|data\.sources\.[^.]+\.(columns|label_texts)|eval\.sets\.[^.]+\.columns"
+    r"data\.(pattern|mix)|data\.sources\.[^.]+\.(columns|label_texts)|eval\.sets\.[^.]+\.columns"
 )
 """Mappings whose keys are the user's, not the project's: one more or less is a change."""
 

@@ -18,7 +18,6 @@ from trainer.checkpoint.save import SaveRequest, best_tag, mark_best, save_check
 from trainer.checkpoint.storage import Storage
 from trainer.checkpoint.tags import tag_of, tags_in
 from trainer.data.growth import state_of
-from trainer.data.labels import classes_of
 from trainer.data.sources import Source
 from trainer.data.stretch import PlannedStretch, Stretch, plan_stretches
 from trainer.distributed.agree import on_all_ranks, on_first_rank
@@ -62,8 +61,7 @@ class RunCheckpoints:
     @property
     def planned(self) -> tuple[PlannedStretch, ...]:
         """What follows from each of them."""
-        classes = classes_of(self.sources, self.recipe)
-        return plan_stretches(self.stretches, self.recipe, classes)
+        return plan_stretches(self.stretches, self.recipe, self.sources)
 
     def _now(self) -> Stretch:
         """The recipe and the data as they are, as if they began a run."""

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from trainer.data.deal import NO_TEXT, TextGroup
+from trainer.data.mixed_rows import owners_of, parted
 from trainer.recipe.schema import Task
 
 LENGTHS = np.dtype(np.int32)
@@ -28,11 +29,36 @@ class StepPlan:
     task: Task
     """The one task of the step."""
     source: str
-    """The one source of the step."""
+    """The one source of the step, or the mix of several."""
     epoch: int
-    """0-based epoch of the source that the first row belongs to."""
+    """0-based epoch of the source that the first row belongs to; of a mix, of its first source."""
     rows: np.ndarray
-    """Row ids of the global batch [global_batch_size], int64, in order."""
+    """Row ids of the global batch [global_batch_size], int64, in order; of a mix, see
+    `trainer.data.mixed_rows`."""
+    members: tuple[str, ...] = ()
+    """Sources of a mix, in its order; empty for a source by itself."""
+
+    @property
+    def owners(self) -> np.ndarray:
+        """Which source of a mix each row is of [global_batch_size], int64; 0 without one."""
+        return owners_of(self.rows)
+
+    @property
+    def shown_rows(self) -> list[int] | list[str]:
+        """Row ids in order for a person; of a mix with their sources, as `faq 3`."""
+        if not self.members:
+            found: list[int] = self.rows.tolist()
+            return found
+        owners, inner = (part.tolist() for part in parted(self.rows))
+        return [f"{self.members[owner]} {row}" for owner, row in zip(owners, inner, strict=True)]
+
+    @property
+    def rows_by_source(self) -> dict[str, np.ndarray]:
+        """Row ids of each source of the step [n], int64, in the order of the batch."""
+        if not self.members:
+            return {self.source: self.rows}
+        owners, inner = parted(self.rows)
+        return {name: inner[owners == number] for number, name in enumerate(self.members)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from trainer.data.batch import Batch, StepPlan, StoredBatch
 from trainer.data.deal import deal_to
 from trainer.data.slot_table import SlotTable
-from trainer.data.sources import Source
+from trainer.data.sources import StepSource
+from trainer.data.step_prompts import step_prompts
 from trainer.data.tasks import TASK_DATA
 from trainer.data.text_table import TextTable
 from trainer.data.tokens import TextEncoder
@@ -18,20 +19,20 @@ from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
 
 
-def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Recipe) -> Batch:
+def make_batch(plan: StepPlan, source: StepSource, encoder: TextEncoder, recipe: Recipe) -> Batch:
     """The global batch of a step.
 
     Args:
         plan: which rows.
-        source: the plan's source.
+        source: the plan's source, or mix.
         encoder: made from the recipe's tokenizer.
         recipe: the run; its seed, limits, instructions and settings of the source are used.
 
     Raises:
         DataError: if a row changed on disk, or a text has no tokens.
     """
-    instructions = next(item for item in recipe.data.sources if item.name == plan.source)
-    table = TextTable(encoder, recipe.data, instructions, source.teacher_vectors)
+    prompts = step_prompts(recipe.data, plan.source)
+    table = TextTable(encoder, recipe.data, prompts, source.teacher_vectors)
     task, settings = TASK_DATA[plan.task], settings_of(recipe, plan.source)
     records = task.draw(plan, source, settings, recipe.seed)
     return task.collate(plan, records, table, settings, recipe.seed)
@@ -39,7 +40,7 @@ def make_batch(plan: StepPlan, source: Source, encoder: TextEncoder, recipe: Rec
 
 def make_stored_batch(
     plan: StepPlan,
-    source: Source,
+    source: StepSource,
     table: SlotTable,
     settings: TaskSettings,
     seed: int,
@@ -51,8 +52,8 @@ def make_stored_batch(
 
     Args:
         plan: which rows.
-        source: the plan's source.
-        table: of the source's tokens.
+        source: the plan's source, or mix.
+        table: of its tokens.
         settings: of the source's steps.
         seed: of the run.
         num_ranks: ranks that its texts are dealt to.

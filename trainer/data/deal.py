@@ -85,9 +85,12 @@ def deal_to(
 
 def lengths_in(lengths: np.ndarray, group: TextGroup) -> np.ndarray:
     """Of all lengths [U], those of the texts of a group [n]."""
-    if isinstance(group.ids, range):
-        return lengths[group.ids.start : group.ids.stop]
-    return lengths[group.ids]
+    return _of_texts(lengths, group.ids)
+
+
+def _of_texts(numbers: np.ndarray, ids: np.ndarray | range) -> np.ndarray:
+    """Of a number for each text [U], those of some texts [n]; no copy where these are a range."""
+    return numbers[ids.start : ids.stop] if isinstance(ids, range) else numbers[ids]
 
 
 def _ids_of(group: TextGroup, places: np.ndarray) -> np.ndarray:
@@ -95,22 +98,26 @@ def _ids_of(group: TextGroup, places: np.ndarray) -> np.ndarray:
     return places + group.ids.start if isinstance(group.ids, range) else group.ids[places]
 
 
-def groups_by_side(
-    lengths: np.ndarray, num_queries: int, num_first: tuple[int, int]
+def groups_by_prompt(
+    lengths: np.ndarray, prompts: np.ndarray, num_first: Sequence[int]
 ) -> tuple[TextGroup, ...]:
-    """Queries and passages apart where either begin with an instruction; else all together.
+    """Texts behind each instruction apart, where any begin with one; else all together.
 
     Args:
         lengths: tokens of each text [U].
-        num_queries: how many of the texts are encoded as queries; they come first.
-        num_first: first tokens that the instruction gives to queries and to passages.
+        prompts: which instruction stands before each text that is encoded as a query [q], int64;
+            these come first, and passages follow.
+        num_first: first tokens that each instruction of queries gives, and that of passages.
     """
     if not any(num_first):
         return (TextGroup(range(len(lengths)), 0),)
-    sides = (range(num_queries), range(num_queries, len(lengths)))
+    num_queries, num_prompts = len(prompts), len(num_first) - 1
+    queries: list[np.ndarray | range] = [range(num_queries)]
+    if num_prompts > 1:
+        queries = [np.flatnonzero(prompts == number) for number in range(num_prompts)]
     return tuple(
-        TextGroup(ids, min(shared, int(lengths[ids.start : ids.stop].min()) - 1))
-        for ids, shared in zip(sides, num_first, strict=True)
+        TextGroup(ids, min(shared, int(_of_texts(lengths, ids).min()) - 1))
+        for ids, shared in zip((*queries, range(num_queries, len(lengths))), num_first, strict=True)
         if len(ids)
     )
 

@@ -26,7 +26,7 @@ from trainer.data.layouts import SetFolder, is_beir_folder
 from trainer.data.records import IrRecord
 from trainer.data.row_texts import RowTexts
 from trainer.data.slot_table import SlotTable, is_repeated
-from trainer.data.sources import Source
+from trainer.data.sources import StepSource
 from trainer.data.text_table import TextTable
 from trainer.errors import DataError
 from trainer.recipe.ir import EVAL_KIND, IrRecipe
@@ -50,7 +50,7 @@ def collate(
         draw_passages(record, settings, _key(plan, seed, row))
         for record, row in zip(records, plan.rows.tolist(), strict=True)
     ]
-    query = table.add_queries([record.query for record in records])
+    query = table.add_queries([record.query for record in records], plan.owners)
     slots = [slot for row in drawn for slot in row]
     flat = np.full(len(slots), ABSENT, np.int64)
     present = np.array([slot is not None for slot in slots])
@@ -89,7 +89,7 @@ def row_texts(record: IrRecord) -> RowTexts:
 
 
 def collate_stored(
-    plan: StepPlan, source: Source, table: SlotTable, settings: IrRecipe, seed: int
+    plan: StepPlan, source: StepSource, table: SlotTable, settings: IrRecipe, seed: int
 ) -> tuple[IrBatch, np.ndarray]:
     """As `collate`, and the slot of each text, from tokens that were made ahead."""
     store, width = table.store, settings.positives + settings.negatives

@@ -17,7 +17,7 @@ from trainer.data.records import LabelledRecord
 from trainer.data.row_texts import RowTexts
 from trainer.data.shared_labels import num_known, own_known, shared_labels
 from trainer.data.slot_table import SlotTable
-from trainer.data.sources import Source
+from trainer.data.sources import Source, StepSource
 from trainer.data.text_table import TextTable
 from trainer.errors import RecipeError
 from trainer.recipe.labels import LabelsRecipe
@@ -57,7 +57,7 @@ class Numbers(NamedTuple):
     """Likewise."""
 
 
-def draw(plan: StepPlan, source: Source, settings: LabelsRecipe, seed: int) -> list[Drawn]:
+def draw(plan: StepPlan, source: StepSource, settings: LabelsRecipe, seed: int) -> list[Drawn]:
     """The anchors of a step with positives of a label of theirs and negatives without any.
 
     A function of (seed, source, step) alone. Of an anchor with several labels one is drawn, and its
@@ -188,7 +188,7 @@ def row_texts(record: LabelledRecord) -> RowTexts:
 
 
 def collate_stored(
-    plan: StepPlan, source: Source, table: SlotTable, settings: LabelsRecipe, seed: int
+    plan: StepPlan, source: StepSource, table: SlotTable, settings: LabelsRecipe, seed: int
 ) -> tuple[LabelsBatch, np.ndarray]:
     """As `draw` and `collate`, and the slot of each text, from tokens that were made ahead."""
     assert isinstance(source, LabelledSource)

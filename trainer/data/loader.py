@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from trainer.data.batch import Batch
 from trainer.data.host_share import SharedFrame, shared_folder
+from trainer.data.mixed_source import with_mixes
 from trainer.data.plan import DataPlan
 from trainer.data.processes import Worker, receive, send, started
 from trainer.data.sources import Source
@@ -48,7 +49,7 @@ def batches(
     """
     job = Job(
         plan=plan,
-        sources={source.name: source for source in sources},
+        sources=with_mixes(recipe.data, sources),
         encoder=encoder,
         recipe=recipe,
         ahead=ahead,

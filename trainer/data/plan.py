@@ -4,59 +4,30 @@ Nothing is walked through and nothing is stored, so resuming is a jump, any rank
 step, and the number of ranks does not enter. Each source is an endless stream of its rows, one
 permutation after another, and its k-th step takes the k-th block of the stream: rows left over at
 the end of an epoch open the next one. A source whose classes are drawn equally often has the stream
-of `trainer.data.classes`.
+of `trainer.data.classes`; one whose steps hold texts of like length has epochs in the order of
+`trainer.data.buckets`.
 
 A run that goes on with another recipe has a plan for each stretch. Streams go on where they were.
 So do turns where the shares are the same; where they changed, turns begin anew.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-import numpy as np
-
 from trainer.data.batch import StepPlan
-from trainer.data.classes import Classes, ClassStream
+from trainer.data.classes import ClassStream
+from trainer.data.mixed_stream import MixedStream
 from trainer.data.row_stream import RowStream
 from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
-from trainer.data.subset import Subset, key_of_subset, subset_of
+from trainer.data.shares import task_shares
+from trainer.data.streams import Groups, Stream, continue_stream
+from trainer.data.takers import PlannedSource, takers_of
 from trainer.errors import RecipeError
-from trainer.recipe.per_source import key_of, settings_of
-from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
-from trainer.recipe.tasks import TASKS
+from trainer.recipe.schema import Recipe, Task
 
-LARGEST_LOG = 709.7
-"""Natural logarithm of the largest power that a float holds, nearly."""
-LEAST_SHARE = 1e-300
-"""Of a source beside one that is larger, however much a low temperature favours that one."""
 MAX_STEPS = 1 << 53
 """No run is longer; above it not every number of steps has its float."""
-
-
-Stream = RowStream | ClassStream
-"""Rows of a source in the order in which steps take them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedSource:
-    """What the plan knows of a source."""
-
-    name: str
-    """As in the recipe."""
-    task: Task
-    """Task of its steps."""
-    num_rows: int
-    """Records it has."""
-    batch_size: int
-    """Rows of one step over all ranks."""
-    subset: Subset | None = None
-    """Which of the source's records `num_rows` are; None: all."""
-
-    def records(self, rows: np.ndarray) -> np.ndarray:
-        """Records of the source that stand for rows of the stream [n], int64."""
-        return rows if self.subset is None else self.subset.records(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +41,7 @@ class Exposure:
     num_rows: int
     """Records it has."""
     steps: int
-    """Steps it gets."""
+    """Steps that have rows of it: all of its mix, where it is in one."""
     rows_seen: int
     """Rows drawn, repeats counted."""
     epochs: float
@@ -83,6 +54,8 @@ class Exposure:
     """Rows seen twice."""
     more: int
     """Rows seen three times or more."""
+    mix: str = ""
+    """Name of the mix that it is in; empty: its steps have no other rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +77,9 @@ class DataPlan:
     """The whole sequence of batches of a run, or of a stretch of it."""
 
     sources: Mapping[str, PlannedSource]
-    """By name."""
+    """What takes turns: sources by themselves and mixes, by name."""
     streams: Mapping[str, Stream]
-    """Rows of each source."""
+    """Rows of each of them."""
     tasks: Schedule
     """Whose turn it is among the tasks."""
     turns: Mapping[str, Schedule]
@@ -130,6 +103,7 @@ class DataPlan:
             source=name,
             epoch=stream.epoch(first),
             rows=source.records(stream.rows(first, source.batch_size)),
+            members=tuple(member.name for member in source.members),
         )
 
     def turn(self, step: int) -> tuple[str, int]:
@@ -178,19 +152,40 @@ class DataPlan:
         return self.first_step + found - 1
 
     def exposure(self, num_steps: int) -> tuple[Exposure, ...]:
-        """How often each source's rows are seen in the run's first steps, in the recipe's order."""
+        """How often each source's rows are seen in the run's first steps.
+
+        They are in the recipe's order, those of a mix beside each other.
+        """
         steps, turns = self.source_steps(num_steps), self._turns_before(num_steps)
         return tuple(
-            _exposure(source, self.streams[name], self._position(name, turns[name]), steps[name])
-            for name, source in self.sources.items()
+            _exposure(
+                source, stream, position, steps[name], mix="" if source.name == name else name
+            )
+            for name in self.sources
+            for source, stream, position in self._parts(name, turns[name])
         )
+
+    def _parts(
+        self, name: str, turn: int
+    ) -> list[tuple[PlannedSource, RowStream | ClassStream, int]]:
+        """Each source of what takes turns, with its stream and where a turn finds it there."""
+        source, stream = self.sources[name], self.streams[name]
+        position = self._position(name, turn)
+        if not isinstance(stream, MixedStream):
+            return [(source, stream, position)]
+        places = stream.places(position)
+        return [
+            (member, part.stream, places[member.name])
+            for member, part in zip(source.members, stream.parts, strict=True)
+        ]
 
     def _seen(self, num_steps: int, epochs: float) -> bool:
         turns = self._turns_before(num_steps)
         written = Fraction(repr(epochs))  # 0.1 is a tenth, not the float a little above it
         return all(
-            self.streams[name].total(self._position(name, turns[name])) >= written * source.num_rows
-            for name, source in self.sources.items()
+            stream.total(position) >= written * source.num_rows
+            for name in self.sources
+            for source, stream, position in self._parts(name, turns[name])
         )
 
     def _endless(self, epochs: float) -> RecipeError:
@@ -215,42 +210,36 @@ def _fewest(is_enough: Callable[[int], bool]) -> int:
 
 
 def make_plan(
-    recipe: Recipe, sizes: Mapping[str, int], classes: Mapping[str, Classes] | None = None
+    recipe: Recipe, sizes: Mapping[str, int], groups: Mapping[str, Groups] | None = None
 ) -> DataPlan:
     """The plan of a recipe.
 
     Shares of the steps, for a source of n rows and weight w whose steps have b rows:
     `alternate` gives each task its count of `data.pattern` and each of its sources w;
-    `proportional` gives each source w n / b; `temperature` gives it w (n / b)^(1 / T).
+    `proportional` gives each source w n / b; `temperature` gives it w (n / b)^(1 / T). Sources that
+    are mixed have the sum of their shares, and share the rows of their steps by these.
 
     Args:
         recipe: the run.
         sizes: number of records of each source, by name.
-        classes: rows by class of the sources whose classes are drawn equally often, by name.
+        groups: rows by class of the sources whose classes are drawn equally often, and lengths of
+            the rows of those whose steps hold texts of like length, by name.
 
     Raises:
-        RecipeError: if a batch has more rows than its source, a task with sources has no settings
-            or no turn in the pattern, or the pattern names an unknown task.
+        RecipeError: if a batch has more rows than its source, or than a bucket of it, or more of a
+            source of a mix than that has, a task with sources has no settings or no turn in the
+            pattern, or the pattern names an unknown task.
     """
-    sources = [_planned(source, recipe, sizes[source.name]) for source in recipe.data.sources]
-    shares = _source_shares(recipe.data, sources)
+    takers = takers_of(recipe, sizes, groups or {})
     by_task: dict[str, dict[str, Fraction]] = {}
-    for source in sources:
-        by_task.setdefault(source.task, {})[source.name] = shares[source.name]
+    for taker in takers:
+        by_task.setdefault(taker.source.task, {})[taker.source.name] = taker.share
     return DataPlan(
-        sources={source.name: source for source in sources},
-        streams={one.name: _stream(one, recipe.seed, classes or {}) for one in sources},
-        tasks=make_schedule(_task_shares(recipe.data, by_task)),
+        sources={one.source.name: one.source for one in takers},
+        streams={one.source.name: one.stream for one in takers},
+        tasks=make_schedule(task_shares(recipe.data, by_task)),
         turns={task: make_schedule(shares) for task, shares in by_task.items()},
     )
-
-
-def _stream(source: PlannedSource, seed: int, classes: Mapping[str, Classes]) -> Stream:
-    """The rows of a source, from the beginning of a run."""
-    name, num_rows = source.name, source.num_rows
-    if name in classes:
-        return ClassStream(seed=seed, source=name, num_rows=num_rows, classes=classes[name])
-    return RowStream(seed=seed, source=name, num_rows=num_rows)
 
 
 def continue_plan(before: DataPlan, first_step: int, plan: DataPlan) -> DataPlan:
@@ -275,8 +264,7 @@ def continue_plan(before: DataPlan, first_step: int, plan: DataPlan) -> DataPlan
             if name in before.streams:
                 old, position = before.streams[name], before._position(name, ended[name])
                 _check_same_subset(before.sources[name], plan.sources[name])
-                size, seed = stream.num_rows, stream.seed
-                stream, position = old.continued(position, num_rows=size, seed=seed)
+                stream, position = continue_stream(old, position, stream)
             streams[name] = stream
             rows[name] = position - turn * plan.sources[name].batch_size
             steps[name] = before.source_steps(first_step).get(name, 0) - turn
@@ -286,6 +274,8 @@ def continue_plan(before: DataPlan, first_step: int, plan: DataPlan) -> DataPlan
 
 def _check_same_subset(before: PlannedSource, now: PlannedSource) -> None:
     """Which rows are taken depends on how many there are, so none can be added to a part."""
+    for one, other in zip(before.members, now.members, strict=True):
+        _check_same_subset(one, other)
     if before.subset != now.subset:
         raise RecipeError(
             f"data.sources.{now.name}: rows were added, or data.subset is another one, or its own "
@@ -293,90 +283,9 @@ def _check_same_subset(before: PlannedSource, now: PlannedSource) -> None:
         )
 
 
-def _planned(source: SourceRecipe, recipe: Recipe, num_rows: int) -> PlannedSource:
-    if source.task not in recipe.tasks:
-        raise RecipeError(
-            f"recipe: tasks.{source.task} = null; expected settings, as source {source.name} has "
-            f"this task. Set tasks.{source.task}.global_batch_size."
-        )
-    subset = subset_of(recipe.data, source, num_rows)
-    num_rows = num_rows if subset is None else subset.size
-    batch_size = settings_of(recipe, source.name).global_batch_size
-    if batch_size > num_rows:
-        key = key_of(source, "global_batch_size")
-        own = f"data.sources.{source.name}.global_batch_size"
-        advice = "Lower it" if key == own else f"Lower it, set {own}"
-        raise RecipeError(
-            f"recipe: {key} = {batch_size}; expected at most {num_rows}, the rows of source "
-            f"{source.name}{'' if subset is None else f' in {key_of_subset(source)}'}. {advice}, "
-            "or add rows."
-        )
-    return PlannedSource(
-        name=source.name,
-        task=source.task,
-        num_rows=num_rows,
-        batch_size=batch_size,
-        subset=subset,
-    )
-
-
-def _source_shares(data: DataRecipe, sources: list[PlannedSource]) -> dict[str, Fraction]:
-    """Share of each source, of its task's turns under `alternate` and of all turns otherwise."""
-    sizes = [Fraction(source.num_rows, source.batch_size) for source in sources]
-    if data.schedule == "alternate":
-        sizes = [Fraction(1)] * len(sources)
-    elif data.schedule == "temperature":
-        sizes = flattened(sizes, data.temperature)
-    return {
-        source.name: Fraction(recipe.weight) * size
-        for recipe, source, size in zip(data.sources, sources, sizes, strict=True)
-    }
-
-
-def flattened(sizes: Sequence[Fraction], temperature: float) -> list[Fraction]:
-    """Each size to the power of 1 / T, or numbers in the same ratios.
-
-    Where the powers are too large for a float they are taken of the ratios to the largest size;
-    one that is too small then counts as `LEAST_SHARE`, so that every source keeps a turn.
-
-    Args:
-        sizes: batches of each source, at least 1.
-        temperature: T, above 0.
-    """
-    logs = [math.log(size) for size in sizes]
-    if max(logs) < LARGEST_LOG * temperature:
-        return [Fraction(float(size) ** (1 / temperature)) for size in sizes]
-    floor = math.log(LEAST_SHARE)
-    # a ratio below the floor is not divided: the quotient may pass the floats
-    exponents = [
-        floor if log - max(logs) <= floor * temperature else (log - max(logs)) / temperature
-        for log in logs
-    ]
-    return [Fraction(math.exp(exponent)) for exponent in exponents]
-
-
-def _task_shares(
-    data: DataRecipe, by_task: Mapping[str, Mapping[str, Fraction]]
-) -> dict[str, Fraction]:
-    """Share of each task that has sources; tasks without sources take no turns."""
-    if data.schedule != "alternate":
-        return {task: sum(shares.values(), Fraction(0)) for task, shares in by_task.items()}
-    unknown = sorted(set(data.pattern) - set(TASKS))
-    if unknown:
-        raise RecipeError(
-            f"recipe: data.pattern = {data.pattern}; expected tasks among {', '.join(TASKS)}, not "
-            f"{', '.join(unknown)}. Correct the name."
-        )
-    for task in by_task:
-        if task not in data.pattern or data.pattern[task] < 1:
-            raise RecipeError(
-                f"recipe: data.pattern = {data.pattern}; expected at least one turn for {task}, "
-                f"which has sources. Add `{task}: 1` or remove the sources."
-            )
-    return {task: Fraction(turns) for task, turns in data.pattern.items() if task in by_task}
-
-
-def _exposure(source: PlannedSource, stream: Stream, position: int, steps: int) -> Exposure:
+def _exposure(
+    source: PlannedSource, stream: RowStream | ClassStream, position: int, steps: int, *, mix: str
+) -> Exposure:
     """How often rows were seen before a position of the stream."""
     rows_by_count: dict[int, int] = {}
     for rows, times in stream.seen(position):
@@ -394,4 +303,5 @@ def _exposure(source: PlannedSource, stream: Stream, position: int, steps: int) 
         once=fewer[1],
         twice=fewer[2],
         more=source.num_rows - sum(fewer),
+        mix=mix,
     )

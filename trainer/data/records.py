@@ -58,6 +58,11 @@ class IrRecord:
         """All texts that a step may embed of it."""
         return (self.query, *self.positives, *self.negatives)
 
+    @property
+    def own_texts(self) -> tuple[str, ...]:
+        """All but negatives: what its length is measured by."""
+        return (self.query, *self.positives)
+
     def asked(self) -> str:
         """Its query."""
         return self.query
@@ -86,6 +91,11 @@ class StsRecord:
     def texts(self) -> tuple[str, ...]:
         """All texts that a step embeds of it."""
         return (self.text1, self.text2)
+
+    @property
+    def own_texts(self) -> tuple[str, ...]:
+        """See `IrRecord.own_texts`: both texts."""
+        return self.texts
 
     def asked(self) -> str:
         """Its texts in any order."""

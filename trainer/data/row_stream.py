@@ -1,9 +1,10 @@
 """The endless stream of one source's rows, one permutation after another; it must not read them.
 
-A source may grow, or be asked for another seed, while a run goes on. The epoch under way then ends
+A source may grow, or be asked for another seed or other buckets of length (or for steps of another
+size, where it has buckets), while a run goes on. The epoch under way then ends
 first: rows that it has not seen yet, in the order that they had, with the added ones spread evenly
-among them. The epochs after it are permutations of all rows, by the seed of now. So no row repeats
-before every other one had its turn.
+among them. The epochs after it are permutations of all rows, by the seed and the buckets of now. So
+no row repeats before every other one had its turn.
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from trainer.data.buckets import LengthBuckets
 from trainer.data.permutation import keys_of, permute
 from trainer.data.schedule import Schedule, make_schedule, turn_at, turns_before
 
@@ -33,19 +35,32 @@ class RowStream:
     """Name of the source."""
     num_rows: int
     """Records it has."""
+    buckets: LengthBuckets | None = None
+    """Orders an epoch so that the texts of a step are of like length; None: by chance alone. Steps
+    then begin at multiples of its batch size in the stream."""
     before: "RowStream | None" = None
     """The stream that this one takes the place of; None: this one begins with the run."""
     taken: int = 0
     """Rows that were taken from `before`."""
 
-    def continued(self, position: int, *, num_rows: int, seed: int) -> tuple["RowStream", int]:
-        """The stream after `position` rows, for as many rows or more and a seed; its position."""
+    def continued(
+        self, position: int, *, num_rows: int, seed: int, buckets: LengthBuckets | None = None
+    ) -> tuple["RowStream", int]:
+        """The stream after `position` rows and its position, where a step begins.
+
+        Args:
+            position: rows taken so far.
+            num_rows: as many as before, or more.
+            seed: of the epochs to come.
+            buckets: of the epochs to come.
+        """
         assert num_rows >= self.num_rows, (num_rows, self.num_rows)
-        if (num_rows, seed) == (self.num_rows, self.seed):
+        if (num_rows, seed, buckets) == (self.num_rows, self.seed, self.buckets):
             return self, position
         if position == 0 and self.before is not None:
-            return self.before.continued(self.taken, num_rows=num_rows, seed=seed)
-        new = RowStream(seed=seed, source=self.source, num_rows=num_rows)
+            before = self.before
+            return before.continued(self.taken, num_rows=num_rows, seed=seed, buckets=buckets)
+        new = RowStream(seed=seed, source=self.source, num_rows=num_rows, buckets=buckets)
         return (replace(new, before=self, taken=position) if position else new), 0
 
     def rows(self, first: int, count: int) -> np.ndarray:
@@ -126,7 +141,12 @@ class RowStream:
             return self._rest_rows(first, count)
         start = (first - self._rest) % self.num_rows
         indices = np.arange(start, start + count, dtype=np.int64)
-        return permute(indices, self.num_rows, keys_of(self.seed, self.source, self.epoch(first)))
+        epoch = self.epoch(first)
+        if self.buckets is not None:
+            return self.buckets.rows(
+                indices, start=first - start, seed=self.seed, source=self.source, epoch=epoch
+            )
+        return permute(indices, self.num_rows, keys_of(self.seed, self.source, epoch))
 
     def _rest_rows(self, first: int, count: int) -> np.ndarray:
         """A block of the rest of the epoch under way [count], int64."""

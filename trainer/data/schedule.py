@@ -69,5 +69,13 @@ def turns_before(turns: Schedule, position: int) -> dict[str, int]:
     return turns_before(turns.first, before) | turns_before(turns.second, position - before)
 
 
+def most_turns(turns: Schedule, window: int) -> dict[str, int]:
+    """How many turns each party has at most in any `window` turns that follow each other."""
+    if isinstance(turns, Share):
+        return {turns.name: window}
+    first, second = (_ceil(window, share) for share in (turns.share, 1 - turns.share))
+    return most_turns(turns.first, first) | most_turns(turns.second, second)
+
+
 def _ceil(position: int, share: Fraction) -> int:
     return -(-position * share.numerator // share.denominator)

@@ -3,28 +3,32 @@
 Lengths and digests are read of all texts of the step, token ids only of one rank's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from trainer.data.batch import Batch, OwnIds, OwnTexts, Texts, no_ids
-from trainer.data.deal import groups_by_side
+from trainer.data.deal import groups_by_prompt
 from trainer.data.known_positives import ABSENT
+from trainer.data.mixed_store import AnyStore
 from trainer.data.teacher_vectors import TeacherVectors
-from trainer.data.token_store import TokenStore, take_pairs
+from trainer.data.token_store import take_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlotTable:
     """Texts by what is embedded of them, as `TextTable` has them, from a store of tokens."""
 
-    store: TokenStore
-    """Tokens of the source."""
+    store: AnyStore
+    """Tokens of the source, or of the mix."""
     teacher: TeacherVectors | None = None
     """Has a vector of every text; None: no vectors are wanted."""
-    num_first: tuple[int, int] = (0, 0)
-    """First tokens that the instruction gives to queries and to passages."""
+    num_first: tuple[int, ...] = (0, 0)
+    """First tokens that the instructions of queries give, and that of passages."""
+    query_of_owner: tuple[int, ...] = (0,)
+    """Which instruction the queries of each source of the step have."""
 
     def distinct(
         self, added: np.ndarray, asked: np.ndarray, *, twice: np.ndarray, num_queries: int
@@ -50,21 +54,46 @@ class SlotTable:
             total, num_first_queries = np.searchsorted(first, [num_added, num_queries]).tolist()
             slots = added[first[:total]]
         lengths, teacher = store.lengths(slots), self.teacher
+        prompts = self._prompts(added[:num_queries], index[:num_queries], num_first_queries)
         texts = Texts(
             token_ids=no_ids(lengths),
-            num_prompt_tokens=_by_side(*store.num_prompt_tokens, num_first_queries, len(slots)),
-            groups=groups_by_side(lengths, num_first_queries, self.num_first),
+            num_prompt_tokens=_by_prompt(store.num_prompt_tokens, prompts, len(slots)),
+            groups=groups_by_prompt(lengths, prompts, self.num_first),
             teacher_vectors=None if teacher is None else teacher.of_keys(store.keys(slots)),
         )
         found = np.where(found < len(slots), found, ABSENT)
         return Distinct(texts, slots, index, found, several[: len(slots)])
 
+    def _prompts(self, queries: np.ndarray, index: np.ndarray, total: int) -> np.ndarray:
+        """The instruction of each query, the first of several [total], int64.
 
-def _by_side(query: int, passage: int, num_queries: int, total: int) -> np.ndarray:
-    """A number for each text of a side, queries before passages [total], int64."""
-    if query == passage:
-        return np.broadcast_to(np.int64(query), total)  # takes no memory
-    return np.repeat(np.array([query, passage], np.int64), [num_queries, total - num_queries])
+        Args:
+            queries: slots of all texts that are encoded as queries [n], int64.
+            index: which query each is [n], int64.
+            total: how many there are.
+        """
+        num_prompts = len(self.num_first) - 1
+        if num_prompts == 1:
+            return np.broadcast_to(np.int64(0), total)  # takes no memory
+        found = np.full(total, num_prompts, np.int64)
+        np.minimum.at(found, index, np.array(self.query_of_owner)[self.store.owners(queries)])
+        return found
+
+
+def _by_prompt(numbers: Sequence[int], prompts: np.ndarray, total: int) -> np.ndarray:
+    """The number of the instruction of each text, queries before passages [total], int64.
+
+    Args:
+        numbers: of each instruction of queries, and of that of passages.
+        prompts: instruction of each query [q], int64.
+        total: of queries and passages.
+    """
+    *queries, passage = numbers
+    if all(number == passage for number in queries):
+        return np.broadcast_to(np.int64(passage), total)  # takes no memory
+    found = np.full(total, passage, np.int64)
+    found[: len(prompts)] = np.array(queries, np.int64)[prompts]
+    return found
 
 
 class OwnTokens(NamedTuple):
@@ -90,7 +119,7 @@ class Distinct(NamedTuple):
     """Which of the texts were added or asked for more than once [U], bool."""
 
 
-def read_own(own: OwnTexts, store: TokenStore) -> OwnTokens:
+def read_own(own: OwnTexts, store: AnyStore) -> OwnTokens:
     """The token ids of one rank's texts.
 
     Raises:

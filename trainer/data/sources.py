@@ -39,6 +39,24 @@ BEIR = "beir"
 """Format of a folder, or a set of the hub, with corpus, queries and judgements."""
 
 
+class StepSource(Protocol):
+    """What the making of a batch asks of a source, or of several that share steps."""
+
+    @property
+    def name(self) -> str:
+        """As in the recipe."""
+
+    @property
+    def teacher_vectors(self) -> TeacherVectors | None:
+        """A teacher's vectors of its texts; None where the recipe names none."""
+
+    def record(self, row: int) -> Any:
+        """The record of a row, of the class of its task."""
+
+    def check_files(self) -> None:
+        """Raise DataError if a file is no longer as it was when its rows were checked."""
+
+
 class Source(Protocol):
     """Records of one data set, by row."""
 

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainer.data.classes import Classes
 from trainer.data.growth import SourceState, read_state
 from trainer.data.plan import DataPlan, continue_plan, make_plan
+from trainer.data.planned import groups_of
+from trainer.data.sources import Source
+from trainer.data.streams import Groups
 from trainer.errors import RecipeError
 from trainer.recipe.load import recipe_of
-from trainer.recipe.per_source import is_balanced
+from trainer.recipe.per_source import is_balanced, num_length_buckets
 from trainer.recipe.schema import Recipe
 
 
@@ -51,45 +53,53 @@ class PlannedStretch:
 def plan_stretches(
     stretches: Sequence[Stretch],
     recipe: Recipe | None = None,
-    classes: Mapping[str, Classes] | None = None,
+    sources: Sequence[Source] = (),
 ) -> tuple[PlannedStretch, ...]:
     """The plans of a run's stretches.
 
     Args:
         stretches: at least one, in order.
         recipe: of the last one, where it is at hand.
-        classes: rows by class of the sources whose classes are drawn equally often, by name; None:
-            they are not at hand.
+        sources: opened; needed of those whose rows' classes or lengths shape the plan.
 
     Raises:
-        RecipeError: a recipe does not fit its data, or is one of a release with other keys.
+        RecipeError: a recipe does not fit its data, is one of a release with other keys, or needs a
+            source that is not at hand.
+        DataError: if a file changed since it was checked.
     """
     planned: list[PlannedStretch] = []
     for stretch in stretches:
         is_last = stretch is stretches[-1]
         own = recipe if recipe is not None and is_last else recipe_of(stretch.recipe)
         sizes = {name: state.num_rows for name, state in stretch.sources.items()}
-        plan = make_plan(own, sizes, _classes_of(own, classes or {}))
+        plan = make_plan(own, sizes, _groups_of(own, sources))
         if planned:
             plan = continue_plan(planned[-1].plan, stretch.first_step, plan)
         planned.append(PlannedStretch(recipe=own, plan=plan, num_steps=length_of(own, plan)))
     return tuple(planned)
 
 
-def _classes_of(recipe: Recipe, classes: Mapping[str, Classes]) -> dict[str, Classes]:
+def _groups_of(recipe: Recipe, sources: Sequence[Source]) -> dict[str, Groups]:
     """Those that a recipe needs.
 
     Raises:
         RecipeError: they are not at hand.
     """
-    needed = [source.name for source in recipe.data.sources if is_balanced(recipe, source.name)]
-    missing = [name for name in needed if name not in classes]
-    if missing:
+    found = groups_of(sources, recipe)
+    for source in recipe.data.sources:
+        if source.name in found:
+            continue
+        if is_balanced(recipe, source.name):
+            shown, told = f"balance of source {source.name} = classes", "what the classes are"
+        elif (buckets := num_length_buckets(recipe.data, source)) > 1:
+            shown, told = f"length_buckets of source {source.name} = {buckets}", "how long they are"
+        else:
+            continue
         raise RecipeError(
-            f"recipe: balance of source {missing[0]} = classes; expected its rows beside the plan, "
-            "which say what the classes are. Show the plan of the recipe in place of the run's."
+            f"recipe: {shown}; expected its rows beside the plan, which say {told}. Show the plan "
+            "of the recipe in place of the run's."
         )
-    return {name: classes[name] for name in needed}
+    return found
 
 
 def length_of(recipe: Recipe, plan: DataPlan) -> int:

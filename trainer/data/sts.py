@@ -13,7 +13,7 @@ from trainer.data.held_out_source import open_table_source, origin_of, owner_of
 from trainer.data.records import StsRecord
 from trainer.data.row_texts import RowTexts
 from trainer.data.slot_table import SlotTable, is_repeated
-from trainer.data.sources import Source, beir_folder
+from trainer.data.sources import StepSource, beir_folder
 from trainer.data.text_table import TextTable
 from trainer.errors import DataError
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
@@ -24,7 +24,8 @@ def collate(
     plan: StepPlan, records: Sequence[StsRecord], table: TextTable, settings: StsRecipe, seed: int
 ) -> StsBatch:
     """The batch of scored pairs; nothing is drawn, so settings and seed do not matter."""
-    both = table.add_queries([one.text1 for one in records] + [one.text2 for one in records])
+    texts = [*(one.text1 for one in records), *(one.text2 for one in records)]
+    both = table.add_queries(texts, np.tile(plan.owners, 2))
     return StsBatch(
         plan=plan,
         texts=table.texts(),
@@ -40,7 +41,7 @@ def row_texts(record: StsRecord) -> RowTexts:
 
 
 def collate_stored(
-    plan: StepPlan, source: Source, table: SlotTable, settings: StsRecipe, seed: int
+    plan: StepPlan, source: StepSource, table: SlotTable, settings: StsRecipe, seed: int
 ) -> tuple[StsBatch, np.ndarray]:
     """As `collate`, and the slot of each text, from tokens that were made ahead."""
     starts, _ = table.store.spans(plan.rows)

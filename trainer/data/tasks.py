@@ -13,7 +13,7 @@ from trainer.data import ir, labels, sts
 from trainer.data.batch import Batch, StepPlan
 from trainer.data.row_texts import RowTexts
 from trainer.data.slot_table import SlotTable
-from trainer.data.sources import Source
+from trainer.data.sources import StepSource
 from trainer.data.text_table import TextTable
 from trainer.recipe import ir as retrieval
 from trainer.recipe import labels as labelled
@@ -23,15 +23,15 @@ Collate = Callable[[StepPlan, Sequence[Any], TextTable, Any, int], Batch]
 """From a plan, its records in order, a table for their texts, the settings of the task and the
 run's seed to the global batch."""
 
-CollateStored = Callable[[StepPlan, Source, SlotTable, Any, int], tuple[Batch, np.ndarray]]
+CollateStored = Callable[[StepPlan, StepSource, SlotTable, Any, int], tuple[Batch, np.ndarray]]
 """The same but for token ids, and the slot of each text [U], int64, from a plan, its source, a
 table of the source's tokens, settings and seed."""
 
-Draw = Callable[[StepPlan, Source, Any, int], Sequence[Any]]
+Draw = Callable[[StepPlan, StepSource, Any, int], Sequence[Any]]
 """From a plan, its source, the settings of the source's steps and the run's seed to records."""
 
 
-def planned_records(plan: StepPlan, source: Source, settings: Any, seed: int) -> Sequence[Any]:
+def planned_records(plan: StepPlan, source: StepSource, settings: Any, seed: int) -> Sequence[Any]:
     """The record of each planned row, for tasks that need no other rows beside it."""
     return [source.record(row) for row in plan.rows.tolist()]
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer.data.batch import LENGTHS, Texts
-from trainer.data.deal import groups_by_side
+from trainer.data.deal import groups_by_prompt
 from trainer.data.known_positives import ABSENT
+from trainer.data.step_prompts import StepPrompts
 from trainer.data.teacher_vectors import TeacherVectors
-from trainer.recipe.schema import DataRecipe, SourceRecipe
+from trainer.recipe.schema import DataRecipe
 
 if TYPE_CHECKING:
     # imports tokenizers, which a mistake in the data must not wait for
@@ -25,8 +26,8 @@ class TextTable:
     """Of the run."""
     limits: DataRecipe
     """Says how long a text may be."""
-    settings: SourceRecipe
-    """Says what is put before a text."""
+    prompts: StepPrompts
+    """What is put before a text."""
     teacher: TeacherVectors | None = None
     """Has a vector of every text that may be added; None: no vectors are wanted."""
     token_ids: list[np.ndarray] = field(default_factory=list)
@@ -35,23 +36,36 @@ class TextTable:
     """Index of what is embedded: tokens, and how many of them pooling leaves out."""
     first_texts: list[str] = field(default_factory=list)
     """The text that each index was first given to, without instruction."""
-    num_queries: int = 0
-    """Texts that were added as queries, before all others."""
+    queries: dict[int, int] = field(default_factory=dict)
+    """Which instruction stands before each index that was added as a query, the first of several;
+    they come before all others, in order."""
     passages: dict[str, int] = field(default_factory=dict)
     """Index of each text added as a passage."""
 
-    def add_queries(self, texts: Sequence[str]) -> np.ndarray:
-        """Index of each text, as a query or one of a pair [n], int64; before any passage."""
+    def add_queries(self, texts: Sequence[str], owners: np.ndarray | None = None) -> np.ndarray:
+        """Index of each text, as a query or one of a pair [n], int64; before any passage.
+
+        Args:
+            texts: without instruction.
+            owners: which source of the step each is of [n], int64; None: all are of the only one.
+        """
         assert not self.passages, "a query after a passage"
-        instruction, limit = self.settings.query_instruction, self.limits.query_max_tokens
-        distinct = list(dict.fromkeys(texts))
-        encoded = self.encoder.encode(distinct, instruction=instruction, max_tokens=limit)
-        index = {
-            text: self._index(text, ids, encoded.num_prompt_tokens)
-            for text, ids in zip(distinct, encoded.token_ids, strict=True)
-        }
-        self.num_queries = len(self.token_ids)
-        return np.array([index[text] for text in texts], np.int64)
+        of_owner = np.array(self.prompts.query_of_owner)
+        numbers = of_owner[np.zeros(len(texts), int) if owners is None else owners].tolist()
+        asked = list(zip(numbers, texts, strict=True))
+        encoded: dict[tuple[int, str], tuple[np.ndarray, int]] = {}
+        for number, instruction in enumerate(self.prompts.queries):
+            own = list(dict.fromkeys(text for prompt, text in asked if prompt == number))
+            if not own:
+                continue
+            limit = self.limits.query_max_tokens
+            found = self.encoder.encode(own, instruction=instruction, max_tokens=limit)
+            for text, ids in zip(own, found.token_ids, strict=True):
+                encoded[number, text] = (ids, found.num_prompt_tokens)
+        index = {one: self._index(one[1], *encoded[one]) for one in dict.fromkeys(asked)}
+        for (number, _), at in index.items():
+            self.queries[at] = min(number, self.queries.get(at, number))
+        return np.array([index[one] for one in asked], np.int64)
 
     def add_passages(self, texts: Sequence[str]) -> np.ndarray:
         """Index of each text, as a passage [n], int64."""
@@ -73,18 +87,17 @@ class TextTable:
         """All texts added."""
         teacher = self.teacher
         lengths = np.array([len(ids) for ids in self.token_ids], LENGTHS)
-        count = self.encoder.num_first_tokens
-        instructions = (self.settings.query_instruction, self.settings.passage_instruction)
-        first, second = map(count, instructions)
+        prompts = np.fromiter(self.queries.values(), np.int64, len(self.queries))
+        num_first = self.prompts.first_tokens(self.encoder.num_first_tokens)
         return Texts(
             token_ids=tuple(self.token_ids),
             num_prompt_tokens=np.array(self.num_prompt_tokens, np.int64),
-            groups=groups_by_side(lengths, self.num_queries, (first, second)),
+            groups=groups_by_prompt(lengths, prompts, num_first),
             teacher_vectors=None if teacher is None else teacher.of(self.first_texts),
         )
 
     def _encode_passages(self, texts: Sequence[str]) -> "Encoded":
-        instruction, limit = self.settings.passage_instruction, self.limits.passage_max_tokens
+        instruction, limit = self.prompts.passage, self.limits.passage_max_tokens
         return self.encoder.encode(texts, instruction=instruction, max_tokens=limit)
 
     def _index(self, text: str, ids: np.ndarray, num_prompt: int) -> int:

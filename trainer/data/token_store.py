@@ -80,7 +80,7 @@ class TokenStore:
     """First slot of each piece [n], int64."""
     ids_dtype: np.dtype[Any]
     """uint16 or uint32."""
-    num_prompt_tokens: tuple[int, int]
+    num_prompt_tokens: tuple[int, ...]
     """Leading tokens that a mean leaves out, of queries and of passages."""
     has_scores: bool
     """Whether any slot has a score."""
@@ -101,6 +101,10 @@ class TokenStore:
         starts = self._array("starts")
         first = starts[rows]
         return first, starts[rows + 1] - first
+
+    def owners(self, slots: np.ndarray) -> np.ndarray:
+        """Which source of a step slots are of [n], int64: there is one."""
+        return np.zeros(len(slots), np.int64)
 
     def num_positives(self, rows: np.ndarray) -> np.ndarray:
         """Passages of each row that are positives [n], int64."""

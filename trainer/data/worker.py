@@ -19,10 +19,12 @@ from typing import IO, Any, NamedTuple
 from trainer.data.batch import Batch, StepPlan, StoredBatch
 from trainer.data.collate import make_batch, make_stored_batch
 from trainer.data.host_share import HostShare, SharedFrame
+from trainer.data.mixed_store import AnyStore, mixed_store
 from trainer.data.plan import DataPlan
 from trainer.data.processes import HEADER, read_sent
 from trainer.data.slot_table import SlotTable, read_own, with_tokens
-from trainer.data.sources import Source
+from trainer.data.sources import StepSource
+from trainer.data.step_prompts import StepPrompts, step_prompts
 from trainer.data.token_store import TokenStore
 from trainer.data.tokens import TextEncoder
 from trainer.errors import TrainerError
@@ -54,8 +56,8 @@ class Job:
 
     plan: DataPlan
     """Which rows each step takes."""
-    sources: Mapping[str, Source]
-    """By name."""
+    sources: Mapping[str, StepSource]
+    """By name, mixes too."""
     encoder: TextEncoder
     """Texts to token ids."""
     recipe: Recipe
@@ -78,10 +80,10 @@ class Job:
         plan = self.plan.at(step)
         source, ahead = self.sources[plan.source], self.ahead
         source.check_files()
-        if ahead is None or plan.source not in ahead.stores:
+        if ahead is None or plan.source not in self.stores:
             return make_batch(plan, source, self.encoder, self.recipe)
         stored = self._stored(plan, ahead, (ahead.rank,))
-        tokens = read_own(stored.own(0), ahead.stores[plan.source])
+        tokens = read_own(stored.own(0), self.stores[plan.source])
         return with_tokens(stored.batch, tokens)
 
     def frame(self, step: int, num_workers: int) -> Batch | SharedFrame:
@@ -93,7 +95,7 @@ class Job:
         name, turn = self.plan.turn(step)
         ahead = self.ahead
         host = None if ahead is None else ahead.host
-        if ahead is None or host is None or name not in ahead.stores:
+        if ahead is None or host is None or name not in self.stores:
             return self.batch(step)
         if self.plan.sources[name].batch_size < host.min_rows:
             return self.batch(step)
@@ -106,7 +108,7 @@ class Job:
             return self._stored(self.plan.source_step(name, turn, step), ahead, ranks)
 
         own, found = host.get(step, maker, make)
-        tokens = read_own(own, ahead.stores[name])
+        tokens = read_own(own, self.stores[name])
         if isinstance(found, str):
             return SharedFrame(found, tokens)
         return with_tokens(found, tokens)
@@ -115,9 +117,10 @@ class Job:
         """A batch of a source that was tokenised ahead, for some ranks."""
         source = self.sources[plan.source]
         table = SlotTable(
-            store=ahead.stores[plan.source],
+            store=self.stores[plan.source],
             teacher=source.teacher_vectors,
             num_first=self.num_first[plan.source],
+            query_of_owner=self.prompts[plan.source].query_of_owner,
         )
         settings, seed = self.settings[plan.source], self.recipe.seed
         return make_stored_batch(
@@ -125,23 +128,31 @@ class Job:
         )
 
     @cached_property
-    def num_first(self) -> dict[str, tuple[int, int]]:
-        """First tokens that instructions give to queries and to passages, by name of the source."""
-        return num_first_of(self.recipe, self.encoder)
+    def stores(self) -> dict[str, AnyStore]:
+        """Tokens of what was tokenised ahead; of a mix, if all of its sources were."""
+        stores = {} if self.ahead is None else self.ahead.stores
+        mixes = {
+            name: mixed_store([stores[one] for one in members], self.prompts[name])
+            for name, members in self.recipe.data.mix.items()
+            if all(one in stores for one in members)
+        }
+        return {**stores, **mixes}
+
+    @cached_property
+    def prompts(self) -> dict[str, StepPrompts]:
+        """Instructions of the steps of each source and mix, by name."""
+        return {name: step_prompts(self.recipe.data, name) for name in self.sources}
+
+    @cached_property
+    def num_first(self) -> dict[str, tuple[int, ...]]:
+        """First tokens that instructions give to queries and to passages, by name."""
+        count = self.encoder.num_first_tokens
+        return {name: prompts.first_tokens(count) for name, prompts in self.prompts.items()}
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Of the steps of each source, by its name."""
         return {name: settings_of(self.recipe, name) for name in self.sources}
-
-
-def num_first_of(recipe: Recipe, encoder: TextEncoder) -> dict[str, tuple[int, int]]:
-    """First tokens that instructions give to queries and to passages, by name of the source."""
-    count = encoder.num_first_tokens
-    return {
-        source.name: (count(source.query_instruction), count(source.passage_instruction))
-        for source in recipe.data.sources
-    }
 
 
 class Share(NamedTuple):

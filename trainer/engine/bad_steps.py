@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.batch import Batch
-from trainer.data.sources import Source
+from trainer.data.sources import StepSource
 from trainer.distributed.group import Ranks
 from trainer.errors import DataError
 from trainer.run_folder.layout import RunFolder
@@ -28,8 +28,8 @@ class BadSteps:
 
     folder: Path
     """The run's output folder."""
-    sources: Mapping[str, Source]
-    """By name."""
+    sources: Mapping[str, StepSource]
+    """By name, mixes too."""
     ranks: Ranks
     """The first one writes."""
 
@@ -58,22 +58,25 @@ class BadSteps:
             "source": plan.source,
             "epoch": plan.epoch,
             "fault": fault,
-            "rows": plan.rows.tolist(),
-            "records": [_record(source, row) for row in plan.rows.tolist()],
+            "rows": plan.shown_rows,
+            "records": [
+                {"row": shown} | _record(source, row)
+                for row, shown in zip(plan.rows.tolist(), plan.shown_rows, strict=True)
+            ],
         }
 
 
-def _record(source: Source, row: int) -> dict[str, Any]:
+def _record(source: StepSource, row: int) -> dict[str, Any]:
     """Texts and score of a row."""
     try:
-        return {"row": row} | asdict(source.record(row))
+        return asdict(source.record(row))
     except DataError as error:
-        return {"row": row, "error": str(error)}
+        return {"error": str(error)}
 
 
 def named_rows(batch: Batch) -> str:
     """`step 7 (ir, source docs, rows 3, 5, ... of 64)`, for messages."""
     plan = batch.plan
-    rows = ", ".join(str(row) for row in plan.rows[:NUM_NAMED_ROWS].tolist())
+    rows = ", ".join(map(str, plan.shown_rows[:NUM_NAMED_ROWS]))
     more = f", ... {len(plan.rows)} in all" if len(plan.rows) > NUM_NAMED_ROWS else ""
     return f"step {plan.step} ({plan.task}, source {plan.source}, rows {rows}{more})"

@@ -28,7 +28,7 @@ from trainer.export.base import folder_of_base
 from trainer.export.complete import complete_folder, open_to_readers, weights_format
 from trainer.export.embedder_files import DENSE_FOLDER
 from trainer.model.projection import WEIGHTS, Projection
-from trainer.recipe.schema import Export
+from trainer.recipe.checkpoint import Export
 
 SHARD_BYTES = 4 * 2**30
 """Size at which a weight file is closed."""

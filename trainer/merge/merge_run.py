@@ -11,7 +11,7 @@ from trainer.distributed.agree import on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.merge.driver import merge_checkpoints
 from trainer.merge.settings import MergeSettings
-from trainer.recipe.merging import MergeRecipe
+from trainer.recipe.checkpoint import MergeRecipe
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from trainer.checkpoint.continued import Continued
-from trainer.data.labels import classes_of
 from trainer.data.plan import DataPlan, make_plan
+from trainer.data.planned import groups_of
 from trainer.data.sources import Source
 from trainer.data.stretch import PlannedStretch, stretch_at
 from trainer.data.teacher import scored_rows, taught_sources
@@ -44,7 +44,7 @@ def _begun(recipe: Recipe, sources: Sequence[Source], sizes: dict[str, int]) -> 
     """A run from its first step."""
     # under `alternate` the turns do not depend on the sizes, so any size stands for an unknown one
     guessed = {source.name: _enough_rows(recipe, source) for source in recipe.data.sources}
-    plan = make_plan(recipe, guessed | sizes, classes_of(sources, recipe))
+    plan = make_plan(recipe, guessed | sizes, groups_of(sources, recipe))
     unknown = [name for name in guessed if name not in sizes]
     if unknown and (recipe.data.schedule != "alternate" or recipe.train.max_steps is None):
         return _uncounted(unknown)
@@ -80,7 +80,9 @@ def _resumed(recipe: Recipe, continued: Continued, sizes: Mapping[str, int]) -> 
     rows: list[tuple[str, ...]] = [(*COLUMNS[:4], "to come", *COLUMNS[4:])]
     shown_rows = _exposure(last.recipe, last.plan, num_steps, sizes)
     for row, seen in zip(shown_rows, last.plan.exposure(num_steps), strict=True):
-        rows.append((*row[:4], f"{seen.steps - before.get(seen.source, 0):,}", *row[4:]))
+        rows.append(
+            (*row[:4], f"{seen.steps - before.get(seen.mix or seen.source, 0):,}", *row[4:])
+        )
     spans = stretch_rows(continued.stretches, num_steps)
     shown = f"\n{_aligned([('steps', 'what changed'), *spans])}" if len(spans) > 1 else ""
     return f"{''.join([title, *since])}\n{table(rows)}{shown}"

@@ -231,6 +231,13 @@ def needs_negatives(settings: IrRecipe) -> str | None:
     return _teacher_key(settings)
 
 
+def _compares_queries(settings: IrRecipe) -> str | None:
+    """The key under which queries meet queries of other rows; None: passages alone do."""
+    if any(one in settings.directions for one in ("query_to_query", "doc_to_query")):
+        return "tasks.ir.directions"
+    return "tasks.ir.spread_out" if settings.spread_out else None
+
+
 def _taught(settings: IrRecipe) -> bool:
     """Whether hard negatives are read beside InfoNCE."""
     return settings.distillation is not None or settings.embedding_distillation is not None
@@ -250,6 +257,7 @@ KIND = TaskKind(
     guide_key="mask.guide",
     is_guided=is_guided,
     negatives_key=needs_negatives,
+    compares_queries=_compares_queries,
     check=_check,
 )
 EVAL_KIND = EvalKind(

@@ -135,6 +135,9 @@ class TaskKind:
     """From settings to whether that key is set; a teacher's vectors then do for its scores."""
     negatives_key: Callable[[Any], str | None] = lambda settings: None
     """From settings to a key that needs hard negatives in the rows; None: none does."""
+    compares_queries: Callable[[Any], str | None] = lambda settings: None
+    """From settings to the key under which queries of other rows are negatives; None: they are not.
+    """
     of_source: Callable[[Any, Any], Any] = lambda settings, source: settings
     """From settings of the task and a source's section to the settings of the source's steps."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None

@@ -1,5 +1,6 @@
 """Settings of the steps of one source: those of its task, and what the source overrides.
 
+Sources that share steps have the same settings, so the name of their mix has these too.
 Whatever decides about a step of a source asks here, so that no room reads a task's settings alone.
 """
 
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
 from trainer.recipe.kind import TaskSettings
-from trainer.recipe.schema import Recipe, SourceRecipe, Task
+from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
 
 OVERRIDES = ("global_batch_size", "negatives", "in_batch")
@@ -25,9 +26,9 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
 
     Args:
         recipe: has settings for the task of the source.
-        source: its name.
+        source: its name, or that of a mix, whose sources have the same settings.
     """
-    found = next(one for one in recipe.data.sources if one.name == source)
+    found = members_of(recipe.data, source)[0]
     settings: Any = TASKS[found.task].of_source(recipe.tasks[found.task], found)
     overrides = dict(overrides_of(found))
     if overrides.get("in_batch") is False:
@@ -38,9 +39,26 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
     return cast(TaskSettings, dataclasses.replace(settings, **overrides))
 
 
+def members_of(data: DataRecipe, name: str) -> tuple[SourceRecipe, ...]:
+    """The sources of a mix in its order, or the one source of that name."""
+    by_name = {one.name: one for one in data.sources}
+    return tuple(by_name[one] for one in data.mix.get(name, (name,)))
+
+
+def turn_of(data: DataRecipe, source: str) -> str:
+    """Whose turn the rows of a source are drawn in: the mix that it is in, or its own."""
+    return next((name for name, members in data.mix.items() if source in members), source)
+
+
 def is_balanced(recipe: Recipe, source: str) -> bool:
     """Whether the classes of a source are drawn equally often, rather than its rows."""
     return getattr(settings_of(recipe, source), "balance", None) == "classes"
+
+
+def num_length_buckets(data: DataRecipe, source: SourceRecipe) -> int:
+    """Buckets of length that the rows of a source lie in; 1: a step holds texts of any length."""
+    own = source.length_buckets
+    return (data.length_buckets if own is None else own) or 1
 
 
 def overrides_of(source: SourceRecipe) -> Mapping[str, Any]:

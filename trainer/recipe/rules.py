@@ -12,7 +12,8 @@ from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.embedding_distillation import TERM, embedding_distillation
 from trainer.recipe.eval_kinds import EVAL_KINDS, MEANS, row_kind
 from trainer.recipe.kind import Fail, Side, Words
-from trainer.recipe.per_source import key_of, overrides_of, settings_of
+from trainer.recipe.mixes import check_mixes
+from trainer.recipe.per_source import key_of, num_length_buckets, overrides_of, settings_of
 from trainer.recipe.schema import (
     EvalSetRecipe,
     LoraRecipe,
@@ -43,7 +44,9 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
         rule(recipe, fail)
     _check_label_texts(recipe, fail)
     _check_passage_instructions(recipe, fail)
+    _check_length_buckets(recipe, fail)
     _check_teacher_vectors(recipe, fail)
+    check_mixes(recipe, fail)
     _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
         rule(recipe, fail)
@@ -165,6 +168,20 @@ def _check_passage_instructions(recipe: Recipe, fail: Fail) -> None:
         key = f"data.sources.{index}.passage_instruction"
         advice = "Write it as query_instruction, or remove it."
         raise fail(key, source.passage_instruction, expected, advice)
+
+
+def _check_length_buckets(recipe: Recipe, fail: Fail) -> None:
+    """Rows whose texts are drawn from the whole source have no steps of like length."""
+    for index, source in enumerate(recipe.data.sources):
+        buckets = num_length_buckets(recipe.data, source)
+        if buckets == 1 or not TASKS[source.task].has_labels:
+            continue
+        own = f"data.sources.{index}.length_buckets"
+        expected = f"1 for source {source.name}, as steps of task {source.task} draw other rows too"
+        if source.length_buckets is not None:
+            raise fail(own, buckets, expected, "Remove it.")
+        advice = f"Set data.sources.{source.name}.length_buckets=1."
+        raise fail("data.length_buckets", buckets, expected, advice)
 
 
 def _check_overrides(recipe: Recipe, fail: Fail) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from trainer.recipe.checkpoint import CheckpointRecipe
 from trainer.recipe.eval_kinds import eval_kind_names
 from trainer.recipe.fields import OneOf, SectionsByName, bounded
 from trainer.recipe.kind import TaskSettings
-from trainer.recipe.merging import MergeRecipe
 from trainer.recipe.tasks import default_pattern, task_names, task_schemas
 
 Task = Annotated[str, OneOf(task_names)]
@@ -27,7 +27,6 @@ Schedule = Literal["alternate", "proportional", "temperature"]
 Gather = Literal["auto", "step", "layer", "chunk"]
 AUTO: Literal["auto"] = "auto"
 """Left to the memory plan."""
-Export = Literal["adapter", "merged", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +169,9 @@ class SourceRecipe:
     """Candidates of a step of this source, in place of `tasks.ir.in_batch`; null: as there. False,
     for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either. A
     path that ends in `no_in_batch_neg` means false, as in FlagEmbedding. Only for `ir`."""
+    length_buckets: int | None = bounded(None, low=1)
+    """Buckets of length of this source, in place of `data.length_buckets`; null: as there; 1: its
+    steps hold texts of any length. Not for `labels`."""
     row_settings: bool = False
     """Take from the rows of FlagEmbedding what they carry: `prompt` as `query_instruction`, and by
     `type` as `passage_instruction` too, or fewer `negatives`. The rows of a source must agree."""
@@ -211,6 +213,14 @@ class DataRecipe:
     """Stop at a malformed row, or skip it (more than 1% skipped stops the run)."""
     subset: SubsetRecipe | None = None
     """Train on a part of every source; null: on all rows. Not for `labels`."""
+    mix: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Sources of one task whose rows share steps, as `NAME: [SOURCE, SOURCE]`. They take the turns
+    that they would have had apart, and each gives its share of the rows of every step. Their steps
+    must have the same settings. Not for `labels`."""
+    length_buckets: int | None = bounded(None, low=1)
+    """Sort the rows of each source into so many buckets of equal size, by the bytes of the longest
+    text that is no hard negative, and draw each step from one bucket; null: from all rows. Not for
+    `labels`."""
     overlap: Literal["warn", "error", "drop"] | None = None
     """Compare what rows ask with what evaluation sets ask, word by word and by MinHash: tell of
     those that are equal or nearly so, refuse them, or leave them out. Null: only texts that are
@@ -322,23 +332,6 @@ class EvalRecipe:
     `checkpoint.keep`, and exported as `model/`."""
     patience: int | None = bounded(None, low=1)
     """Evaluations in a row without a better `best_metric` after which the run ends; null: never."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointRecipe:
-    """What is kept on disk."""
-
-    every_steps: int | None = bounded(None, low=1)
-    """Null: only after the last step, unless `every_minutes` is given."""
-    every_minutes: float | None = bounded(None, above=0)
-    """Also save when so much time has passed since the last save; null: by steps only."""
-    keep: int = bounded(2, low=1)
-    """Newest checkpoints kept; older ones are deleted."""
-    export: Export = "merged"
-    """`model/` of an adapter run: the base with adapters merged, the `adapter` alone (a peft folder
-    that names its base), or `both`: merged, with the peft folder in `model/adapter/`."""
-    merge: MergeRecipe | None = None
-    """Fuse the last checkpoints at the end; null: only `model/` is written."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,6 +113,11 @@ def _all_weights(settings: StsRecipe) -> Mapping[str, float]:
     return {**settings.weights, TERM.name: embedding_weight(settings)}
 
 
+def _compares_queries(settings: StsRecipe) -> str | None:
+    """The key under which texts meet those of other pairs; None: cosines of pairs alone do."""
+    return "tasks.sts.weights.infonce" if settings.weights["infonce"] else None
+
+
 def _texts_of_row(settings: StsRecipe) -> Mapping[Side, int]:
     return {"query": 2}
 
@@ -127,6 +132,7 @@ KIND = TaskKind(
     prompts={"sts": "query"},
     benchmark_prompts={"STS": "sts"},
     weights_of=_all_weights,
+    compares_queries=_compares_queries,
 )
 EVAL_KIND = EvalKind(
     name="sts",

@@ -49,7 +49,7 @@ def exposure_section(run: Run) -> str:
             TASKS[one["task"]].label,
             f"{one['num_rows']:,}",
             f"{one['steps']:,}",
-            f"{sum(step['source'] == one['source'] for step in run.steps):,}",
+            f"{sum(step['source'] == (one.get('mix') or one['source']) for step in run.steps):,}",
             f"{one['rows_seen']:,}",
             f"{one['epochs']:.2f}",
             f"{one['never']:,}",

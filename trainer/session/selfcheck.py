@@ -34,7 +34,7 @@ from trainer.engine.losses.task_loss import Vectors, prefixes_of
 from trainer.engine.materialise import lengths_of, make_chunks, plan_texts, step_key
 from trainer.preflight.checks import RunData
 from trainer.recipe.kind import reads_middle
-from trainer.recipe.per_source import settings_of, step_kinds
+from trainer.recipe.per_source import settings_of, step_kinds, turn_of
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
 from trainer.session.open import Session, open_session
@@ -131,11 +131,11 @@ def compared_steps(recipe: Recipe, plan: DataPlan) -> tuple[range, ...]:
     Sources of one task whose settings are equal have one loss, and so are one kind.
     """
     seen = {plan.turn(step)[0] for step in range(NUM_STEPS)}
-    late = [
-        min(plan.first_step_of(source.name) for source in kind.sources)
+    turns = [
+        {turn_of(recipe.data, source.name) for source in kind.sources}
         for kind in step_kinds(recipe)
-        if kind.sources and seen.isdisjoint(source.name for source in kind.sources)
     ]
+    late = [min(map(plan.first_step_of, names)) for names in turns if names and not seen & names]
     return range(NUM_STEPS), *(range(step, step + 1) for step in late)
 
 

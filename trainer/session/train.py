@@ -10,6 +10,7 @@ import torch.distributed as dist
 from trainer.checkpoint.tags import tag_of
 from trainer.data.batch import Batch
 from trainer.data.loader import batches
+from trainer.data.mixed_source import with_mixes
 from trainer.data.stretch import PlannedStretch, spans, stretch_at
 from trainer.distributed.group import joined
 from trainer.engine.bad_steps import BadSteps
@@ -143,7 +144,7 @@ class TrainingRun:
         session = self.session
         bad_steps = BadSteps(
             folder=session.folder.root,
-            sources={source.name: source for source in session.data.sources},
+            sources=with_mixes(session.recipe.data, session.data.sources),
             ranks=session.ranks,
         )
         steppers = {
