@@ -436,7 +436,7 @@ def test_a_recipe_that_learns_from_a_teacher_needs_one_source_with_scores(
 def test_a_loss_of_hard_negatives_needs_rows_that_have_some(
     tmp_path: Path, settings: dict[str, Any], key: str | None
 ) -> None:
-    plain = {"query": "q", "positives": ["p"]}
+    plain = {"query": "q", "positives": ["p"], "positive_scores": [1]}
     one = ir_source(write_jsonl(tmp_path / "a.jsonl", [plain] * 3))
     weights = {"weights": {"infonce": 1.0, "hard_negatives": 0.0}}
     ir = IrRecipe(global_batch_size=1, **(weights | settings))
@@ -449,6 +449,77 @@ def test_a_loss_of_hard_negatives_needs_rows_that_have_some(
         check_negatives(sources, recipe)
     with_some = ir_source(write_jsonl(tmp_path / "b.jsonl", [plain, OWN]))
     check_negatives([open_source(with_some, ".")], recipe)
+
+
+NO_INFONCE = {"infonce": 0.0, "hard_negatives": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"weights": {"infonce": 1.0, "hard_negatives": 1.0}}, "tasks.ir.weights.hard_negatives"),
+        ({"distillation": DistillationRecipe()}, "tasks.ir.distillation"),
+        ({"mask": MaskRecipe(guide=True)}, "tasks.ir.mask.guide"),
+    ],
+)
+@pytest.mark.parametrize("own", [None, 0])
+def test_a_source_without_hard_negatives_trains_the_other_terms(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    key: str,
+    own: int | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = {
+        "with": OWN | {"positive_scores": [1, 2], "negative_scores": [3, 4]},
+        # as many rows: what decides is whether one has hard negatives
+        "pairs": {"query": "q", "positives": ["p"], "positive_scores": [1]},
+    }
+    named = [
+        replace(ir_source(write_jsonl(tmp_path / f"{name}.jsonl", [row])), name=name)
+        for name, row in rows.items()
+    ]
+    named[1] = replace(named[1], negatives=own)
+    sources = [open_source(one, ".") for one in named]
+    ir = IrRecipe(global_batch_size=2, **settings)
+    recipe = tiny.make_recipe(tmp_path, data=DataRecipe(sources=tuple(named)), tasks={"ir": ir})
+    check_teachers(sources, recipe)
+    check_negatives(sources, recipe)
+    told = [line for line in caplog.messages if "counts for other sources alone" in line]
+    assert told == [
+        f"data.sources.pairs: no row has hard negatives; {key} counts for other sources alone"
+    ]
+    with pytest.raises(DataError, match=rf"data\.sources\.pairs: .*negatives = 0.* for {key}\."):
+        check_negatives(sources[1:], recipe)
+    alone = replace(named[1], in_batch=False)
+    data = DataRecipe(sources=(named[0], alone))
+    needs = tiny.make_recipe(tmp_path, data=data, tasks={"ir": ir})
+    with pytest.raises(DataError, match=r"data\.sources\.pairs: .* for tasks\.ir\.in_batch\."):
+        check_negatives(sources, needs)
+
+
+def test_a_source_without_scores_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scored = OWN | {"positive_scores": [1, 2], "negative_scores": [3, 4]}
+    named = [
+        replace(ir_source(write_jsonl(tmp_path / f"{name}.jsonl", [row])), name=name)
+        for name, row in (("pairs", {"query": "q", "positives": ["p"]}), ("with", scored))
+    ]
+    sources = [open_source(one, ".") for one in named]
+    ir = IrRecipe(global_batch_size=2, distillation=DistillationRecipe())
+    recipe = tiny.make_recipe(tmp_path, data=DataRecipe(sources=tuple(named)), tasks={"ir": ir})
+    check_teachers(sources, recipe)
+    check_negatives(sources, recipe)
+    assert [line for line in caplog.messages if "counts for other sources alone" in line] == [
+        "data.sources.pairs: no row has a teacher's scores; tasks.ir.distillation counts for other "
+        "sources alone"
+    ]
+    # without InfoNCE its steps have no loss
+    bare = replace(ir, weights=NO_INFONCE)
+    recipe = tiny.make_recipe(tmp_path, data=recipe.data, tasks={"ir": bare})
+    with pytest.raises(DataError, match=r"data\.sources\.pairs: .* for tasks\.ir\.distillation\."):
+        check_negatives(sources, recipe)
 
 
 @pytest.mark.parametrize("label", ["entailment", True, [1, 0]])

@@ -23,7 +23,7 @@ from trainer.objectives.prefixes import Prefix
 from trainer.objectives.regularisers import spread_out
 from trainer.recipe import ir, sts
 from trainer.recipe.embedding_distillation import EmbeddingDistillationRecipe
-from trainer.recipe.ir import IrRecipe, MaskRecipe
+from trainer.recipe.ir import DistillationRecipe, IrRecipe, MaskRecipe
 from trainer.recipe.kind import reads_middle
 from trainer.recipe.sts import StsRecipe, similarity_weights
 
@@ -178,6 +178,44 @@ def test_composed_loss_on_any_number_of_ranks_is_the_one_written_out() -> None:
         torch.testing.assert_close(reported, embedding_by_hand(table, one.texts))
         for left, right in zip([total, *torch.autograd.grad(total, table)], expected, strict=True):
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("absent", [(), (0, 3, 6), tuple(range(8))])
+def test_rows_without_hard_negatives_leave_their_terms(absent: tuple[int, ...]) -> None:
+    one, table = tiny.ir_batch(0), random_table(26, 24)
+    passages, teacher = one.passages.copy(), one.teacher.copy()
+    passages[list(absent), 2], teacher[list(absent), 2] = -1, np.nan
+    one = replace(one, passages=passages, teacher=teacher, masked=NO_PAIRS)
+    settings = IrRecipe(
+        global_batch_size=8, positives=2, temperature=0.1,
+        weights={"infonce": 0.0, "hard_negatives": 0.5},
+        distillation=DistillationRecipe(loss="kl", weight=2.0, temperature=0.1),
+    )  # fmt: skip
+    hard, taught = [], []
+    for i in set(range(8)) - set(absent):
+        for j in range(2):
+            scores = torch.stack([table[one.query[i]] @ table[passages[i, c]] for c in (j, 2)])
+            hard.append(-(scores / 0.1).log_softmax(0)[0])
+            wanted = torch.from_numpy(teacher[i, [j, 2]]).double().softmax(0)
+            if not np.isnan(teacher[i]).any():
+                taught.append((wanted * (wanted.log() - (scores / 0.1).log_softmax(0))).sum())
+    zero = 0.0 * table.sum()
+    means = {"hard_negatives": sum(hard, zero) / max(1, len(hard)),
+             "distillation": sum(taught, zero) / max(1, len(taught))}  # fmt: skip
+    want = 0.5 * means["hard_negatives"] + 2.0 * means["distillation"]
+    for world_size in (1, 2, 3):
+        terms = [
+            retrieval_loss(one, settings, Ranks(rank=rank, world_size=world_size, device=CPU))(
+                (table,), (Prefix(None),)
+            )
+            for rank in range(world_size)
+        ]
+        for name, mean in means.items():
+            torch.testing.assert_close(torch.stack([found[name] for found in terms]).sum(), mean)
+        total = torch.stack([found["loss"] for found in terms]).sum()
+        got, right = (torch.autograd.grad(x, table, retain_graph=True)[0] for x in (total, want))
+        torch.testing.assert_close(total, want, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-12)
 
 
 def test_rows_without_a_teacher_leave_the_other_terms_alone() -> None:

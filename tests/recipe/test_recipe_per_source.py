@@ -113,6 +113,29 @@ def test_a_source_without_candidates_of_others_compares_in_no_direction(file: Pa
     assert "no in_batch" in refused(file, "data.sources.pairs.in_batch=false")
 
 
+@pytest.mark.parametrize(
+    "needs",
+    [
+        "tasks.ir.weights.hard_negatives=1",
+        "tasks.ir.distillation={}",
+        "tasks.ir.mask={guide: true}",
+    ],
+)
+def test_a_source_may_go_without_hard_negatives_that_others_have(file: Path, needs: str) -> None:
+    recipe = load_recipe(file, [needs, "data.sources.tiny.negatives=0"])
+    assert [settings_of(recipe, name).negatives for name in ("docs", "tiny")] == [1, 0]
+    load_recipe(file, [needs, "tasks.ir.negatives=0", "data.sources.tiny.negatives=2"])
+    none = refused(file, needs, "data.sources.docs.negatives=0", "data.sources.tiny.negatives=0")
+    assert "data.sources.docs.negatives = 0; expected at least 1 where tasks.ir." in none
+    lone = [needs, "tasks.ir.weights.infonce=0", "data.sources.tiny.negatives=0"]
+    if "guide" not in needs:
+        assert "data.sources.2.negatives = 0; expected at least 1 where" in refused(file, *lone)
+    alone = refused(
+        file, needs, "data.sources.tiny={name: b, task: ir, path: t, negatives: 0, in_batch: false}"
+    )
+    assert "data.sources.2.negatives = 0; expected at least 1 where tasks.ir.in_batch" in alone
+
+
 def test_a_batch_that_the_ranks_do_not_divide_names_its_key(file: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"data\.sources\.tiny\.global_batch_size = 4; expected a"

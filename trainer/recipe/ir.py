@@ -213,8 +213,7 @@ def _check_candidates(settings: IrRecipe, fail: Fail) -> None:
         raise fail(key, in_batch, expected, "The others compare records of a batch.")
     hard = settings.weights["hard_negatives"]
     needing = needs_negatives(settings)
-    # a guide may know more than hard negatives: that depends on the sources
-    if needing not in (None, GUIDE) and settings.negatives == 0:
+    if needing is not None and settings.negatives == 0:
         expected = f"at least 1 where {needing} needs hard negatives"
         raise fail("tasks.ir.negatives", 0, expected, "Raise it.")
     if in_batch == "positives_only" and settings.negatives and not (hard or _taught(settings)):
@@ -223,12 +222,18 @@ def _check_candidates(settings: IrRecipe, fail: Fail) -> None:
 
 
 def needs_negatives(settings: IrRecipe) -> str | None:
-    """The key under which rows without hard negatives teach nothing; None: there is none."""
+    """The key under which rows without hard negatives have no loss; None: they have one."""
     if settings.in_batch is False:
         return "tasks.ir.in_batch"
-    if settings.weights["hard_negatives"]:
-        return "tasks.ir.weights.hard_negatives"
-    return _teacher_key(settings)
+    others = (settings.weights["infonce"], settings.spread_out, embedding_weight(settings))
+    return None if any(others) else next(iter(reads_negatives(settings)), None)
+
+
+def reads_negatives(settings: IrRecipe) -> tuple[str, ...]:
+    """The keys of what rows without hard negatives have no part in."""
+    hard = ("tasks.ir.weights.hard_negatives",) if settings.weights["hard_negatives"] else ()
+    taught = ("tasks.ir.distillation",) if settings.distillation is not None else ()
+    return (*hard, *taught, *((GUIDE,) if is_guided(settings) else ()))
 
 
 def _taught(settings: IrRecipe) -> bool:
@@ -250,6 +255,7 @@ KIND = TaskKind(
     guide_key="mask.guide",
     is_guided=is_guided,
     negatives_key=needs_negatives,
+    negatives_keys=reads_negatives,
     check=_check,
 )
 EVAL_KIND = EvalKind(

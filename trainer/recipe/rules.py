@@ -43,6 +43,7 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
         rule(recipe, fail)
     _check_label_texts(recipe, fail)
     _check_teacher_vectors(recipe, fail)
+    _check_negatives(recipe, fail)
     _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
         rule(recipe, fail)
@@ -197,12 +198,6 @@ def _check_teacher_vectors(recipe: Recipe, fail: Fail) -> None:
             expected = f"null, as tasks.{source.task} has no {TERM.name}{guide}"
             key = f"data.sources.{index}.teacher_embeddings"
             raise fail(key, folder, expected, "Add that section, or remove it.")
-        own = settings_of(recipe, source.name)
-        needing = kind.negatives_key(own)
-        if folder is None and needing is not None and getattr(own, "negatives", None) == 0:
-            expected = f"at least 1 where {needing} needs hard negatives"
-            advice = "Raise it, or name a folder of teacher_embeddings in the source."
-            raise fail(key_of(source, "negatives"), 0, expected, advice)
     for task, settings in recipe.tasks.items():
         taught = embedding_distillation(settings)
         folders = [one.teacher_embeddings for one in recipe.data.sources if one.task == task]
@@ -213,6 +208,23 @@ def _check_teacher_vectors(recipe: Recipe, fail: Fail) -> None:
                 "a source of the task with teacher_embeddings",
                 "Name its folder under data.sources, or remove the section.",
             )
+
+
+def _check_negatives(recipe: Recipe, fail: Fail) -> None:
+    """What reads hard negatives gets some from a source of its task."""
+    for task, settings in recipe.tasks.items():
+        sources = [one for one in recipe.data.sources if one.task == task]
+        for key in TASKS[task].negatives_keys(settings):
+            is_guide = key == f"tasks.{task}.{TASKS[task].guide_key}"
+            if not sources or any(
+                getattr(settings_of(recipe, one.name), "negatives", None)
+                or (is_guide and one.teacher_embeddings is not None)
+                for one in sources
+            ):
+                continue
+            more = ", or name a folder of teacher_embeddings in the source" if is_guide else ""
+            expected = f"at least 1 where {key} needs hard negatives"
+            raise fail(key_of(sources[0], "negatives"), 0, expected, f"Raise it{more}.")
 
 
 def _fail_of_source(source: SourceRecipe, index: int, fail: Fail) -> Fail:
