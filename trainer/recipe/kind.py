@@ -140,6 +140,9 @@ class TaskKind:
     """From settings to the keys of what rows without hard negatives have no part in."""
     of_source: Callable[[Any, Any], Any] = lambda settings, source: settings
     """From settings of the task and a source's section to the settings of the source's steps."""
+    overridden: Callable[[Any, frozenset[str]], Any] = lambda settings, names: settings
+    """From settings of a source's steps, and the names of those that it overrides, to the settings
+    without what the task asks for and the source leaves no place for."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
 

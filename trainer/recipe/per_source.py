@@ -30,12 +30,10 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
     found = next(one for one in recipe.data.sources if one.name == source)
     settings: Any = TASKS[found.task].of_source(recipe.tasks[found.task], found)
     overrides = dict(overrides_of(found))
-    if overrides.get("in_batch") is False:
-        # its records are compared with no other, whatever the task compares
-        overrides |= {"directions": ("query_to_doc",), "spread_out": 0.0}
     if found.teacher_embeddings is None and embedding_distillation(settings) is not None:
         overrides[TERM.name] = None
-    return cast(TaskSettings, dataclasses.replace(settings, **overrides))
+    own = dataclasses.replace(settings, **overrides)
+    return cast(TaskSettings, TASKS[found.task].overridden(own, frozenset(overrides)))
 
 
 def is_balanced(recipe: Recipe, source: str) -> bool:
