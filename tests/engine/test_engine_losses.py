@@ -255,6 +255,24 @@ def test_similarity_learns_vectors_whatever_its_other_terms_do(cross_device: boo
         torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-9)
 
 
+def test_the_middle_layer_is_whole_beside_the_whole_vector() -> None:
+    one, last = tiny.sts_batch(0), random_table(16, 8)
+    middle = random_table(16, 24).detach().requires_grad_()
+    settings = StsRecipe(global_batch_size=8, weights=similarity_weights())
+    loss = similarity_loss(one, settings, Ranks(rank=0, world_size=1, device=CPU))
+    plain = loss((last, middle), (Prefix(None),))
+    whole = loss((last, middle), (Prefix(8),))
+    for name, value in plain.items():
+        assert torch.equal(whole[name], value)
+    (got,) = torch.autograd.grad(whole["infonce"], middle, retain_graph=True)
+    assert bool((got[:, 8:] != 0).any())
+    # a shorter part has the first numbers of each layer, normalised
+    shorter = loss((last, middle), (Prefix(8), Prefix(4, 0.5)))
+    cut = [torch.nn.functional.normalize(table[:, :4], dim=1) for table in (last, middle)]
+    part = loss(tuple(cut), (Prefix(None),))
+    torch.testing.assert_close(shorter["infonce"], plain["infonce"] + 0.5 * part["infonce"])
+
+
 def test_vectors_may_be_all_that_is_learned() -> None:
     settings = IrRecipe(
         global_batch_size=8,
