@@ -88,6 +88,26 @@ READ: dict[str, tuple[dict[str, Any], Scores]] = {
         {"query": "q", "document": ["n", "p", "m"], "labels": [0, 1, 0], "scores": [1, 9, 2]},
         ((9,), (1, 2)),
     ),
+    "scores of a sure teacher": (MINED | {"scores": [1.0, 0.0, 0.0]}, ((1,), (0, 0))),
+    "the score of a sure teacher": (TRIPLET | {"score": [1, 0]}, ((1,), (0,))),
+    "labels of 1 and 0": (MINED | {"labels": [1, 0, 0]}, None),
+    "texts in order of their labels": (
+        {"query": "q", "docs": ["p", "n", "m"], "labels": [0.9, 0.2, 0.1]},
+        ((0.9,), (0.2, 0.1)),
+    ),
+    "grades": (
+        {"query": "q", "document": ["n", "p", "r", "m"], "labels": [1, 3, 3, 0]},
+        ((3, 3), (1, 0)),
+    ),
+    "logits as labels": (
+        {"query": "q", "docs": ["n", "p"], "labels": [-4.5, -1]},
+        ((-1,), (-4.5,)),
+    ),
+    "grades and scores": (
+        {"query": "q", "docs": ["n", "p", "m"], "labels": [1, 2, 0], "scores": [5, 9, 2]},
+        ((9,), (5, 2)),
+    ),
+    "docs with labels of 1 and 0": ({"query": "q", "docs": ["n", "p"], "labels": [0, 1]}, None),
     "a number beside two negatives is no margin": (MINED | {"label": 1}, None),
     "a label of a pair": ({"query": "q", "answer": "p", "label": 1}, None),
     "the score of a pair": ({"query": "q", "answer": "p", "scores": [4]}, ((4,), ())),
@@ -211,6 +231,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nan as margin": (TRIPLET | {"label": NAN}, "label = nan; expected a finite number"),
     "large margin": (TRIPLET | {"label": 1e200}, r"label = 1e\+200; expected a finite number"),
     "word among scores": (TRIPLET | {"scores": [1, "a"]}, r'scores\[1\] = "a"; expected a number'),
+    "labels that are all alike": (
+        {"query": "q", "document": ["n", "p"], "labels": [0.5, 0.5]},
+        r"labels = \[0.5, 0.5\]; expected one above others",
+    ),
+    "nan among labels": (
+        {"query": "q", "document": ["n", "p"], "labels": [NAN, 0.5]},
+        r"labels\[0\] = nan; expected a finite number",
+    ),
     "scores of labels": (
         {"query": "q", "document": ["n", "p"], "labels": [0, 1], "scores": [1]},
         "scores = a list of length 1; expected a list of length 2",
@@ -226,7 +254,7 @@ def test_wrong_scores_are_named_or_skipped(
     if "positive_passages" in row:
         bare = tevatron(None, None, None)
     if "document" in row:
-        bare = row | {"scores": None}
+        bare = row | {"scores": None, "labels": [0, 1]}
     rows = [bare, row, *[bare] * 99]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(DataError, match=rf"a\.jsonl:2: {message}"):
