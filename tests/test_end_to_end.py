@@ -213,9 +213,22 @@ def test_output_folder_of_another_run_is_refused(finished: Path) -> None:
     assert "Traceback" not in ended.err
 
 
+COMPOSED = (
+    # a middle layer of another size than the last, which a term of STS reads
+    "model.projection={size: 24, bias: true, activation: tanh}",
+    "model.matryoshka={dims: [24, 8], weights: [1, 0.5]}",
+    "tasks.ir.directions=[query_to_doc, query_to_query, doc_to_query, doc_to_doc]",
+    "tasks.ir.mask={margin: 0.1, of: own}",
+    "tasks.ir.hardness=2",
+    "tasks.ir.spread_out=0.5",
+    "tasks.ir.weights.hard_negatives=0.5",
+    "tasks.sts.weights.angle=1",
+)
+
+
 def test_selfcheck_passes_and_names_a_planted_error(finished: Path, workspace: Path) -> None:
     recipe = ("--recipe", str(workspace / "recipe.yaml"), "--selfcheck")
-    passed = finish_forked(workspace, *recipe, ranks=2)
+    passed = finish_forked(workspace, *recipe, *COMPOSED, ranks=2)
     assert passed.code == 0, passed.out + passed.err
     assert "selfcheck passed" in passed.out
     found = re.search(

@@ -88,6 +88,26 @@ READ: dict[str, tuple[dict[str, Any], Scores]] = {
         {"query": "q", "document": ["n", "p", "m"], "labels": [0, 1, 0], "scores": [1, 9, 2]},
         ((9,), (1, 2)),
     ),
+    "scores of a sure teacher": (MINED | {"scores": [1.0, 0.0, 0.0]}, ((1,), (0, 0))),
+    "the score of a sure teacher": (TRIPLET | {"score": [1, 0]}, ((1,), (0,))),
+    "labels of 1 and 0": (MINED | {"labels": [1, 0, 0]}, None),
+    "texts in order of their labels": (
+        {"query": "q", "docs": ["p", "n", "m"], "labels": [0.9, 0.2, 0.1]},
+        ((0.9,), (0.2, 0.1)),
+    ),
+    "grades": (
+        {"query": "q", "document": ["n", "p", "r", "m"], "labels": [1, 3, 3, 0]},
+        ((3, 3), (1, 0)),
+    ),
+    "logits as labels": (
+        {"query": "q", "docs": ["n", "p"], "labels": [-4.5, -1]},
+        ((-1,), (-4.5,)),
+    ),
+    "grades and scores": (
+        {"query": "q", "docs": ["n", "p", "m"], "labels": [1, 2, 0], "scores": [5, 9, 2]},
+        ((9,), (5, 2)),
+    ),
+    "docs with labels of 1 and 0": ({"query": "q", "docs": ["n", "p"], "labels": [0, 1]}, None),
     "a number beside two negatives is no margin": (MINED | {"label": 1}, None),
     "a label of a pair": ({"query": "q", "answer": "p", "label": 1}, None),
     "the score of a pair": ({"query": "q", "answer": "p", "scores": [4]}, ((4,), ())),
@@ -211,6 +231,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nan as margin": (TRIPLET | {"label": NAN}, "label = nan; expected a finite number"),
     "large margin": (TRIPLET | {"label": 1e200}, r"label = 1e\+200; expected a finite number"),
     "word among scores": (TRIPLET | {"scores": [1, "a"]}, r'scores\[1\] = "a"; expected a number'),
+    "labels that are all alike": (
+        {"query": "q", "document": ["n", "p"], "labels": [0.5, 0.5]},
+        r"labels = \[0.5, 0.5\]; expected one above others",
+    ),
+    "nan among labels": (
+        {"query": "q", "document": ["n", "p"], "labels": [NAN, 0.5]},
+        r"labels\[0\] = nan; expected a finite number",
+    ),
     "scores of labels": (
         {"query": "q", "document": ["n", "p"], "labels": [0, 1], "scores": [1]},
         "scores = a list of length 1; expected a list of length 2",
@@ -226,7 +254,7 @@ def test_wrong_scores_are_named_or_skipped(
     if "positive_passages" in row:
         bare = tevatron(None, None, None)
     if "document" in row:
-        bare = row | {"scores": None}
+        bare = row | {"scores": None, "labels": [0, 1]}
     rows = [bare, row, *[bare] * 99]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(DataError, match=rf"a\.jsonl:2: {message}"):
@@ -436,7 +464,7 @@ def test_a_recipe_that_learns_from_a_teacher_needs_one_source_with_scores(
 def test_a_loss_of_hard_negatives_needs_rows_that_have_some(
     tmp_path: Path, settings: dict[str, Any], key: str | None
 ) -> None:
-    plain = {"query": "q", "positives": ["p"]}
+    plain = {"query": "q", "positives": ["p"], "positive_scores": [1]}
     one = ir_source(write_jsonl(tmp_path / "a.jsonl", [plain] * 3))
     weights = {"weights": {"infonce": 1.0, "hard_negatives": 0.0}}
     ir = IrRecipe(global_batch_size=1, **(weights | settings))
@@ -469,6 +497,77 @@ def test_the_key_that_needs_negatives_is_one_that_can_be_changed(
     recipe = tiny.make_recipe(tmp_path, data=DataRecipe(sources=(one,)))
     with pytest.raises(DataError, match=said):
         check_negatives([open_source(one, ".")], recipe)
+
+
+NO_INFONCE = {"infonce": 0.0, "hard_negatives": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"weights": {"infonce": 1.0, "hard_negatives": 1.0}}, "tasks.ir.weights.hard_negatives"),
+        ({"distillation": DistillationRecipe()}, "tasks.ir.distillation"),
+        ({"mask": MaskRecipe(guide=True)}, "tasks.ir.mask.guide"),
+    ],
+)
+@pytest.mark.parametrize("own", [None, 0])
+def test_a_source_without_hard_negatives_trains_the_other_terms(
+    tmp_path: Path,
+    settings: dict[str, Any],
+    key: str,
+    own: int | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = {
+        "with": OWN | {"positive_scores": [1, 2], "negative_scores": [3, 4]},
+        # as many rows: what decides is whether one has hard negatives
+        "pairs": {"query": "q", "positives": ["p"], "positive_scores": [1]},
+    }
+    named = [
+        replace(ir_source(write_jsonl(tmp_path / f"{name}.jsonl", [row])), name=name)
+        for name, row in rows.items()
+    ]
+    named[1] = replace(named[1], negatives=own)
+    sources = [open_source(one, ".") for one in named]
+    ir = IrRecipe(global_batch_size=2, **settings)
+    recipe = tiny.make_recipe(tmp_path, data=DataRecipe(sources=tuple(named)), tasks={"ir": ir})
+    check_teachers(sources, recipe)
+    check_negatives(sources, recipe)
+    told = [line for line in caplog.messages if "counts for other sources alone" in line]
+    assert told == [
+        f"data.sources.pairs: no row has hard negatives; {key} counts for other sources alone"
+    ]
+    with pytest.raises(DataError, match=rf"data\.sources\.pairs: .*negatives = 0.* for {key}\."):
+        check_negatives(sources[1:], recipe)
+    alone = replace(named[1], in_batch=False)
+    data = DataRecipe(sources=(named[0], alone))
+    needs = tiny.make_recipe(tmp_path, data=data, tasks={"ir": ir})
+    with pytest.raises(DataError, match=r"data\.sources\.pairs: .* for tasks\.ir\.in_batch\."):
+        check_negatives(sources, needs)
+
+
+def test_a_source_without_scores_is_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scored = OWN | {"positive_scores": [1, 2], "negative_scores": [3, 4]}
+    named = [
+        replace(ir_source(write_jsonl(tmp_path / f"{name}.jsonl", [row])), name=name)
+        for name, row in (("pairs", {"query": "q", "positives": ["p"]}), ("with", scored))
+    ]
+    sources = [open_source(one, ".") for one in named]
+    ir = IrRecipe(global_batch_size=2, distillation=DistillationRecipe())
+    recipe = tiny.make_recipe(tmp_path, data=DataRecipe(sources=tuple(named)), tasks={"ir": ir})
+    check_teachers(sources, recipe)
+    check_negatives(sources, recipe)
+    assert [line for line in caplog.messages if "counts for other sources alone" in line] == [
+        "data.sources.pairs: no row has a teacher's scores; tasks.ir.distillation counts for other "
+        "sources alone"
+    ]
+    # without InfoNCE its steps have no loss
+    bare = replace(ir, weights=NO_INFONCE)
+    recipe = tiny.make_recipe(tmp_path, data=recipe.data, tasks={"ir": bare})
+    with pytest.raises(DataError, match=r"data\.sources\.pairs: .* for tasks\.ir\.distillation\."):
+        check_negatives(sources, recipe)
 
 
 @pytest.mark.parametrize("label", ["entailment", True, [1, 0]])

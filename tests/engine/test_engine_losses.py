@@ -23,7 +23,7 @@ from trainer.objectives.prefixes import Prefix
 from trainer.objectives.regularisers import spread_out
 from trainer.recipe import ir, sts
 from trainer.recipe.embedding_distillation import EmbeddingDistillationRecipe
-from trainer.recipe.ir import IrRecipe, MaskRecipe
+from trainer.recipe.ir import DistillationRecipe, IrRecipe, MaskRecipe
 from trainer.recipe.kind import reads_middle
 from trainer.recipe.sts import StsRecipe, similarity_weights
 
@@ -180,6 +180,44 @@ def test_composed_loss_on_any_number_of_ranks_is_the_one_written_out() -> None:
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("absent", [(), (0, 3, 6), tuple(range(8))])
+def test_rows_without_hard_negatives_leave_their_terms(absent: tuple[int, ...]) -> None:
+    one, table = tiny.ir_batch(0), random_table(26, 24)
+    passages, teacher = one.passages.copy(), one.teacher.copy()
+    passages[list(absent), 2], teacher[list(absent), 2] = -1, np.nan
+    one = replace(one, passages=passages, teacher=teacher, masked=NO_PAIRS)
+    settings = IrRecipe(
+        global_batch_size=8, positives=2, temperature=0.1,
+        weights={"infonce": 0.0, "hard_negatives": 0.5},
+        distillation=DistillationRecipe(loss="kl", weight=2.0, temperature=0.1),
+    )  # fmt: skip
+    hard, taught = [], []
+    for i in set(range(8)) - set(absent):
+        for j in range(2):
+            scores = torch.stack([table[one.query[i]] @ table[passages[i, c]] for c in (j, 2)])
+            hard.append(-(scores / 0.1).log_softmax(0)[0])
+            wanted = torch.from_numpy(teacher[i, [j, 2]]).double().softmax(0)
+            if not np.isnan(teacher[i]).any():
+                taught.append((wanted * (wanted.log() - (scores / 0.1).log_softmax(0))).sum())
+    zero = 0.0 * table.sum()
+    means = {"hard_negatives": sum(hard, zero) / max(1, len(hard)),
+             "distillation": sum(taught, zero) / max(1, len(taught))}  # fmt: skip
+    want = 0.5 * means["hard_negatives"] + 2.0 * means["distillation"]
+    for world_size in (1, 2, 3):
+        terms = [
+            retrieval_loss(one, settings, Ranks(rank=rank, world_size=world_size, device=CPU))(
+                (table,), (Prefix(None),)
+            )
+            for rank in range(world_size)
+        ]
+        for name, mean in means.items():
+            torch.testing.assert_close(torch.stack([found[name] for found in terms]).sum(), mean)
+        total = torch.stack([found["loss"] for found in terms]).sum()
+        got, right = (torch.autograd.grad(x, table, retain_graph=True)[0] for x in (total, want))
+        torch.testing.assert_close(total, want, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-12)
+
+
 def test_rows_without_a_teacher_leave_the_other_terms_alone() -> None:
     settings = tiny.composed_recipe(Path("unused")).tasks["ir"]
     one = replace(tiny.ir_batch(0), teacher=None)
@@ -215,6 +253,24 @@ def test_similarity_learns_vectors_whatever_its_other_terms_do(cross_device: boo
         torch.testing.assert_close(totals[1], expected)
         got, right = (torch.autograd.grad(x, table)[0] for x in (totals[1], expected))
         torch.testing.assert_close(got, right, rtol=1e-9, atol=1e-9)
+
+
+def test_the_middle_layer_is_whole_beside_the_whole_vector() -> None:
+    one, last = tiny.sts_batch(0), random_table(16, 8)
+    middle = random_table(16, 24).detach().requires_grad_()
+    settings = StsRecipe(global_batch_size=8, weights=similarity_weights())
+    loss = similarity_loss(one, settings, Ranks(rank=0, world_size=1, device=CPU))
+    plain = loss((last, middle), (Prefix(None),))
+    whole = loss((last, middle), (Prefix(8),))
+    for name, value in plain.items():
+        assert torch.equal(whole[name], value)
+    (got,) = torch.autograd.grad(whole["infonce"], middle, retain_graph=True)
+    assert bool((got[:, 8:] != 0).any())
+    # a shorter part has the first numbers of each layer, normalised
+    shorter = loss((last, middle), (Prefix(8), Prefix(4, 0.5)))
+    cut = [torch.nn.functional.normalize(table[:, :4], dim=1) for table in (last, middle)]
+    part = loss(tuple(cut), (Prefix(None),))
+    torch.testing.assert_close(shorter["infonce"], plain["infonce"] + 0.5 * part["infonce"])
 
 
 def test_vectors_may_be_all_that_is_learned() -> None:

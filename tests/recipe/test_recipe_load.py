@@ -377,6 +377,9 @@ def test_off_needs_no_quotes(recipe_file: Path, tmp_path: Path, word: str) -> No
     assert "engine.share_prefix = true; expected one of auto, off" in message
 
 
+TAUGHT_ALONE = ["tasks.ir.weights.infonce=0", "tasks.ir.distillation={}"]
+
+
 def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(
         recipe_file,
@@ -436,6 +439,42 @@ def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) ->
                 "tasks.ir.directions=[query_to_doc, doc_to_doc]",
             ],
             ["directions = ", "weights.infonce is 0"],
+        ),
+        (
+            ["tasks.ir.weights={infonce: 0, hard_negatives: 1}", "tasks.ir.in_batch=positives"],
+            ["tasks.ir.in_batch = 'positives'; expected true where", "weights.infonce is 0"],
+        ),
+        (
+            ["tasks.ir.weights={infonce: 0, hard_negatives: 1}", "tasks.ir.in_batch=false"],
+            ["tasks.ir.in_batch = false; expected true where", "weights.infonce is 0"],
+        ),
+        (
+            [
+                "tasks.ir.weights={infonce: 0, hard_negatives: 1}",
+                "tasks.ir.hardness=3",
+                "tasks.ir.hardness_of=in_batch",
+            ],
+            ["tasks.ir.hardness_of = 'in_batch'; expected all or hard", "weights.infonce is 0"],
+        ),
+        (
+            [*TAUGHT_ALONE, "tasks.ir.hardness=3"],
+            ["tasks.ir.hardness = 3.0; expected 0 where tasks.ir.weights of InfoNCE are 0"],
+        ),
+        (
+            [*TAUGHT_ALONE, "tasks.ir.mask={margin: 0.1}"],
+            ["tasks.ir.mask = a section; expected known where tasks.ir.weights of InfoNCE are 0"],
+        ),
+        (
+            [*TAUGHT_ALONE, "tasks.ir.mask=none"],
+            ["tasks.ir.mask = 'none'; expected known where"],
+        ),
+        (
+            [*TAUGHT_ALONE, "tasks.ir.in_batch=positives_only"],
+            ["tasks.ir.in_batch = 'positives_only'; expected true where"],
+        ),
+        (
+            ["tasks.ir.negatives=0", "tasks.ir.hardness=3", "tasks.ir.hardness_of=hard"],
+            ["tasks.ir.hardness_of = 'hard'; expected all or in_batch where negatives is 0"],
         ),
         (
             ["data.sources.docs.teacher_embeddings=t"],

@@ -104,13 +104,59 @@ def test_the_selfcheck_compares_every_kind_of_step(file: Path) -> None:
 
 def test_a_source_without_candidates_of_others_compares_in_no_direction(file: Path) -> None:
     all_four = "tasks.ir.directions=[query_to_doc, query_to_query, doc_to_query, doc_to_doc]"
-    recipe = load_recipe(file, [all_four, "data.sources.tiny.in_batch=false"])
+    more = ("tasks.ir.spread_out=0.5", "tasks.ir.hardness=3", "tasks.ir.hardness_of=in_batch")
+    recipe = load_recipe(file, [all_four, *more, "data.sources.tiny.in_batch=false"])
     docs, tiny = (settings_of(recipe, name) for name in ("docs", "tiny"))
     assert isinstance(docs, IrRecipe)
     assert isinstance(tiny, IrRecipe)
     assert (docs.in_batch, len(docs.directions)) == (True, 4)
     assert (tiny.in_batch, tiny.directions) == (False, ("query_to_doc",))
+    # the spread is no comparison of candidates; of other queries there are none to be harder
+    assert (docs.spread_out, docs.hardness, docs.hardness_of) == (0.5, 3, "in_batch")
+    assert (tiny.spread_out, tiny.hardness, tiny.hardness_of) == (0.5, 0, "all")
+    assert load_recipe(write(file.parent, dump_recipe(recipe))) == recipe
     assert "no in_batch" in refused(file, "data.sources.pairs.in_batch=false")
+
+
+@pytest.mark.parametrize("own", ["{negatives: 0}", "{in_batch: positives_only, negatives: 0}"])
+def test_hardness_of_hard_negatives_is_not_for_a_source_without(file: Path, own: str) -> None:
+    harder = ("tasks.ir.hardness=3", "tasks.ir.hardness_of=hard")
+    source = f"data.sources.tiny={{name: tiny, task: ir, path: t, {own[1:]}"
+    recipe = load_recipe(file, [*harder, source])
+    docs, tiny = (settings_of(recipe, name) for name in ("docs", "tiny"))
+    assert isinstance(docs, IrRecipe)
+    assert isinstance(tiny, IrRecipe)
+    assert (docs.hardness, docs.hardness_of) == (3, "hard")
+    assert (tiny.hardness, tiny.hardness_of) == (0, "all")
+
+
+def test_what_a_source_lends_is_of_no_matter_without_infonce(file: Path) -> None:
+    hard = "tasks.ir.weights={infonce: 0, hard_negatives: 1}"
+    recipe = load_recipe(file, [hard, "data.sources.tiny.path=x_no_in_batch_neg"])
+    assert settings_of(recipe, "tiny") == settings_of(recipe, "docs")
+
+
+@pytest.mark.parametrize(
+    "needs",
+    [
+        "tasks.ir.weights.hard_negatives=1",
+        "tasks.ir.distillation={}",
+        "tasks.ir.mask={guide: true}",
+    ],
+)
+def test_a_source_may_go_without_hard_negatives_that_others_have(file: Path, needs: str) -> None:
+    recipe = load_recipe(file, [needs, "data.sources.tiny.negatives=0"])
+    assert [settings_of(recipe, name).negatives for name in ("docs", "tiny")] == [1, 0]
+    load_recipe(file, [needs, "tasks.ir.negatives=0", "data.sources.tiny.negatives=2"])
+    none = refused(file, needs, "data.sources.docs.negatives=0", "data.sources.tiny.negatives=0")
+    assert "data.sources.docs.negatives = 0; expected at least 1 where tasks.ir." in none
+    lone = [needs, "tasks.ir.weights.infonce=0", "data.sources.tiny.negatives=0"]
+    if "guide" not in needs:
+        assert "data.sources.2.negatives = 0; expected at least 1 where" in refused(file, *lone)
+    alone = refused(
+        file, needs, "data.sources.tiny={name: b, task: ir, path: t, negatives: 0, in_batch: false}"
+    )
+    assert "data.sources.2.negatives = 0; expected at least 1 where tasks.ir.in_batch" in alone
 
 
 def test_a_batch_that_the_ranks_do_not_divide_names_its_key(file: Path) -> None:

@@ -14,8 +14,9 @@ from trainer.data.sources import Source
 from trainer.data.teacher_vectors import NO_ROW, TEXTS, TeacherVectors
 from trainer.errors import DataError
 from trainer.recipe.embedding_distillation import embedding_distillation
+from trainer.recipe.kind import TaskKind
 from trainer.recipe.per_source import NO_IN_BATCH_NEGATIVES, key_of, overrides_of, settings_of
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import Recipe, Task
 from trainer.recipe.tasks import TASKS
 
 LOOKED_AT = 1000
@@ -87,30 +88,81 @@ def _is_of_guide(task: str, key: str) -> bool:
 
 
 def check_negatives(sources: Sequence[Source], recipe: Recipe) -> None:
-    """Refuse a source without hard negatives where a term of its steps is nothing without them.
+    """Refuse a source that has no loss without hard negatives, and keys that none of a task serves.
 
-    Rows are looked at until one has a negative; of a large source, some that lie far apart.
+    A source without hard negatives beside one that has some is told of: its rows train the other
+    terms. Rows are looked at until one has a negative; of a large source, some that lie far apart.
 
     Raises:
         DataError: naming the key and the source.
     """
-    for source in sources:
-        own = next(one for one in recipe.data.sources if one.name == source.name)
-        key = TASKS[own.task].negatives_key(settings_of(recipe, source.name))
-        if key is None or (source.teacher_vectors is not None and _is_of_guide(own.task, key)):
-            continue
-        rows = sorted({len(source) * i // LOOKED_AT for i in range(LOOKED_AT)})
-        if not any(getattr(source.record(row), "negatives", ()) for row in rows):
-            name = key.removeprefix(f"tasks.{own.task}.")
-            key = key_of(own, name)
-            why, remove = key, f"or remove {key} or the source"
-            if name in overrides_of(own) and getattr(own, name) is None:
-                why = f"{key}=false, which path means as it ends in {NO_IN_BATCH_NEGATIVES}"
-                remove = f"set {key}=true, or remove the source"
-            raise DataError(
-                f"data.sources.{source.name}: rows with hard negatives = 0 of {len(rows)} that "
-                f"were looked at; expected some for {why}. Mine negatives, {remove}."
-            )
+    for task, settings in recipe.tasks.items():
+        names = {one.name for one in recipe.data.sources if one.task == task}
+        own = [source for source in sources if source.name in names]
+        without = {one.name for one in own if _lacks_negatives(one, recipe, TASKS[task])}
+        for key in TASKS[task].negatives_keys(settings) if without else ():
+            _check_some_have_negatives(own, without, recipe, task, key)
+
+
+def _lacks_negatives(source: Source, recipe: Recipe, kind: TaskKind) -> bool:
+    """Whether something reads hard negatives that a source does not have.
+
+    Raises:
+        DataError: if its steps have no loss then.
+    """
+    settings = settings_of(recipe, source.name)
+    key = kind.negatives_key(settings)
+    if key is None and not kind.negatives_keys(settings):
+        return False
+    has_some = any(getattr(source.record(row), "negatives", ()) for row in _looked_at(source))
+    if key is not None and not has_some:
+        raise _no_negatives(source, recipe, key)
+    return not has_some or getattr(settings, "negatives", None) == 0
+
+
+def _looked_at(source: Source) -> Sequence[int]:
+    """Rows that are looked at for hard negatives."""
+    return sorted({len(source) * i // LOOKED_AT for i in range(LOOKED_AT)})
+
+
+def _no_negatives(source: Source, recipe: Recipe, key: str) -> DataError:
+    own = next(one for one in recipe.data.sources if one.name == source.name)
+    name = key.removeprefix(f"tasks.{own.task}.")
+    key = why = key_of(own, name)
+    advice = f"Mine negatives, or remove {key} or the source."
+    if name in overrides_of(own) and getattr(own, name) is None:
+        why = f"{key}=false, which path means as it ends in {NO_IN_BATCH_NEGATIVES}"
+        advice = f"Mine negatives, set {key}=true, or remove the source."
+    if getattr(settings_of(recipe, source.name), "negatives", None) == 0:
+        return DataError(
+            f"data.sources.{source.name}: negatives = 0 in its steps; expected at least 1 for "
+            f"{why}. {advice}"
+        )
+    return DataError(
+        f"data.sources.{source.name}: rows with hard negatives = 0 of {len(_looked_at(source))} "
+        f"that were looked at; expected some for {why}. {advice}"
+    )
+
+
+def _check_some_have_negatives(
+    own: Sequence[Source], without: set[str], recipe: Recipe, task: Task, key: str
+) -> None:
+    """Refuse a key that no source of its task can serve; tell of a source that cannot.
+
+    A teacher's scores without hard negatives say nothing; sources without scores were told of.
+    """
+    is_guide = _is_of_guide(task, key)
+    of_teacher = is_guide or key == TASKS[task].teacher_key(recipe.tasks[task])
+    by_vectors = {one.name for one in own if is_guide and one.teacher_vectors is not None}
+    asked = [one for one in own if one.num_scored or not of_teacher or one.name in by_vectors]
+    lacking = [one for one in asked if one.name in without - by_vectors]
+    if lacking and len(lacking) == len(asked):
+        raise _no_negatives(lacking[0], recipe, key)
+    for source in lacking:
+        logger.warning(
+            "data.sources.%s: no row has hard negatives; %s counts for other sources alone",
+            source.name, key,
+        )  # fmt: skip
 
 
 def scored_rows(sources: Sequence[Source]) -> dict[str, int]:

@@ -29,9 +29,10 @@ from trainer.objectives.supervised import supcon
 Distance = Callable[[Tensor, Tensor], Tensor]
 """From scores and a teacher's [b, C], positive first, to a scalar []: see `distillation`."""
 
-Share = Literal["rows", "taught", "texts", "batch"]
-"""A mean over this rank's rows, over those that a teacher scored, over this rank's share of the
-distinct texts, or the whole batch's value."""
+Share = Literal["rows", "contrasted", "taught", "texts", "batch"]
+"""A mean over this rank's rows, the same where rows without hard negatives are 0 and do not count,
+over rows that a teacher scored, over this rank's share of the distinct texts, or the whole batch's
+value."""
 
 Parts = Literal["each", "summed", "whole"]
 """What a term does about leading parts of vectors: it is called on each of them, it takes them as
@@ -163,6 +164,9 @@ def cosent_at_temperature(pred: Tensor, gold: Tensor, *, temperature: float) -> 
 def hard_negatives_nce(queries: Tensor, passages: Tensor, **options: Any) -> Tensor:
     """InfoNCE whose only candidates are the query's own positive and hard negatives.
 
+    A query without hard negatives has 0, exactly, and is counted in the mean over the queries: its
+    share of the batch leaves it out.
+
     Reference: the hard loss of F2LLM, Zhang et al. 2025, arXiv:2510.02294.
     """
     return info_nce(queries, passages, in_batch=False, **options)
@@ -255,6 +259,7 @@ RETRIEVAL_TERMS = table(
         function=hard_negatives_nce,
         reads=("queries", "passages"),
         options=_OPTIONS,
+        share="contrasted",
         parts="summed",
     ),
     Term(

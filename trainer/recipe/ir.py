@@ -1,7 +1,7 @@
 """Retrieval as a recipe writes it: a query, its positives, its hard negatives."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from trainer.recipe.embedding_distillation import (
@@ -58,6 +58,10 @@ TERMS = term_table(
 """Terms of the retrieval loss."""
 
 
+UNREAD = {"directions": "query_to_doc alone", "in_batch": "true"}
+"""Keys that `weights.infonce` alone reads, each with its default in words."""
+UNREAD_BY_BOTH = {"mask": "known", "hardness": "0"}
+"""Keys that `weights.hard_negatives` reads too."""
 GUIDE = "tasks.ir.mask.guide"
 """Key that lets a teacher say which candidates are left out."""
 
@@ -181,24 +185,56 @@ def _check(settings: IrRecipe, fail: Fail) -> None:
     if "query_to_doc" not in directions or len(set(directions)) < len(directions):
         expected = "query_to_doc and others, each once"
         raise fail("tasks.ir.directions", directions, expected, "Correct the list.")
-    _check_hardness(settings, fail)
-    if settings.weights["infonce"] == 0 and len(directions) > 1:
-        expected = "query_to_doc alone where tasks.ir.weights.infonce is 0"
-        raise fail("tasks.ir.directions", directions, expected, "Raise the weight.")
-
-
-def _check_hardness(settings: IrRecipe, fail: Fail) -> None:
-    """Some candidate is among those that are made harder."""
+    _check_infonce(settings, fail)
     key, of = "tasks.ir.hardness_of", settings.hardness_of
     if of != "all" and settings.hardness == 0:
         raise fail(key, of, "all where tasks.ir.hardness is 0", "Set hardness.")
+    lacking = _hardens_nothing(settings)
+    if lacking is not None:
+        raise fail(key, of, *lacking)
+
+
+def _check_infonce(settings: IrRecipe, fail: Fail) -> None:
+    """What belongs to InfoNCE is left as it is where no term reads it."""
+    if settings.weights["infonce"] > 0:
+        return
+    hard = settings.weights["hard_negatives"] > 0
+    unread = UNREAD if hard else UNREAD | UNREAD_BY_BOTH
+    zero = "tasks.ir.weights.infonce is 0" if hard else "tasks.ir.weights of InfoNCE are 0"
+    for name, default in unread.items():
+        got = getattr(settings, name)
+        if got != getattr(IrRecipe, name):
+            shown = Words("a section") if isinstance(got, MaskRecipe) else got
+            advice = "Raise the weight, or remove the key."
+            raise fail(f"tasks.ir.{name}", shown, f"{default} where {zero}", advice)
+
+
+def _hardens_nothing(settings: IrRecipe) -> tuple[str, str] | None:
+    """What `hardness_of` may be where it names no candidates, and why; None: there are some."""
+    of, hard = settings.hardness_of, settings.weights["hard_negatives"] > 0
     if of == "in_batch" and settings.in_batch is False:
-        expected = "all or hard where in_batch is false"
-        raise fail(key, of, expected, "There are no candidates of other queries.")
-    own_negatives = settings.in_batch != "positives_only" or settings.weights["hard_negatives"] > 0
-    if of == "hard" and not own_negatives:
+        return "all or hard where in_batch is false", "There are no candidates of other queries."
+    if of == "in_batch" and settings.weights["infonce"] == 0:
+        expected = "all or hard where tasks.ir.weights.infonce is 0"
+        return expected, "There are no candidates of other queries."
+    if of == "hard" and settings.in_batch == "positives_only" and not hard:
         expected = "all or in_batch where in_batch is positives_only"
-        raise fail(key, of, expected, "Own hard negatives are no candidates.")
+        return expected, "Own hard negatives are no candidates."
+    if of == "hard" and settings.negatives == 0:
+        return "all or in_batch where negatives is 0", "There are no hard negatives."
+    return None
+
+
+def _overridden(settings: IrRecipe, names: frozenset[str]) -> IrRecipe:
+    """Settings of a source's steps without what its own candidates leave no place for."""
+    if "in_batch" in names and settings.weights["infonce"] == 0:
+        # no term asks what other queries lend
+        settings = replace(settings, in_batch=True)
+    if "in_batch" in names and settings.in_batch is False:
+        settings = replace(settings, directions=("query_to_doc",))
+    if names & {"in_batch", "negatives"} and _hardens_nothing(settings) is not None:
+        settings = replace(settings, hardness=0.0, hardness_of="all")
+    return settings
 
 
 def _check_candidates(settings: IrRecipe, fail: Fail) -> None:
@@ -213,8 +249,7 @@ def _check_candidates(settings: IrRecipe, fail: Fail) -> None:
         raise fail(key, in_batch, expected, "The others compare records of a batch.")
     hard = settings.weights["hard_negatives"]
     needing = needs_negatives(settings)
-    # a guide may know more than hard negatives: that depends on the sources
-    if needing not in (None, GUIDE) and settings.negatives == 0:
+    if needing is not None and settings.negatives == 0:
         expected = f"at least 1 where {needing} needs hard negatives"
         raise fail("tasks.ir.negatives", 0, expected, "Raise it.")
     if in_batch == "positives_only" and settings.negatives and not (hard or _taught(settings)):
@@ -223,12 +258,18 @@ def _check_candidates(settings: IrRecipe, fail: Fail) -> None:
 
 
 def needs_negatives(settings: IrRecipe) -> str | None:
-    """The key under which rows without hard negatives teach nothing; None: there is none."""
+    """The key under which rows without hard negatives have no loss; None: they have one."""
     if settings.in_batch is False:
         return "tasks.ir.in_batch"
-    if settings.weights["hard_negatives"]:
-        return "tasks.ir.weights.hard_negatives"
-    return _teacher_key(settings)
+    others = (settings.weights["infonce"], settings.spread_out, embedding_weight(settings))
+    return None if any(others) else next(iter(reads_negatives(settings)), None)
+
+
+def reads_negatives(settings: IrRecipe) -> tuple[str, ...]:
+    """The keys of what rows without hard negatives have no part in."""
+    hard = ("tasks.ir.weights.hard_negatives",) if settings.weights["hard_negatives"] else ()
+    taught = ("tasks.ir.distillation",) if settings.distillation is not None else ()
+    return (*hard, *taught, *((GUIDE,) if is_guided(settings) else ()))
 
 
 def _compares_queries(settings: IrRecipe) -> str | None:
@@ -258,6 +299,8 @@ KIND = TaskKind(
     is_guided=is_guided,
     negatives_key=needs_negatives,
     compares_queries=_compares_queries,
+    negatives_keys=reads_negatives,
+    overridden=_overridden,
     check=_check,
 )
 EVAL_KIND = EvalKind(

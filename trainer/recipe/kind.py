@@ -134,12 +134,18 @@ class TaskKind:
     is_guided: Callable[[Any], bool] = lambda settings: False
     """From settings to whether that key is set; a teacher's vectors then do for its scores."""
     negatives_key: Callable[[Any], str | None] = lambda settings: None
-    """From settings to a key that needs hard negatives in the rows; None: none does."""
+    """From settings to a key under which rows without hard negatives have no loss; None: there is
+    none."""
+    negatives_keys: Callable[[Any], tuple[str, ...]] = lambda settings: ()
+    """From settings to the keys of what rows without hard negatives have no part in."""
     compares_queries: Callable[[Any], str | None] = lambda settings: None
     """From settings to the key under which queries of other rows are negatives; None: they are not.
     """
     of_source: Callable[[Any, Any], Any] = lambda settings, source: settings
     """From settings of the task and a source's section to the settings of the source's steps."""
+    overridden: Callable[[Any, frozenset[str]], Any] = lambda settings, names: settings
+    """From settings of a source's steps, and the names of those that it overrides, to the settings
+    without what the task asks for and the source leaves no place for."""
     check: Callable[[Any, Fail], None] = lambda settings, fail: None
     """Refuses settings that contradict each other."""
 

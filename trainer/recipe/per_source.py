@@ -31,12 +31,10 @@ def settings_of(recipe: Recipe, source: str) -> TaskSettings:
     found = members_of(recipe.data, source)[0]
     settings: Any = TASKS[found.task].of_source(recipe.tasks[found.task], found)
     overrides = dict(overrides_of(found))
-    if overrides.get("in_batch") is False:
-        # its records are compared with no other, whatever the task compares
-        overrides |= {"directions": ("query_to_doc",), "spread_out": 0.0}
     if found.teacher_embeddings is None and embedding_distillation(settings) is not None:
         overrides[TERM.name] = None
-    return cast(TaskSettings, dataclasses.replace(settings, **overrides))
+    own = dataclasses.replace(settings, **overrides)
+    return cast(TaskSettings, TASKS[found.task].overridden(own, frozenset(overrides)))
 
 
 def members_of(data: DataRecipe, name: str) -> tuple[SourceRecipe, ...]:

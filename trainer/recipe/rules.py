@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 
 from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
-from trainer.recipe.embedding_distillation import TERM, embedding_distillation
 from trainer.recipe.eval_kinds import EVAL_KINDS, MEANS, row_kind
 from trainer.recipe.kind import Fail, Side, Words
 from trainer.recipe.mixes import check_mixes
-from trainer.recipe.per_source import key_of, num_length_buckets, overrides_of, settings_of
+from trainer.recipe.per_source import overrides_of, settings_of
 from trainer.recipe.schema import (
     EvalSetRecipe,
     LoraRecipe,
@@ -21,7 +20,8 @@ from trainer.recipe.schema import (
     Recipe,
     SourceRecipe,
 )
-from trainer.recipe.sides import sides_of, sides_of_source
+from trainer.recipe.sides import sides_of
+from trainer.recipe.source_rules import check_source_keys
 from trainer.recipe.tasks import TASKS
 
 
@@ -42,10 +42,7 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
 
     for rule in (_check_names, _check_best, _check_sources, _check_overrides, _check_tasks):
         rule(recipe, fail)
-    _check_label_texts(recipe, fail)
-    _check_passage_instructions(recipe, fail)
-    _check_length_buckets(recipe, fail)
-    _check_teacher_vectors(recipe, fail)
+    check_source_keys(recipe, fail)
     check_mixes(recipe, fail)
     _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
@@ -145,45 +142,6 @@ def _check_ranges(key: str, items: Sequence[SourceRecipe | EvalSetRecipe], fail:
             raise fail(where, item.score_range, "[lowest, highest]", "Swap or widen them.")
 
 
-def _check_label_texts(recipe: Recipe, fail: Fail) -> None:
-    """Texts of labels belong to rows with labels, and there are some."""
-    for index, source in enumerate(recipe.data.sources):
-        key, texts = f"data.sources.{index}.label_texts", source.label_texts
-        if texts is None:
-            continue
-        if not TASKS[source.task].has_labels:
-            expected = f"null, as rows of task {source.task} have no labels"
-            raise fail(key, texts, expected, "Remove it.")
-        if not texts:
-            raise fail(key, texts, "the text of every label", "Fill it in, or remove it.")
-
-
-def _check_passage_instructions(recipe: Recipe, fail: Fail) -> None:
-    """An instruction of passages belongs to steps that have some."""
-    for index, source in enumerate(recipe.data.sources):
-        if not source.passage_instruction or "passage" in sides_of_source(recipe, source):
-            continue
-        texts = " without label_texts" if TASKS[source.task].has_labels else ""
-        expected = f"nothing, as steps of task {source.task}{texts} have no passages"
-        key = f"data.sources.{index}.passage_instruction"
-        advice = "Write it as query_instruction, or remove it."
-        raise fail(key, source.passage_instruction, expected, advice)
-
-
-def _check_length_buckets(recipe: Recipe, fail: Fail) -> None:
-    """Rows whose texts are drawn from the whole source have no steps of like length."""
-    for index, source in enumerate(recipe.data.sources):
-        buckets = num_length_buckets(recipe.data, source)
-        if buckets == 1 or not TASKS[source.task].has_labels:
-            continue
-        own = f"data.sources.{index}.length_buckets"
-        expected = f"1 for source {source.name}, as steps of task {source.task} draw other rows too"
-        if source.length_buckets is not None:
-            raise fail(own, buckets, expected, "Remove it.")
-        advice = f"Set data.sources.{source.name}.length_buckets=1."
-        raise fail("data.length_buckets", buckets, expected, advice)
-
-
 def _check_overrides(recipe: Recipe, fail: Fail) -> None:
     """A source overrides what its task has, within the bounds there."""
     for index, source in enumerate(recipe.data.sources):
@@ -217,35 +175,6 @@ def _check_tasks(recipe: Recipe, fail: Fail) -> None:
             key, expected = f"data.sources.{index}.name", "a source whose steps have a loss"
             advice = f"Raise a weight of tasks.{source.task}, or give it teacher_embeddings."
             raise fail(key, source.name, expected, advice)
-
-
-def _check_teacher_vectors(recipe: Recipe, fail: Fail) -> None:
-    """A teacher's vectors have a term that reads them, and the term has vectors."""
-    for index, source in enumerate(recipe.data.sources):
-        folder = source.teacher_embeddings
-        settings, kind = recipe.tasks[source.task], TASKS[source.task]
-        is_read = embedding_distillation(settings) is not None or kind.is_guided(settings)
-        if folder is not None and not is_read:
-            guide = "" if kind.guide_key is None else f" and no {kind.guide_key}"
-            expected = f"null, as tasks.{source.task} has no {TERM.name}{guide}"
-            key = f"data.sources.{index}.teacher_embeddings"
-            raise fail(key, folder, expected, "Add that section, or remove it.")
-        own = settings_of(recipe, source.name)
-        needing = kind.negatives_key(own)
-        if folder is None and needing is not None and getattr(own, "negatives", None) == 0:
-            expected = f"at least 1 where {needing} needs hard negatives"
-            advice = "Raise it, or name a folder of teacher_embeddings in the source."
-            raise fail(key_of(source, "negatives"), 0, expected, advice)
-    for task, settings in recipe.tasks.items():
-        taught = embedding_distillation(settings)
-        folders = [one.teacher_embeddings for one in recipe.data.sources if one.task == task]
-        if taught is not None and folders and not any(folders):
-            raise fail(
-                f"tasks.{task}.{TERM.name}",
-                Words(f"{{weight: {taught.weight:g}}}"),
-                "a source of the task with teacher_embeddings",
-                "Name its folder under data.sources, or remove the section.",
-            )
 
 
 def _fail_of_source(source: SourceRecipe, index: int, fail: Fail) -> Fail:

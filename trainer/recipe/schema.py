@@ -167,8 +167,8 @@ class SourceRecipe:
     `tasks.labels.negatives`; null: as there. Not for `sts`."""
     in_batch: bool | Literal["positives", "positives_only"] | None = None
     """Candidates of a step of this source, in place of `tasks.ir.in_batch`; null: as there. False,
-    for rows whose passages answer other rows too: then `tasks.ir.directions` do not count either. A
-    path that ends in `no_in_batch_neg` means false, as in FlagEmbedding. Only for `ir`."""
+    for rows whose passages answer other rows: then `tasks.ir.directions`, and `hardness` of others'
+    negatives, do not count. A path ending in `no_in_batch_neg` means false (FlagEmbedding)."""
     length_buckets: int | None = bounded(None, low=1)
     """Buckets of length of this source, in place of `data.length_buckets`; null: as there; 1: its
     steps hold texts of any length. Not for `labels`."""

@@ -54,6 +54,8 @@ LIMITS = {"float32": 1e-5, "bfloat16": 5e-2}
 """Largest relative error of vectors and of a parameter's gradient, by `model.dtype`."""
 NORM_FLOOR = 0.01
 """A gradient smaller than this share of the whole is compared with this share of the whole."""
+LAYERS = ("the vectors", "the vectors of the middle layer")
+"""What each of the vectors of a step is called; the last is there where a term reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class Comparison:
     error: float
     """Largest relative error of a parameter's gradient, or of the vectors if that is larger."""
     place: str
-    """The parameter it occurs in, or `the vectors`."""
+    """The parameter it occurs in, or one of `LAYERS`."""
     plan: ChunkPlan
     """How the batch was cut."""
     seconds: dict[str, float]
@@ -195,8 +197,10 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
     built.engine.optimizer.zero_grad()
     error, place = max(
         worst_error(got, expected),
-        worst_error(
-            {"the vectors": torch.cat(vectors)}, {"the vectors": torch.cat(expected_vectors)}
+        # a projection makes the vectors of the last layer another size than those of the middle
+        *(
+            worst_error({layer: one}, {layer: want})
+            for layer, one, want in zip(LAYERS, vectors, expected_vectors, strict=False)
         ),
         key=_badness,
     )
@@ -211,7 +215,7 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
 
 
 def _in_text_order(vectors: Vectors, plan: ChunkPlan) -> Vectors:
-    """The vectors of all ranks, row i that of text i [U, H]. Collective: yes."""
+    """The vectors of all ranks, row i that of text i [U, D or H]. Collective: yes."""
     place = torch.from_numpy(np.argsort(plan.order)).to(vectors[0].device)
     return tuple(gather_rows(v, counts=plan.counts)[place] for v in vectors)
 
@@ -230,7 +234,8 @@ def reference(session: Session, batch: Batch, *, at: Vectors) -> tuple[Vectors, 
     Args:
         session: its replica is the model.
         batch: the global batch.
-        at: vectors in text order at which the loss is differentiated, each [U, H].
+        at: vectors in text order at which the loss is differentiated: [U, D], and [U, H] of the
+            middle layer where a term reads it.
 
     Returns:
         Its own vectors in text order, and the gradient of each trainable parameter.

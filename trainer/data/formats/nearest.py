@@ -114,7 +114,9 @@ def _paired(names: Collection[str], columns: Collection[str]) -> dict[str, str]:
 
 
 def _likeness(name: str, columns: Collection[str]) -> float:
-    """How like the most similar column a name is, 0 to 1."""
+    """How like the most similar column a name is, 0 to 1; 1 for one that it begins with."""
+    if any(len(column) > 2 and name.startswith(column) for column in columns):
+        return 1.0
     ratios = (difflib.SequenceMatcher(None, name, column).ratio() for column in columns)
     return max(ratios, default=0.0)
 

@@ -17,7 +17,7 @@ from trainer.data.formats.teacher_scores import (
 from trainer.data.records import IrRecord
 
 QUERIES = ("anchor", "query", "question")
-POSITIVES = ("positive", "answer", "document", "passage")
+POSITIVES = ("positive", "answer", "document", "passage", "docs")
 PAIRS = (
     ("sentence1", "sentence2"),
     ("question1", "question2"),
@@ -32,9 +32,10 @@ NEGATIVE = re.compile(r"negative(?!.*_(scores?|ids?)$)\w*")
 def parse_ir(row: Row) -> IrRecord:
     """`anchor, positive[, negative | negatives | negative_1, negative_2, ...]`.
 
-    The first column may be `query` or `question`, the second `answer`, `document` or `passage`;
-    each negative is a text or a list of texts. With a list of `labels` the second is a list too,
-    whose texts are positives where the label is 1 and negatives where it is 0. A teacher's margins
+    The first column may be `query` or `question`, the second `answer`, `document`, `passage` or
+    `docs`; each negative is a text or a list of texts. With a list of `labels` the second is a list
+    too, whose texts are positives where the label is 1 and negatives where it is 0. Other labels
+    are a teacher's scores of the texts: those with the highest are positives. A teacher's margins
     or scores are read as `margins_or_scores` says; beside `labels`, `scores` has one for each text.
 
     Raises:
@@ -69,17 +70,22 @@ def _labelled(row: Row, query: str, field: str) -> IrRecord:
     texts, labels = row.items(field), row.items("labels")
     if len(texts) != len(labels):
         raise RowError("labels", f"{len(labels)} of {len(texts)} texts", "one for each text")
+    given = score_list(row, "labels", len(texts))
+    is_binary = set(given) <= {0, 1}
+    highest = 1 if is_binary else max(given)
     by_label: dict[int, list[int]] = {0: [], 1: []}
-    for number, label in enumerate(labels):
-        if isinstance(label, bool) or label not in (0, 1):
-            raise RowError(f"labels[{number}]", shown(label), "0 or 1")
-        by_label[int(label)].append(number)
+    for number, label in enumerate(given):
+        by_label[int(label == highest)].append(number)
     if not by_label[1]:
         raise RowError("labels", shown(labels), "a 1, as at least one text answers the query")
+    if not is_binary and not by_label[0]:
+        raise RowError("labels", shown(labels), "one above others, as it answers the query best")
     named = named_items(field, texts)
     positives = [check_text(*named[number]) for number in by_label[1]]
     negatives = row.keep(named[number] for number in by_label[0])
-    found = score_list(row, "scores", len(texts)) if is_given(row, "scores") else None
+    found = None if is_binary else given
+    if is_given(row, "scores"):
+        found = score_list(row, "scores", len(texts))
     scores = None if found is None else _by_label(found, by_label)
     return make_record(query, positives, negatives, scores)
 

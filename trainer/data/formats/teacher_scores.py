@@ -13,6 +13,8 @@ from trainer.data.records import IrRecord
 
 COLUMNS = ("scores", "score", "labels", "label")
 """Where sentence-transformers has scores or margins; the first that a row has counts."""
+LABELS = ("labels", "label")
+"""Those of them in which a list of 1 and 0 says which text is the positive."""
 LARGEST = 3.4e38
 """Scores are float32 in a batch."""
 
@@ -94,7 +96,7 @@ def margins_or_scores(row: Row, *, num_positives: int, num_negatives: int) -> Te
     """What sentence-transformers' MarginMSE and listwise losses take; None if the row has none.
 
     A number is the margin of one positive over one negative; beside other numbers of texts it says
-    something else, and is left alone, as are names of classes and lists of 1 and 0. A list has the
+    something else, and is left alone, as are names of classes and labels of 1 and 0. A list has the
     margin over each negative, or the score of each passage, positives first.
 
     Raises:
@@ -110,7 +112,7 @@ def margins_or_scores(row: Row, *, num_positives: int, num_negatives: int) -> Te
             if is_triplet and _may_be(values)
             else None
         )
-    if values == [1] * num_positives + [0] * num_negatives:
+    if field in LABELS and values == [1] * num_positives + [0] * num_negatives:
         # which text is the positive, as losses of rerankers take it
         return None
     numbers = _numbers(named_items(field, values))

@@ -151,7 +151,7 @@ def retrieval_loss(batch: IrBatch, settings: IrRecipe, ranks: Ranks) -> Retrieva
     return RetrievalLoss(
         settings=settings,
         terms=weighted_terms(RETRIEVAL_TERMS, KIND.weights_of(settings)),
-        shares={**_shares(len(batch.query), own, teacher, ranks), "texts": texts.share},
+        shares={**_shares(index, settings, own, teacher, ranks), "texts": texts.share},
         query=query,
         own=own,
         passages=passages,
@@ -164,14 +164,26 @@ def retrieval_loss(batch: IrBatch, settings: IrRecipe, ranks: Ranks) -> Retrieva
 
 
 def _shares(
-    num_queries: int, own: slice, teacher: np.ndarray | None, ranks: Ranks
+    index: np.ndarray, settings: IrRecipe, own: slice, teacher: np.ndarray | None, ranks: Ranks
 ) -> dict[Share, float]:
-    """What part of the batch's value is found on this rank, of terms over rows."""
+    """What part of the batch's value is found on this rank, of terms over rows.
+
+    Args:
+        index: passages of all queries [G, P + N], below 0 where absent.
+        settings: P.
+        own: queries of this rank.
+        teacher: scores [G, P + N]; None where no query has any.
+        ranks: this process.
+    """
+    num_queries, num_own = len(index), own.stop - own.start
     taught = np.zeros(num_queries, bool)
     if teacher is not None:
         taught = ~np.isnan(teacher).any(axis=1)
+    contrasted = (index[:, settings.positives :] >= 0).any(axis=1)
     return {
-        "rows": (own.stop - own.start) / num_queries,
+        "rows": num_own / num_queries,
+        # a mean over own rows, as part of one over all rows that count
+        "contrasted": num_own / max(1, int(contrasted.sum())),
         "taught": float(taught[own].sum() / max(1, taught.sum())),
         "batch": 1 / ranks.world_size,
     }

@@ -79,14 +79,18 @@ def over_prefixes(
 ) -> dict[str, Tensor]:
     """What a loss finds on each leading part of the tables, summed with the parts' weights.
 
+    A part that is the whole vector is whole in all layers, whatever their sizes; of a shorter one
+    each layer has its own first d numbers.
+
     Args:
         at: from tables to terms.
-        tables: [U, H] of each layer.
+        tables: of the last layer [U, D], and of the middle one [U, H] where a term reads it.
         prefixes: at least one.
     """
     total: dict[str, Tensor] = {}
     for prefix in prefixes:
-        for name, value in at(tuple(cut(table, prefix) for table in tables)).items():
+        part_of = WHOLE if prefix.is_whole(tables[0]) else prefix
+        for name, value in at(tuple(cut(table, part_of) for table in tables)).items():
             part = value if prefix.weight == 1 else prefix.weight * value
             total[name] = total[name] + part if name in total else part
     return total
