@@ -171,7 +171,7 @@ def test_names_that_a_user_gave_change_when_one_comes_or_goes(key: str) -> None:
 
 def test_all_mappings_with_a_users_names_are_compared_whole() -> None:
     assert set(own_names("", Recipe)) == {
-        "data.pattern", "data.sources.0.columns", "data.sources.0.label_texts",
+        "data.mix", "data.pattern", "data.sources.0.columns", "data.sources.0.label_texts",
         "eval.sets.0.columns",
     }  # fmt: skip
     assert all(WHOLE.fullmatch(key) for key in own_names("", Recipe))

@@ -264,10 +264,12 @@ def test_questions_without_a_positive_are_left_out_as_in_dpr(
         assert [source.record(row) for row in range(len(source))] == BARE
         assert source.place(1).endswith("a.jsonl:4")
         assert "2 rows without a positive left out" in source.describe
-        assert "data.sources.x: left out are 2 rows without a positive" in caplog.text
+        assert "left out are 2 rows without a positive" in caplog.text
         caplog.clear()
     write_jsonl(path, [without])
-    with pytest.raises(DataError, match=r"a\.jsonl: rows with a positive = 0 of 1; expected some"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl: all 1 rows are without a positive; expected some"
+    ):
         records_of(path, "ir")
 
 
@@ -279,7 +281,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"labels = \[0\]; expected a 1",
     ),
     "labels of others": ({"query": "q", "answer": ["a"], "labels": [1, 0]}, r"labels = 2 of 1"),
-    "label of a grade": ({"query": "q", "answer": ["a"], "labels": [2]}, r"labels\[0\] = 2; expec"),
+    "label of a grade": (
+        {"query": "q", "answer": ["a"], "labels": [2]},
+        r"labels = \[2\]; expected one above others",
+    ),
     "one text": (["q"], r"columns = \[0\]; expected"),
     "number among texts": (["q", 3], r"\[1\] = 3; expected a text"),
     "set of one": ({"set": ["q"]}, r"set = 1 text; expected at least two"),

@@ -542,7 +542,9 @@ def test_a_source_without_hard_negatives_trains_the_other_terms(
     alone = replace(named[1], in_batch=False)
     data = DataRecipe(sources=(named[0], alone))
     needs = tiny.make_recipe(tmp_path, data=data, tasks={"ir": ir})
-    with pytest.raises(DataError, match=r"data\.sources\.pairs: .* for data\.sources\.pairs\.in_batch\."):
+    with pytest.raises(
+        DataError, match=r"data\.sources\.pairs: .* for data\.sources\.pairs\.in_batch\."
+    ):
         check_negatives(sources, needs)
 
 

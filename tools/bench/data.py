@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import secrets
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from trainer.data.host_share import HostShare, new_folder
+from trainer.data.host_share import HostShare, new_folder, shared_folder
 from trainer.data.planned import plan_of
 from trainer.data.processes import send, started
 from trainer.data.sources import Source, open_sources
@@ -142,8 +141,8 @@ class Bench:
         drop_pages(self.store.folder)
         with ExitStack() as running:
             folder = new_folder(secrets.token_hex(8))
-            folder.mkdir()
-            running.callback(shutil.rmtree, folder)
+            # held, or a run that starts meanwhile would take it for one that a killed run left
+            running.enter_context(shared_folder(HostShare(folder=folder, index=0, count=num_local)))
             processes = [running.enter_context(started(RANK)) for _ in range(num_local)]
             for rank, process in enumerate(processes):
                 host = HostShare(folder=folder, index=rank, count=num_local)

@@ -4,7 +4,6 @@ Rows hold them as texts. MTEB's newer sets are BEIR folders with one part more, 
 names the candidates of each query by their ids.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,14 +15,11 @@ from trainer.data.held_out_records import Candidates
 from trainer.data.held_out_source import folder_of, open_table_source, origin_of, owner_of, split_of
 from trainer.data.layouts import SetFolder, short_name
 from trainer.data.qrels import QUERY_NAMES
-from trainer.data.scan import RowReader, parsed_rows
-from trainer.data.table_source import TableSource
+from trainer.data.scan import parsed_rows
 from trainer.data.tables import CORPUS, Table, table_of
 from trainer.errors import DataError
 from trainer.recipe.eval_kinds import RERANKING
 from trainer.recipe.schema import DataRecipe, EvalSetRecipe
-
-logger = logging.getLogger(__name__)
 
 RANKED = "top_ranked"
 """The part of a folder that names candidates."""
@@ -55,37 +51,7 @@ def open_reranking(recipe: EvalSetRecipe, data: DataRecipe) -> RerankingSet:
     if folder is not None and folder.part((CORPUS,), split_of(recipe)):
         return _open_folder(recipe, folder, skip=data.on_bad_row == "skip")
     source = open_table_source(recipe, data)
-    _tell_of_left_out(source)
     return RerankingSet(rows=tuple(source.record(row) for row in range(len(source))))
-
-
-def _tell_of_left_out(source: TableSource) -> None:
-    """Log how many rows had nothing to rank.
-
-    Raises:
-        DataError: if all of them.
-    """
-    table = source.reader.table
-    unused = set(range(len(table))).difference(source.rows.tolist())
-    num_left_out = sum(_is_empty(source.reader, row) for row in unused)
-    if not len(source):
-        raise DataError(
-            f"{table.name}: rows with positive and negative texts = 0 of {len(table)}; expected "
-            "some. Check both columns."
-        )
-    if num_left_out:
-        logger.warning(
-            "%s: left out are %d rows without a positive or without a negative text, as mteb "
-            "leaves them out", table.name, num_left_out,
-        )  # fmt: skip
-
-
-def _is_empty(reader: RowReader, row: int) -> bool:
-    """Whether a row that is not malformed holds no record."""
-    try:
-        return not reader.records(row)
-    except RowError:
-        return False
 
 
 def _open_folder(recipe: EvalSetRecipe, folder: SetFolder, *, skip: bool) -> RerankingSet:

@@ -137,7 +137,7 @@ def make_table_source(
     beside = documents.table.sha256 if documents else ""
     names = f"|{sorted(recipe.columns.items())}|{recipe.header}"
     scan = scan_table(reader, identity=f"{adapter.name}|{adapter.task}|{given}|{beside}{names}")
-    _check_left_out(table, scan, owner)
+    _check_left_out(table, scan, adapter)
     usable = table.row(int(scan.rows[0])) if len(scan.rows) else None
     warn_of_ignored(recipe, adapter, table, usable)
     scale = given or (
@@ -157,7 +157,7 @@ def make_table_source(
     )
 
 
-def _check_left_out(table: Table, scan: Scan, owner: str) -> None:
+def _check_left_out(table: Table, scan: Scan, adapter: Adapter) -> None:
     """Say how many rows have no record.
 
     Raises:
@@ -167,10 +167,10 @@ def _check_left_out(table: Table, scan: Scan, owner: str) -> None:
         return
     if not len(scan.rows):
         raise DataError(
-            f"{table.name}: rows with a positive = 0 of {len(table)}; expected some, as a query "
-            "without one teaches nothing. Check the file."
+            f"{table.name}: all {len(table)} rows are {adapter.left_out}; expected some others, as "
+            "nothing is learned or ranked there. Check the columns."
         )
-    logger.warning("%s: left out are %d rows without a positive", owner, scan.num_without)
+    logger.warning("%s: left out are %d rows %s", table.name, scan.num_without, adapter.left_out)
 
 
 def find_format(

@@ -127,6 +127,8 @@ class Adapter:
     """Whether a row with the columns is of this format, where names alone do not say it."""
     is_found: bool = True
     """Whether the format is found by its columns; else it must be named."""
+    left_out: str = "without a positive"
+    """What rows lack that the format leaves out, in words."""
     headerless: Headerless | None = None
     """How its delimited files look, which do not begin with the names of columns."""
     is_by_order: bool = False

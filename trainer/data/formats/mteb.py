@@ -127,6 +127,7 @@ ADAPTERS = (
         task=RERANKING.name,
         columns=frozenset({"query", "positive", "negative"}),
         parse=parse_candidates,
+        left_out="without a positive or without a negative text",
     ),
     *(
         Adapter(name=NAME, task=BITEXT.name, columns=frozenset(names), parse=parse_translation)
