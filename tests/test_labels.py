@@ -116,7 +116,7 @@ def project(tmp_path: Path) -> Path:
 @pytest.mark.dist
 def test_the_selfcheck_and_the_dry_run_know_them(project: Path) -> None:
     changes = ("tasks.labels.objective=supcon", "data.sources.named.label_texts=null",
-               "data.sources.named.passage_instruction=")  # fmt: skip
+               'data.sources.named.passage_instruction=""')  # fmt: skip
     arguments = ("--recipe", str(project / "recipe.yaml"), "data.pattern.labels=3", *changes)
     checked = finish_forked(project, *arguments, "--selfcheck", ranks=2)
     assert checked.code == 0, checked.err
