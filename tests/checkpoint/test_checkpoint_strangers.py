@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from fuzzing.seeds import safetensors, torch_file
 from trainer.checkpoint import manifest, zero_format
+from trainer.checkpoint.deepspeed_files import CheckpointFiles
 from trainer.checkpoint.lora_deltas import LoraSettings, settings_from_peft
 from trainer.checkpoint.open import base_fingerprint, fingerprint, open_checkpoint
-from trainer.checkpoint.unpickle import load_pickled
+from trainer.checkpoint.unpickle import load_pickled, refuse_code
 from trainer.checkpoint.zero_files import find_files
 from trainer.errors import CheckpointError
 
@@ -236,6 +239,37 @@ def test_a_pickle_of_another_form(content: bytes, match: str, tmp_path: Path) ->
     path = tmp_path / "state.pt"
     path.write_bytes(content)
     refused(lambda: load_pickled(path), match)
+
+
+class Named:
+    """Pickled as Python up to 3.11.3 pickles a member of an enum: by `getattr`."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.call = (owner, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self.call
+
+
+def test_members_of_enums_are_read_as_older_pythons_write_them(tmp_path: Path) -> None:
+    state = {"zero_stage": Named(ZeroStageEnum, "weights"), "step": 3}
+    (tmp_path / "a.pt").write_bytes(torch_file(state))
+    assert load_pickled(tmp_path / "a.pt")["step"] == 3
+    # nothing is looked up, so no way leads from a class to what it can reach
+    found = load_pickled_of(Named(LossScaler, "__init__"), tmp_path)
+    assert not callable(found)
+    assert not hasattr(found, "__globals__")
+    # and a run, whose files are loaded by DeepSpeed, writes none
+    CheckpointFiles().save({"stage": ZeroStageEnum(3)}, str(tmp_path / "own.pt"))
+    refuse_code(tmp_path / "own.pt")
+    assert CheckpointFiles().load(str(tmp_path / "own.pt")) == {"stage": ZeroStageEnum.weights}
+    refused(lambda: refuse_code(tmp_path / "a.pt"), r"pickled names = builtins\.getattr; ")
+
+
+def load_pickled_of(value: object, folder: Path) -> object:
+    """What a value of a file becomes."""
+    (folder / "value.pt").write_bytes(torch_file({"value": value}))
+    return load_pickled(folder / "value.pt")["value"]
 
 
 def test_a_latest_that_is_no_text(tmp_path: Path) -> None:

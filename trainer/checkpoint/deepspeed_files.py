@@ -25,6 +25,17 @@ OWN_CLASSES = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
 """Of DeepSpeed, in its checkpoints; their constructors only store."""
 
 
+def _by_value(member: ZeroStageEnum, protocol: int) -> tuple[type[ZeroStageEnum], tuple[int]]:
+    """A member of an enum as Python pickles it from 3.11.4 on.
+
+    Earlier releases write a call of `getattr`, which no reader that runs no code takes.
+    """
+    return ZeroStageEnum, (member.value,)
+
+
+ZeroStageEnum.__reduce_ex__ = _by_value
+
+
 class CheckpointFiles(TorchCheckpointEngine):
     """What `engine.checkpoint_engine` is while this project saves or loads."""
 

@@ -9,6 +9,7 @@ import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ ALLOWED = (
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
 """Classes of DeepSpeed that its checkpoints hold; their code is never imported."""
-
+MEMBER = "builtins.getattr"
+"""How Python up to 3.11.3 names a member of an enum. What stands for it here looks nothing up."""
 
 GROWING = re.compile(rb"\n(bytearray|encode)\n")
 """Calls that torch allows and that make gigabytes of a few bytes: `bytearray(n)` of nothing, and
@@ -56,11 +58,12 @@ def load_pickled(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: if the file is cut or of another format, names anything but tensors,
-            plain containers and `ALLOWED`, or holds no dict.
+            plain containers, `ALLOWED` and `MEMBER`, or holds no dict.
     """
-    refuse_code(path)
+    known = (*ALLOWED, MEMBER)
+    refuse_code(path, known)
     try:
-        with safe_globals([(_Inert, name) for name in ALLOWED]):
+        with safe_globals([(_Inert, name) for name in known]):
             content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
@@ -71,18 +74,18 @@ def load_pickled(path: Path) -> dict[str, Any]:
     return content
 
 
-def refuse_code(path: Path) -> None:
+def refuse_code(path: Path, known: Collection[str] = ALLOWED) -> None:
     """Look through the pickle of a file for names that it must not have; nothing is built.
 
     Args:
         path: a `.pt` file in torch's zip format.
+        known: names that it may have beside tensors and plain containers.
 
     Raises:
-        CheckpointError: if it names anything but tensors, plain containers and `ALLOWED`, or is
-            cut or of another format.
+        CheckpointError: if it names anything else, or is cut or of another format.
     """
     try:
-        foreign = sorted({*get_unsafe_globals_in_checkpoint(str(path))} - {*ALLOWED})
+        foreign = sorted({*get_unsafe_globals_in_checkpoint(str(path))} - {*known})
         foreign += _growing(path)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
