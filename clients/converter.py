@@ -43,9 +43,13 @@ def unpack(source: Path, folder: Path) -> Path:
     with tarfile.open(source) as archive:
         for member in archive:
             place = member.name.partition("/vendor/llama.cpp/")[2]
-            if place.split("/", 1)[0] in PARTS and member.isfile():
-                member.name = place
-                archive.extract(member, folder, filter="data")
+            parts = Path(place).parts
+            content = archive.extractfile(member) if member.isfile() else None
+            # written by hand, as Python before 3.11.4 has no safe way to extract
+            if content is not None and parts[:1] and parts[0] in PARTS and ".." not in parts:
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                with (folder / place).open("wb") as file:
+                    shutil.copyfileobj(content, file)
     return folder / SCRIPT
 
 
