@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from torch import nn
 from transformers import AutoModel, PreTrainedTokenizerFast
 
@@ -154,6 +154,23 @@ def test_ids_beyond_the_matrix_are_refused(
         fit_tokenizer(tokenizer, 13, path)
     fit_tokenizer(copy.deepcopy(tokenizer), 14, path)
     fit_tokenizer(tokenizer, None, path)
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_unknown_token_counts_where_a_text_can_have_it(tmp_path: Path, unknown: str | None) -> None:
+    # bytes are all known, although transformers gives such tokenizers an unknown token of its own
+    alphabet = ByteLevel.alphabet()
+    backend = Tokenizer(BPE({byte: i for i, byte in enumerate(alphabet)}, [], unk_token=unknown))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path), pooling="mean")
+    assert tokenizer.unk_token_id == len(alphabet)
+    if unknown is None:
+        fit_tokenizer(tokenizer, len(alphabet), str(tmp_path))
+    else:
+        with pytest.raises(RecipeError, match=r"id 256 \(<unk>\); expected ids below 256"):
+            fit_tokenizer(tokenizer, len(alphabet), str(tmp_path))
 
 
 def test_pad_token_beyond_the_matrix_is_replaced(tmp_path: Path) -> None:

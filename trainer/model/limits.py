@@ -1,5 +1,6 @@
 """How long a text may be and which token ids a model has rows for; it must not read weights."""
 
+import json
 import logging
 import re
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,9 @@ def fit_tokenizer(tokenizer: "PreTrainedTokenizerFast", num_ids: int | None, pla
         return
     _fit_pad_token(tokenizer, num_ids)
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    needed = {*tokenizer("a")["input_ids"], tokenizer.unk_token_id}
+    needed = {*tokenizer("a")["input_ids"]}
+    if _has_unknown(tokenizer):
+        needed.add(tokenizer.unk_token_id)
     for token, i in sorted(beyond.items(), key=lambda item: item[1]):
         if i in needed or i not in special:
             raise RecipeError(
@@ -160,6 +163,15 @@ def fit_tokenizer(tokenizer: "PreTrainedTokenizerFast", num_ids: int | None, pla
         "(first: %s); a text with one of them is refused",
         place, len(beyond), min(beyond, key=beyond.__getitem__),
     )  # fmt: skip
+
+
+def _has_unknown(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether a text can have parts that the tokenizer does not know.
+
+    Those that split texts into bytes know all, also where transformers gives them an unknown token.
+    """
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return any(model.get(key) is not None for key in ("unk_token", "unk_id"))
 
 
 def _fit_pad_token(tokenizer: "PreTrainedTokenizerFast", num_ids: int) -> None:
