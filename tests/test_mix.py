@@ -4,14 +4,12 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.support.corpus import make_workspace, sentence, write_lines
-from tests.support.forked import finish_forked
-from tests.support.launched import Ended
+from tests.support.workspace_runs import run, steps, weights
 from trainer.data.planned import plan_of
 from trainer.data.sources import open_sources
 from trainer.recipe.load import load_recipe
@@ -42,23 +40,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values["data"]["mix"] = {"search": ["ir", "small"]}
     recipe.write_text(yaml.safe_dump(values, sort_keys=False))
     return folder
-
-
-def run(workspace: Path, name: str, *arguments: str, ranks: int = 2) -> Ended:
-    recipe = ("--recipe", str(workspace / "recipe.yaml"), f"output_dir={workspace / name}")
-    cache = str(workspace / "cache")
-    return finish_forked(workspace, *recipe, *arguments, ranks=ranks, TRAINER_CACHE_DIR=cache)
-
-
-def steps(folder: Path) -> list[dict[str, Any]]:
-    """What a run measured, without its clock."""
-    clock = ("seconds", "tokens_per_sec")
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "model" / "model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
