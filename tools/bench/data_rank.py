@@ -9,8 +9,8 @@ import pickle
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
+from bench.memory import anonymous_bytes
 from trainer.data.batch import OwnIds
 from trainer.data.host_share import SharedFrame
 from trainer.data.processes import read_sent
@@ -26,7 +26,7 @@ def main() -> None:
     if settled:
         # what a process does once: imports, first calls
         _one_pass(_of_pass(job, "first"), range(steps, steps + 1))
-    before = _anonymous_bytes()
+    before = anonymous_bytes()
     cold, tokens, peak = _one_pass(_of_pass(job, "cold"), range(steps))
     warm = cold
     if settled:
@@ -61,16 +61,8 @@ def _one_pass(job: Job, steps: range) -> tuple[float, int, int]:
         batch = frame.open() if isinstance(frame, SharedFrame) else frame
         ids = batch.texts.token_ids
         tokens += len(ids.ids) if isinstance(ids, OwnIds) else int(batch.texts.lengths.sum())
-        peak = max(peak, _anonymous_bytes())
+        peak = max(peak, anonymous_bytes())
     return time.process_time() - began, tokens, peak
-
-
-def _anonymous_bytes() -> int:
-    """Memory of this process that is no file's."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("/proc/self/status has no RssAnon: memory cannot be measured here")
 
 
 if __name__ == "__main__":

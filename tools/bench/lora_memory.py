@@ -20,14 +20,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
+
+# started by path, as the docs show
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.memory import Peak
 
 RATIO_TARGET = 0.35
 """LoRA's peak over full fine-tuning's that the trainer promises at the default size."""
 HEAD_SIZE = 64
-SAMPLE_SEC = 0.005
 RELEASE = {
     "stage3_max_live_parameters": 1_000_000,
     "stage3_max_reuse_distance": 0,
@@ -109,47 +112,6 @@ def make_batch(arguments: argparse.Namespace, step: int) -> Any:
     )
 
 
-class Peak:
-    """Most memory held since the start; sampled on a CPU, where the kernel keeps no such mark."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def start(self) -> int:
-        """Begin; what is held now, bytes."""
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            return torch.cuda.memory_allocated()
-        self.thread.start()
-        return own_bytes()
-
-    def stop(self) -> int:
-        """End; the peak, bytes."""
-        import torch
-
-        if torch.cuda.is_available():
-            return torch.cuda.max_memory_allocated()
-        self.stopped.set()
-        self.thread.join()
-        return self.bytes
-
-    def _watch(self) -> None:
-        while not self.stopped.wait(SAMPLE_SEC):
-            self.bytes = max(self.bytes, own_bytes())
-
-
-def own_bytes() -> int:
-    """Anonymous resident pages of this process, bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("/proc/self/status has no RssAnon: memory cannot be measured here")
-
-
 def measure(arguments: argparse.Namespace) -> None:
     """Body of a rank: warm up, then load and take steps, and write the peak."""
     from trainer.distributed.group import join, leave
@@ -157,10 +119,9 @@ def measure(arguments: argparse.Namespace) -> None:
     ranks = join(timeout_minutes=10)
     train(argparse.Namespace(**{**vars(arguments), "model": arguments.warm, "steps": 1}), ranks)
     gc.collect()
-    peak = Peak()
-    held = peak.start()
-    trained = train(arguments, ranks)
-    result = {"peak": peak.stop() - held, "trained": trained}
+    with Peak() as memory:
+        trained = train(arguments, ranks)
+    result = {"peak": memory.above, "trained": trained}
     Path(arguments.out, f"{ranks.rank}.json").write_text(json.dumps(result), encoding="utf-8")
     leave()
 

@@ -7,11 +7,12 @@
 The composed loss has all four directions, a margin of the own positive, hardness and three
 Matryoshka prefixes at once; it is set beside its parts, each alone.
 
-Memory is what forward and backward need above the inputs and their gradients: on a CPU the growth
-of the process's resident high-water mark, on a GPU that of torch's allocator.
+Memory is what forward and backward need above the inputs and their gradients: on a CPU anonymous
+pages of the process, sampled; on a GPU what torch's allocator gave.
 """
 
 import argparse
+import gc
 import json
 import sys
 import time
@@ -23,6 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+# started by path, as the docs show
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.memory import Peak
 from trainer.objectives.contrastive import info_nce
 from trainer.objectives.prefixes import Prefix
 
@@ -126,39 +131,17 @@ def measure(loss: Loss, shape: Shape, device: torch.device) -> Measurement:
     """One forward and backward of `loss` on fresh inputs."""
     queries, passages, masked = make_inputs(shape, device)
     grad_bytes = sum(t.numel() * t.element_size() for t in (queries, passages))
-    before = _reset_peak(device)
-    start, cpu_start = time.perf_counter(), time.process_time()
-    value = loss(queries, passages, shape.num_positives, masked)
-    grads = torch.autograd.grad(value, (queries, passages))
-    result = value.item()
-    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    peak = (_peak_bytes(device) - before - grad_bytes) / MIB
+    gc.collect()
+    with Peak() as memory:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        value = loss(queries, passages, shape.num_positives, masked)
+        grads = torch.autograd.grad(value, (queries, passages))
+        result = value.item()
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     return Measurement(
-        loss=result, grads=grads, seconds=seconds, cpu_seconds=cpu_seconds, peak_mib=peak
-    )
-
-
-def _reset_peak(device: torch.device) -> int:
-    """Bytes in use now, from where the peak counts."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status_bytes("VmRSS")
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _status_bytes("VmHWM")
-
-
-def _status_bytes(field: str) -> int:
-    """A line of /proc/self/status such as `VmHWM:  1234 kB`."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {field}: memory cannot be measured here")
+        loss=result, grads=grads, seconds=seconds, cpu_seconds=cpu_seconds,
+        peak_mib=(memory.above - grad_bytes) / MIB,
+    )  # fmt: skip
 
 
 def relative_difference(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:

@@ -24,7 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.bench.lora_memory import CHECKOUT, HEAD_SIZE, Peak, make_batch
+from bench.memory import Peak
+from tools.bench.lora_memory import CHECKOUT, HEAD_SIZE, make_batch
 
 TOLERANCE = 0.15
 """Share of the measured peak by which the plan may be off."""
@@ -161,13 +162,11 @@ def measure(way: Way, kept: int, folder: Path, out: Path) -> None:
     for _ in train(way, kept, folder / "tiny", ranks):
         pass
     gc.collect()
-    peak = Peak()
-    idle = peak.start()
     peaks: dict[str, int] = {}
-    for name in train(way, kept, folder / way.size, ranks):
-        peaks[name] = peak.bytes - idle
-        peak.bytes = 0
-    peak.stop()
+    with Peak() as memory:
+        for name in train(way, kept, folder / way.size, ranks):
+            peaks[name] = memory.above
+            memory.bytes = 0
     if ranks.is_first:
         out.write_text(json.dumps(peaks), encoding="utf-8")
     leave()

@@ -25,6 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# started by path, as the docs show
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.memory import anonymous_bytes, children
+
 ROOT = Path(__file__).parents[2]
 SIZES = ("tiny", "0.5B", "1.5B", "7B")
 CHUNK_BYTES = 8 << 20
@@ -60,7 +65,8 @@ def measure(command: Sequence[str], log: Path) -> Run:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
         peak = 0
         while process.poll() is None:
-            peak = max(peak, _tree_bytes(process.pid))
+            family = (process.pid, *children(process.pid))
+            peak = max(peak, sum(map(anonymous_bytes, family)))
             time.sleep(0.01)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}\nfailed:\n{log.read_text()[-3000:]}")
@@ -71,19 +77,6 @@ def _cpu_seconds() -> float:
     """Processor time of all children that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
-
-
-def _tree_bytes(pid: int) -> int:
-    """Anonymous memory of a process and its children, bytes."""
-    total = 0
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                total = int(line.split()[1]) * 1024
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0  # it ended meanwhile
-    return total + sum(_tree_bytes(int(child)) for child in children)
 
 
 def merge_command(folder: Path, checkpoints: Sequence[str], output: Path) -> list[str]:

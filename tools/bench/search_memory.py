@@ -4,7 +4,7 @@
     python tools/bench/search_memory.py --json   # the last line is one JSON object
 
 The corpus is made block by block, as an evaluation embeds it, and never exists whole: 1.5 GB for a
-million vectors of 384 numbers. Memory is the peak of resident memory above that before the search.
+million vectors of 384 numbers. Memory is the peak of anonymous pages above those before the search.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 # started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.memory import in_use, peak, reset_peak
+from bench.memory import Peak, anonymous_bytes
 from trainer.cli import ending_with_code
 
 SIZES = (100_000, 1_000_000)
@@ -41,12 +41,12 @@ def measure(num_documents: int) -> dict[str, float]:
     from trainer.evaluation.search import top_k_streamed
 
     queries = torch.randn(NUM_QUERIES, WIDTH, generator=torch.Generator().manual_seed(1))
-    before = reset_peak()
-    begun = time.monotonic()
-    _, rows = top_k_streamed(queries, blocks(num_documents), DEPTH)  # type: ignore[arg-type]
-    assert int(rows.max()) < num_documents
-    seconds = time.monotonic() - begun
-    return {"peak_bytes": float(peak() - before), "seconds": seconds}
+    with Peak() as memory:
+        begun = time.monotonic()
+        _, rows = top_k_streamed(queries, blocks(num_documents), DEPTH)  # type: ignore[arg-type]
+        assert int(rows.max()) < num_documents
+        seconds = time.monotonic() - begun
+    return {"peak_bytes": float(memory.above), "seconds": seconds}
 
 
 def main() -> int:
@@ -68,7 +68,9 @@ def main() -> int:
             f"{size:10,}  {one['peak_bytes'] / 2**20:9.1f}  {one['seconds']:7.1f}  {whole:16,.0f}"
         )
     growth = results[large]["peak_bytes"] / results[small]["peak_bytes"]
-    print(f"memory in use now: {in_use() / 2**20:,.0f} MiB; growth of the peak: {growth:.2f}")
+    print(
+        f"memory in use now: {anonymous_bytes() / 2**20:,.0f} MiB; growth of the peak: {growth:.2f}"
+    )
     if arguments.json:
         peaks = {str(size): one["peak_bytes"] for size, one in results.items()}
         print(json.dumps({"peak_bytes": peaks, "memory_growth": growth}))

@@ -28,6 +28,10 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+# started by path, as the docs show
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.memory import anonymous_bytes, children
 from trainer.data.processes import send, started
 from trainer.data.sources import open_sources
 from trainer.data.token_making import Making
@@ -124,22 +128,8 @@ class Watched(Thread):
     def run(self) -> None:
         """Until it is told to end."""
         while not self.ended.wait(SAMPLE_SEC):
-            self.most_bytes = max([self.most_bytes, *map(_anonymous_bytes, _family())])
-
-
-def _family() -> list[int]:
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
-    return [os.getpid(), *map(int, children.split())]
-
-
-def _anonymous_bytes(pid: int) -> int:
-    """Of a process; 0 when it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    found = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")]
-    return int(found[0]) * 1024 if found else 0
+            family = (os.getpid(), *children(os.getpid()))
+            self.most_bytes = max(self.most_bytes, *map(anonymous_bytes, family))
 
 
 def measure(folder: Path, megabytes: int, model: str | None, processes: int) -> dict[str, float]:
