@@ -7,9 +7,12 @@
 
 Every rank trains on as many rows, so the global batch grows with the ranks. No engine runs: a
 process for each rank of the first host makes its batches, from tokens made ahead, and hands them
-over as a data worker does. Times are CPU seconds of a process, on average over the host; memory is
-that of the largest. `cold` is the first pass over the steps, with the store out of the page cache;
-`warm` the fastest of nine more.
+over as a data worker does. The processes take turns at each step, those that made it for the host
+first: here they may be more than the cores, and would measure how they disturb each other. Before
+each step they read other memory, as the caches of a processor are filled with other things in a
+run. Times are CPU seconds of a process, on average over the host; memory is that of the largest.
+`cold` is the first pass over the steps, with the store out of the page cache; `warm` the fastest of
+nine more.
 
 The tokenizer splits at spaces: what it costs counts only where batches are made on the fly.
 """
@@ -20,10 +23,11 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -32,7 +36,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trainer.data.host_share import HostShare, new_folder, shared_folder
 from trainer.data.planned import plan_of
-from trainer.data.processes import send, started
+from trainer.data.processes import Worker, send, started
 from trainer.data.sources import Source, open_sources
 from trainer.data.token_making import make_pieces
 from trainer.data.token_store import TokenStore, open_store
@@ -43,6 +47,8 @@ from trainer.recipe.ir import KIND, IrRecipe
 from trainer.recipe.schema import DataRecipe, ModelRecipe, Recipe, SourceRecipe, TrainRecipe
 
 RANK = "tools.bench.data_rank"
+NUM_WARM = 9
+"""Passes after the cold one."""
 NUM_WORDS = 20_000
 SEED = 3
 MODELS = {"0.5B": 0.5e9, "1.5B": 1.5e9, "7B": 7e9, "14B": 14e9, "32B": 32e9, "70B": 70e9}
@@ -138,7 +144,6 @@ class Bench:
             encoder=self.encoder,
             recipe=recipe,
         )
-        drop_pages(self.store.folder)
         with ExitStack() as running:
             folder = new_folder(secrets.token_hex(8))
             # held, or a run that starts meanwhile would take it for one that a killed run left
@@ -153,11 +158,61 @@ class Bench:
                     host=host if num_local > 1 else None,
                 )
                 assert process.stdin is not None
-                one = replace(job, ahead=of_rank) if ahead else job
-                send(process.stdin, (one, self.work.steps, ahead))
-            found = [json.load(process.stdout) for process in processes if process.stdout]
-        numbers = {name: sum(one[name] for one in found) / num_local for name in found[0]}
-        return numbers | {"anonymous_bytes": max(one["anonymous_bytes"] for one in found)}
+                send(process.stdin, replace(job, ahead=of_rank) if ahead else job, more=True)
+            return self._passes(job, processes, num_warm=NUM_WARM if ahead else 0)
+
+    def _passes(self, job: Job, processes: Sequence[Worker], *, num_warm: int) -> dict[str, float]:
+        """What a rank's step costs in the first pass, and at least in one of some more."""
+        steps = range(self.work.steps)
+        # what a process does once: imports, first calls
+        if num_warm:
+            one_pass(job, processes, "first", range(len(steps), len(steps) + 1))
+        drop_pages(self.store.folder)
+        cold = one_pass(job, processes, "cold", steps)
+        warm = [one_pass(job, processes, f"warm{n}", steps) for n in range(num_warm)] or [cold]
+        least = [min(one[rank].cpu_seconds for one in warm) for rank in range(len(processes))]
+        return {
+            "cold_cpu_seconds": fmean(one.cpu_seconds for one in cold) / len(steps),
+            "warm_cpu_seconds": fmean(least) / len(steps),
+            "own_tokens": fmean(one.tokens for one in cold) / len(steps),
+            "anonymous_bytes": max(one.anonymous_bytes for one in cold),
+        }
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """Of some steps to one rank."""
+
+    cpu_seconds: float = 0.0
+    tokens: int = 0
+    anonymous_bytes: int = 0
+    """At most, after a step."""
+
+
+def one_pass(job: Job, processes: Sequence[Worker], name: str, steps: Iterable[int]) -> list[Cost]:
+    """Every step by every process, one after the other; the cost to each."""
+    costs = [Cost() for _ in processes]
+    for step in steps:
+        # the rank that makes the step for all is the first; see `Job.frame`
+        _, turn = job.plan.turn(step)
+        for place in range(len(processes)):
+            rank = (turn + place) % len(processes)
+            found = answer(processes[rank], f"{name} {step}\n")
+            costs[rank].cpu_seconds += found["cpu_seconds"]
+            costs[rank].tokens += found["tokens"]
+            most = max(costs[rank].anonymous_bytes, found["anonymous_bytes"])
+            costs[rank].anonymous_bytes = most
+    return costs
+
+
+def answer(process: Worker, line: str) -> dict[str, Any]:
+    """What a process says to a line."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(line.encode("ascii"))
+    process.stdin.flush()
+    found: dict[str, Any] = json.loads(process.stdout.readline())
+    return found
 
 
 def opened(work: Work, folder: Path, num_rows: int) -> Bench:

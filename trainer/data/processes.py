@@ -45,12 +45,15 @@ class _Unpickler(pickle.Unpickler):
         return np.load(path, mmap_mode="r")
 
 
-def send(pipe: IO[bytes], value: Any) -> None:
-    """Writes a value and closes the pipe."""
+def send(pipe: IO[bytes], value: Any, *, more: bool = False) -> None:
+    """Writes a value and closes the pipe, unless there is more to come."""
     content = io.BytesIO()
     _Pickler(content, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     pipe.write(content.getbuffer())
-    pipe.close()
+    if more:
+        pipe.flush()
+    else:
+        pipe.close()
 
 
 def read_sent(pipe: IO[bytes]) -> Any:
