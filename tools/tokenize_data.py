@@ -22,10 +22,13 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from trainer.cli import ending_with_code
+from trainer.data.evalsets import open_eval_sets
+from trainer.data.overlap import screen_of
+from trainer.data.row_settings import with_row_settings
 from trainer.data.sources import open_sources
 from trainer.data.token_making import Making, disk_refusing
 from trainer.data.token_pieces import TokenJob, check_piece
-from trainer.data.token_store import TokenStore, open_store, piece_path
+from trainer.data.token_store import TokenStore, check_index, open_store, piece_path
 from trainer.data.tokens_ahead import announce, token_jobs
 from trainer.errors import DataError
 from trainer.recipe.adapter_folder import with_adapter
@@ -39,6 +42,9 @@ TURN_SEC = 0.5
 def jobs_of(recipe: Recipe) -> Iterable[TokenJob]:
     """The stores of all sources of a recipe, with the encoder that a run of it would have.
 
+    Args:
+        recipe: with what rows set, see `with_row_settings`.
+
     Raises:
         RecipeError: if the model or a task does not fit.
         DataError: if a row is malformed, or there is no fast tokenizer.
@@ -49,7 +55,9 @@ def jobs_of(recipe: Recipe) -> Iterable[TokenJob]:
     from trainer.model.limits import num_token_ids
     from trainer.preflight.encoder import open_encoder
 
-    sources = open_sources(recipe.data)
+    # rows that a run drops have no tokens in its store
+    held_out = open_eval_sets(recipe) if recipe.data.overlap == "drop" else {}
+    sources = open_sources(recipe.data, screen_of(recipe.data, held_out))
     path = place_of_model(recipe.model)
     config = load_config(recipe.model, path)
     num_ids = num_token_ids(check_backbone(recipe, path, config, download=True))
@@ -91,14 +99,15 @@ def check(job: TokenJob) -> TokenStore:
             f"{job.folder}: tokens of source {job.source.name} = missing; expected finished ones. "
             "Make them with the same command without --check."
         )
+    facts = check_index(job.folder)
     for number in tqdm(range(job.num_pieces), desc=f"checking {job.source.name}", disable=None):
-        check_piece(piece_path(job.folder, number))
+        check_piece(piece_path(job.folder, number), facts["pieces"][number]["sha256"])
     return found
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Make or check all stores, and say where they are."""
-    recipe = with_adapter(load_recipe(arguments.recipe, arguments.overrides))
+    recipe = with_row_settings(with_adapter(load_recipe(arguments.recipe, arguments.overrides)))
     recipe = replace(recipe, data=replace(recipe.data, tokens="ahead"))
     for job in jobs_of(recipe):
         store = check(job) if arguments.check else make(job, arguments.processes)

@@ -26,7 +26,7 @@ from tests.support.data_files import (
     write_jsonl,
     write_qrels,
 )
-from trainer.data import token_pieces
+from trainer.data import files, token_pieces, token_store
 from trainer.data.known_positives import ABSENT, known_positives
 from trainer.data.loader import batches
 from trainer.data.planned import plan_of
@@ -35,7 +35,7 @@ from trainer.data.slot_table import number_digests
 from trainer.data.sources import open_sources
 from trainer.data.token_making import Making, make_pieces
 from trainer.data.token_pieces import TokenJob, check_piece
-from trainer.data.token_store import TokenStore, open_store
+from trainer.data.token_store import INDEX, TokenStore, check_index, open_store
 from trainer.data.tokens import TextEncoder, make_encoder
 from trainer.data.tokens_ahead import announce, estimate, is_ahead, token_jobs
 from trainer.data.worker import Ahead
@@ -499,3 +499,41 @@ def test_a_piece_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> Non
         make_pieces(job, first=0)
         assert holder.poll() == 0, "the piece was made while another process held it"
     assert open_store(job.folder) is not None
+
+
+def test_an_index_that_is_not_as_it_was_written_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(*opened(write_jsonl(tmp_path / "a.jsonl", rows(9))))
+    make_pieces(job, first=0)
+    arrays = sorted((job.folder / INDEX).glob("*.npy"))
+    assert len(arrays) == 9
+    for path in arrays:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        told = rf"{path.name}: content = another hash than when it was written; expected a file"
+        with pytest.raises(DataError, match=told):
+            check_index(job.folder)
+        with pytest.raises(DataError, match=told):
+            open_store(job.folder)
+        path.write_bytes(whole)
+    assert open_store(job.folder) is not None
+    # a large one is not read whole whenever a run begins
+    monkeypatch.setattr(token_store, "HASHED_WHEN_OPENED", 0)
+    arrays[0].write_bytes(arrays[0].read_bytes()[:-1] + b"?")
+    assert open_store(job.folder) is not None
+
+
+def test_a_file_with_other_content_and_the_times_of_the_old_one_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as archives and images have them that set all times alike
+    monkeypatch.setattr(files, "CACHE_FROM_BYTES", 1)
+    path = write_jsonl(tmp_path / "a.jsonl", rows(9))
+    os.utime(path, ns=(1, 1))
+    before = job_of(*opened(path))
+    path.write_text(path.read_text().replace("cat", "dog"))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(DataError, match="another content than when the run began"):
+        before.source.check_files()
+    assert job_of(*opened(path)).folder != before.folder

@@ -1,6 +1,8 @@
 """The command that tokenises beforehand makes what a run of two ranks then trains on."""
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,12 @@ from tests.support.forked import finish_forked
 from tests.support.launched import Ended, lines
 from tests.support.ranks import run_ranks
 from tests.support.sessions import run_of
+from tools.tokenize_data import jobs_of
 from trainer.data.host_share import MIN_ROWS
+from trainer.data.row_settings import with_row_settings
+from trainer.data.tokens_ahead import token_jobs
+from trainer.preflight.checks import open_data
+from trainer.recipe.load import load_recipe
 
 pytestmark = pytest.mark.dist
 
@@ -81,7 +88,36 @@ def test_tokens_made_beforehand_are_what_a_run_trains_on(tmp_path: Path) -> None
     piece.write_bytes(content)
     damaged = tokenise(tmp_path, "--check")
     assert damaged.code == 2
-    assert "another hash than its footer says" in damaged.err
+    assert "another hash than its index says" in damaged.err
+
+
+def test_stores_are_of_the_rows_and_instructions_that_a_run_has(tmp_path: Path) -> None:
+    corpus.make_workspace(tmp_path)
+    rows = [
+        {"query": f"w{i} w{i + 1}", "pos": [f"w{i + 2}"], "neg": [f"w{i + 5}"], "prompt": "w9 w8 "}
+        for i in range(12)
+    ]
+    (tmp_path / "fe.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    planted = (tmp_path / "sts.jsonl").read_text().splitlines(keepends=True)[:5]
+    (tmp_path / "dev.jsonl").write_text("".join(planted))
+    sources = [
+        {"name": "fe", "task": "ir", "path": "fe.jsonl", "row_settings": True},
+        {"name": "sts", "task": "sts", "path": "sts.jsonl"},
+    ]
+    overrides = [
+        f"data.sources={json.dumps(sources)}", "data.overlap=drop", "data.tokens=ahead",
+        'eval.sets=[{"name": "dev", "task": "sts", "path": "dev.jsonl"}]', "eval.best_metric=null",
+    ]  # fmt: skip
+    recipe = with_row_settings(load_recipe(tmp_path / "recipe.yaml", overrides))
+    made = {job.source.name: job for job in jobs_of(recipe)}
+    run = token_jobs(recipe, open_data(recipe).sources, made["fe"].encoder, num_ranks=1)
+    assert {name: job.folder for name, job in made.items()} == {
+        name: job.folder for name, job in run.items()
+    }
+    assert len(made["sts"].source) == len((tmp_path / "sts.jsonl").read_text().splitlines()) - 5
+    plain = replace(recipe.data.sources[0], row_settings=False, query_instruction="")
+    other = replace(recipe, data=replace(recipe.data, sources=(plain, *recipe.data.sources[1:])))
+    assert {job.source.name: job for job in jobs_of(other)}["fe"].folder != made["fe"].folder
 
 
 def test_a_number_of_processes_below_one_is_refused(tmp_path: Path) -> None:

@@ -33,9 +33,13 @@ def cache_root() -> Path:
 
 
 def file_identity(path: Path) -> str:
-    """A key that changes whenever the file does: path, size in bytes, time of change in ns."""
+    """A key that changes whenever the file does: path, size in bytes, times of change in ns.
+
+    When a file was written can be set, as archives do when they are unpacked; when it was changed
+    in any way, no program can set.
+    """
     stat = path.stat()
-    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
 
 
 def cached_arrays(identity: str, build: Callable[[], Arrays]) -> Arrays:

@@ -22,10 +22,11 @@ from trainer.data.token_store import (
     ROW_ARRAYS,
     SLOT_ARRAYS,
     damaged,
+    hash_of,
     piece_path,
 )
 
-LEAST_BUCKET_BITS, MOST_BUCKET_BITS, BUCKETS_PER_SLOT = 24, 30, 16
+LEAST_BUCKET_BITS, MOST_BUCKET_BITS, BUCKETS_PER_SLOT = 24, 29, 16
 """Buckets of digests: a power of two that is so many times the number of slots, within bounds."""
 BLOCK_SLOTS = 1 << 20
 """Digests that are held in memory at a time."""
@@ -76,7 +77,7 @@ def join_pieces(job: TokenJob) -> None:
         _write_starts(index)
         _write_repeats(index)
         with replaced(index / FACTS) as file:
-            file.write(json.dumps(_facts(job, footers)).encode())
+            file.write(json.dumps(_facts(job, footers, index)).encode())
         index.rename(job.folder / INDEX)
     except OSError:
         if not (job.folder / INDEX).is_dir():  # else another process was faster
@@ -163,7 +164,7 @@ def _npy(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[I
         os.fsync(file.fileno())
 
 
-def _facts(job: TokenJob, footers: Footers) -> dict[str, Any]:
+def _facts(job: TokenJob, footers: Footers, index: Path) -> dict[str, Any]:
     """What the index says of the store."""
     firsts = np.cumsum([0, *(footer["num_slots"] for footer in footers)]).tolist()
     return {
@@ -174,6 +175,10 @@ def _facts(job: TokenJob, footers: Footers) -> dict[str, Any]:
         "ids_dtype": job.ids_dtype.name,
         "num_prompt_tokens": job.num_prompt_tokens,
         "has_scores": any(footer["has_scores"] for footer in footers),
+        "arrays": {
+            path.stem: {"bytes": path.stat().st_size, "sha256": hash_of(path)}
+            for path in sorted(index.glob("*.npy"))
+        },
         "pieces": [
             {"first_slot": first, "bytes": footer["bytes"], "sha256": footer["sha256"]}
             for first, footer in zip(firsts[:-1], footers, strict=True)

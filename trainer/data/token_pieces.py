@@ -268,8 +268,12 @@ def read_footer(path: Path) -> dict[str, Any]:
         raise damaged(path, str(error)) from error
 
 
-def check_piece(path: Path) -> None:
+def check_piece(path: Path, expected: str | None = None) -> None:
     """Read a piece and compare its hash.
+
+    Args:
+        path: of the piece.
+        expected: its SHA-256 as the index has it, hexadecimal; None: as its footer has it.
 
     Raises:
         DataError: if it is not as it was written.
@@ -280,5 +284,5 @@ def check_piece(path: Path) -> None:
         while left and (content := file.read(min(left, COPY_BYTES))):
             sha256.update(content)
             left -= len(content)
-    if sha256.hexdigest() != footer["sha256"]:
-        raise damaged(path, "another hash than its footer says")
+    if sha256.hexdigest() != (expected or footer["sha256"]):
+        raise damaged(path, f"another hash than its {'index' if expected else 'footer'} says")

@@ -19,12 +19,14 @@ import numpy as np
 
 from trainer.errors import DataError
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the form of the files changes: older stores are made anew."""
 INDEX, FACTS = "index", "facts.json"
 DIGESTS = "digests"
 OPEN_PIECES = 128
 """Files that a process keeps open."""
+HASHED_WHEN_OPENED = 64 << 20
+"""An index of so many bytes or fewer is read and compared with its hashes whenever it is opened."""
 Forms = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 """Dtype and shape of one entry of arrays, by name."""
 SLOT_ARRAYS: Forms = {
@@ -189,7 +191,8 @@ def open_store(folder: Path) -> TokenStore | None:
     """The store in a folder; None if it is not finished.
 
     Raises:
-        DataError: if a file is missing, or has another size than when it was written.
+        DataError: if a file is missing, or has another size than when it was written; if the index
+            is small, also if it has another content.
     """
     index = folder / INDEX
     if not index.is_dir():
@@ -203,9 +206,8 @@ def open_store(folder: Path) -> TokenStore | None:
         if num_bytes != piece["bytes"]:
             got = "missing" if num_bytes is None else f"{num_bytes} bytes, not {piece['bytes']}"
             raise damaged(path, got)
-    names = [*SLOT_ARRAYS, REPEATS, "starts", "num_positives"]
     arrays = {}
-    for name in names:
+    for name in facts["arrays"]:
         path = index / f"{name}.npy"
         try:
             arrays[name] = np.load(path, mmap_mode="r")
@@ -214,6 +216,8 @@ def open_store(folder: Path) -> TokenStore | None:
         size = {"starts": facts["num_rows"] + 1, "num_positives": facts["num_rows"]}
         if len(arrays[name]) != size.get(name, facts["num_slots"]):
             raise damaged(path, f"{len(arrays[name])} entries")
+    if sum(array["bytes"] for array in facts["arrays"].values()) <= HASHED_WHEN_OPENED:
+        check_index(folder)
     return TokenStore(
         folder=folder,
         arrays=arrays,
@@ -222,6 +226,30 @@ def open_store(folder: Path) -> TokenStore | None:
         num_prompt_tokens=tuple(facts["num_prompt_tokens"]),
         has_scores=facts["has_scores"],
     )
+
+
+def check_index(folder: Path) -> dict[str, Any]:
+    """Read the index of a finished store and compare its hashes; what it says of itself.
+
+    Raises:
+        DataError: naming a file that is not as it was written.
+    """
+    facts = read_facts(folder / INDEX / FACTS)
+    for name, array in facts["arrays"].items():
+        path = folder / INDEX / f"{name}.npy"
+        try:
+            found = hash_of(path)
+        except OSError as error:
+            raise damaged(path, error.strerror or "unreadable") from error
+        if found != array["sha256"]:
+            raise damaged(path, "another hash than when it was written")
+    return facts
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_facts(path: Path) -> dict[str, Any]:
