@@ -31,7 +31,9 @@ def test_the_table_says_up_to_how_many_gpus_data_is_enough(
     fast = {"cold_cpu_seconds": 0.01, "warm_cpu_seconds": 0.01, "own_tokens": 1000.0}
     slow = fast | {"cold_cpu_seconds": 0.1, "warm_cpu_seconds": 0.1}
     found = {n: one | {"anonymous_bytes": 1.0} for n, one in ((1, fast), (8, slow))}
-    data.show(data.report(WORK, [1, 8], found, slow), gpu_tflops=400, workers=1)
+    numbers = data.report(WORK, [1, 8], found, slow)
+    numbers |= data.gpus_fed(numbers, gpu_tflops=400, workers=1)
+    data.show(numbers)
     shown = {line.split()[0]: line.split()[2:] for line in capsys.readouterr().out.splitlines()
              if line.split()[:1] and line.split()[0] in data.MODELS}  # fmt: skip
     # 100,000 tokens a second are made for one rank, 10,000 for each of eight or for all on the fly

@@ -260,30 +260,50 @@ def report(work: Work, ranks: Sequence[int], found: dict[int, dict[str, float]],
     }
 
 
-def show(numbers: dict[str, Any], *, gpu_tflops: float, workers: int) -> None:
+def show(numbers: dict[str, Any]) -> None:
     """The tables for a person."""
-    row = "{:>6} {:>12} {:>12} {:>22} {:>12}"
-    print(row.format("ranks", "cold ms", "warm ms", "million own tokens/s", "memory MiB"))
-    rates = {}
+    row = "{:>6} {:>9} {:>9} {:>11} {:>11} {:>11} {:>11} {:>11}"
+    print(row.format("", "", "", "a rank,", "a rank,", "a host,", "a host,", ""))
+    print(row.format("ranks", "cold ms", "warm ms", "cold", "warm", "cold", "warm", "memory MiB"))
     for ranks, found in numbers["ranks"].items():
-        cold, warm = found["cold_cpu_seconds"], found["warm_cpu_seconds"]
-        rates[int(ranks)] = workers * found["own_tokens"] / max(cold, warm)
-        print(row.format(
-            ranks, f"{cold * 1e3:.2f}", f"{warm * 1e3:.2f}",
-            f"{found['own_tokens'] / warm / 1e6:.2f}", f"{found['anonymous_bytes'] / 2**20:.0f}",
-        ))  # fmt: skip
+        on_host = min(int(ranks), numbers["ranks_per_host"])
+        rates = [found["own_tokens"] / found[f"{name}_cpu_seconds"] for name in ("cold", "warm")]
+        of_ranks = [f"{rate / 1e6:.2f}" for rate in rates]
+        of_hosts = [f"{on_host * rate / 1e6:.2f}" for rate in rates]
+        times = [f"{found[f'{name}_cpu_seconds'] * 1e3:.2f}" for name in ("cold", "warm")]
+        memory = f"{found['anonymous_bytes'] / 2**20:.0f}"
+        print(row.format(ranks, *times, *of_ranks, *of_hosts, memory))
+    print("rates: million own tokens a second, each rank with a core")
     flies = numbers["on_the_fly_tokens_per_cpu_second"]
     print(f"on the fly: {flies / 1e6:.2f} million tokens/s of all ranks, by a process")
-    print(f"\nUp to how many GPUs of {gpu_tflops:g} TFLOP/s data is not the limit, cold, with "
-          f"{workers} workers a rank")  # fmt: skip
+    print(f"\nUp to how many GPUs of {numbers['gpu_tflops']:g} TFLOP/s data is enough, cold, "
+          f"with {numbers['workers']} workers a rank")  # fmt: skip
     row = "{:>6} {:>16} {:>14} {:>12}"
     print(row.format("model", "tokens/s a GPU", "ahead", "on the fly"))
+    for name, gpus in numbers["gpus"].items():
+        more = " or more" if gpus["ahead"] == max(map(int, numbers["ranks"])) else ""
+        needed = f"{gpus['tokens_per_sec']:,.0f}"
+        print(row.format(name, needed, f"{gpus['ahead']}{more}", gpus["on_the_fly"]))
+
+
+def gpus_fed(numbers: dict[str, Any], *, gpu_tflops: float, workers: int) -> dict[str, Any]:
+    """For each size of model what a GPU needs, and how many GPUs data can feed; see `show`."""
+    rates = {
+        int(ranks): workers
+        * found["own_tokens"]
+        / max(found["cold_cpu_seconds"], found["warm_cpu_seconds"])
+        for ranks, found in numbers["ranks"].items()
+    }
+    flies, gpus = numbers["on_the_fly_tokens_per_cpu_second"], {}
     for name, parameters in MODELS.items():
         need = gpu_tflops * 1e12 / (FLOP_PER_PARAMETER * parameters)
         enough = [ranks for ranks, rate in rates.items() if rate >= need]
-        ahead = str(max(enough, default=0))
-        ahead = f"{ahead} or more" if max(rates) in enough else ahead
-        print(row.format(name, f"{need:,.0f}", ahead, int(workers * flies / need)))
+        gpus[name] = {
+            "tokens_per_sec": need,
+            "ahead": max(enough, default=0),
+            "on_the_fly": int(workers * flies / need),
+        }
+    return {"gpu_tflops": gpu_tflops, "workers": workers, "gpus": gpus}
 
 
 def main() -> None:
@@ -314,7 +334,8 @@ def main() -> None:
         found = {number: bench.measure(number, ahead=True) for number in args.ranks}
         on_the_fly = bench.measure(min(args.ranks), ahead=False)
     numbers = report(work, args.ranks, found, on_the_fly)
-    show(numbers, gpu_tflops=args.gpu_tflops, workers=args.workers)
+    numbers |= gpus_fed(numbers, gpu_tflops=args.gpu_tflops, workers=args.workers)
+    show(numbers)
     if args.json:
         sys.stdout.write(json.dumps(numbers) + "\n")
 

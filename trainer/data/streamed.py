@@ -5,12 +5,14 @@ is kept under the commit of the set, and is from then on a local file like other
 before an interruption is kept.
 """
 
+import gc
 import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
@@ -187,7 +189,10 @@ def _append(found: _Set, rows: "IterableDataset", growing: Any, note: _Note) -> 
         OSError: if the disk refuses them.
     """
     stream = iter(rows)
-    with tqdm(desc=found.hub, initial=note.num_rows, unit=" rows", disable=None) as bar:
+    with (
+        _let_go(stream),
+        tqdm(desc=found.hub, initial=note.num_rows, unit=" rows", disable=None) as bar,
+    ):
         for number in itertools.count(note.num_rows + 1):
             row = _next(stream.__next__, found, note)
             if row is None:
@@ -198,6 +203,20 @@ def _append(found: _Set, rows: "IterableDataset", growing: Any, note: _Note) -> 
                 _sync(growing)
                 note.write(number, growing.tell(), rows.state_dict())
         _sync(growing)
+
+
+@contextmanager
+def _let_go(stream: Any) -> Iterator[None]:
+    """End a stream that may not have been read to its end.
+
+    Arrow's threads hold a file of Parquet while a scan of it is alive. One that still is when
+    Python ends aborts the process, whatever its exit code was to be.
+    """
+    try:
+        yield
+    finally:
+        stream.close()
+        gc.collect()
 
 
 def _next(advance: Callable[[], dict[str, Any]], found: _Set, note: _Note) -> dict[str, Any] | None:
