@@ -141,19 +141,30 @@ def test_rows_get_the_nearest_passages_that_answer_nothing(
 
 @pytest.mark.slow
 def test_a_mining_survives_kills_at_any_moment(tmp_path: Path, model: Path, rows: Path) -> None:
-    want, _ = mine(tmp_path, model, rows, *MARGIN, output="whole")
+    options = (*MARGIN, "--guide", str(model))
+    want, _ = mine(tmp_path, model, rows, *options, output="whole")
     file, chance = tmp_path / "killed.jsonl", random.Random(3)
-    arguments = ("--model", str(model), "--source", str(rows), "--output", str(file), *MARGIN)
+    work = tmp_path / ".mine-killed.jsonl"
+    arguments = ("--model", str(model), "--source", str(rows), "--output", str(file), *options)
+    kept = set()
     for _ in range(20):
         with forked(tmp_path, *arguments, script="tools/mine.py", ranks=2) as run:
-            deadline = time.monotonic() + chance.uniform(2, 12)
+            # half of them while models are loaded, the others as soon as there is a file to lose
+            known, sooner = {*work.rglob("*")}, chance.random() < 0.5
+            deadline = time.monotonic() + (chance.uniform(2, 12) if sooner else 60)
             while time.monotonic() < deadline and run.process.poll() is None:
-                time.sleep(0.05)
+                if not sooner and {*work.rglob("*")} != known:
+                    time.sleep(chance.uniform(0, 0.02))
+                    break
+                time.sleep(0.001)
+        kept |= {path.name for path in work.rglob("*.np?")}
         if file.exists():
             assert [json.loads(line) for line in file.read_text().splitlines()] == want
             file.unlink()
-    found, _ = mine(tmp_path, model, rows, *MARGIN, ranks=2, output="killed")
+    found, _ = mine(tmp_path, model, rows, *options, ranks=2, output="killed")
     assert found == want
+    # something of each kind was there to go on with
+    assert {"00000000.npy", "found-000000.npz"} <= kept
 
 
 def test_a_corpus_is_searched_and_its_ids_are_kept(tmp_path: Path, model: Path) -> None:

@@ -1,0 +1,174 @@
+"""A teacher scores pairs, filters by its margin, and says the same on any number of ranks."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.data_files import write_jsonl
+from tests.support.hashed import embedder
+from tests.support.ranks import run_ranks
+from tools import mine as command
+from trainer.data.sources import open_source
+from trainer.distributed.group import Ranks
+from trainer.errors import DataError, RecipeError
+from trainer.mining.choose import MiningSettings
+from trainer.mining.mine import SCORE_BLOCK, Mining
+from trainer.mining.teacher import cosines_of, find_cross_encoder
+from trainer.recipe.schema import SourceRecipe
+
+NUM_ROWS = SCORE_BLOCK + 76
+"""More than one block of scores."""
+OWN, TEACHER = embedder(1), embedder(2)
+PLAIN = MiningSettings(num_negatives=3, relative_margin=0.98)
+FILTERED = MiningSettings(num_negatives=3, relative_margin=0.98, guide_margin=0.0)
+SHARE = 0.98
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Queries with a positive that shares most of their words; every tenth has two."""
+    rng = random.Random(5)
+    words = [f"w{number}" for number in range(60)]
+
+    def text() -> list[str]:
+        return rng.choices(words, k=5)
+
+    def near(query: list[str]) -> str:
+        return " ".join([*query[:3], *rng.choices(words, k=2)])
+
+    made = [
+        {"query": " ".join(query), "positives": [near(query) for _ in range(1 + (n % 10 == 0))]}
+        for n, query in enumerate(text() for _ in range(NUM_ROWS))
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("rows") / "rows.jsonl", made)
+
+
+def source_of(file: Path) -> Any:
+    return open_source(SourceRecipe(name="a", task="ir", path=str(file)), ".")
+
+
+def mining(rank: int, world: int, rows: Path, output: Path, **changes: Any) -> Mining:
+    ranks = Ranks(rank=rank, world_size=world, device=torch.device("cpu"))
+    given = {"settings": PLAIN, "teacher": cosines_of(TEACHER)} | changes
+    return Mining(source=source_of(rows), embed=OWN, output=output, provenance={},
+                  ranks=ranks, **given)  # fmt: skip
+
+
+def mine_all(rank: int, world: int, rows: Path, folder: Path) -> dict[str, Any]:
+    """Three minings of the same rows: plain, filtered, and one whose teacher fails once."""
+    records = {
+        "plain": mining(rank, world, rows, folder / "plain").run(),
+        "filtered": mining(rank, world, rows, folder / "filtered", settings=FILTERED).run(),
+    }
+    good, units = cosines_of(TEACHER), []
+
+    def failing(queries: Any, passages: Any, pairs: Any) -> np.ndarray:
+        units.append(len(queries))
+        # the second block of scores has one unit, which is the first rank's
+        return good(queries, passages, pairs) * (np.nan if len(queries) == 76 else 1)
+
+    interrupted = mining(rank, world, rows, folder / "interrupted", teacher=failing)
+    with pytest.raises(DataError, match="score = nan; expected finite numbers"):
+        interrupted.run()
+    before = len(units)
+
+    def again(queries: Any, passages: Any, pairs: Any) -> np.ndarray:
+        units.append(len(queries))
+        return good(queries, passages, pairs)
+
+    mining(rank, world, rows, folder / "interrupted", teacher=again).run()
+    records["units"] = {"before": before, "after": len(units) - before}
+    return records
+
+
+def mined(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def expected(rows: Path, margin: float | None) -> list[dict[str, Any]]:
+    """All similarities of both models at once."""
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    passages = [*dict.fromkeys(text for line in lines for text in line["positives"])]
+    queries = [*dict.fromkeys(line["query"] for line in lines)]
+    own, teacher = (
+        dict(zip(queries, (one(queries, "") @ one(passages, "").T).numpy(), strict=True))
+        for one in (OWN, TEACHER)
+    )
+    place = {text: number for number, text in enumerate(passages)}
+    answers: dict[str, set[str]] = {query: set() for query in queries}
+    for line in lines:
+        answers[line["query"]] |= set(line["positives"])
+    # skipped, ten for each negative, and as many as answer a query twice
+    depth = 30 + 2 * max(map(len, answers.values()))
+    made = []
+    for line in lines:
+        query = line["query"]
+        scores, given = own[query], teacher[query]
+        known = [place[text] for text in answers[query]]
+        left = [
+            number
+            for number in np.argsort(-scores, kind="stable")[:depth].tolist()
+            if number not in known
+            and passages[number] != query
+            and scores[number] <= SHARE * scores[known].min()
+            and (margin is None or given[number] <= given[known].min() - margin)
+        ][:3]
+        made.append({
+            "negatives": [passages[number] for number in left],
+            "negative_scores": given[left].tolist(),
+            "positive_scores": given[[place[text] for text in line["positives"]]].tolist(),
+        })  # fmt: skip
+    return made
+
+
+@pytest.mark.dist
+def test_scores_equal_those_of_all_pairs_on_one_rank_and_on_two(tmp_path: Path, rows: Path) -> None:
+    folders = {world: tmp_path / str(world) for world in (1, 2)}
+    for world, folder in folders.items():
+        folder.mkdir()
+        records = run_ranks(mine_all, world, rows, folder)
+        # what was scored before the fault is not scored again
+        assert records[0]["units"] == {"before": 8 // world + 1, "after": 1}
+    for name, margin in (("plain", None), ("filtered", 0.0)):
+        found, wanted = mined(folders[1], name), expected(rows, margin)
+        for line, one in zip(found, wanted, strict=True):
+            assert line["negatives"] == one["negatives"]
+            for key in ("positive_scores", "negative_scores"):
+                # six decimals are written
+                np.testing.assert_allclose(line[key], one[key], atol=1e-6)
+        assert (folders[1] / name).read_bytes() == (folders[2] / name).read_bytes()
+    assert mined(folders[1], "plain") != mined(folders[1], "filtered")
+    for folder in folders.values():
+        assert (folder / "interrupted").read_bytes() == (folder / "plain").read_bytes()
+    filtered = json.loads((folders[2] / "filtered.json").read_text())
+    assert filtered["above_by_teacher"] == 0
+    assert filtered["left_out"]["guide_margin"] > 0
+    # a recipe takes the file as it is
+    (tmp_path / "plain.jsonl").write_bytes((folders[1] / "plain").read_bytes())
+    record = source_of(tmp_path / "plain.jsonl").record(0)
+    line = mined(folders[1], "plain")[0]
+    assert list(record.positive_scores) == line["positive_scores"]
+    assert list(record.negative_scores) == line["negative_scores"]
+
+
+def test_mistakes_end_with_one_message(tmp_path: Path, rows: Path) -> None:
+    def options(*more: str) -> list[str]:
+        output = str(tmp_path / "out.jsonl")
+        return ["--model", "m", "--source", str(rows), "--output", output, *more]
+
+    with pytest.raises(RecipeError, match="--cross-encoder: given beside --guide; expected one"):
+        command.main(options("--guide", "a", "--cross-encoder", "b"))
+    with pytest.raises(RecipeError, match=r"--guide-margin: 0\.0 = without a model that scores"):
+        command.main(options("--guide-margin", "0"))
+    with pytest.raises(RecipeError, match="--guide-margin: nan; expected a finite number"):
+        command.main(options("--guide", "a", "--guide-margin", "nan"))
+    with pytest.raises(RecipeError, match="Give another --guide"):
+        command.main(options("--guide", str(tmp_path)))
+    with pytest.raises(RecipeError, match=r"config\.json = missing; expected the folder of a cros"):
+        find_cross_encoder(str(tmp_path))
+    assert find_cross_encoder("owner/model") == "owner/model"
