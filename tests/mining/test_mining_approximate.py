@@ -56,6 +56,7 @@ def mine_both(rank: int, world: int, rows: Path, folder: Path) -> list[dict[str,
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_an_index_finds_what_a_search_of_all_does(tmp_path: Path, rows: Path) -> None:
     pytest.importorskip("faiss", reason="needs the package faiss-cpu")

@@ -18,7 +18,10 @@ from trainer.distributed.group import Ranks
 from trainer.errors import DataError, RecipeError
 from trainer.mining.choose import MiningSettings
 from trainer.mining.mine import SCORE_BLOCK, Mining
+from trainer.mining.selected import Candidates, Selection, Selector, scored_pairs
+from trainer.mining.tally import Tally
 from trainer.mining.teacher import cosines_of, find_cross_encoder
+from trainer.mining.texts import Queries
 from trainer.recipe.schema import SourceRecipe
 
 NUM_ROWS = SCORE_BLOCK + 76
@@ -126,6 +129,58 @@ def expected(rows: Path, margin: float | None) -> list[dict[str, Any]]:
     return made
 
 
+def candidates(rng: np.random.Generator) -> tuple[Candidates, dict[int, float]]:
+    """What was found for query 0 of `one_query`, and a teacher's scores."""
+    scores = np.sort(rng.uniform(0, 1, 12).astype(np.float32))[::-1]
+    passages = rng.permutation(20)[:12].astype(np.int64)
+    answers = np.array([2, 5], np.int64)
+    teacher = dict(enumerate(rng.uniform(-3, 3, 20).astype(np.float32).tolist()))
+    one = Candidates(
+        query=0, passages=passages, scores=scores.copy(), known=frozenset({2, 5, 7}),
+        answers=answers, cosines=rng.uniform(0.5, 1, 2).astype(np.float32),
+    )  # fmt: skip
+    return one, teacher
+
+
+def one_query() -> Queries:
+    numbers = np.array([0], np.int64)
+    return Queries(
+        rows=numbers, keys=np.array([9], np.uint64), query_of_row=numbers,
+        starts=np.array([0, 2], np.int64), positives=np.array([2, 5], np.int64),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("margin", [None, 0.0, 1.5, -0.5])
+def test_a_margin_of_the_teacher_equals_a_loop(margin: float | None) -> None:
+    how = MiningSettings(num_negatives=3, skip_top=1, relative_margin=0.98, guide_margin=margin)
+    queries, rng = one_query(), np.random.default_rng(4)
+    for _ in range(100):
+        one, teacher = candidates(rng)
+        tally = Tally()
+        selection = Selection.empty(queries, 3, is_scored=True)
+        Selector(queries=queries, settings=how, selection=selection, tally=tally).add(one, teacher)
+        limit = one.cosines.min() - abs(one.cosines.min()) * np.float32(0.02)
+        lowest = min(teacher[2], teacher[5])
+        by_cosine = [
+            passage
+            for passage, score in zip(one.passages.tolist(), one.scores.tolist(), strict=True)
+            if passage not in {2, 5, 7} and score <= limit
+        ]
+        left = [one for one in by_cosine if margin is None or teacher[one] <= lowest - margin]
+        wanted = left[1:4]
+        assert selection.negatives[0].tolist() == wanted + [-1] * (3 - len(wanted))
+        assert selection.by_teacher is not None
+        assert selection.answers_by_teacher is not None
+        assert selection.by_teacher[0, : len(wanted)].tolist() == [teacher[n] for n in wanted]
+        assert selection.answers_by_teacher.tolist() == [teacher[2], teacher[5]]
+        assert tally.left_out["guide_margin"] == len(by_cosine) - len(left)
+        assert tally.above_by_teacher == sum(teacher[n] > lowest for n in wanted)
+        # no pair is scored that nothing asks for
+        pairs = scored_pairs(one, 9, how).tolist()
+        assert pairs == [2, 5, *(wanted if margin is None else by_cosine)]
+
+
+@pytest.mark.slow
 @pytest.mark.dist
 def test_scores_equal_those_of_all_pairs_on_one_rank_and_on_two(tmp_path: Path, rows: Path) -> None:
     folders = {world: tmp_path / str(world) for world in (1, 2)}
