@@ -24,8 +24,9 @@ from trainer.data.sources import Source, open_source
 from trainer.errors import DataError, RecipeError
 from trainer.evaluation.exported import ExportedEmbedder, find_model, load_model
 from trainer.mining.choose import MiningSettings, check_settings
-from trainer.mining.limits import EXACT_UP_TO, check_exact_up_to
+from trainer.mining.limits import EXACT_UP_TO, check_exact_up_to, check_index
 from trainer.mining.teacher import find_cross_encoder
+from trainer.mining.texts import read_texts
 from trainer.recipe.schema import SourceRecipe
 
 if TYPE_CHECKING:
@@ -223,6 +224,24 @@ def mine(arguments: argparse.Namespace, settings: MiningSettings, source: Source
         return mining.run()
 
 
+def say_plan(arguments: argparse.Namespace, settings: MiningSettings, source: Source) -> None:
+    """Log what would be done.
+
+    Raises:
+        DataError: if there are too few passages.
+        RecipeError: if there are so many that a package is needed which is missing.
+    """
+    passages, queries = read_texts(source)
+    check_index(len(passages), arguments.exact_up_to)
+    logger.info("source: %s", source.describe)
+    how = "exactly" if len(passages) <= arguments.exact_up_to else "by an index"
+    logger.info("searches %d passages for %d queries, %s", len(passages), len(queries), how)
+    logger.info("considers %d passages for each query", settings.considered)
+    teacher = arguments.guide or arguments.cross_encoder
+    if teacher is not None:
+        logger.info("scores pairs by %s", teacher)
+
+
 def index_said(way: dict[str, Any]) -> str:
     """What an index may have missed, if there was one."""
     if way["exact"]:
@@ -257,8 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_models(arguments)
     source = source_of(arguments)
     if arguments.dry_run:
-        logger.info("source: %s", source.describe)
-        logger.info("considers %d passages for each query", settings.considered)
+        say_plan(arguments, settings, source)
         return 0
     record = mine(arguments, settings, source)
     if is_first_rank():

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +212,29 @@ def test_scores_equal_those_of_all_pairs_on_one_rank_and_on_two(tmp_path: Path, 
     assert list(record.negative_scores) == line["negative_scores"]
 
 
+def options_of(folder: Path, rows: Path, *more: str) -> list[str]:
+    output = str(folder / "out.jsonl")
+    return ["--model", "m", "--source", str(rows), "--output", output, *more]
+
+
+def test_a_dry_run_says_how_it_would_search(
+    tmp_path: Path, rows: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = options_of(tmp_path, rows, "--dry-run", "--guide", "g", "--exact-up-to")
+    caplog.set_level("INFO")
+    assert command.main([*options, "5000"]) == 0
+    said = caplog.text
+    assert re.search(rf"searches \d+ passages for {NUM_ROWS} queries, exactly", said)
+    assert "scores pairs by g" in said
+    assert not [*tmp_path.iterdir()]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="expected the package faiss-cpu"):
+        command.main([*options, "1000"])
+
+
 def test_mistakes_end_with_one_message(tmp_path: Path, rows: Path) -> None:
     def options(*more: str) -> list[str]:
-        output = str(tmp_path / "out.jsonl")
-        return ["--model", "m", "--source", str(rows), "--output", output, *more]
+        return options_of(tmp_path, rows, *more)
 
     with pytest.raises(RecipeError, match="--cross-encoder: given beside --guide; expected one"):
         command.main(options("--guide", "a", "--cross-encoder", "b"))

@@ -63,31 +63,37 @@ def make_model(folder: Path) -> None:
     config = BertConfig(
         vocab_size=len(words), hidden_size=SIZE, intermediate_size=SIZE, num_hidden_layers=1,
         num_attention_heads=2, max_position_embeddings=32,
+        # so that vectors of different words differ
+        initializer_range=0.2,
     )  # fmt: skip
     AutoModel.from_config(config).save_pretrained(backbone)
     parts = [Transformer(str(backbone), max_seq_length=16), Pooling(SIZE, pooling_mode="mean")]
     SentenceTransformer(modules=parts, device="cpu").save(str(folder / "model"))
 
 
+def words_of(number: int) -> list[str]:
+    """The words of a text, the same for a number."""
+    rng = random.Random(number)
+    return [f"w{rng.randrange(WORDS)}" for _ in range(WORDS_OF_TEXT)]
+
+
 def make_data(folder: Path, num_passages: int, num_queries: int) -> None:
-    """Write random texts as a BEIR folder, of which each query has one answer."""
-    rng = random.Random(0)
-
-    def text() -> str:
-        return " ".join(f"w{rng.randrange(WORDS)}" for _ in range(WORDS_OF_TEXT))
-
+    """Write random texts as a BEIR folder; a query shares half of its words with its answer."""
     (folder / "qrels").mkdir(parents=True)
     with (folder / "corpus.jsonl").open("w") as corpus:
         for number in range(num_passages):
-            corpus.write(f'{{"_id": "d{number}", "text": "{text()}"}}\n')
+            corpus.write(f'{{"_id": "d{number}", "text": "{" ".join(words_of(number))}"}}\n')
     with (
         (folder / "queries.jsonl").open("w") as queries,
         (folder / "qrels" / "train.tsv").open("w") as qrels,
     ):
         qrels.write("query-id\tcorpus-id\tscore\n")
         for number in range(num_queries):
-            queries.write(f'{{"_id": "q{number}", "text": "{text()}"}}\n')
-            qrels.write(f"q{number}\td{rng.randrange(num_passages)}\t1\n")
+            answer = number * num_passages // num_queries
+            half = WORDS_OF_TEXT // 2
+            words = [*words_of(answer)[:half], *words_of(num_passages + number)[half:]]
+            queries.write(f'{{"_id": "q{number}", "text": "{" ".join(words)}"}}\n')
+            qrels.write(f"q{number}\td{answer}\t1\n")
 
 
 def start_ranks(folder: Path, output: Path, num_ranks: int) -> list[subprocess.Popen[bytes]]:
@@ -148,6 +154,7 @@ def measure(folder: Path, num_ranks: int) -> dict[str, Any]:
     if any(rank.returncode for rank in ranks):
         raise SystemExit((folder / "rank-0.log").read_text()[-3000:])
     digest = hashlib.sha256(output.read_bytes()).hexdigest()
+    record = json.loads(output.with_name(f"{output.name}.json").read_text(encoding="utf-8"))
     for made in folder.glob(f"{output.name}*"):
         made.unlink()
     return {
@@ -155,6 +162,7 @@ def measure(folder: Path, num_ranks: int) -> dict[str, Any]:
         "peak_resident_bytes": resident,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds() - cpu_before,
+        "negatives": sum(record["negatives"]),
         "rows_sha256": digest,
     }
 
@@ -193,7 +201,9 @@ def main() -> int:
             print(f"{count:5}  {rank:4}  {row}")
     same = len({one["rows_sha256"] for one in results.values()}) == 1
     peak = max(max(one["peak_resident_bytes"]) for one in results.values())
-    print(f"the same rows: {same}; largest peak of a rank: {peak / 2**20:,.0f} MiB")
+    negatives = next(iter(results.values()))["negatives"]
+    print(f"{negatives:,} negatives; the same rows: {same}")
+    print(f"largest peak of a rank: {peak / 2**20:,.0f} MiB")
     if arguments.json:
         print(json.dumps({
             "passages": arguments.passages, "queries": arguments.queries, "same_rows": same,
