@@ -1,6 +1,6 @@
 """Memory of mining: a million random passages and ten thousand queries, on one rank and on two.
 
-    python tools/bench/mine.py               # some ten minutes on two CPU cores
+    python tools/bench/mine.py               # a quarter of an hour on two CPU cores
     python tools/bench/mine.py --ranks 2 --json                   # the last line is one JSON object
     python tools/bench/mine.py --passages 100000 --queries 1000 --ranks 1
 
