@@ -1,6 +1,7 @@
 """A source is mined: equal to all similarities at once, on any number of ranks, through kills."""
 
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -139,21 +140,37 @@ def test_rows_get_the_nearest_passages_that_answer_nothing(
     assert opened.record(0).negatives == tuple(found[0]["negatives"])
 
 
+def names_in(folder: Path) -> set[str]:
+    """Names of all files below a folder, which may vanish meanwhile."""
+    return {name for _, _, names in os.walk(folder) for name in names}
+
+
 @pytest.mark.slow
 def test_a_mining_survives_kills_at_any_moment(tmp_path: Path, model: Path, rows: Path) -> None:
-    want, _ = mine(tmp_path, model, rows, *MARGIN, output="whole")
+    options = (*MARGIN, "--guide", str(model))
+    want, _ = mine(tmp_path, model, rows, *options, output="whole")
     file, chance = tmp_path / "killed.jsonl", random.Random(3)
-    arguments = ("--model", str(model), "--source", str(rows), "--output", str(file), *MARGIN)
+    work = tmp_path / ".mine-killed.jsonl"
+    arguments = ("--model", str(model), "--source", str(rows), "--output", str(file), *options)
+    kept = set()
     for _ in range(20):
         with forked(tmp_path, *arguments, script="tools/mine.py", ranks=2) as run:
-            deadline = time.monotonic() + chance.uniform(2, 12)
+            # half of them while models are loaded, the others as soon as there is a file to lose
+            known, is_early = names_in(work), chance.random() < 0.5
+            deadline = time.monotonic() + (chance.uniform(2, 12) if is_early else 60)
             while time.monotonic() < deadline and run.process.poll() is None:
-                time.sleep(0.05)
+                if not is_early and names_in(work) != known:
+                    time.sleep(chance.uniform(0, 0.02))
+                    break
+                time.sleep(0.001)
+        kept |= names_in(work)
         if file.exists():
             assert [json.loads(line) for line in file.read_text().splitlines()] == want
             file.unlink()
-    found, _ = mine(tmp_path, model, rows, *MARGIN, ranks=2, output="killed")
+    found, _ = mine(tmp_path, model, rows, *options, ranks=2, output="killed")
     assert found == want
+    # something of each kind was there to go on with
+    assert {"00000000.npy", "found-000000.npz"} <= kept
 
 
 def test_a_corpus_is_searched_and_its_ids_are_kept(tmp_path: Path, model: Path) -> None:

@@ -55,11 +55,12 @@ class ExportedEmbedder:
         ).float()
 
 
-def find_model(path: str) -> tuple[str, Limits]:
+def find_model(path: str, *, option: str = "--model") -> tuple[str, Limits]:
     """Where the model lies and how long its texts are.
 
     Args:
         path: folder of a model or of a run, hub id, or `package:NAME/FOLDER`.
+        option: which the user gave it with.
 
     Raises:
         RecipeError: if a folder holds neither a run with an exported model nor a model, or there is
@@ -79,7 +80,7 @@ def find_model(path: str) -> tuple[str, Limits]:
         return str(run.model), limits
     raise RecipeError(
         f"{folder}: modules.json = missing; expected a sentence-transformers folder, or the "
-        "output folder of a finished run. Give another --model."
+        f"output folder of a finished run. Give another {option}."
     )
 
 
@@ -120,8 +121,12 @@ def check_dims(dims: Sequence[int], model: "SentenceTransformer", path: str) -> 
         )
 
 
-def load_model(path: str) -> "SentenceTransformer":
+def load_model(path: str, *, option: str = "--model") -> "SentenceTransformer":
     """The model of a folder or hub id.
+
+    Args:
+        path: from `find_model`.
+        option: which the user gave it with.
 
     Raises:
         RecipeError: if there is none, or its files lack some of its weights.
@@ -139,8 +144,8 @@ def load_model(path: str) -> "SentenceTransformer":
         found = "not found" if isinstance(error, OSError) else "not loaded"
         problem = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecipeError(
-            f"--model: {path} = {found} ({problem}); expected a sentence-transformers folder or a "
+            f"{option}: {path} = {found} ({problem}); expected a sentence-transformers folder or a "
             "hub id. Check the path and its files."
         ) from error
-    refuse_random(model, path)
+    refuse_random(model, path, option=option)
     return model

@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
@@ -28,9 +28,6 @@ from trainer.model.weights import (
 )
 from trainer.recipe.schema import ModelRecipe
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
 MODULES = "modules.json"
 """Names and folders of a model's modules."""
 ROUTES = ("router_config.json", "config.json")
@@ -42,14 +39,15 @@ REPORTED = ("LORA", "IA3", "TRAINABLE_TOKENS")
 """peft's types of adapters that share no tensors among adapters of a model."""
 
 
-def refuse_random(model: "SentenceTransformer", path: str) -> None:
+def refuse_random(model: nn.Module, path: str, *, option: str = "--model") -> None:
     """Refuse a model some of whose weights, or of its adapter's, are in no file and so random.
 
     Quantised weights and adapters of kinds other than `REPORTED` are not looked at.
 
     Args:
-        model: loaded from `path`; as before when this returns.
+        model: loaded from `path` by sentence-transformers; as before when this returns.
         path: of its folder, or its hub id, whose files were fetched.
+        option: which the user gave it with.
 
     Raises:
         RecipeError: naming how many tensors are missing, the first, and the likely prefix.
@@ -63,9 +61,9 @@ def refuse_random(model: "SentenceTransformer", path: str) -> None:
         if adapter and not (folder / CONFIG).is_file():
             base = _local_root(next(iter(adapter.values())).base_model_name_or_path)
         if base is not None and getattr(backbone.config, "quantization_config", None) is None:
-            _check_weights(backbone, base)
+            _check_weights(backbone, base, option)
         if adapter and next(iter(adapter.values())).peft_type in REPORTED:
-            _check_adapter(backbone, folder)
+            _check_adapter(backbone, folder, option)
 
 
 def _local_root(path: str) -> Path | None:
@@ -101,7 +99,7 @@ def _backbones_of(module: nn.Module, folder: Path) -> Iterator[tuple[Path, Any]]
                 yield from _backbones_of(inner, folder / name)
 
 
-def _check_weights(backbone: Any, folder: Path) -> None:
+def _check_weights(backbone: Any, folder: Path, option: str) -> None:
     """Refuse files that lack tensors of a transformers model, by their headers."""
     recipe = ModelRecipe(path=str(folder))
     files = weights_in(recipe.path, recipe, backbone.config, download=False)
@@ -113,10 +111,10 @@ def _check_weights(backbone: Any, folder: Path) -> None:
     is_part = type(AutoConfig.from_pretrained(folder)) is not type(backbone.config)
     mapping = part_mapping(skeleton, tensors) if is_part else None
     loaded = try_loading(skeleton, tensors, key_mapping=mapping)
-    refuse_unloaded(loaded, tensors, skeleton, f"--model: {folder} = other weights")
+    refuse_unloaded(loaded, tensors, skeleton, f"{option}: {folder} = other weights")
 
 
-def _check_adapter(backbone: Any, folder: Path) -> None:
+def _check_adapter(backbone: Any, folder: Path, option: str) -> None:
     """Refuse an adapter's file that lacks tensors of its modules, as transformers reports them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there are two adapters, and then one
@@ -129,6 +127,6 @@ def _check_adapter(backbone: Any, folder: Path) -> None:
     if lost:
         missing = [name for name in expected if name in lost]
         raise RecipeError(
-            f"--model: {folder} = an adapter that lacks weights; expected those of all modules "
+            f"{option}: {folder} = an adapter that lacks weights; expected those of all modules "
             f"that it names: {missing_tensors(missing, len(expected), unknown)}"
         )

@@ -1,1 +1,1 @@
-"""Hard negatives of a source by an embedder: filtered candidates of an exact, sharded search."""
+"""Hard negatives of a source by an embedder: filtered candidates of a sharded search, scored."""

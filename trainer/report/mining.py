@@ -15,9 +15,16 @@ REASONS = {
     "absolute_margin": "too near to the positive (absolute margin)",
     "relative_margin": "too near to the positive (relative margin)",
     "max_score": "above the highest cosine",
+    "guide_margin": "scored too near to the positive by the guide or cross-encoder",
     "skipped": "among the nearest that are left out",
 }
 """What each reason for leaving a candidate out is called."""
+INFORMATION = (
+    "Effective contrastive information is what a query's negatives can tell at most, ln(1 + n), "
+    "times the harmonic mean of how hard and how safe they are. Compare minings of one source by "
+    "one model: cosines of another model lie elsewhere."
+)
+"""What the quality metric says; its parts and sources stand in trainer/mining/quality.py."""
 
 
 def write_mining_page(output: Path) -> Path:
@@ -50,6 +57,7 @@ def write_mining_page(output: Path) -> Path:
 def mining_page(name: str, record: Mapping[str, Any]) -> str:
     """The page as HTML, from the record of a mining."""
     counts = {"positive": record["positives"], "negative": record["negatives"]}
+    how = {**record["settings"], "search": record["search"]}
     title = "Cosines of queries with what answers them, and with their negatives"
     drawn = histogram_chart(title, counts, low=lowest_cosine([counts]))
     return page(
@@ -58,6 +66,9 @@ def mining_page(name: str, record: Mapping[str, Any]) -> str:
             f"<h1>Negatives of {escape(name)}</h1>",
             f'<p class="note">{escape(_summary(record))}</p>',
             charts([framed(title, drawn)]),
+            "<h2>How much they can teach</h2>",
+            f'<p class="note">{INFORMATION}</p>',
+            table(("of a query's negatives, on average", ""), _information(record)),
             "<h2>Left out</h2>",
             table(
                 ("candidates that were left out", "number"),
@@ -66,7 +77,7 @@ def mining_page(name: str, record: Mapping[str, Any]) -> str:
             "<h2>Rows to read</h2>",
             *map(_example, record["examples"]),
             "<h2>How</h2>",
-            f"<pre>{escape(json.dumps(record['settings'], indent=1))}</pre>",
+            f"<pre>{escape(json.dumps(how, indent=1))}</pre>",
         ],
     )
 
@@ -78,8 +89,28 @@ def _summary(record: Mapping[str, Any]) -> str:
         f"{number:,} negatives for {record['queries']:,} queries among {record['passages']:,} "
         f"passages, by {record['model']}. {record['queries_without']:,} queries have none. "
         f"{share:.1%} of the negatives are nearer to the query than its least similar positive, "
-        "and so likely answer it too."
+        "and so likely answer it too." + _by_teacher(record, number)
     )
+
+
+def _by_teacher(record: Mapping[str, Any], number: int) -> str:
+    """What a guide or cross-encoder says of the negatives, if one scored them."""
+    teacher = record.get("guide", record.get("cross_encoder"))
+    if teacher is None:
+        return ""
+    share = record["above_by_teacher"] / number if number else 0.0
+    return f" {teacher} scored all pairs; it finds {share:.1%} better than a positive."
+
+
+def _information(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The parts of effective contrastive information."""
+    parts = record["effective_contrastive_information"]
+    return [
+        ("effective contrastive information, nats", f"{parts['mean_nats']:.3f}"),
+        ("capacity: ln(1 + n), nats", f"{parts['capacity_nats']:.3f}"),
+        ("hardness: mean cosine, 0 to 1", f"{parts['hardness']:.3f}"),
+        ("safety: margin of the hardest below the positive, 0 to 1", f"{parts['safety']:.3f}"),
+    ]
 
 
 def _example(line: Mapping[str, Any]) -> str:
@@ -89,4 +120,8 @@ def _example(line: Mapping[str, Any]) -> str:
     rows += [("negative", text, f"{score:.3f}")
              for text, score in zip(line["negatives"], scores, strict=True)]  # fmt: skip
     head = ("", str(line["query"]), "cosine")
+    if "positive_scores" in line:
+        given = (line["positive_scores"][0], *line["negative_scores"])
+        both = zip(rows, given, strict=True)
+        return table((*head, "teacher"), [(*row, f"{one:.3f}") for row, one in both], num_names=2)
     return table(head, rows, num_names=2)
