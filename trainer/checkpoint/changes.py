@@ -14,6 +14,7 @@ from trainer.data.stretch import Stretch
 from trainer.errors import RecipeError
 from trainer.recipe.completed import completed
 from trainer.recipe.document import shorten, shown_override
+from trainer.recipe.embedding_distillation import TERM
 from trainer.recipe.load import plain_recipe
 from trainer.recipe.schema import Recipe
 
@@ -34,7 +35,13 @@ CHANGEABLE = re.compile(
     r"|data\.sources\.[^.]+\.(weight|global_batch_size|negatives|in_batch|length_buckets)"
 )
 """Recipe keys that shape the steps and may change by name."""
+LAYER_KEY = f"{TERM.name}.projection"
+"""Key of a task's section that asks for a layer to a teacher's size."""
 REASONS = (
+    (
+        rf"tasks\.[^.]+\.{re.escape(LAYER_KEY)}",
+        "a checkpoint has the layer to the teacher's size among its parameters, or has not",
+    ),
     (r"model\..*", "the parameters were trained as those of this model"),
     (
         r"data\.(query_max_tokens|passage_max_tokens|prompt_template|pool_instruction)"
