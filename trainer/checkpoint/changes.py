@@ -14,7 +14,7 @@ from trainer.data.stretch import Stretch
 from trainer.errors import RecipeError
 from trainer.recipe.completed import completed
 from trainer.recipe.document import shorten, shown_override
-from trainer.recipe.embedding_distillation import TERM
+from trainer.recipe.embedding_distillation import LAYER_KEY
 from trainer.recipe.load import plain_recipe
 from trainer.recipe.schema import Recipe
 
@@ -35,8 +35,6 @@ CHANGEABLE = re.compile(
     r"|data\.sources\.[^.]+\.(weight|global_batch_size|negatives|in_batch|length_buckets)"
 )
 """Recipe keys that shape the steps and may change by name."""
-LAYER_KEY = f"{TERM.name}.projection"
-"""Key of a task's section that asks for a layer to a teacher's size."""
 REASONS = (
     (
         rf"tasks\.[^.]+\.{re.escape(LAYER_KEY)}",

@@ -8,21 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainer.checkpoint.changes import (
-    LAYER_KEY,
-    LENGTH,
-    covers,
-    is_harmless,
-    may_change,
-    reason_against,
-)
+from trainer.checkpoint.changes import LENGTH, covers, is_harmless, may_change, reason_against
 from trainer.checkpoint.differences import SOURCES, by_name, differences
 from trainer.checkpoint.manifest import Manifest
 from trainer.data.growth import SourceState
 from trainer.data.stretch import Stretch
 from trainer.errors import CheckpointError
 from trainer.recipe.completed import completed
-from trainer.recipe.embedding_distillation import TERM
+from trainer.recipe.embedding_distillation import LAYER_KEY, TERM
 from trainer.recipe.schema import Recipe
 
 SHOWN = 160

@@ -13,7 +13,7 @@ from trainer.data.scan import CACHE_FROM_ROWS
 from trainer.data.sources import Source
 from trainer.data.teacher_vectors import NO_ROW, TEXTS, TeacherVectors
 from trainer.errors import DataError
-from trainer.recipe.embedding_distillation import TERM, embedding_distillation, is_projected
+from trainer.recipe.embedding_distillation import LAYER_KEY, embedding_distillation, is_projected
 from trainer.recipe.kind import TaskKind
 from trainer.recipe.per_source import NO_IN_BATCH_NEGATIVES, key_of, overrides_of, settings_of
 from trainer.recipe.schema import Recipe, SourceRecipe, Task
@@ -227,7 +227,7 @@ def check_widths(sources: Sequence[Source], recipe: Recipe, *, hidden_size: int)
             raise DataError(
                 f"data.sources.{source.name}: size of the vectors of teacher_embeddings = "
                 f"{teacher.size}; expected {size}, the size of the model's vectors. Set "
-                f"{key_of(_section(recipe, source), TERM.name)}.projection=true, or "
+                f"tasks.{_section(recipe, source).task}.{LAYER_KEY}=true, or "
                 f"model.projection.size={teacher.size}, or take a teacher of {size} dimensions."
             )
 
@@ -249,7 +249,7 @@ def teacher_size(sources: Sequence[Source], recipe: Recipe) -> int | None:
             continue
         name, size = found = found or (source.name, teacher.size)
         if teacher.size != size:
-            key = f"{key_of(_section(recipe, source), TERM.name)}.projection"
+            key = f"tasks.{_section(recipe, source).task}.{LAYER_KEY}"
             raise DataError(
                 f"data.sources.{source.name}: size of the vectors of teacher_embeddings = "
                 f"{teacher.size}; expected {size}, as data.sources.{name} has them: {key} is one "

@@ -38,7 +38,7 @@ from trainer.preflight.continuation import continued_run
 from trainer.preflight.encoder import open_encoder
 from trainer.preflight.steps_text import steps_section
 from trainer.preflight.trained_tokens import with_token_ids
-from trainer.recipe.embedding_distillation import TERM
+from trainer.recipe.embedding_distillation import LAYER_KEY
 from trainer.recipe.per_source import step_kinds
 from trainer.recipe.resolve import Resolved, resolve, uses_teacher_layer
 from trainer.recipe.schema import Recipe
@@ -149,11 +149,10 @@ def _teacher_layer(recipe: Recipe, shape: ModelShape) -> list[tuple[str, str]]:
     """The layer to a teacher's size, where one is trained; its name is that of its key."""
     if not uses_teacher_layer(recipe):
         return []
-    name = f"{TERM.name}.projection"
     if not shape.teacher_size:
-        return [(name, "  its size is known when the data is opened; it is in no number here")]
+        return [(LAYER_KEY, "  its size is known when the data is opened; no number here has it")]
     text = f"  {shape.vector_size} to {shape.teacher_size}, trained for this term, in no export"
-    return [(name, text)]
+    return [(LAYER_KEY, text)]
 
 
 def _listed(title: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -28,6 +28,8 @@ TERM = TermSettings(
     has_own_key=True,
 )
 """The term, of every task whose settings have a key of its name."""
+LAYER_KEY = f"{TERM.name}.projection"
+"""Key of a task's section that asks for a layer to a teacher's size."""
 
 
 def embedding_distillation(settings: Any) -> EmbeddingDistillationRecipe | None:

@@ -33,7 +33,7 @@ from trainer.engine.losses.step_loss import step_loss, whole_loss
 from trainer.engine.losses.task_loss import Vectors, prefixes_of
 from trainer.engine.materialise import lengths_of, make_chunks, plan_texts, step_key
 from trainer.preflight.checks import RunData
-from trainer.recipe.embedding_distillation import TERM, is_projected
+from trainer.recipe.embedding_distillation import LAYER_KEY, is_projected
 from trainer.recipe.kind import TaskSettings, reads_middle
 from trainer.recipe.per_source import settings_of, step_kinds, turn_of
 from trainer.recipe.schema import Recipe
@@ -55,7 +55,7 @@ LIMITS = {"float32": 1e-5, "bfloat16": 5e-2}
 """Largest relative error of vectors and of a parameter's gradient, by `model.dtype`."""
 NORM_FLOOR = 0.01
 """A gradient smaller than this share of the whole is compared with this share of the whole."""
-TAUGHT = f"the vectors at the teacher's size ({TERM.name}.projection)"
+TAUGHT = f"the vectors at the teacher's size ({LAYER_KEY})"
 """What the last of the vectors of a step are called where a layer makes them."""
 
 
@@ -103,6 +103,10 @@ def selfcheck(recipe: Recipe, data: RunData) -> int:
             f"outside matrix products of the model: {share:.1%} of a whole step of {source}, with "
             f"at most {MEASURED_ROWS} rows per rank\n"
         )
+        layer = session.built.engine.module.teacher_layer
+        if layer is not None:
+            sizes = f"{layer.in_features} to {layer.out_features}"
+            sys.stdout.write(f"compared too: the layer from {sizes} for {LAYER_KEY}\n")
         verdict = f"largest relative gradient error {worst.error:.1e}, limit {limit:.0e}"
         if worst.error > limit:
             sys.stderr.write(f"selfcheck failed: {verdict}, in {worst.place}\n")
