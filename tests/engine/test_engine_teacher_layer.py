@@ -209,7 +209,7 @@ def test_steps_are_those_of_a_loop_whatever_runs_them(tmp_path: Path, name: str)
     settings = SETTINGS[name]
     (want,) = run_ranks(reference, 1, model, settings)
     moved = (want["final"]["teacher_layer.weight"] - want["start"]["teacher_layer.weight"]).abs()
-    assert moved.min() > 0
+    assert moved.max() > 0
     for world_size in (1, 2):
         results = run_ranks(run_all, world_size, model, VARIANTS, settings, timeout_sec=600)
         for result in results:

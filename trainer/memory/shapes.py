@@ -136,7 +136,9 @@ def _measured(config: PretrainedConfig, recipe: Recipe, teacher_size: int) -> Mo
     hidden_size = int(config.get_text_config().hidden_size)
     projection = recipe.model.projection
     vector_size = hidden_size if projection is None else projection.size
-    dense = _dense_layers(recipe.model, hidden_size, teacher_size)
+    dense = _projection(recipe.model, hidden_size)
+    if teacher_size:
+        dense[vector_size * teacher_size] += 1
     table = max(_tables(backbone), key=_count, default=None)
     layered = supports_layer_major(backbone)
     numels = Counter(parameter.numel() for parameter in backbone.parameters()) + added + dense
@@ -307,15 +309,12 @@ def _trains_table(backbone: nn.Module, recipe: ModelRecipe) -> bool:
     return recipe.lora is None or any(REPLACED in f"{name}." for name in whole)
 
 
-def _dense_layers(recipe: ModelRecipe, hidden_size: int, teacher_size: int) -> Counter[int]:
-    """How many parameters of each size the dense layers behind the pooling have."""
-    layer, sizes = recipe.projection, []
-    vector_size = hidden_size if layer is None else layer.size
-    if layer is not None:
-        sizes += [hidden_size * layer.size, *([layer.size] if layer.bias else [])]
-    if teacher_size:
-        sizes.append(vector_size * teacher_size)
-    return Counter(sizes)
+def _projection(recipe: ModelRecipe, hidden_size: int) -> Counter[int]:
+    """How many parameters of each size the dense layer behind the pooling has."""
+    layer = recipe.projection
+    if layer is None:
+        return Counter()
+    return Counter([hidden_size * layer.size, *([layer.size] if layer.bias else [])])
 
 
 def _total(numels: Mapping[int, int]) -> int:
