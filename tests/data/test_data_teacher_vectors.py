@@ -411,7 +411,7 @@ def test_a_layer_takes_any_size_but_one_size_alone(tmp_path: Path, folder: Path)
         r"data\.sources\.first has them: tasks\.sts\.embedding_distillation\.projection is one lay"
     )
     with pytest.raises(DataError, match=message):
-        check_widths(sources, with_layer(recipe, "ir", "sts"), hidden_size=6)
+        teacher_size(sources, with_layer(recipe, "ir", "sts"))
 
 
 def test_sources_with_and_without_vectors_are_told(tmp_path: Path, folder: Path) -> None:

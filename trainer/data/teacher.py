@@ -205,7 +205,7 @@ def _check_covered(source: Source, teacher: TeacherVectors) -> dict[str, np.ndar
 
 
 def check_widths(sources: Sequence[Source], recipe: Recipe, *, hidden_size: int) -> None:
-    """Refuse a teacher whose vectors are of another size than the model's, or the layer's to it.
+    """Refuse a teacher whose vectors are of another size than the model's, without a layer to it.
 
     Args:
         sources: opened.
@@ -213,9 +213,8 @@ def check_widths(sources: Sequence[Source], recipe: Recipe, *, hidden_size: int)
         hidden_size: of the backbone; the size of the vectors where there is no projection.
 
     Raises:
-        DataError: naming the source and both sizes, or two sources for the one layer.
+        DataError: naming the source and both sizes.
     """
-    teacher_size(sources, recipe)
     projection = recipe.model.projection
     size = hidden_size if projection is None else projection.size
     for source in sources:
