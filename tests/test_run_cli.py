@@ -333,13 +333,15 @@ def test_a_teachers_vectors_are_checked_and_told(project: Path) -> None:
     np.save(vectors, np.ones((16, 8), np.float16))
     edit("tasks:", "    - {name: more, task: ir, path: docs.jsonl}\ntasks:")(project)
     learns = ("data.sources.docs.teacher_embeddings=teacher", "tasks.ir.embedding_distillation={}")
-    ended = dry_run(project, *learns, "model.projection={size: 8}")
+    layer = "tasks.ir.embedding_distillation={projection: true}"
+    ended = dry_run(project, learns[0], layer, "model.projection={size: 16}")
     assert ended.code == 0, ended
-    assert "  a teacher's vectors of 8 dimensions for all texts of docs\n" in ended.out
+    assert re.search(r"embedding_distillation\.projection +16 to 8, trained for this", ended.out)
+    assert "  a teacher's vectors of 8 dimensions for all texts of docs, to which" in ended.out
     assert "  no teacher's vectors for more: its steps go without embedding_dis" in ended.out
     ended = dry_run(project, *learns)
     assert ended.code == 2
-    assert "expected 768, the size of the model's vectors. Set model.projection.size=8" in ended.err
+    assert "expected 768, the size of the model's vectors. Set tasks.ir.embedding_" in ended.err
     np.save(vectors, np.zeros((16, 8), np.float16))
     assert_refused(project, *learns, parts=["embeddings.npy: norm of row 0 = 0"])
     np.save(vectors, np.ones((15, 8), np.float16))

@@ -22,6 +22,7 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.data.growth import SourceState
 from trainer.data.stretch import Stretch
 from trainer.errors import CheckpointError
+from trainer.recipe.embedding_distillation import EmbeddingDistillationRecipe
 from trainer.recipe.load import plain_recipe
 from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe
 
@@ -157,6 +158,51 @@ def test_what_the_parameters_were_trained_with_stays(key: str, value: Any, reaso
         assert re.search(rf"step-3: {re.escape(name)}.* = .* \(was .*\); expected the run", message)
         assert re.search(rf"{re.escape(name)}\S* cannot change: {reason}", message)
         assert message.endswith("Undo the change, or start anew in another output_dir.")
+
+
+LAYERED = "tasks.{}.embedding_distillation.projection"
+
+
+def taught(**projections: bool | None) -> Recipe:
+    """Both tasks learn a teacher's vectors, by a layer or not; a task that is None does not."""
+    data = dataclasses.replace(
+        RECIPE.data,
+        sources=tuple(
+            dataclasses.replace(one, teacher_embeddings="t") for one in RECIPE.data.sources
+        ),
+    )
+    tasks = {}
+    for task, projection in projections.items():
+        section = None if projection is None else EmbeddingDistillationRecipe(projection=projection)
+        tasks[task] = dataclasses.replace(RECIPE.tasks[task], embedding_distillation=section)
+    return dataclasses.replace(RECIPE, data=data, tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "task"),
+    [
+        (taught(ir=True, sts=False), taught(ir=False, sts=False), "ir"),
+        (taught(ir=False, sts=False), taught(ir=False, sts=True), "sts"),
+        (taught(ir=None, sts=False), taught(ir=True, sts=False), "ir"),
+        (taught(ir=False, sts=True), taught(ir=False, sts=None), "sts"),
+    ],
+)
+def test_a_layer_to_a_teachers_size_neither_comes_nor_goes(
+    was: Recipe, now: Recipe, task: str
+) -> None:
+    key = LAYERED.format(task)
+    for named in ((), (f"tasks.{task}",)):
+        message = refused(plain_recipe(now), *named, was=was)
+        assert re.search(rf"step-3: {re.escape(key)} = (True|False) \(was (True|False)\)", message)
+        assert f"{key} cannot change: a checkpoint has the layer to the teacher's size" in message
+
+
+def test_another_task_may_take_to_the_layer_by_name() -> None:
+    was, now = taught(ir=True, sts=False), taught(ir=False, sts=True)
+    keys = [LAYERED.format(task) for task in ("ir", "sts")]
+    assert compare(plain_recipe(now), *keys, was=was).changed == keys
+    # the teacher of a source that no task learns from trains no layer
+    assert compare(plain_recipe(was), was=was) == Comparison()
 
 
 @pytest.mark.parametrize("key", ["columns", "label_texts"])

@@ -345,3 +345,19 @@ def test_folders_of_other_kinds_are_refused(tmp_path: Path) -> None:
     save_file(loha, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="hada_w1_a = part of an adapter; expected LoRA"):
         open_checkpoint(tmp_path)
+
+
+def test_the_layer_to_a_teachers_size_is_no_part_of_the_model(tmp_path: Path) -> None:
+    tensors = {
+        "module.backbone.layers.0.weight": torch.ones(2, 2),
+        "module.projection.linear.weight": torch.ones(3, 2),
+        "module.teacher_layer.weight": torch.ones(5, 3),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    found = open_checkpoint(tmp_path).plain
+
+    assert set(found) == {"layers.0.weight", "projection.linear.weight"}
+    # a module of a backbone may be called so
+    save_file({"layers.teacher_layer.weight": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert set(open_checkpoint(tmp_path).plain) == {"layers.teacher_layer.weight"}

@@ -30,6 +30,7 @@ from trainer.data.teacher import (
     check_teachers,
     check_widths,
     taught_sources,
+    teacher_size,
 )
 from trainer.data.teacher_vectors import NO_ROW, open_teacher_vectors
 from trainer.data.tokens import make_encoder
@@ -357,7 +358,8 @@ def test_another_size_than_the_models_is_refused(tmp_path: Path, folder: Path) -
     check_widths([source], recipe, hidden_size=SIZE)
     message = (
         r"data\.sources\.set: size of the vectors of teacher_embeddings = 4; expected 8, the size "
-        r"of the model's vectors\. Set model\.projection\.size=4, or take a teacher of 8 dimens"
+        r"of the model's vectors\. Set tasks\.ir\.embedding_distillation\.projection=true, or "
+        r"model\.projection\.size=4, or take a teacher of 8 dimensions"
     )
     with pytest.raises(DataError, match=message):
         check_widths([source], recipe, hidden_size=8)
@@ -371,10 +373,55 @@ def test_another_size_than_the_models_is_refused(tmp_path: Path, folder: Path) -
                 check_widths([source], changed, hidden_size=hidden)
 
 
+LAYER = EmbeddingDistillationRecipe(projection=True)
+
+
+def with_layer(recipe: Recipe, *tasks: str) -> Recipe:
+    """The recipe with a layer to the teacher's size for some tasks."""
+    changed = {
+        name: replace(one, embedding_distillation=LAYER) if name in tasks else one  # type: ignore[type-var]
+        for name, one in recipe.tasks.items()
+    }
+    return replace(recipe, tasks=changed)
+
+
+def test_a_layer_takes_any_size_but_one_size_alone(tmp_path: Path, folder: Path) -> None:
+    pairs, other = write_jsonl(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "other"
+    write_jsonl(other / "texts.jsonl", TEXTS)
+    np.save(other / "embeddings.npy", np.ones((len(TEXTS), 6), np.float32))
+    both = [
+        replace(taught(tmp_path, folder), name="first"),
+        replace(sts_source(pairs), name="second", teacher_embeddings=str(other)),
+        replace(sts_source(pairs), name="bare"),
+    ]
+    settings = {"embedding_distillation": EmbeddingDistillationRecipe(), "global_batch_size": 2}
+    recipe = data_recipe(both, ir={"positives": 2, "negatives": 2} | settings, sts=settings)
+    sources = open_sources(recipe.data)
+    assert teacher_size(sources, recipe) is None
+    layered = with_layer(recipe, "ir")
+    # the vectors of pairs meet the model's own, which have their size
+    check_widths(sources, layered, hidden_size=6)
+    assert (teacher_size(sources, layered), teacher_size(sources[1:], layered)) == (SIZE, None)
+    with pytest.raises(
+        DataError, match=r"data\.sources\.second: size .* = 6; expected 8, the size"
+    ):
+        check_widths(sources, layered, hidden_size=8)
+    message = (
+        r"data\.sources\.second: size of the vectors of teacher_embeddings = 6; expected 4, as "
+        r"data\.sources\.first has them: tasks\.sts\.embedding_distillation\.projection is one lay"
+    )
+    with pytest.raises(DataError, match=message):
+        teacher_size(sources, with_layer(recipe, "ir", "sts"))
+
+
 def test_sources_with_and_without_vectors_are_told(tmp_path: Path, folder: Path) -> None:
     recipe, source = opened(taught(tmp_path, folder))
     assert taught_sources([source], recipe) == [
         "a teacher's vectors of 4 dimensions for all texts of set"
+    ]
+    assert taught_sources([source], with_layer(recipe, "ir")) == [
+        "a teacher's vectors of 4 dimensions for all texts of set, to which a layer brings the "
+        "model's"
     ]
     bare, other = opened(ir_source(ir_file(tmp_path)))
     assert taught_sources([other], bare) == [

@@ -12,8 +12,9 @@ from tests.support.tiny import bert_config, make_recipe, qwen3_config
 from trainer.engine.out_of_memory import largest_chunk
 from trainer.memory.estimate import MemoryPlan, plan_memory
 from trainer.memory.shapes import LinearBytes, ModelShape, PlanError, measure_model
-from trainer.memory.workload import step_tokens
+from trainer.memory.workload import TEACHER_COPIES, VECTOR_COPIES, loss_bytes, step_tokens
 from trainer.recipe.deepspeed_file import CONFIG_FOLDER
+from trainer.recipe.embedding_distillation import EmbeddingDistillationRecipe
 from trainer.recipe.ir import IrRecipe
 from trainer.recipe.load import load_recipe
 from trainer.recipe.resolve import deepspeed_config, uses_middle_layer
@@ -83,6 +84,51 @@ def test_a_projection_is_counted_as_trained(lora: LoraRecipe | None) -> None:
     assert found.num_trainable == plain.num_trainable + more
     assert found.numels[24] == plain.numels.get(24, 0) + 1
     assert (plain.vector_size, found.vector_size) == (config.hidden_size, 24)
+
+
+@pytest.mark.parametrize("projection", [None, ProjectionRecipe(size=24)])
+def test_a_layer_to_a_teachers_size_is_trained_and_not_exported(
+    projection: ProjectionRecipe | None,
+) -> None:
+    config = qwen3_config()
+    recipe = tiny_recipe(ModelRecipe(path="x", projection=projection))
+    taught = EmbeddingDistillationRecipe(projection=True)
+    section: Any = dataclasses.replace(recipe.tasks["ir"], embedding_distillation=taught)  # type: ignore[type-var]
+    sources = tuple(
+        dataclasses.replace(one, teacher_embeddings="t" if one.task == "ir" else None)
+        for one in recipe.data.sources
+    )
+    data = dataclasses.replace(recipe.data, sources=sources)
+    layered = dataclasses.replace(recipe, data=data, tasks={**recipe.tasks, "ir": section})
+    plain = measure_model(config, recipe)
+    found = measure_model(config, layered, teacher_size=40)
+    more = 40 * plain.vector_size
+    assert found.num_parameters == plain.num_parameters + more
+    assert found.num_trainable == plain.num_trainable + more
+    assert found.numels[more] == plain.numels.get(more, 0) + 1
+    deepspeed = deepspeed_config(recipe, world_size=2)
+    plans = [
+        plan_memory(one, shape, deepspeed=deepspeed, world_size=2)
+        for one, shape in ((recipe, plain), (layered, found))
+    ]
+    assert plans[0].export_bytes == plans[1].export_bytes
+    # SGD: master weights alone, and at stage 3 no others
+    assert plans[1].checkpoint_bytes == plans[0].checkpoint_bytes + 4 * more
+    # 8 queries with 2 positives and a negative each
+    texts = 8 * 4
+    vectors = VECTOR_COPIES * 4 * texts * 40 + TEACHER_COPIES * 4 * texts // 2 * 40
+    without = {"ir": recipe.tasks["ir"]}, {"ir": section}
+    totals = [
+        loss_bytes(dataclasses.replace(layered, data=only_ir(data), tasks=tasks), found,
+                   world_size=2)
+        for tasks in without
+    ]  # fmt: skip
+    assert totals[1] - totals[0] == vectors
+
+
+def only_ir(data: DataRecipe) -> DataRecipe:
+    sources = tuple(one for one in data.sources if one.task == "ir")
+    return dataclasses.replace(data, sources=sources)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])

@@ -67,11 +67,13 @@ def test_other_layers_are_not_taken_for_it() -> None:
     assert recipe_of_dense(config | {"use_residual": True}) is None
 
 
-def embedder_of(folder: Path, **model: object) -> Embedder:
+def embedder_of(folder: Path, teacher_size: int | None = None, **model: object) -> Embedder:
     recipe = tiny.make_recipe(folder, model=ModelRecipe(path=str(folder), **model))
     ranks = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
     config = {"zero_optimization": {"stage": 0}}
-    return load_embedder(recipe, model_path=str(folder), config=config, ranks=ranks)
+    return load_embedder(
+        recipe, model_path=str(folder), config=config, ranks=ranks, teacher_size=teacher_size
+    )
 
 
 def start_of(folder: Path, **model: object) -> dict[str, torch.Tensor]:
@@ -183,6 +185,44 @@ def test_vectors_are_projected_and_those_of_the_middle_are_not(tmp_path: Path) -
     want /= want.norm(dim=1, keepdim=True)
     torch.testing.assert_close(last.double(), want, rtol=1e-5, atol=1e-6)
     assert unprojected.shape == (3, 32)
+
+
+def test_a_layer_to_a_teachers_size_changes_no_vector_that_is_served(tmp_path: Path) -> None:
+    from tests.model.test_model_embedder import chunks_of
+
+    model = tiny.save_model(tiny.qwen3_config(), tmp_path)
+    projection = ProjectionRecipe(size=6)
+    made, again = (embedder_of(model, 20, projection=projection) for _ in range(2))
+    plain = embedder_of(model, projection=projection)
+    assert made.teacher_layer is not None
+    assert again.teacher_layer is not None
+    weight = made.teacher_layer.weight
+    assert weight.requires_grad
+    assert torch.equal(weight, again.teacher_layer.weight)
+    assert weight.abs().max() <= 6**-0.5
+    assert made.projection is not None
+    assert plain.projection is not None
+    assert torch.equal(made.projection.linear.weight, plain.projection.linear.weight)
+    (chunk,) = chunks_of([3, 9, 5], max_tokens=999)
+    for training in (False, True):
+        made.train(training)
+        for middle in (False, True):
+            # the last layer runs otherwise, to the last bit, where all hidden states are asked for
+            want, *wanted = plain(chunk, middle=middle)
+            assert made.table_sizes(middle=middle, taught=True)[-1] == 20
+            last, *others = made(chunk, middle=middle)
+            assert torch.equal(last, want)
+            assert len(others) == middle
+            last, *others = made(chunk, middle=middle, taught=True)
+            assert torch.equal(last, want)
+            assert not middle or torch.equal(others[0], wanted[0])
+            brought = torch.nn.functional.normalize(last.double() @ weight.double().T)
+            torch.testing.assert_close(others[-1].double(), brought, rtol=1e-5, atol=1e-6)
+    # every backward pass of training reaches the layer, as ZeRO-3 needs it
+    (reached,) = torch.autograd.grad(made(chunk)[0].sum(), weight)
+    assert torch.equal(reached, torch.zeros(20, 6))
+    alone = made.eval()(chunk)[0].sum()
+    assert torch.autograd.grad(alone, weight, allow_unused=True) == (None,)
 
 
 def test_weights_of_a_damaged_layer_are_refused(tmp_path: Path) -> None:

@@ -504,7 +504,7 @@ def test_parts_of_a_composed_loss_are_read(recipe_file: Path, tmp_path: Path) ->
         ),
         (
             ["tasks.ir.embedding_distillation={projection: 8}"],
-            ["tasks.ir.embedding_distillation.projection = 8", "known key"],
+            ["tasks.ir.embedding_distillation.projection = 8", "true or false"],
         ),
     ],
 )

@@ -14,6 +14,7 @@ from trainer.data.stretch import Stretch
 from trainer.errors import RecipeError
 from trainer.recipe.completed import completed
 from trainer.recipe.document import shorten, shown_override
+from trainer.recipe.embedding_distillation import LAYER_KEY
 from trainer.recipe.load import plain_recipe
 from trainer.recipe.schema import Recipe
 
@@ -35,6 +36,10 @@ CHANGEABLE = re.compile(
 )
 """Recipe keys that shape the steps and may change by name."""
 REASONS = (
+    (
+        rf"tasks\.[^.]+\.{re.escape(LAYER_KEY)}",
+        "a checkpoint has the layer to the teacher's size among its parameters, or has not",
+    ),
     (r"model\..*", "the parameters were trained as those of this model"),
     (
         r"data\.(query_max_tokens|passage_max_tokens|prompt_template|pool_instruction)"

@@ -15,6 +15,7 @@ from trainer.data.growth import SourceState
 from trainer.data.stretch import Stretch
 from trainer.errors import CheckpointError
 from trainer.recipe.completed import completed
+from trainer.recipe.embedding_distillation import LAYER_KEY, TERM
 from trainer.recipe.schema import Recipe
 
 SHOWN = 160
@@ -83,7 +84,10 @@ def compare_runs(
     old, new = by_name(completed(Recipe, current.recipe)), by_name(recipe)
     found = Comparison()
     free_length = _constant_rate(old) and _constant_rate(new)
+    layer_keys = _compare_teacher_layer(found, old, new)
     for key, was, now in differences("", old, new):
+        if key in layer_keys:
+            continue
         line = _described(key, was, now)
         is_free = is_harmless(key, was, now)
         if (is_free and covers(named, key)) or _follows_sources(key, was, now, old, new):
@@ -99,6 +103,29 @@ def compare_runs(
     if found.refused:
         raise found.error(tag)
     return found
+
+
+def _compare_teacher_layer(
+    found: Comparison, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[str]:
+    """Refuse to go on with or without a layer to a teacher's size; the keys that ask for it."""
+    had, has = _projected_tasks(old), _projected_tasks(new)
+    if bool(had) == bool(has):
+        return []
+    keys = []
+    for task in sorted(had | has):
+        key = f"tasks.{task}.{LAYER_KEY}"
+        found.settle(key, _described(key, task in has, task in had), named=False, allowed=False)
+        keys.append(key)
+    return keys
+
+
+def _projected_tasks(recipe: Mapping[str, Any]) -> set[str]:
+    """Tasks whose steps train a layer to a teacher's size."""
+    sources = recipe["data"]["sources"].values()
+    taught = {one["task"] for one in sources if one["teacher_embeddings"] is not None}
+    sections = {task: (recipe["tasks"][task] or {}).get(TERM.name) for task in taught}
+    return {task for task, one in sections.items() if one is not None and one["projection"]}
 
 
 def _compare_sources(

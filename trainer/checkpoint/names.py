@@ -48,6 +48,9 @@ COMPUTED = re.compile(
 PROJECTION = re.compile(r"((module|_orig_mod)\.)*(?P<name>projection\.linear\.(weight|bias))")
 """Tensors of the dense layer behind the pooling, which stands beside the backbone."""
 
+TEACHER_LAYER = re.compile(r"((module|_orig_mod)\.)*teacher_layer\.weight")
+"""The layer to a teacher's size: trained beside the model, and no part of it."""
+
 HALF_PAIR = re.compile("[\ud800-\udfff]")
 """JSON and pickles can hold it, no file and no hash can."""
 
@@ -70,7 +73,7 @@ def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
 
     Args:
         path: whose names they are, for messages.
-        tensors: anything by name.
+        tensors: anything by name; what is no part of the model is left out.
 
     Raises:
         CheckpointError: if a name is no valid Unicode or belongs to an adapter of a kind that
@@ -78,6 +81,7 @@ def sort_names(path: Path, tensors: Mapping[str, T]) -> Named[T]:
     """
     plain: dict[str, T] = {}
     adapters: dict[str, dict[str, T]] = {}
+    tensors = of_model(tensors)
     wrapper = common_wrapper(tensors)
     for full, tensor in tensors.items():
         if HALF_PAIR.search(full):
@@ -128,6 +132,11 @@ def _plain_name(path: Path, name: str) -> str:
             "named `default`. Merge it into its base with peft first."
         )
     return name
+
+
+def of_model(tensors: Mapping[str, T]) -> dict[str, T]:
+    """The tensors that are part of the model that is served."""
+    return {name: one for name, one in tensors.items() if not TEACHER_LAYER.fullmatch(name)}
 
 
 def projection_name(name: str) -> str | None:

@@ -22,6 +22,7 @@ from trainer.checkpoint.names import (
     backbone_prefix,
     common_wrapper,
     is_optional,
+    of_model,
     projection_name,
     sort_names,
 )
@@ -106,7 +107,7 @@ def _open_zero(folder: Path) -> OpenedCheckpoint:
     run = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
     assets = (folder / "embedder", RunFolder(run).model)
     replicas = {alias: zero.tensors[name] for alias, name in zero.aliases.items()}
-    everything = {**zero.tensors, **replicas}
+    everything = of_model({**zero.tensors, **replicas})
     named = sort_names(folder, everything)
     wrapper = common_wrapper(everything)
     return OpenedCheckpoint(

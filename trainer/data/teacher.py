@@ -13,10 +13,10 @@ from trainer.data.scan import CACHE_FROM_ROWS
 from trainer.data.sources import Source
 from trainer.data.teacher_vectors import NO_ROW, TEXTS, TeacherVectors
 from trainer.errors import DataError
-from trainer.recipe.embedding_distillation import embedding_distillation
+from trainer.recipe.embedding_distillation import LAYER_KEY, embedding_distillation, is_projected
 from trainer.recipe.kind import TaskKind
 from trainer.recipe.per_source import NO_IN_BATCH_NEGATIVES, key_of, overrides_of, settings_of
-from trainer.recipe.schema import Recipe, Task
+from trainer.recipe.schema import Recipe, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
 
 LOOKED_AT = 1000
@@ -205,11 +205,11 @@ def _check_covered(source: Source, teacher: TeacherVectors) -> dict[str, np.ndar
 
 
 def check_widths(sources: Sequence[Source], recipe: Recipe, *, hidden_size: int) -> None:
-    """Refuse a teacher whose vectors are of another size than the model's.
+    """Refuse a teacher whose vectors are of another size than the model's, without a layer to it.
 
     Args:
         sources: opened.
-        recipe: `model.projection`.
+        recipe: `model.projection`, and whose vectors a layer brings to a teacher's size.
         hidden_size: of the backbone; the size of the vectors where there is no projection.
 
     Raises:
@@ -219,14 +219,48 @@ def check_widths(sources: Sequence[Source], recipe: Recipe, *, hidden_size: int)
     size = hidden_size if projection is None else projection.size
     for source in sources:
         teacher = source.teacher_vectors
-        if embedding_distillation(settings_of(recipe, source.name)) is None:
+        settings = settings_of(recipe, source.name)
+        if embedding_distillation(settings) is None or is_projected(settings):
             continue  # a guide's vectors meet each other alone
         if teacher is not None and teacher.size != size:
             raise DataError(
                 f"data.sources.{source.name}: size of the vectors of teacher_embeddings = "
                 f"{teacher.size}; expected {size}, the size of the model's vectors. Set "
+                f"tasks.{_section(recipe, source).task}.{LAYER_KEY}=true, or "
                 f"model.projection.size={teacher.size}, or take a teacher of {size} dimensions."
             )
+
+
+def teacher_size(sources: Sequence[Source], recipe: Recipe) -> int | None:
+    """Size of the vectors that a trained layer brings the model's to; None where there is no layer.
+
+    Args:
+        sources: opened.
+        recipe: says whose vectors are brought to it.
+
+    Raises:
+        DataError: two sources have teachers of different sizes, for which there is one layer.
+    """
+    found: tuple[str, int] | None = None
+    for source in sources:
+        teacher = source.teacher_vectors
+        if teacher is None or not is_projected(settings_of(recipe, source.name)):
+            continue
+        name, size = found = found or (source.name, teacher.size)
+        if teacher.size != size:
+            key = f"tasks.{_section(recipe, source).task}.{LAYER_KEY}"
+            raise DataError(
+                f"data.sources.{source.name}: size of the vectors of teacher_embeddings = "
+                f"{teacher.size}; expected {size}, as data.sources.{name} has them: {key} is one "
+                "layer to one size. Take one teacher for both, or set the key to false for a "
+                "task whose teacher has the size of the model's vectors."
+            )
+    return None if found is None else found[1]
+
+
+def _section(recipe: Recipe, source: Source) -> SourceRecipe:
+    """What a recipe says of a source."""
+    return next(one for one in recipe.data.sources if one.name == source.name)
 
 
 def taught_sources(sources: Sequence[Source], recipe: Recipe) -> list[str]:
@@ -234,10 +268,12 @@ def taught_sources(sources: Sequence[Source], recipe: Recipe) -> list[str]:
     lines = []
     for source in sources:
         teacher = source.teacher_vectors
-        task = next(one.task for one in recipe.data.sources if one.name == source.name)
+        task = _section(recipe, source).task
         if teacher is not None:
+            brought = is_projected(settings_of(recipe, source.name))
             lines.append(
                 f"a teacher's vectors of {teacher.size} dimensions for all texts of {source.name}"
+                + (", to which a layer brings the model's" if brought else "")
             )
         elif embedding_distillation(recipe.tasks[task]) is not None:
             lines.append(

@@ -21,7 +21,7 @@ from trainer.model.embedder import Embedder
 from trainer.model.kinds import skeleton_of
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
 from trainer.model.prefix_support import share_where_exact
-from trainer.model.projection import make_projection, place_of_modules
+from trainer.model.projection import make_projection, make_teacher_layer, place_of_modules
 from trainer.recipe.adapter_folder import find_adapter_folder
 from trainer.recipe.deepspeed_file import offloads
 from trainer.recipe.schema import AUTO, EngineRecipe, Gather, ModelRecipe, Recipe, TrainRecipe
@@ -58,6 +58,7 @@ def build(
     ranks: Ranks,
     keep_graph_tokens: int | None = None,
     whole_graphs: bool = False,
+    teacher_size: int | None = None,
 ) -> Built:
     """Load the model, sharded from the start under ZeRO-3, and wrap it.
 
@@ -70,6 +71,7 @@ def build(
         keep_graph_tokens: what pass 1 keeps with `step` where the recipe leaves it to the memory
             plan; None: one chunk's worth.
         whole_graphs: with `step`, run without `model.gradient_checkpointing` until memory runs out.
+        teacher_size: elements of the vectors that a layer brings the model's to; None: no layer.
 
     Raises:
         RecipeError: the model cannot be loaded, or `gather: layer` does not suit it.
@@ -77,7 +79,9 @@ def build(
     """
     if gather != "chunk":
         config = _with_plain_linear(config)
-    embedder = load_embedder(recipe, model_path=model_path, config=config, ranks=ranks)
+    embedder = load_embedder(
+        recipe, model_path=model_path, config=config, ranks=ranks, teacher_size=teacher_size
+    )
     if recipe.engine.share_prefix == "auto":
         share_where_exact(embedder)
     replica = Replica(embedder)
@@ -117,9 +121,14 @@ def _with_plain_linear(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_embedder(
-    recipe: Recipe, *, model_path: str, config: dict[str, Any], ranks: Ranks
+    recipe: Recipe,
+    *,
+    model_path: str,
+    config: dict[str, Any],
+    ranks: Ranks,
+    teacher_size: int | None = None,
 ) -> Embedder:
-    """The recipe's model: adapters, pooling, projection. Collective: yes under ZeRO-3."""
+    """The recipe's model: adapters, pooling, dense layers. Collective: yes under ZeRO-3."""
     stage3 = config["zero_optimization"]["stage"] == 3
     skeleton = skeleton_of(load_config(recipe.model, model_path), recipe.model)
     kernel = attention_kernel(
@@ -139,14 +148,21 @@ def load_embedder(
         _start_from(backbone, recipe.model)
     torch.manual_seed(torch_seed(recipe.seed))
     config_of: Any = backbone
+    hidden_size = int(config_of.config.hidden_size)
     projection = make_projection(
-        recipe.model,
-        place_of_modules(recipe.model, model_path),
-        hidden_size=int(config_of.config.hidden_size),
+        recipe.model, place_of_modules(recipe.model, model_path), hidden_size=hidden_size
     )
+    teacher_layer = None
+    if teacher_size is not None:
+        size = hidden_size if projection is None else projection.size
+        # drawn after the projection, so that the projection's start does not depend on it
+        teacher_layer = make_teacher_layer(
+            recipe.model, vector_size=size, teacher_size=teacher_size
+        )
     return Embedder(
         backbone,
         projection=projection,
+        teacher_layer=teacher_layer,
         pooling=recipe.model.pooling,
         attention=recipe.model.attention,
         packed=kernel == "flash_attention_2" and supports_layer_major(backbone),

@@ -11,12 +11,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import deepspeed
 import torch
 from torch import Tensor
 
+from trainer.engine.chunk_vectors import concatenate, filled, real_rows, scattered, split_like
 from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.memory_errors import is_out_of_memory
 from trainer.engine.replica import Replica
@@ -37,7 +39,13 @@ class GradCache(Protocol):
         ...
 
     def accumulate(
-        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
+        self,
+        chunks: Sequence[Chunk],
+        value_and_grad: ValueAndGrad,
+        *,
+        step_key: int,
+        middle: bool,
+        taught: bool = False,
     ) -> dict[str, Tensor]:
         """Leave the step's gradient in the engine, ready for `engine.step()`.
 
@@ -46,6 +54,7 @@ class GradCache(Protocol):
             value_and_grad: the loss, called once with all vectors of this rank.
             step_key: seed and step, mixed; keys dropout.
             middle: whether the middle layer is pooled too.
+            taught: whether vectors are also brought to a teacher's size.
 
         Returns:
             The terms that `value_and_grad` returned.
@@ -67,11 +76,6 @@ def shares_prefix(engine: deepspeed.DeepSpeedEngine) -> bool:
     return engine.module.prefix is not None
 
 
-def concatenate(outputs: Sequence[Vectors]) -> Vectors:
-    """Join the vectors of chunks in order."""
-    return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
-
-
 def hand_on(outputs: Vectors, gradients: Vectors) -> None:
     """Continue the way back from vectors to parameters.
 
@@ -86,12 +90,6 @@ def surrogate(outputs: Vectors, gradients: Vectors) -> Tensor:
     """A scalar whose gradient with respect to outputs is the cached gradient."""
     products = [(o * g).sum() for o, g in zip(outputs, gradients, strict=True)]
     return torch.stack(products).sum()
-
-
-def split_like(chunks: Sequence[Chunk], gradients: Vectors) -> list[Vectors]:
-    """Cut gradients of all texts into those of each chunk."""
-    sizes = [chunk.num_texts for chunk in chunks]
-    return list(zip(*(g.split(sizes) for g in gradients), strict=True))
 
 
 def first_kept(chunks: Sequence[Chunk], keep_graph_tokens: int) -> int:
@@ -139,6 +137,8 @@ class _Passes:
     """Seed and step, mixed."""
     middle: bool
     """Whether the middle layer is pooled too."""
+    taught: bool
+    """Whether vectors are also brought to a teacher's size."""
 
     def forward(self, kept_from: int) -> list[Vectors]:
         """Vectors of each chunk, with their graph from chunk `kept_from` on."""
@@ -146,7 +146,7 @@ class _Passes:
         for i, chunk in enumerate(self.chunks):
             with torch.set_grad_enabled(i >= kept_from):
                 self.model.begin(chunk, self.step_key)
-                outputs.append(self.model(chunk, middle=self.middle))
+                outputs.append(self._run(chunk))
         return outputs
 
     def backward(self, outputs: list[Vectors], cached: Sequence[Vectors]) -> None:
@@ -159,9 +159,13 @@ class _Passes:
             outputs[i] = ()
             self.model.begin(chunk, self.step_key)
             if not has_graph(output):
-                output = self.model(chunk, middle=self.middle)
+                output = self._run(chunk)
             hand_on(output, cached[i])
             del output
+
+    def _run(self, chunk: Chunk) -> Vectors:
+        """One forward."""
+        return self.model(chunk, middle=self.middle, taught=self.taught)
 
 
 class StepGradCache:
@@ -198,7 +202,13 @@ class StepGradCache:
         return shares_prefix(self.engine)
 
     def accumulate(
-        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
+        self,
+        chunks: Sequence[Chunk],
+        value_and_grad: ValueAndGrad,
+        *,
+        step_key: int,
+        middle: bool,
+        taught: bool = False,
     ) -> dict[str, Tensor]:
         """See `GradCache.accumulate`.
 
@@ -209,9 +219,12 @@ class StepGradCache:
         self.engine.set_gradient_accumulation_boundary(True)
         with self.replica.gathered() as model:
             model.train()
-            passes = _Passes(model=model, chunks=chunks, step_key=step_key, middle=middle)
+            passes = _Passes(
+                model=model, chunks=chunks, step_key=step_key, middle=middle, taught=taught
+            )
             outputs = self._first_pass(passes)
-            gradients, terms = value_and_grad(self._joined(model, outputs, middle))
+            sizes = model.table_sizes(middle=middle, taught=taught)
+            gradients, terms = value_and_grad(self._joined(outputs, sizes))
             self._second_pass(passes, outputs, split_like(chunks, gradients))
             self.replica.deliver(self.engine)
         return terms
@@ -258,11 +271,10 @@ class StepGradCache:
         self.keep_graph_tokens //= 2
         self.whole_graphs = False
 
-    def _joined(self, model: Embedder, outputs: Sequence[Vectors], middle: bool) -> Vectors:
-        """All vectors of this rank without graph; empty tensors where it has no texts."""
+    def _joined(self, outputs: Sequence[Vectors], sizes: Sequence[int]) -> Vectors:
+        """All vectors of this rank without graph; tensors [0, size] where it has no texts."""
         if outputs:
             return tuple(v.detach() for v in concatenate(outputs))
-        sizes = (model.vector_size, model.state_size) if middle else (model.vector_size,)
         return tuple(torch.empty(0, size, device=self.engine.device) for size in sizes)
 
     def embed(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -270,7 +282,7 @@ class StepGradCache:
         with self.replica.gathered() as model, torch.no_grad():
             model.eval()
             outputs = [model(chunk) for chunk in chunks if chunk.num_texts]
-            return self._joined(model, outputs, middle=False)[0]
+            return self._joined(outputs, [model.vector_size])[0]
 
     def held(self) -> contextlib.AbstractContextManager[object]:
         """See `GradCache.held`."""
@@ -294,14 +306,21 @@ class LayerGradCache:
         return shares_prefix(self.engine)
 
     def accumulate(
-        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
+        self,
+        chunks: Sequence[Chunk],
+        value_and_grad: ValueAndGrad,
+        *,
+        step_key: int,
+        middle: bool,
+        taught: bool = False,
     ) -> dict[str, Tensor]:
         """See `GradCache.accumulate`."""
         self.engine.train()
-        outputs = self.engine(_filled(chunks, self.engine.device), step_key=step_key, middle=middle)
-        kept = _real_rows(chunks)
+        run = filled(chunks, self.engine.device)
+        outputs = self.engine(run, step_key=step_key, middle=middle, taught=taught)
+        kept = real_rows(chunks)
         gradients, terms = value_and_grad(tuple(v.detach()[kept] for v in outputs))
-        padded = tuple(_scatter(g, kept, len(v)) for g, v in zip(gradients, outputs, strict=True))
+        padded = tuple(scattered(g, kept, len(v)) for g, v in zip(gradients, outputs, strict=True))
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.backward(surrogate(outputs, padded), scale_wrt_gas=False)
         return terms
@@ -310,9 +329,9 @@ class LayerGradCache:
         """See `GradCache.embed`."""
         self.engine.eval()
         with torch.no_grad():
-            outputs = self.engine(_filled(chunks, self.engine.device), step_key=0, middle=False)
+            outputs = self.engine(filled(chunks, self.engine.device), step_key=0, middle=False)
         self.engine.train()
-        return outputs[0][_real_rows(chunks)]
+        return outputs[0][real_rows(chunks)]
 
     def held(self) -> contextlib.AbstractContextManager[object]:
         """See `GradCache.held`; nothing to hold."""
@@ -334,55 +353,45 @@ class ChunkGradCache:
         return shares_prefix(self.engine)
 
     def accumulate(
-        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
+        self,
+        chunks: Sequence[Chunk],
+        value_and_grad: ValueAndGrad,
+        *,
+        step_key: int,
+        middle: bool,
+        taught: bool = False,
     ) -> dict[str, Tensor]:
         """See `GradCache.accumulate`."""
         self.engine.train()
-        run = _filled(chunks, self.engine.device)
+        run = filled(chunks, self.engine.device)
+        forward = partial(self._forward, step_key=step_key, middle=middle, taught=taught)
         outputs = []
         for chunk in run:
             with torch.set_grad_enabled(len(run) == 1):
-                outputs.append(self._forward(chunk, step_key, middle=middle))
-        kept = _real_rows(chunks)
+                outputs.append(forward(chunk))
+        kept = real_rows(chunks)
         gradients, terms = value_and_grad(tuple(v.detach()[kept] for v in concatenate(outputs)))
-        padded = tuple(_scatter(g, kept, sum(c.num_texts for c in run)) for g in gradients)
+        padded = tuple(scattered(g, kept, sum(c.num_texts for c in run)) for g in gradients)
         for i, cached in enumerate(split_like(run, padded)):
             self.engine.set_gradient_accumulation_boundary(i == len(run) - 1)
-            output = outputs[0] if len(run) == 1 else self._forward(run[i], step_key, middle=middle)
+            output = outputs[0] if len(run) == 1 else forward(run[i])
             self.engine.backward(surrogate(output, cached), scale_wrt_gas=False)
         return terms
 
-    def _forward(self, chunk: Chunk, step_key: int, *, middle: bool) -> Vectors:
+    def _forward(self, chunk: Chunk, *, step_key: int, middle: bool, taught: bool) -> Vectors:
         """One hooked forward."""
         self.engine.module.begin(chunk, step_key)
-        vectors: Vectors = self.engine(chunk, middle=middle)
+        vectors: Vectors = self.engine(chunk, middle=middle, taught=taught)
         return vectors
 
     def embed(self, chunks: Sequence[Chunk]) -> Tensor:
         """See `GradCache.embed`."""
         self.engine.eval()
         with torch.no_grad():
-            outputs = [self.engine(chunk) for chunk in _filled(chunks, self.engine.device)]
+            outputs = [self.engine(chunk) for chunk in filled(chunks, self.engine.device)]
         self.engine.train()
-        return concatenate(outputs)[0][_real_rows(chunks)]
+        return concatenate(outputs)[0][real_rows(chunks)]
 
     def held(self) -> contextlib.AbstractContextManager[object]:
         """See `GradCache.held`; nothing to hold."""
         return contextlib.nullcontext()
-
-
-def _filled(chunks: Sequence[Chunk], device: torch.device) -> list[Chunk]:
-    """The chunks with a one-token text in each empty one: hooked forwards must agree in number."""
-    return [chunk if chunk.num_texts else Chunk.placeholder(device) for chunk in chunks]
-
-
-def _real_rows(chunks: Sequence[Chunk]) -> Tensor:
-    """Mask over the rows of the filled chunks: False for placeholders [n], bool, CPU."""
-    return torch.tensor([bool(c.num_texts) for c in chunks for _ in range(max(1, c.num_texts))])
-
-
-def _scatter(gradient: Tensor, rows: Tensor, size: int) -> Tensor:
-    """Put gradient rows where `rows` is True and zeros elsewhere [size, H]."""
-    full = gradient.new_zeros(size, gradient.shape[1])
-    full[rows] = gradient
-    return full

@@ -24,7 +24,7 @@ from trainer.engine.memory_errors import is_out_of_memory
 from trainer.errors import StepError
 from trainer.model.token_rows import trained_id
 from trainer.recipe.per_source import step_kinds
-from trainer.recipe.resolve import row_texts, uses_middle_layer
+from trainer.recipe.resolve import row_texts, uses_middle_layer, uses_teacher_layer
 from trainer.recipe.schema import Recipe
 
 CHEAP_ON_CPU_FLOP = 1e11
@@ -121,6 +121,7 @@ def probe_memory(recipe: Recipe, built: Built, ranks: Ranks) -> None:
             _no_gradient,
             step_key=0,
             middle=uses_middle_layer(recipe),
+            taught=uses_teacher_layer(recipe),
         )
         with _skipping_quietly():
             engine.step()

@@ -15,6 +15,7 @@ from trainer.engine.lr import learning_rate
 from trainer.engine.materialise import make_chunks, plan_texts, step_key
 from trainer.engine.out_of_memory import explaining_memory
 from trainer.errors import StepError
+from trainer.recipe.embedding_distillation import is_projected
 from trainer.recipe.kind import reads_middle
 from trainer.recipe.per_source import settings_of
 from trainer.recipe.schema import Recipe
@@ -110,6 +111,7 @@ class Stepper:
                 ),
                 step_key=key,
                 middle=reads_middle(TASKS[batch.plan.task], settings),
+                taught=is_projected(settings),
             )
             terms = {name: float(value) for name, value in found.items()}
             grad_norm = self.update(step)

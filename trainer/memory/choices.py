@@ -5,8 +5,9 @@ step benchmark: a reduction in pieces, gathers once a step, once a layer, for ev
 way to the host's memory last.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from transformers import PretrainedConfig
 
@@ -110,15 +111,25 @@ def fastest(found: list[Choice], usable_bytes: int) -> tuple[Choice, int] | None
     return None
 
 
-def smallest_changes(recipe: Recipe, config: PretrainedConfig, machine: Machine) -> list[str]:
-    """What would fit where no choice does: one phrase each, the smallest change first."""
+def smallest_changes(
+    recipe: Recipe, config: PretrainedConfig, machine: Machine, *, teacher_size: int | None = None
+) -> list[str]:
+    """What would fit where no choice does: one phrase each, the smallest change first.
+
+    Args:
+        recipe: as loaded.
+        config: of the backbone.
+        machine: what is planned for.
+        teacher_size: see `measure_model`.
+    """
+    measured = partial(measure_model, config, teacher_size=teacher_size)
     assert machine.usable_bytes is not None
     changes: list[str] = []
     model = replace(recipe.model, gradient_checkpointing=True)
     saving = replace(recipe, model=model)
     if not recipe.model.gradient_checkpointing:
-        changes += _change("model.gradient_checkpointing=true", saving, config, machine)
-    shape = measure_model(config, saving)
+        changes += _change("model.gradient_checkpointing=true", saving, measured, machine)
+    shape = measured(saving)
     for times in MORE:
         more = replace(machine, world_size=times * machine.world_size)
         best = fastest(choices(saving, shape, more), machine.usable_bytes)
@@ -127,12 +138,14 @@ def smallest_changes(recipe: Recipe, config: PretrainedConfig, machine: Machine)
             break
     if recipe.model.lora is None:
         adapters = replace(saving, model=replace(model, lora=LoraRecipe()))
-        changes += _change("adapters, model.lora.rank=16", adapters, config, machine)
+        changes += _change("adapters, model.lora.rank=16", adapters, measured, machine)
     return changes
 
 
-def _change(name: str, recipe: Recipe, config: PretrainedConfig, machine: Machine) -> list[str]:
+def _change(
+    name: str, recipe: Recipe, measured: Callable[[Recipe], ModelShape], machine: Machine
+) -> list[str]:
     """The change with the fastest way that fits with it, if any does."""
     assert machine.usable_bytes is not None
-    best = fastest(choices(recipe, measure_model(config, recipe), machine), machine.usable_bytes)
+    best = fastest(choices(recipe, measured(recipe), machine), machine.usable_bytes)
     return [] if best is None else [f"{name} and {best[0].overrides(best[1])}"]

@@ -118,7 +118,7 @@ def plan_memory(
         },
         host=_host(job, {name: resident[name] for name in moved if name in resident}),
         checkpoint_bytes=_checkpoint_bytes(job),
-        export_bytes=job.width * shape.num_parameters,
+        export_bytes=job.width * (shape.num_parameters - shape.teacher_parameters),
         usable_bytes=usable_bytes,
         keep_graph_tokens=kept,
     )

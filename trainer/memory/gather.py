@@ -34,7 +34,12 @@ class Passes:
 
 
 def choose_passes(
-    recipe: Recipe, config: PretrainedConfig, deepspeed: Mapping[str, Any], *, world_size: int
+    recipe: Recipe,
+    config: PretrainedConfig,
+    deepspeed: Mapping[str, Any],
+    *,
+    world_size: int,
+    teacher_size: int | None = None,
 ) -> Passes:
     """The recipe's `engine.gather`, or the fastest that the memory plan allows; logs the plan.
 
@@ -46,6 +51,7 @@ def choose_passes(
         config: of the backbone.
         deepspeed: the resolved dict.
         world_size: number of ranks.
+        teacher_size: see `measure_model`.
 
     Returns:
         The first rank's choice everywhere.
@@ -58,7 +64,7 @@ def choose_passes(
     choice: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            choice[0] = _choose(recipe, config, deepspeed, world_size)
+            choice[0] = _choose(recipe, config, deepspeed, world_size, teacher_size)
         except TrainerError as error:
             choice[0] = error
     dist.broadcast_object_list(choice)
@@ -69,7 +75,11 @@ def choose_passes(
 
 
 def _choose(
-    recipe: Recipe, config: PretrainedConfig, deepspeed: Mapping[str, Any], world_size: int
+    recipe: Recipe,
+    config: PretrainedConfig,
+    deepspeed: Mapping[str, Any],
+    world_size: int,
+    teacher_size: int | None,
 ) -> Passes:
     """The first rank's part of `choose_passes`."""
     local_ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
@@ -80,7 +90,7 @@ def _choose(
         on_gpu=torch.cuda.is_available(),
     )
     try:
-        shape = measure_model(config, recipe)
+        shape = measure_model(config, recipe, teacher_size=teacher_size)
         plan, passes = plan_passes(recipe, shape, config, deepspeed, machine)
     except PlanError as error:
         logger.info("%s", error)
@@ -123,7 +133,7 @@ def plan_passes(
     is_free = gather == "step" and recipe.engine.keep_graph_tokens == AUTO
     if is_free and model.gradient_checkpointing and machine.usable_bytes is not None:
         plain = replace(recipe, model=replace(model, gradient_checkpointing=False))
-        whole = planned(measure_model(config, plain))
+        whole = planned(measure_model(config, plain, teacher_size=shape.teacher_size))
         whole_graphs = whole.fits_in("step", recipe.engine.memory_fraction)
         plan = whole if whole_graphs else plan
     passes = Passes(

@@ -81,14 +81,24 @@ class ModelShape:
     """What the backward pass holds at its start on top of that."""
     layer: LinearBytes
     """Forward and backward of one layer alone; 0 where `is_layered` is false."""
+    teacher_size: int = 0
+    """Size of a teacher's vectors, to which a trained layer brings the model's; 0: none does."""
+
+    @property
+    def teacher_parameters(self) -> int:
+        """Parameters of that layer, which are in checkpoints and in no export."""
+        return self.vector_size * self.teacher_size
 
 
-def measure_model(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
+def measure_model(
+    config: PretrainedConfig, recipe: Recipe, *, teacher_size: int | None = None
+) -> ModelShape:
     """Build the model without storage, count, and try a chunk.
 
     Args:
         config: as transformers reads it; no weights are needed.
         recipe: dtype, adapters, checkpointing, pooling and lengths.
+        teacher_size: elements of the vectors that a layer brings the model's to; None: no layer.
 
     Raises:
         RecipeError: a target of the adapters that matches nothing.
@@ -98,7 +108,7 @@ def measure_model(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
         # transformers and peft call each other by names that are changing
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            return _measured(config, recipe)
+            return _measured(config, recipe, teacher_size or 0)
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
             first_line = (str(error).splitlines() or [""])[0]
             raise PlanError(
@@ -107,7 +117,7 @@ def measure_model(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
             ) from error
 
 
-def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
+def _measured(config: PretrainedConfig, recipe: Recipe, teacher_size: int) -> ModelShape:
     """See `measure_model`."""
     plain = replace(recipe.model, lora=None)
     backbone = _build(config, plain)
@@ -124,15 +134,19 @@ def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
     if everywhere != recipe.model:
         added = _adapters(_build(config, recipe.model))
     hidden_size = int(config.get_text_config().hidden_size)
-    projected = _projection(recipe.model, hidden_size)
+    projection = recipe.model.projection
+    vector_size = hidden_size if projection is None else projection.size
+    dense = _projection(recipe.model, hidden_size)
+    if teacher_size:
+        dense[vector_size * teacher_size] += 1
     table = max(_tables(backbone), key=_count, default=None)
     layered = supports_layer_major(backbone)
-    numels = Counter(parameter.numel() for parameter in backbone.parameters()) + added + projected
+    numels = Counter(parameter.numel() for parameter in backbone.parameters()) + added + dense
     length = _trial_length(config, recipe)
     graph, backward = _whole_model(few, many, recipe, num_layers=num_layers, length=length)
     return ModelShape(
         num_parameters=_total(numels),
-        num_trainable=_total(projected)
+        num_trainable=_total(dense)
         + (_trained(backbone) if recipe.model.lora is None else _total(added)),
         numels=numels,
         layer_parameters=_count(_block(backbone)) + _total(one_layer),
@@ -143,13 +157,12 @@ def _measured(config: PretrainedConfig, recipe: Recipe) -> ModelShape:
         embedding_trained=table is not None and _trains_table(many.backbone, recipe.model),
         num_layers=num_layers,
         hidden_size=hidden_size,
-        vector_size=hidden_size
-        if recipe.model.projection is None
-        else recipe.model.projection.size,
+        vector_size=vector_size,
         is_layered=layered,
         graph=graph,
         backward=backward,
         layer=_one_layer(config, recipe, length) if layered else LinearBytes(fixed=0, per_token=0),
+        teacher_size=teacher_size,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.memory.loss_temporaries import num_cuts, temporary_bytes
 from trainer.memory.shapes import ModelShape
-from trainer.recipe.embedding_distillation import embedding_distillation
+from trainer.recipe.embedding_distillation import embedding_distillation, is_projected
 from trainer.recipe.per_source import step_kinds
 from trainer.recipe.resolve import longest_text, row_texts
 from trainer.recipe.schema import Recipe
@@ -116,13 +116,17 @@ def loss_bytes(recipe: Recipe, shape: ModelShape, *, world_size: int) -> int:
         texts = kind.settings.global_batch_size * texts_per_row
         # the middle layer's vectors are not projected
         elements = shape.vector_size + (layers - 1) * shape.hidden_size
+        taught_size = shape.vector_size
+        if is_projected(kind.settings):
+            taught_size = shape.teacher_size
+            elements += taught_size
         vectors = VECTOR_COPIES * 4 * texts * elements
         cut = _cut_size(recipe, shape) * num_cuts(kind.settings)
         # a copy and its gradient
         vectors += 2 * 4 * layers * texts * cut
         if embedding_distillation(kind.settings) is not None:
             own = math.ceil(texts / world_size)
-            vectors += TEACHER_COPIES * 4 * own * shape.vector_size
+            vectors += TEACHER_COPIES * 4 * own * taught_size
         has_vectors = any(source.teacher_embeddings for source in kind.sources)
         if has_vectors and TASKS[kind.task].is_guided(kind.settings):
             # all texts, and again as queries and passages; of a guide as wide as the model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trainer.model.dropout import DropoutKeys, key_dropouts
 from trainer.model.pooled_layer import PooledTokens, narrow_last_layer
 from trainer.model.pooling import pool
-from trainer.model.projection import Projection
+from trainer.model.projection import Projection, WideLinear
 from trainer.model.shared_prefix import (
     SharedPrefix,
     copied_tokens,
@@ -116,6 +116,7 @@ class Embedder(nn.Module):
         pooling: Pooling,
         attention: Attention,
         projection: Projection | None = None,
+        teacher_layer: WideLinear | None = None,
         packed: bool = False,
     ) -> None:
         """Wrap a backbone.
@@ -125,12 +126,14 @@ class Embedder(nn.Module):
             pooling: how token states become a vector.
             attention: `causal` or `bidirectional`.
             projection: the dense layer between pooling and unit norm.
+            teacher_layer: from vectors to a teacher's size, for training alone.
             packed: run a chunk as one row of texts end to end, without padding. Needs a decoder
                 whose kernel keeps the texts apart by their position ids: flash attention.
         """
         super().__init__()
         self.backbone = backbone
         self.projection = projection
+        self.teacher_layer = teacher_layer
         self.packed = packed
         self.pooling: Pooling = pooling
         self.attention: Attention = attention
@@ -156,6 +159,14 @@ class Embedder(nn.Module):
     def state_size(self) -> int:
         """H, elements of a token's state and of a vector of the middle layer."""
         return int(self.config.hidden_size)
+
+    def table_sizes(self, *, middle: bool, taught: bool) -> tuple[int, ...]:
+        """Elements of the vectors in each tensor that `forward` returns."""
+        sizes = [self.vector_size, *([self.state_size] if middle else [])]
+        if taught:
+            assert self.teacher_layer is not None, "no layer brings vectors to a teacher's size"
+            sizes.append(self.teacher_layer.out_features)
+        return tuple(sizes)
 
     def mask_for(self, chunk: Chunk) -> Tensor | None:
         """Attention mask [B, L], int64, or None where the fused kernel needs none.
@@ -211,25 +222,29 @@ class Embedder(nn.Module):
         pooled.place_B = chunk.lengths - 1
         pooled.text_B = chunk.text_keys
 
-    def forward(self, chunk: Chunk, *, middle: bool = False) -> tuple[Tensor, ...]:
+    def forward(
+        self, chunk: Chunk, *, middle: bool = False, taught: bool = False
+    ) -> tuple[Tensor, ...]:
         """Embed a chunk.
 
         Args:
             chunk: B texts.
             middle: also pool `hidden_states[num_states // 2]`, before any final norm and without
                 the projection.
+            taught: also bring the vectors to a teacher's size, S.
 
         Returns:
-            (last [B, D],) or (last [B, D], middle [B, H]), float32, norm 1.
+            (last [B, D],), then middle [B, H] and taught [B, S] where asked for, float32, norm 1.
         Collective: under ZeRO-3 a wrapped module's hooks gather parameters; a replica has none.
         """
         self._point_at(chunk)
         output = self.backbone(**self._inputs(chunk), output_hidden_states=middle)
         last = self.to_vectors(self._pooled(output.last_hidden_state, chunk))
         if not middle:
-            return (last,)
+            return self.tables(last, None, taught=taught)
         states = output.hidden_states
-        return last, unit(self._pooled(states[len(states) // 2], chunk))
+        pooled_BH = self._pooled(states[len(states) // 2], chunk)
+        return self.tables(last, unit(pooled_BH), taught=taught)
 
     def _inputs(self, chunk: Chunk) -> dict[str, Any]:
         """Arguments of the backbone."""
@@ -295,6 +310,21 @@ class Embedder(nn.Module):
     def to_vectors(self, pooled_BH: Tensor) -> Tensor:
         """Vectors [B, D] of norm 1 from pooled states of the last layer [B, H], float32."""
         return unit(pooled_BH if self.projection is None else self.projection(pooled_BH))
+
+    def tables(self, last: Tensor, middle: Tensor | None, *, taught: bool) -> tuple[Tensor, ...]:
+        """What `forward` returns, from vectors of the last layer [n, D] and the middle one [n, H].
+
+        The teacher's layer runs in every step of training, over no vectors where none is asked for:
+        ZeRO-3 keeps an old gradient of a parameter that a backward pass does not reach.
+        """
+        found = [last] if middle is None else [last, middle]
+        if self.teacher_layer is None or not (taught or self.training):
+            return tuple(found)
+        brought = self.teacher_layer(last if taught else last[:0])
+        if taught:
+            return *found, unit(brought)
+        # 0, and connected to the layer
+        return last + brought.sum(), *found[1:]
 
 
 def unit(vectors: Tensor) -> Tensor:

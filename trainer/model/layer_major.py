@@ -94,7 +94,7 @@ class LayerMajorEmbedder(Embedder):
         return embedder  # type: ignore[return-value]
 
     def forward(  # type: ignore[override]
-        self, chunks: Sequence[Chunk], *, step_key: int, middle: bool
+        self, chunks: Sequence[Chunk], *, step_key: int, middle: bool, taught: bool = False
     ) -> tuple[Tensor, ...]:
         """Embed all chunks.
 
@@ -103,9 +103,10 @@ class LayerMajorEmbedder(Embedder):
             step_key: seed and step, mixed.
             middle: also pool `hidden_states[num_states // 2]`, before any final norm and without
                 the projection.
+            taught: also bring the vectors to a teacher's size, S.
 
         Returns:
-            (last [n, D],) or (last [n, D], middle [n, H]), float32, norm 1.
+            (last [n, D],), then middle [n, H] and taught [n, S] where asked for, float32, norm 1.
         Collective: yes under ZeRO-3, with the same calls whatever the chunks.
         """
         decoder = decoder_of(self.backbone)
@@ -122,7 +123,8 @@ class LayerMajorEmbedder(Embedder):
             if i + 1 == middle_of:
                 middle_TH = hidden_TH
         last = self.to_vectors(self._pool_flat(hidden_TH, run, norm=decoder.norm))
-        return (last, unit(self._pool_flat(middle_TH, run, norm=None))) if middle else (last,)
+        pooled_nH = self._pool_flat(middle_TH, run, norm=None) if middle else None
+        return self.tables(last, None if pooled_nH is None else unit(pooled_nH), taught=taught)
 
     def _run(self, chunks: Sequence[Chunk], hidden_TH: Tensor, step_key: int) -> ChunkRun:
         """Masks and rotary tables of a step."""

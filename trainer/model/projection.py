@@ -1,7 +1,9 @@
-"""A trained dense layer between pooling and unit norm; it must not know texts or tokens.
+"""Trained dense layers behind the pooling; it must not know texts or tokens.
 
-Its two tensors are called as in sentence-transformers' `Dense`: `linear.weight`, `linear.bias`.
-Letters: B texts, H hidden size, D size of a vector.
+The one between pooling and unit norm is part of the model, and its two tensors are called as in
+sentence-transformers' `Dense`: `linear.weight`, `linear.bias`. The one behind unit norm is for
+training alone.
+Letters: B texts, H hidden size, D size of a vector, S size of a teacher's vector.
 """
 
 import json
@@ -99,15 +101,7 @@ def make_projection(recipe: ModelRecipe, path: str, *, hidden_size: int) -> Proj
     if recipe.projection is None:
         return None
     found = base_projection(recipe, path, download=True)
-    # adapters, beside which it is trained, have float32 weights whatever the backbone's dtype,
-    # unless modules are trained whole beside them
-    has_wide_adapters = recipe.lora is not None and not recipe.lora.modules_to_save
-    is_wide = recipe.dtype == "float32" or has_wide_adapters
-    projection = Projection(
-        recipe.projection,
-        hidden_size=hidden_size,
-        dtype=torch.float32 if is_wide else torch.bfloat16,
-    )
+    projection = Projection(recipe.projection, hidden_size=hidden_size, dtype=_dtype_of(recipe))
     if found is None:
         return projection
     config, weights = found
@@ -118,6 +112,34 @@ def make_projection(recipe: ModelRecipe, path: str, *, hidden_size: int) -> Proj
         raise _unreadable(recipe, weights, error) from error
     logger.info("model.projection: starts from %s", weights)
     return projection
+
+
+def _dtype_of(recipe: ModelRecipe) -> torch.dtype:
+    """Dtype of a trained dense layer: that of what is trained with it.
+
+    Adapters have float32 weights whatever the backbone's dtype, unless modules are trained whole
+    beside them.
+    """
+    has_wide_adapters = recipe.lora is not None and not recipe.lora.modules_to_save
+    is_wide = recipe.dtype == "float32" or has_wide_adapters
+    return torch.float32 if is_wide else torch.bfloat16
+
+
+def make_teacher_layer(recipe: ModelRecipe, *, vector_size: int, teacher_size: int) -> WideLinear:
+    """The layer from the model's vectors to a teacher's size, as torch's `Linear` starts.
+
+    It has no bias, is on the CPU, and is equal on all ranks if torch's generator is.
+
+    Args:
+        recipe: the model section.
+        vector_size: D, with `model.projection` its size.
+        teacher_size: S.
+
+    Reference: the fully connected layers of Zhang et al. 2024 (Jasper and Stella),
+        arXiv:2412.19048, which bring the student's vector to the size of each teacher's.
+        Difference: the layer is no part of the model that is served.
+    """
+    return WideLinear(vector_size, teacher_size, bias=False, dtype=_dtype_of(recipe))
 
 
 def place_of_modules(recipe: ModelRecipe, path: str) -> str:

@@ -103,10 +103,10 @@ class RetrievalInputs:
     """From scores and a teacher's [b, C] to their distance; None where nothing is distilled."""
     prefixes: Sequence[Prefix]
     """Leading parts of the vectors."""
-    texts: Tensor
-    """This rank's share of the distinct texts [u, D]."""
+    taught: Tensor
+    """This rank's share of the distinct texts, as a teacher's vectors are wide [u, S]."""
     teacher_vectors: Tensor | None
-    """A teacher's vectors of `texts` [u, D]; None where no term reads them."""
+    """A teacher's vectors of these texts [u, S]; None where no term reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +125,10 @@ class SimilarityInputs:
     """Pairs whose gold score makes them positives [n], bool."""
     temperature: float | None
     """The term's own; None where it has none."""
-    texts: Tensor
-    """This rank's share of the distinct texts [u, D]."""
+    taught: Tensor
+    """This rank's share of the distinct texts, as a teacher's vectors are wide [u, S]."""
     teacher_vectors: Tensor | None
-    """A teacher's vectors of `texts` [u, D]; None where no term reads them."""
+    """A teacher's vectors of these texts [u, S]; None where no term reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,10 @@ class SupervisedInputs:
     """Number of the first anchor among all texts."""
     prefixes: Sequence[Prefix]
     """Leading parts of the vectors."""
+    taught: Tensor
+    """The same texts, as a teacher's vectors are wide [u, S]."""
     teacher_vectors: Tensor | None
-    """A teacher's vectors of `texts` [u, D]; None where no term reads them."""
+    """A teacher's vectors of these texts [u, S]; None where no term reads them."""
 
 
 def table(*terms: Term) -> dict[str, Term]:
@@ -235,7 +237,7 @@ def angle_at_temperature(
 EMBEDDING_DISTILLATION = Term(
     name="embedding_distillation",
     function=embedding_loss,
-    reads=("texts", "teacher_vectors"),
+    reads=("taught", "teacher_vectors"),
     share="texts",
     parts="whole",
 )

@@ -24,7 +24,12 @@ from trainer.data.labels import check_labels
 from trainer.data.overlap import screen_of, warn_of_overlaps
 from trainer.data.planned import plan_of
 from trainer.data.sources import Source, open_sources
-from trainer.data.teacher import check_negatives, check_teacher_vectors, check_teachers
+from trainer.data.teacher import (
+    check_negatives,
+    check_teacher_vectors,
+    check_teachers,
+    teacher_size,
+)
 from trainer.errors import RecipeError
 from trainer.export.prompts import replaced_prompts
 from trainer.recipe.adapter_folder import AdapterFolder, find_adapter_folder
@@ -82,7 +87,8 @@ def open_data(recipe: Recipe) -> RunData:
 
     Raises:
         DataError: if a file is missing or empty, a row is malformed, a teacher's scores are asked
-            for that no row has, or a text has none of its teacher's vectors.
+            for that no row has, a text has none of its teacher's vectors, or one layer has teachers
+            of different sizes.
         RecipeError: if a step draws more labels than a source has.
     """
     held_out: Mapping[str, EvalSet] = {}
@@ -90,6 +96,7 @@ def open_data(recipe: Recipe) -> RunData:
         held_out = open_eval_sets(recipe)
     sources = open_sources(recipe.data, screen_of(recipe.data, held_out))
     check_teacher_vectors(sources)
+    teacher_size(sources, recipe)  # refuses two sizes
     check_teachers(sources, recipe)
     check_negatives(sources, recipe)
     check_labels(sources, recipe)

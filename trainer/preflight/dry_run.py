@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from trainer.cli import Arguments, is_first_rank, launched_ranks
 from trainer.data.sources import Source
-from trainer.data.teacher import check_widths
+from trainer.data.teacher import check_widths, teacher_size
 from trainer.data.tokens_ahead import is_ahead
 from trainer.memory.choices import Machine, choices, fastest, smallest_changes
 from trainer.memory.estimate import MemoryPlan
@@ -38,8 +38,9 @@ from trainer.preflight.continuation import continued_run
 from trainer.preflight.encoder import open_encoder
 from trainer.preflight.steps_text import steps_section
 from trainer.preflight.trained_tokens import with_token_ids
+from trainer.recipe.embedding_distillation import LAYER_KEY
 from trainer.recipe.per_source import step_kinds
-from trainer.recipe.resolve import Resolved, resolve
+from trainer.recipe.resolve import Resolved, resolve, uses_teacher_layer
 from trainer.recipe.schema import Recipe
 
 
@@ -78,7 +79,8 @@ def dry_run(recipe: Recipe, arguments: Arguments, *, named: Sequence[str] = ()) 
         usable_bytes=_usable_bytes(arguments),
         on_gpu=_on_gpu(arguments),
     )
-    model, *memory = _planned(recipe, config, (path, tokenizer), machine, resolved)
+    size = teacher_size(sources, recipe)
+    model, *memory = _planned(recipe, config, (path, tokenizer), machine, resolved, size)
     sections = (
         model,
         _batch_section(recipe, resolved),
@@ -97,13 +99,14 @@ def _planned(
     found: tuple[str, str],
     machine: Machine,
     resolved: Resolved,
+    teacher_size: int | None,
 ) -> tuple[str, ...]:
     """What the model is, and the memory it needs where that can be known.
 
     `found` is where the model lies, and its tokenizer in one phrase.
     """
     try:
-        shape = measure_model(config, recipe)
+        shape = measure_model(config, recipe, teacher_size=teacher_size)
     except PlanError as error:
         rows = (("path", found[0]), ("type", config.model_type), ("tokenizer", found[1]))
         return (_listed("Model", rows), str(error))
@@ -136,9 +139,20 @@ def _model_section(
         ("trained", f"{shape.num_trainable:,}"),
         ("vector", f"{recipe.model.pooling} pooling, {recipe.model.attention} attention"),
         *([("projection", f"to {shape.vector_size}")] if recipe.model.projection else []),
+        *_teacher_layer(recipe, shape),
         ("tokenizer", found[1]),
     ]
     return _listed("Model", rows)
+
+
+def _teacher_layer(recipe: Recipe, shape: ModelShape) -> list[tuple[str, str]]:
+    """The layer to a teacher's size, where one is trained; its name is that of its key."""
+    if not uses_teacher_layer(recipe):
+        return []
+    if not shape.teacher_size:
+        return [(LAYER_KEY, "  its size is known when the data is opened; no number here has it")]
+    text = f"  {shape.vector_size} to {shape.teacher_size}, trained for this term, in no export"
+    return [(LAYER_KEY, text)]
 
 
 def _listed(title: str, rows: Iterable[tuple[str, str]]) -> str:
@@ -219,7 +233,8 @@ def _advice(
     found = choices(recipe, shape, machine)
     section = choices_section(found, machine)
     if fastest(found, machine.usable_bytes) is None:
-        changes = smallest_changes(recipe, config, machine) or ["nothing that was tried"]
+        changes = smallest_changes(recipe, config, machine, teacher_size=shape.teacher_size)
+        changes = changes or ["nothing that was tried"]
         section += "".join(f"\n  would fit: {change}" for change in changes)
     return (section,)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from trainer.errors import RecipeError
 from trainer.recipe.deepspeed_file import read_deepspeed_file
+from trainer.recipe.embedding_distillation import is_projected
 from trainer.recipe.kind import Side, reads_middle
 from trainer.recipe.per_source import StepKind, key_of, step_kinds
 from trainer.recipe.schema import Recipe
@@ -62,6 +63,11 @@ def longest_text(recipe: Recipe) -> int:
 def uses_middle_layer(recipe: Recipe) -> bool:
     """Whether the loss of any step reads the middle hidden layer."""
     return any(reads_middle(TASKS[kind.task], kind.settings) for kind in step_kinds(recipe))
+
+
+def uses_teacher_layer(recipe: Recipe) -> bool:
+    """Whether a layer is trained that brings vectors to a teacher's size for the loss of a step."""
+    return any(is_projected(kind.settings) for kind in step_kinds(recipe))
 
 
 def _rows_per_rank(kind: StepKind, world_size: int) -> int:

@@ -12,7 +12,7 @@ from trainer.checkpoint.base_identity import check_dtypes, check_recorded_base, 
 from trainer.checkpoint.manifest import BaseIdentity
 from trainer.data.plan import DataPlan
 from trainer.data.planned import plan_of
-from trainer.data.teacher import check_widths
+from trainer.data.teacher import check_widths, teacher_size
 from trainer.data.tokens import TextEncoder
 from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks
@@ -90,7 +90,8 @@ def open_session(
         check_exportable(recipe, config)
     base = _identify(recipe.model, path, ranks) if recipe.model.lora else None
     by_id = with_token_ids(recipe, tokenizer, num_ids=num_ids)
-    built = _build(by_id, path, config, resolved, ranks)
+    size = teacher_size(data.sources, recipe)
+    built = _build(by_id, path, config, resolved, ranks, size)
     plan = plan_of(recipe, data.sources)
     return Session(
         recipe=recipe,
@@ -133,10 +134,17 @@ def _identify(model: ModelRecipe, path: str, ranks: Ranks) -> BaseIdentity:
 
 
 def _build(
-    recipe: Recipe, path: str, config: PretrainedConfig, resolved: Resolved, ranks: Ranks
+    recipe: Recipe,
+    path: str,
+    config: PretrainedConfig,
+    resolved: Resolved,
+    ranks: Ranks,
+    size: int | None,
 ) -> Built:
-    """Choose how the passes run, then load the model for that."""
-    passes = choose_passes(recipe, config, resolved.deepspeed, world_size=ranks.world_size)
+    """Choose how the passes run, then load the model for that, with a layer to a teacher's size."""
+    passes = choose_passes(
+        recipe, config, resolved.deepspeed, world_size=ranks.world_size, teacher_size=size
+    )
     logger.info("%d ranks on %s, gather: %s", ranks.world_size, ranks.device.type, passes.gather)
     return build(
         recipe,
@@ -146,4 +154,5 @@ def _build(
         ranks=ranks,
         keep_graph_tokens=passes.keep_graph_tokens,
         whole_graphs=passes.whole_graphs,
+        teacher_size=size,
     )

@@ -13,7 +13,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -33,7 +33,8 @@ from trainer.engine.losses.step_loss import step_loss, whole_loss
 from trainer.engine.losses.task_loss import Vectors, prefixes_of
 from trainer.engine.materialise import lengths_of, make_chunks, plan_texts, step_key
 from trainer.preflight.checks import RunData
-from trainer.recipe.kind import reads_middle
+from trainer.recipe.embedding_distillation import LAYER_KEY, is_projected
+from trainer.recipe.kind import TaskSettings, reads_middle
 from trainer.recipe.per_source import settings_of, step_kinds, turn_of
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tasks import TASKS
@@ -54,8 +55,8 @@ LIMITS = {"float32": 1e-5, "bfloat16": 5e-2}
 """Largest relative error of vectors and of a parameter's gradient, by `model.dtype`."""
 NORM_FLOOR = 0.01
 """A gradient smaller than this share of the whole is compared with this share of the whole."""
-LAYERS = ("the vectors", "the vectors of the middle layer")
-"""What each of the vectors of a step is called; the last is there where a term reads it."""
+TAUGHT = f"the vectors at the teacher's size ({LAYER_KEY})"
+"""What the last of the vectors of a step are called where a layer makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class Comparison:
     error: float
     """Largest relative error of a parameter's gradient, or of the vectors if that is larger."""
     place: str
-    """The parameter it occurs in, or one of `LAYERS`."""
+    """The parameter it occurs in, or whose vectors."""
     plan: ChunkPlan
     """How the batch was cut."""
     seconds: dict[str, float]
@@ -102,6 +103,10 @@ def selfcheck(recipe: Recipe, data: RunData) -> int:
             f"outside matrix products of the model: {share:.1%} of a whole step of {source}, with "
             f"at most {MEASURED_ROWS} rows per rank\n"
         )
+        layer = session.built.engine.module.teacher_layer
+        if layer is not None:
+            sizes = f"{layer.in_features} to {layer.out_features}"
+            sys.stdout.write(f"compared too: the layer from {sizes} for {LAYER_KEY}\n")
         verdict = f"largest relative gradient error {worst.error:.1e}, limit {limit:.0e}"
         if worst.error > limit:
             sys.stderr.write(f"selfcheck failed: {verdict}, in {worst.place}\n")
@@ -172,6 +177,7 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
     key = step_key(session.recipe.seed, batch.plan.step)
     settings = settings_of(session.recipe, batch.plan.source)
     prefixes = prefixes_of(session.recipe.model.matryoshka)
+    wanted = wanted_of(batch, settings)
     loss = _Watched(step_loss(batch, settings, plan, ranks, prefixes))
     started = time.perf_counter()
     with _measured_collectives(seconds), built.grad_cache.held():
@@ -187,7 +193,7 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
             ),
             loss,
             step_key=key,
-            middle=reads_middle(TASKS[batch.plan.task], settings),
+            **wanted,
         )
     seconds["step"] = time.perf_counter() - started
     seconds["loss"] = loss.seconds
@@ -200,7 +206,7 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
         # a projection makes the vectors of the last layer another size than those of the middle
         *(
             worst_error({layer: one}, {layer: want})
-            for layer, one, want in zip(LAYERS, vectors, expected_vectors, strict=False)
+            for layer, one, want in zip(_names(wanted), vectors, expected_vectors, strict=True)
         ),
         key=_badness,
     )
@@ -212,6 +218,20 @@ def compare(session: Session, batch: Batch, waited: float) -> Comparison:
         plan=plan,
         seconds=seconds,
     )
+
+
+def wanted_of(batch: Batch, settings: TaskSettings) -> dict[str, bool]:
+    """Which vectors the loss of a batch reads besides those of the last layer."""
+    return {
+        "middle": reads_middle(TASKS[batch.plan.task], settings),
+        "taught": is_projected(settings),
+    }
+
+
+def _names(wanted: Mapping[str, bool]) -> list[str]:
+    """What the vectors of a step are called."""
+    names = {"middle": "the vectors of the middle layer", "taught": TAUGHT}
+    return ["the vectors", *(name for key, name in names.items() if wanted[key])]
 
 
 def _in_text_order(vectors: Vectors, plan: ChunkPlan) -> Vectors:
@@ -234,8 +254,8 @@ def reference(session: Session, batch: Batch, *, at: Vectors) -> tuple[Vectors, 
     Args:
         session: its replica is the model.
         batch: the global batch.
-        at: vectors in text order at which the loss is differentiated: [U, D], and [U, H] of the
-            middle layer where a term reads it.
+        at: vectors in text order at which the loss is differentiated: [U, D], then [U, H] of the
+            middle layer and [U, S] at a teacher's size where the loss reads them.
 
     Returns:
         Its own vectors in text order, and the gradient of each trainable parameter.
@@ -256,7 +276,7 @@ def reference(session: Session, batch: Batch, *, at: Vectors) -> tuple[Vectors, 
         outputs = []
         for chunk in chunks:
             model.begin(chunk, key)
-            outputs.append(model(chunk, middle=len(at) > 1))
+            outputs.append(model(chunk, **wanted_of(batch, settings)))
         joined = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
         torch.autograd.backward(joined, pulled)
         gradients = {

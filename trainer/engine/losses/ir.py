@@ -21,6 +21,7 @@ from trainer.engine.losses.task_loss import (
     over_prefixes,
     own_slice,
     own_texts,
+    taught_table,
     weighted_sum,
 )
 from trainer.objectives.blocks import Guide
@@ -62,7 +63,10 @@ class RetrievalLoss:
         """This rank's share of each term; see `TaskLoss`."""
         # what terms of one layer read is gathered once for all of them
         layers = {KIND.terms[term.name].layer for term in self.terms if term.parts != "each"}
-        shared = {layer: self._inputs(tables[layer == "middle"], prefixes) for layer in layers}
+        taught = taught_table(tables, self.settings)[self.texts.rows]
+        shared = {
+            layer: self._inputs(tables[layer == "middle"], taught, prefixes) for layer in layers
+        }
         values = {}
         for term in self.terms:
             layer, share = KIND.terms[term.name].layer, self.shares[term.share]
@@ -70,19 +74,19 @@ class RetrievalLoss:
                 values[term.name] = share * _value(term, shared[layer])
             else:
                 table = (tables[layer == "middle"],)
-                summed = over_prefixes(partial(self._cut_value, term), table, prefixes)
+                summed = over_prefixes(partial(self._cut_value, term, taught), table, prefixes)
                 values[term.name] = share * summed[term.name]
         weights = KIND.weights_of(self.settings)
         return {"loss": weighted_sum(values, weights), **values}  # type: ignore[dict-item]
 
-    def _cut_value(self, term: Term, tables: Vectors) -> dict[str, Tensor]:
+    def _cut_value(self, term: Term, taught: Tensor, tables: Vectors) -> dict[str, Tensor]:
         """A term that knows no prefixes on one leading part of the vectors."""
-        return {term.name: _value(term, self._inputs(tables[0], (WHOLE,)))}
+        return {term.name: _value(term, self._inputs(tables[0], taught, (WHOLE,)))}
 
-    def _inputs(self, table_UH: Tensor, prefixes: Prefixes) -> RetrievalInputs:
-        """What terms read, from the vectors of one layer."""
+    def _inputs(self, table_UH: Tensor, taught: Tensor, prefixes: Prefixes) -> RetrievalInputs:
+        """What terms read, from the vectors of one layer and from those to teach [u, S]."""
         settings, mask = self.settings, self.settings.mask
-        taught = settings.distillation
+        distilled = settings.distillation
         limits = mask if isinstance(mask, MaskRecipe) else MaskRecipe()
         return RetrievalInputs(
             queries=table_UH[self.query[self.own]],
@@ -102,14 +106,14 @@ class RetrievalLoss:
             hardness_of=settings.hardness_of,
             teacher=self.teacher,
             distance=None
-            if taught is None
+            if distilled is None
             else partial(
-                DISTANCES[taught.loss],
-                temperature=taught.divisor,
-                teacher_temperature=taught.teacher_temperature,
+                DISTANCES[distilled.loss],
+                temperature=distilled.divisor,
+                teacher_temperature=distilled.teacher_temperature,
             ),
             prefixes=prefixes,
-            texts=table_UH[self.texts.rows],
+            taught=taught,
             teacher_vectors=self.texts.teacher_vectors,
         )
 

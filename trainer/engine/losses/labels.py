@@ -21,6 +21,7 @@ from trainer.engine.losses.task_loss import (
     Vectors,
     own_slice,
     own_texts,
+    taught_table,
     weighted_sum,
 )
 from trainer.objectives.terms import SUPERVISED_TERMS, SupervisedInputs, Term, weighted_terms
@@ -53,6 +54,7 @@ class SupervisedLoss:
             temperature=self.settings.temperature,
             first_row=self.texts.rows.start,
             prefixes=prefixes,
+            taught=taught_table(tables, self.settings)[self.texts.rows],
             teacher_vectors=self.texts.teacher_vectors,
         )
         values = {}

@@ -4,6 +4,7 @@ Letters: U texts of the step, H vector size, n pairs.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from trainer.engine.losses.task_loss import (
     over_prefixes,
     own_slice,
     own_texts,
+    taught_table,
     weighted_sum,
+    without_taught,
 )
 from trainer.objectives.terms import (
     SIMILARITY_TERMS,
@@ -54,26 +57,30 @@ class SimilarityLoss:
 
     def __call__(self, tables: Vectors, prefixes: Prefixes) -> dict[str, Tensor]:
         """This rank's share of each term; see `TaskLoss`."""
-        values = over_prefixes(self._at, tables, prefixes)
-        whole = self._values("whole", tables, self._cosines(tables))
+        taught = taught_table(tables, self.settings)[self.texts.rows]
+        own = without_taught(tables, self.settings)
+        values = over_prefixes(partial(self._at, taught), own, prefixes)
+        whole = self._values("whole", own, self._cosines(own), taught)
         shares = {name: self.texts.share * value for name, value in whole.items()}
         total = values["loss"] + weighted_sum(shares, KIND.weights_of(self.settings))
         return {**values, **shares, "loss": total}
 
-    def _at(self, tables: Vectors) -> dict[str, Tensor]:
+    def _at(self, taught: Tensor, tables: Vectors) -> dict[str, Tensor]:
         """The terms of pairs on one leading part of the vectors."""
         cosines = self._cosines(tables)
-        values = self._values("each", tables, cosines)
+        values = self._values("each", tables, cosines, taught)
         # a batch without order stays connected to the vectors
         total = 0.0 * cosines.sum() + weighted_sum(values, self.settings.weights)
         return {name: value / self.world_size for name, value in {"loss": total, **values}.items()}
 
-    def _values(self, parts: Parts, tables: Vectors, cosines: Tensor) -> dict[str, Tensor]:
+    def _values(
+        self, parts: Parts, tables: Vectors, cosines: Tensor, taught: Tensor
+    ) -> dict[str, Tensor]:
         """The terms that read such parts of vectors, unweighted."""
         values = {}
         for term in self.terms:
             if term.parts == parts:
-                reads, options = term.arguments(self._inputs(term.name, tables, cosines))
+                reads, options = term.arguments(self._inputs(term.name, tables, cosines, taught))
                 values[term.name] = term.function(*reads, **options)
         return values
 
@@ -81,7 +88,9 @@ class SimilarityLoss:
         """Of all pairs [n]."""
         return (tables[0][self.first] * tables[0][self.second]).sum(dim=1)
 
-    def _inputs(self, name: str, tables: Vectors, cosines: Tensor) -> SimilarityInputs:
+    def _inputs(
+        self, name: str, tables: Vectors, cosines: Tensor, taught: Tensor
+    ) -> SimilarityInputs:
         """What a term reads."""
         table_UH = tables[TERMS[name].layer == "middle"]
         return SimilarityInputs(
@@ -91,7 +100,7 @@ class SimilarityLoss:
             gold=self.gold,
             is_positive=self.gold >= self.settings.infonce_threshold,
             temperature=self.settings.temperatures.get(name),
-            texts=table_UH[self.texts.rows],
+            taught=taught,
             teacher_vectors=self.texts.teacher_vectors,
         )
 

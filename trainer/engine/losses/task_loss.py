@@ -13,10 +13,12 @@ from torch import Tensor
 from trainer.data.batch import Texts
 from trainer.distributed.group import Ranks
 from trainer.objectives.prefixes import WHOLE, Prefix, cut
+from trainer.recipe.embedding_distillation import is_projected
 from trainer.recipe.schema import MatryoshkaRecipe
 
 Vectors = tuple[Tensor, ...]
-"""(last [n, D],) or (last [n, D], middle [n, H]) of n texts, float32. D = H without projection."""
+"""last [n, D], then middle [n, H] where a term reads it, then taught [n, S], brought to the size of
+a teacher's vectors where the task projects; of n texts, float32. D = H without projection."""
 
 Prefixes = Sequence[Prefix]
 """Leading parts of the vectors whose losses are summed with their weights."""
@@ -59,6 +61,26 @@ def own_texts(texts: Texts, ranks: Ranks) -> OwnTexts:
         if vectors is None
         else torch.from_numpy(vectors[rows]).to(ranks.device),
     )
+
+
+def without_taught(tables: Vectors, settings: Any) -> Vectors:
+    """The tables of layers of the model alone.
+
+    Args:
+        tables: all of a step.
+        settings: of its task.
+    """
+    return tables[:-1] if is_projected(settings) else tables
+
+
+def taught_table(tables: Vectors, settings: Any) -> Tensor:
+    """The table that a teacher's vectors are compared with [U, S], or [U, D] without a layer.
+
+    Args:
+        tables: all of a step.
+        settings: of its task.
+    """
+    return tables[-1] if is_projected(settings) else tables[0]
 
 
 def weighted_sum(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor | float:
