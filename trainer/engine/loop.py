@@ -106,6 +106,8 @@ def fit(
 ) -> int:
     """Run from `start` to `stop`; a signal or an evaluation ends it earlier, saved.
 
+    So do batches that end early, as they do where a signal came before the next one was made.
+
     Returns:
         Steps done.
     Collective: yes.
@@ -116,6 +118,7 @@ def fit(
     if is_due and not schedule.start_evaluated and hooks.evaluate(start):
         return start
     clock = SaveClock(schedule.save_every_minutes, time.monotonic)
+    done = start
     for done, batch in enumerate(batches, start=start + 1):
         hooks.report(hooks.step(batch))
         interrupted, time_is_up = any_rank_each(
@@ -132,7 +135,9 @@ def fit(
         if (last or _due(done, schedule.eval_every)) and hooks.evaluate(done) and not last:
             hooks.save(done)
             return done
-    return stop
+    if start < done < stop:
+        hooks.save(done)
+    return done
 
 
 def _due(done: int, every: int | None) -> bool:
