@@ -21,7 +21,7 @@ from trainer.mining.choose import Chosen, MiningSettings, choose
 from trainer.mining.mine import QUERY_BLOCK, Embed, Progress, Tally
 from trainer.mining.search import NO_PASSAGE, Nearest, nearest_passages
 from trainer.mining.texts import Ints, Passages, Queries, blocks, passages_like, read_texts
-from trainer.mining.vectors import VectorStore
+from trainer.mining.vectors import BLOCK_TEXTS, VectorStore
 
 
 @dataclass(kw_only=True)
@@ -84,6 +84,10 @@ class SourceMining:
     """Asked again and again; false ends the mining. Collective: yes."""
     progress: Progress = lambda what, done, total: None
     """See there."""
+    block_texts: int = BLOCK_TEXTS
+    """Passages whose vectors are on the device at a time."""
+    query_block: int = QUERY_BLOCK
+    """Queries that are searched at a time."""
 
     @property
     def places(self) -> Path:
@@ -108,7 +112,7 @@ class SourceMining:
         on_all_ranks(self._begin_places, self.ranks)
         alike, found = passages_like(passages, queries), Found()
         rows = _RowsOfQueries.of(queries.query_of_row[self.rows], self.rows)
-        for members in blocks(len(asked), QUERY_BLOCK):
+        for members in blocks(len(asked), self.query_block):
             if not self.goes_on():
                 return None
             numbers = asked[members.start : members.stop]
@@ -129,7 +133,11 @@ class SourceMining:
             return vectors
 
         return VectorStore(
-            folder=self.work / "passages", num_texts=len(passages), text=passages.text, embed=embed
+            folder=self.work / "passages",
+            num_texts=len(passages),
+            text=passages.text,
+            embed=embed,
+            block_texts=self.block_texts,
         )
 
     def _embed(self, block: int, store: VectorStore) -> None:

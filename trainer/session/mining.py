@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from trainer.checkpoint.storage import Storage
 from trainer.data.mined import with_mined
+from trainer.data.mined_rows import rows_until
 from trainer.data.mixed_source import with_mixes
-from trainer.data.plan import DataPlan
 from trainer.data.sources import StepSource
 from trainer.data.stretch import PlannedStretch, stretch_at
 from trainer.distributed.agree import on_all_ranks
@@ -30,8 +30,7 @@ from trainer.mining.again import SourceMining
 from trainer.mining.choose import MiningSettings
 from trainer.recipe.mine import MineRecipe
 from trainer.recipe.mine_rules import is_due, mined_before, mined_sources
-from trainer.recipe.per_source import turn_of
-from trainer.recipe.schema import DataRecipe, Recipe, SourceRecipe
+from trainer.recipe.schema import Recipe, SourceRecipe
 from trainer.session.held_out import SetEmbedder
 from trainer.session.open import Session
 
@@ -164,21 +163,6 @@ def settings_of_mining(mine: MineRecipe, seed: int) -> MiningSettings:
     """How negatives are chosen."""
     how = {name: value for name, value in asdict(mine).items() if name not in NOT_OF_CHOICE}
     return MiningSettings(**how, seed=seed)
-
-
-def rows_until(plan: DataPlan, data: DataRecipe, name: str, step: int) -> np.ndarray:
-    """Rows of a source that the steps from one on take until the next mining, ascending, int64.
-
-    They follow from the plan of the mining's stretch alone, however long the run will be.
-    """
-    assert data.mine is not None
-    taker = turn_of(data, name)
-    found = [np.empty(0, np.int64)]
-    for number in range(step, step + data.mine.every_steps):
-        turn = plan.turn(number)
-        if turn[0] == taker:
-            found.append(plan.source_step(*turn, number).rows_by_source[name])
-    return np.unique(np.concatenate(found))
 
 
 def publish(places: Path, file: Path) -> None:
