@@ -66,9 +66,11 @@ def assert_same(folder: Path, whole: Path) -> None:
     assert (folder / "mined" / "ir" / "6.npy").read_bytes() == last.read_bytes()
 
 
-def resume(workspace: Path, name: str) -> None:
+def resume(workspace: Path, name: str) -> str:
+    """Continue a run to its end; gives its log."""
     ended = run(workspace, name, *MINE, "--resume")
     assert ended.code == 0, ended.out + ended.err
+    return ended.out
 
 
 def test_each_checkpoint_has_the_file_of_its_next_step(whole: Path) -> None:
@@ -80,7 +82,8 @@ def test_each_checkpoint_has_the_file_of_its_next_step(whole: Path) -> None:
     assert files["step-4"] == ["mined/ir/3.npy"]
     assert files["step-8"] == ["mined/ir/6.npy"]
     # only what is in force lies in the run's own folder
-    assert [path.name for path in (whole / "mined").rglob("*")] == ["ir", "6.npy"]
+    there = {path.name for path in (whole / "mined").rglob("*")}
+    assert there == {"ir", "6.npy", "6.json"}
     found = minings(whole)
     assert [line["step"] for line in found] == [3, 6]
     assert all(line["queries_enough"] == line["queries"] > 0 for line in found)
@@ -119,8 +122,19 @@ def test_an_older_checkpoint_goes_on_the_same(workspace: Path, whole: Path, afte
     for folder in (workspace / name / "checkpoints").glob("step-*"):
         if int(folder.name.removeprefix("step-")) > after:
             shutil.rmtree(folder)
-    resume(workspace, name)
+    log = resume(workspace, name)
     assert_same(workspace / name, whole)
+    # what is due and was found by the same weights is not searched again
+    assert log.count("as was found before the run was interrupted") == (after == 6)
+
+
+def test_what_other_weights_found_is_not_taken(workspace: Path, whole: Path) -> None:
+    shutil.copytree(whole, workspace / "other")
+    beside = workspace / "other" / "mined" / "ir" / "6.json"
+    beside.write_text(beside.read_text().replace('{"identity": "', '{"identity": "0'))
+    shutil.rmtree(workspace / "other" / "checkpoints" / "step-8")
+    assert "as was found before" not in resume(workspace, "other")
+    assert_same(workspace / "other", whole)
 
 
 def kill_when(workspace: Path, name: str, reached: Callable[[Path], bool]) -> None:
@@ -178,7 +192,7 @@ def test_the_base_mines_first_where_asked(workspace: Path) -> None:
     ended = run(workspace, "start", *MINE, section)
     assert ended.code == 0, ended.out + ended.err
     assert [line["step"] for line in minings(workspace / "start")] == [0, 4]
-    # what was mined is no part of a run that begins anew in its folder
+    # a run that begins anew in its folder ends the same
     shutil.rmtree(workspace / "start" / "checkpoints")
     before = (minings(workspace / "start"), steps(workspace / "start"))
     ended = run(workspace, "start", *MINE, section, "--resume")

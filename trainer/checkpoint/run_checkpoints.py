@@ -88,10 +88,11 @@ class RunCheckpoints:
         found = find_checkpoint(self.folder, self.storage)
         if found is None:
             logger.info("%s: no checkpoint; the run starts at its first step", self.folder)
-            self._keep(lambda: restore_mined(None, self._run.mined))
+            self._keep(lambda: restore_mined(None, self._run.mined, step=0))
             return 0
         self._continue(found.tag, found.manifest)
-        self._keep(lambda: restore_mined(self.folder / found.tag / MINED, self._run.mined))
+        mined = self.folder / found.tag / MINED
+        self._keep(lambda: restore_mined(mined, self._run.mined, step=found.manifest.step))
         done = load_checkpoint(engine, self.folder, found, self.storage.ranks)
         self.own.add(found.tag)
         return done

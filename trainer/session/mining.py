@@ -4,6 +4,8 @@
 files in force lie there; a checkpoint has its own copy of those that its next step needs.
 """
 
+import hashlib
+import json
 import logging
 import shutil
 import time
@@ -16,11 +18,12 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from trainer.checkpoint.manifest import digest
 from trainer.checkpoint.storage import Storage
 from trainer.data.mined import with_mined
 from trainer.data.mined_rows import rows_until
 from trainer.data.mixed_source import with_mixes
-from trainer.data.sources import StepSource
+from trainer.data.sources import Source, StepSource
 from trainer.data.stretch import PlannedStretch, stretch_at
 from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import any_rank
@@ -38,6 +41,10 @@ logger = logging.getLogger(__name__)
 
 WORK = ".work"
 """Folder in `mined/` of what is not whole."""
+RECORD = ".json"
+"""Ending of what stands beside a file of places, for a run that is interrupted soon after."""
+PROBE_ROWS = 32
+"""Rows whose queries tell whether the weights are those of a mining."""
 NOT_OF_CHOICE = ("every_steps", "start", "sources")
 """Keys of `data.mine` that say when and where, not how."""
 
@@ -116,14 +123,21 @@ class RunMining:
     ) -> bool:
         """Mine one source before a step; false: interrupted."""
         session, ranks, began = self.session, self.session.ranks, time.monotonic()
-        file = session.folder.mined_file(source.name, step)
+        file, embed = session.folder.mined_file(source.name, step), TrainedEmbedder(session, source)
+        opened = next(one for one in session.data.sources if one.name == source.name)
+        settings = settings_of_mining(mine, recipe.seed)
+        identity = identity_of(opened, settings, rows, embed)
+        kept = self._kept(file, identity)
+        if kept is not None:
+            self._tell(step, kept, "as was found before the run was interrupted, it ")
+            return True
         with tqdm(
             desc=f"mining {source.name}", unit="text", disable=None if ranks.is_first else True
         ) as bar:
             mining = SourceMining(
-                source=next(one for one in session.data.sources if one.name == source.name),
-                embed=TrainedEmbedder(session, source),
-                settings=settings_of_mining(mine, recipe.seed),
+                source=opened,
+                embed=embed,
+                settings=settings,
                 rows=rows,
                 work=session.folder.mined / WORK,
                 ranks=ranks,
@@ -133,13 +147,32 @@ class RunMining:
             )
             found = mining.run()
         if found is None:
+            self._keep(lambda: shutil.rmtree(mining.work, ignore_errors=True))
             return False
-        self._keep(lambda: publish(mining.places, file))
-        if ranks.is_first:
-            found |= {"source": source.name, "seconds": time.monotonic() - began}
-            self.record(step, found)
-            logger.info("step %d: %s", step, described(found))
+        found = {"source": source.name, **found, "seconds": time.monotonic() - began}
+        self._keep(lambda: publish(mining.places, file, {"identity": identity, "found": found}))
+        self._tell(step, found)
         return True
+
+    def _kept(self, file: Path, identity: str) -> dict[str, Any] | None:
+        """The numbers of a mining whose file is there; None where it is not the same on all disks.
+
+        Args:
+            file: of places.
+            identity: of the mining that is due.
+        """
+        is_keeper = self.storage.is_keeper
+        there = on_all_ranks(
+            lambda: read_kept(file, identity) if is_keeper else None, self.session.ranks
+        )
+        found = [one for rank, one in enumerate(there) if self.storage.keepers[rank] == rank]
+        return None if None in found else found[0]
+
+    def _tell(self, step: int, found: dict[str, Any], how: str = "") -> None:
+        """Record the numbers of a mining; not collective."""
+        if self.session.ranks.is_first:
+            self.record(step, found)
+            logger.info("step %d: %s%s", step, how, described(found))
 
     def _keep(self, act: Callable[[], None]) -> None:
         """Call what is done once for a folder, on its keeper."""
@@ -165,16 +198,58 @@ def settings_of_mining(mine: MineRecipe, seed: int) -> MiningSettings:
     return MiningSettings(**how, seed=seed)
 
 
-def publish(places: Path, file: Path) -> None:
-    """Give a file of places its name; not collective."""
+def identity_of(
+    source: Source, settings: MiningSettings, rows: np.ndarray, embed: "TrainedEmbedder"
+) -> str:
+    """Of all that the result of a mining follows from, hexadecimal; same weights give same bits.
+
+    Args:
+        source: opened.
+        settings: how negatives are chosen.
+        rows: that get negatives [n], int64, at least one.
+        embed: of the source; a few queries tell the weights.
+    Collective: yes.
+    """
+    queries = [str(source.record(row).query) for row in rows[:PROBE_ROWS].tolist()]
+    vectors = embed(queries, "query").cpu().numpy()
+    parts = (source.identity, json.dumps(settings.recorded(), sort_keys=True))
+    found = hashlib.sha256("|".join(parts).encode())
+    found.update(rows.tobytes())
+    found.update(vectors.tobytes())
+    return found.hexdigest()
+
+
+def publish(places: Path, file: Path, record: Mapping[str, Any]) -> None:
+    """Give a file of places its name, and then say beside it what it is; not collective."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(RECORD)
+    beside.unlink(missing_ok=True)
+    sha256 = digest(places).sha256
     places.replace(file)
+    partial = beside.with_name(f".{beside.name}")
+    partial.write_text(json.dumps({**record, "sha256": sha256}), encoding="utf-8")
+    partial.replace(beside)
     shutil.rmtree(places.parent, ignore_errors=True)
+
+
+def read_kept(file: Path, identity: str) -> dict[str, Any] | None:
+    """The numbers beside a whole file of places of a certain mining; None: there is none.
+
+    Not collective.
+    """
+    try:
+        record = json.loads(file.with_suffix(RECORD).read_text(encoding="utf-8"))
+        if record["identity"] != identity or record["sha256"] != digest(file).sha256:
+            return None
+        found: dict[str, Any] = record["found"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return found
 
 
 def remove_others(mined: Path, step: int) -> None:
     """Remove what was mined before other steps; not collective."""
-    for file in mined.glob("*/*.npy"):
+    for file in mined.glob("*/*"):
         if file.stem != str(step):
             file.unlink()
 
