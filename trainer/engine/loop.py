@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+import torch
+import torch.distributed as dist
+
 from trainer.data.batch import Batch
 from trainer.distributed.group import Ranks, any_rank_each
 from trainer.engine.step import StepReport
@@ -60,6 +63,14 @@ class Interrupt:
     def exit_code(self) -> int:
         """128 + signal, as shells have it; 0 without one."""
         return 0 if self.signal is None else 128 + self.signal
+
+    def agree(self, ranks: Ranks) -> bool:
+        """Whether a rank got a signal, which all then take over. Collective: yes."""
+        found = torch.tensor(self.signal or 0, device=ranks.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        if found:
+            self.signal = int(found)
+        return bool(found)
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -51,12 +51,14 @@ def train(recipe: Recipe, data: RunData, *, resume: bool, named: Sequence[str] =
         run = TrainingRun.of(open_session(recipe, data, ranks, named=named))
         start = run.prepare(resume=resume)
         done = run.fit(start, interrupt)
+        # a signal may have reached one rank alone, and all must end or finish
+        is_interrupted = interrupt.agree(ranks)
         if ranks.is_first:
             run.artifacts.report()
-        if interrupt.signal is None:
-            run.finish(done)
-        else:
+        if is_interrupted:
             logger.info("interrupted after %d steps, saved; continue with --resume", done)
+        else:
+            run.finish(done)
     return interrupt.exit_code
 
 
