@@ -4,7 +4,6 @@ What is chosen is what `trainer.mining.mine` chooses with the same vectors. It i
 the source, for `trainer.data.mined`, and begins anew after an interruption: the weights are gone.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,6 +137,7 @@ class SourceMining:
             text=passages.text,
             embed=embed,
             block_texts=self.block_texts,
+            outlives=False,
         )
 
     def _embed(self, block: int, store: VectorStore) -> None:
@@ -193,16 +193,12 @@ class SourceMining:
         shape = (len(self.source), self.settings.num_negatives)
         file = np.lib.format.open_memmap(self.places, mode="w+", dtype=np.int64, shape=shape)
         file[:] = NO_PLACE
-        file.flush()
 
     def _write(self, rows: "_RowsOfQueries", numbers: Ints, places_bK: Ints) -> None:
-        """Give the rows of some queries their places; on disk when this returns."""
+        """Give the rows of some queries their places."""
         file = np.lib.format.open_memmap(self.places, mode="r+")
         found, counts = rows.of_queries(numbers)
         file[found] = np.repeat(places_bK, counts, axis=0)
-        file.flush()
-        with self.places.open("rb") as written:
-            os.fsync(written.fileno())
 
 
 def _places(passages_bK: Ints, passages: Passages) -> Ints:

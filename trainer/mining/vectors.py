@@ -34,6 +34,8 @@ class VectorStore:
     """Embeds texts."""
     block_texts: int = BLOCK_TEXTS
     """Texts of a block."""
+    outlives: bool = True
+    """Whether a block counts after a crash of the machine; others need not wait for the disk."""
 
     @property
     def num_blocks(self) -> int:
@@ -62,7 +64,8 @@ class VectorStore:
         with partial.open("wb") as stream:
             np.save(stream, vectors)
             stream.flush()
-            os.fsync(stream.fileno())
+            if self.outlives:
+                os.fsync(stream.fileno())
         partial.rename(file)
 
     def load(self, block: int) -> Vectors:

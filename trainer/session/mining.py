@@ -7,6 +7,7 @@ files in force lie there; a checkpoint has its own copy of those that its next s
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -224,6 +225,8 @@ def publish(places: Path, file: Path, record: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(RECORD)
     beside.unlink(missing_ok=True)
+    with places.open("rb") as whole:
+        os.fsync(whole.fileno())
     sha256 = digest(places).sha256
     places.replace(file)
     partial = beside.with_name(f".{beside.name}")
