@@ -39,7 +39,8 @@ def calls_of(rank: int, world_size: int, **schedule: Any) -> list[str]:
     ranks = Ranks(rank=rank, world_size=world_size, device=torch.device("cpu"))
     interrupt = Interrupt()
     interrupt.signal = schedule.pop("signal", None)
-    fit(iter(range(6)), Schedule(**(settings | schedule)), hooks, ranks, interrupt)  # type: ignore[arg-type]
+    num_batches = schedule.pop("num_batches", 6)
+    fit(iter(range(num_batches)), Schedule(**(settings | schedule)), hooks, ranks, interrupt)  # type: ignore[arg-type]
     return [call for call in calls if not call.startswith("step")]
 
 
@@ -50,6 +51,9 @@ def by_rank(rank: int, world_size: int) -> list[list[str]]:
         calls_of(rank, world_size),
         calls_of(rank, world_size, save_every=None, save_every_minutes=minutes),
         calls_of(rank, world_size, signal=15 if rank == 1 else None),
+        # a signal came while negatives were mined, after a step or before the first one
+        calls_of(rank, world_size, num_batches=3),
+        calls_of(rank, world_size, num_batches=0, start=2),
     ]
 
 
@@ -57,8 +61,10 @@ def by_rank(rank: int, world_size: int) -> list[list[str]]:
 def test_all_ranks_save_at_the_same_steps() -> None:
     first, second = run_ranks(by_rank, 2)
     assert first == second
-    by_steps, by_time, interrupted = first
+    by_steps, by_time, interrupted, ended, ended_at_once = first
     assert by_steps == ["evaluate 0", "try 2", "evaluate 3", "try 4", "save 6", "evaluate 6"]
     assert by_time == ["evaluate 0", "try 1", "try 2", "try 3", "evaluate 3", "try 4", "try 5",
                        "save 6", "evaluate 6"]  # fmt: skip
     assert interrupted == ["evaluate 0", "save 1"]
+    assert ended == ["evaluate 0", "try 2", "evaluate 3", "save 3"]
+    assert ended_at_once == []

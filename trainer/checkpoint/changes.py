@@ -48,6 +48,7 @@ REASONS = (
     ),
     (r"data\.overlap", "`drop` leaves rows out, so that others are trained on than without it"),
     (r"data\.subset(\..*)?", "another part of the rows would be trained on"),
+    (r"data\.mine(\..*)?", "the steps so far were trained on what was mined with it"),
     (
         r"tasks\.labels\.balance|data\.mix",
         "rows are dealt otherwise, and none would be where it was",

@@ -11,6 +11,7 @@ from trainer.checkpoint.base_identity import check_same_base
 from trainer.checkpoint.compare import describe_environment
 from trainer.checkpoint.continued import continue_run
 from trainer.checkpoint.manifest import BaseIdentity, Manifest
+from trainer.checkpoint.mined import restore_mined
 from trainer.checkpoint.record import Record, recorded_stretches
 from trainer.checkpoint.replace import restore_replaced
 from trainer.checkpoint.resume import find_checkpoint, find_tag, load_checkpoint
@@ -24,7 +25,7 @@ from trainer.distributed.agree import on_all_ranks, on_first_rank
 from trainer.errors import CheckpointError
 from trainer.recipe.load import plain_recipe
 from trainer.recipe.schema import Recipe
-from trainer.run_folder.layout import RunFolder
+from trainer.run_folder.layout import MINED, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ class RunCheckpoints:
         """What follows from each of them."""
         return plan_stretches(self.stretches, self.recipe, self.sources)
 
+    @property
+    def _run(self) -> RunFolder:
+        """The run's output folder."""
+        return RunFolder(self.folder.parent)
+
     def _now(self) -> Stretch:
         """The recipe and the data as they are, as if they began a run."""
         return Stretch(
@@ -82,8 +88,11 @@ class RunCheckpoints:
         found = find_checkpoint(self.folder, self.storage)
         if found is None:
             logger.info("%s: no checkpoint; the run starts at its first step", self.folder)
+            self._keep(lambda: restore_mined(None, self._run.mined, step=0))
             return 0
         self._continue(found.tag, found.manifest)
+        mined = self.folder / found.tag / MINED
+        self._keep(lambda: restore_mined(mined, self._run.mined, step=found.manifest.step))
         done = load_checkpoint(engine, self.folder, found, self.storage.ranks)
         self.own.add(found.tag)
         return done
@@ -94,8 +103,7 @@ class RunCheckpoints:
         Raises:
             CheckpointError: it is of another run, of adapters of another base, or longer.
         """
-        run = RunFolder(self.folder.parent)
-        stretches = on_first_rank(lambda: recorded_stretches(saved, run), self.storage.ranks)
+        stretches = on_first_rank(lambda: recorded_stretches(saved, self._run), self.storage.ranks)
         found = continue_run(Record(tag, stretches), self.recipe, self.sources, self.named)
         ranks = self.storage.ranks.world_size
         environment = describe_environment(saved, versions=self.versions, world_size=ranks)
@@ -128,6 +136,7 @@ class RunCheckpoints:
             write_embedder=write_embedder,
             base=self.base,
             stretches=stretches,
+            mined=self._run.mined,
         )
         keep = self.recipe.checkpoint.keep
         save_checkpoint(engine, self.folder, request, self.storage, keep=keep)

@@ -24,6 +24,7 @@ from trainer.checkpoint.manifest import (
     files_of,
     write_manifest,
 )
+from trainer.checkpoint.mined import copy_mined
 from trainer.checkpoint.replace import replace_folder, restore_replaced
 from trainer.checkpoint.storage import Storage
 from trainer.checkpoint.tags import step_of, tag_of, tags_in
@@ -32,7 +33,7 @@ from trainer.data.stretch import Stretch
 from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks
 from trainer.errors import CheckpointError
-from trainer.run_folder.layout import BEST, LATEST
+from trainer.run_folder.layout import BEST, LATEST, MINED
 
 PARTIAL = ".partial-"
 ROOM_FACTOR = 1.02
@@ -65,6 +66,9 @@ class SaveRequest:
     """The frozen base of an adapter run, which is not saved."""
     stretches: tuple[Stretch, ...] = ()
     """Those that the steps done lie in."""
+    mined: Path | None = None
+    """Folder of the negatives that the next step draws from, of which the checkpoint gets a copy if
+    it is there."""
 
 
 def save_checkpoint(
@@ -124,6 +128,8 @@ def _begin(partial: Path, request: SaveRequest) -> None:
     """Write what does not come from DeepSpeed."""
     (partial / "embedder").mkdir(parents=True)
     request.write_embedder(partial / "embedder")
+    if request.mined is not None:
+        copy_mined(request.mined, partial / MINED)
 
 
 def _check_room(engine: deepspeed.DeepSpeedEngine, folder: Path, storage: Storage) -> None:

@@ -23,6 +23,7 @@ from trainer.data.known_positives import (
     spread,
 )
 from trainer.data.layouts import SetFolder, is_beir_folder
+from trainer.data.mined import MinedSlots, mined_slots
 from trainer.data.records import IrRecord
 from trainer.data.row_texts import RowTexts
 from trainer.data.slot_table import SlotTable, is_repeated
@@ -96,6 +97,9 @@ def collate_stored(
     starts, num_slots = store.spans(plan.rows)
     num_positives = store.num_positives(plan.rows)
     num_negatives = num_slots - 1 - num_positives
+    mined = mined_slots(source, store, plan.rows)
+    if mined is not None:
+        num_negatives = np.where(mined.counts, mined.counts, num_negatives)
     drawn = draw_numbers(
         num_positives, num_negatives, settings, lambda row: _key(plan, seed, int(plan.rows[row]))
     )
@@ -103,9 +107,13 @@ def collate_stored(
     # a row whose positives are its targets, each in one slot, and whose negatives are too
     once = (num_positives == settings.positives) & ~is_repeated(plan.rows)
     once &= (num_negatives >= settings.negatives) | (num_negatives == 0)
+    # what was mined may stand in several rows of the step, as another one's positive too
+    once &= mined is None
     # the first slot of a record is its query, positives follow
     slots = drawn
     slots += (starts + 1)[:, None]
+    if mined is not None:
+        slots = _with_mined(slots, slots - (starts + 1 + num_positives)[:, None], mined)
     has_mask = settings.mask != "none"
     is_asked = ~once & has_mask
     found = table.distinct(
@@ -117,10 +125,8 @@ def collate_stored(
     query, passages = found.added[: len(starts)], found.added[len(starts) :]
     passages = _in_slots(passages, (len(starts), width), present)
     teacher = None
-    if store.has_scores and not np.isnan(store.scores(starts + 1)).all():
-        teacher = store.scores(slots)
-        if present is not None:
-            teacher[~present] = np.nan
+    if store.has_scores:
+        teacher = _stored_scores(table, starts + 1, slots, present, mined)
     masked = NO_PAIRS
     if has_mask and found.several.any():
         targets = passages[once, : settings.positives].reshape(-1)
@@ -138,6 +144,48 @@ def collate_stored(
         teacher=teacher,
     )
     return batch, found.slots
+
+
+def _stored_scores(
+    table: SlotTable,
+    first: np.ndarray,
+    slots: np.ndarray,
+    present: np.ndarray | None,
+    mined: MinedSlots | None,
+) -> np.ndarray | None:
+    """A teacher's scores of a step [G, P + N], float32; None where no row has any.
+
+    Args:
+        table: of the step.
+        first: slot of a passage of each row [G], int64.
+        slots: of the step [G, P + N], int64.
+        present: which of them are not empty; None: all.
+        mined: rows of which something was mined have other negatives than those that were scored.
+    """
+    is_scored = ~np.isnan(table.store.scores(first))
+    if mined is not None:
+        is_scored &= mined.counts == 0
+    if not is_scored.any():
+        return None
+    teacher = table.store.scores(slots)
+    if present is not None:
+        teacher[~present] = np.nan
+    if mined is not None:
+        teacher[~is_scored] = np.nan
+    return teacher
+
+
+def _with_mined(slots: np.ndarray, numbers: np.ndarray, mined: MinedSlots) -> np.ndarray:
+    """Slots of a step [G, P + N] with mined ones in place of those of the rows, int64.
+
+    Args:
+        slots: as if each row had its own negatives [G, P + N], int64.
+        numbers: of what is drawn among a row's negatives; below 0 for positives, and where there is
+            none [G, P + N], int64.
+        mined: of each row.
+    """
+    found = np.take_along_axis(mined.slots, numbers.clip(0, mined.slots.shape[1] - 1), axis=1)
+    return np.where((numbers >= 0) & (mined.counts > 0)[:, None], found, slots)
 
 
 def _of_slots(rows: np.ndarray, width: int, present: np.ndarray | None) -> np.ndarray:

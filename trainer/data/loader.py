@@ -13,7 +13,7 @@ from trainer.data.host_share import SharedFrame, shared_folder
 from trainer.data.mixed_source import with_mixes
 from trainer.data.plan import DataPlan
 from trainer.data.processes import Worker, receive, send, started
-from trainer.data.sources import Source
+from trainer.data.sources import StepSource
 from trainer.data.tokens import TextEncoder
 from trainer.data.worker import Ahead, Job, Share
 from trainer.errors import StepError, TrainerError
@@ -24,7 +24,7 @@ MODULE = "trainer.data.worker"
 
 def batches(
     plan: DataPlan,
-    sources: Sequence[Source],
+    sources: Sequence[StepSource],
     encoder: TextEncoder,
     recipe: Recipe,
     start: int,
@@ -36,7 +36,7 @@ def batches(
 
     Args:
         plan: which rows each step takes.
-        sources: those of the plan.
+        sources: those of the plan, with what was mined for them.
         encoder: texts to token ids.
         recipe: the run.
         start: first step.

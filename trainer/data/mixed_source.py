@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.data.mixed_rows import OWNER_BIT
-from trainer.data.sources import Source, StepSource
+from trainer.data.sources import StepSource
 from trainer.data.teacher_vectors import TeacherVectors
 from trainer.recipe.schema import DataRecipe
 
@@ -16,7 +16,7 @@ class MixedSource:
 
     name: str
     """Of the mix."""
-    members: tuple[Source, ...]
+    members: tuple[StepSource, ...]
     """Its sources, in its order."""
 
     @property
@@ -35,7 +35,7 @@ class MixedSource:
             member.check_files()
 
 
-def with_mixes(data: DataRecipe, sources: Sequence[Source]) -> Mapping[str, StepSource]:
+def with_mixes(data: DataRecipe, sources: Sequence[StepSource]) -> Mapping[str, StepSource]:
     """All that takes turns by name: sources, and mixes of those that are at hand.
 
     Args:

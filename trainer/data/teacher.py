@@ -15,6 +15,7 @@ from trainer.data.teacher_vectors import NO_ROW, TEXTS, TeacherVectors
 from trainer.errors import DataError
 from trainer.recipe.embedding_distillation import LAYER_KEY, embedding_distillation, is_projected
 from trainer.recipe.kind import TaskKind
+from trainer.recipe.mine_rules import mined_names
 from trainer.recipe.per_source import NO_IN_BATCH_NEGATIVES, key_of, overrides_of, settings_of
 from trainer.recipe.schema import Recipe, SourceRecipe, Task
 from trainer.recipe.tasks import TASKS
@@ -114,7 +115,11 @@ def _lacks_negatives(source: Source, recipe: Recipe, kind: TaskKind) -> bool:
     key = kind.negatives_key(settings)
     if key is None and not kind.negatives_keys(settings):
         return False
-    has_some = any(getattr(source.record(row), "negatives", ()) for row in _looked_at(source))
+    mine = recipe.data.mine
+    has_some = mine is not None and mine.start and source.name in mined_names(recipe.data)
+    has_some = has_some or any(
+        getattr(source.record(row), "negatives", ()) for row in _looked_at(source)
+    )
     if key is not None and not has_some:
         raise _no_negatives(source, recipe, key)
     return not has_some or getattr(settings, "negatives", None) == 0

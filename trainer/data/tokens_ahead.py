@@ -17,12 +17,13 @@ import tokenizers
 
 from trainer.data.cache import cache_root, place_in_cache
 from trainer.data.label_source import LabelledSource
-from trainer.data.sources import Source
+from trainer.data.sources import BeirSource, Source
 from trainer.data.tasks import TASK_DATA
 from trainer.data.token_pieces import TokenJob
 from trainer.data.token_store import FORMAT, SLOT_BYTES
 from trainer.data.tokens import TextEncoder
 from trainer.errors import DataError, RecipeError
+from trainer.recipe.mine_rules import mined_names
 from trainer.recipe.schema import Recipe
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ def is_ahead(recipe: Recipe, source: Source, *, num_ranks: int) -> bool:
                 f"{source.task} (source {source.name}) are tokenised on the fly alone. Change it."
             )
         return False
+    if isinstance(source, BeirSource) and source.name in mined_names(recipe.data):
+        return False  # a step may draw any document of its corpus, see `check_mined`
     is_large = len(source) >= AHEAD_FROM_ROWS or num_ranks >= AHEAD_FROM_RANKS
     return mode == "ahead" or (mode == "auto" and is_large)
 

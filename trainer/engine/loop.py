@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+import torch
+import torch.distributed as dist
+
 from trainer.data.batch import Batch
 from trainer.distributed.group import Ranks, any_rank_each
 from trainer.engine.step import StepReport
@@ -61,6 +64,14 @@ class Interrupt:
         """128 + signal, as shells have it; 0 without one."""
         return 0 if self.signal is None else 128 + self.signal
 
+    def agree(self, ranks: Ranks) -> bool:
+        """Whether a rank got a signal, which all then take over. Collective: yes."""
+        found = torch.tensor(self.signal or 0, device=ranks.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        if found:
+            self.signal = int(found)
+        return bool(found)
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Remember signals during the block."""
@@ -106,6 +117,8 @@ def fit(
 ) -> int:
     """Run from `start` to `stop`; a signal or an evaluation ends it earlier, saved.
 
+    So do batches that end early, as they do where a signal came before the next one was made.
+
     Returns:
         Steps done.
     Collective: yes.
@@ -116,6 +129,7 @@ def fit(
     if is_due and not schedule.start_evaluated and hooks.evaluate(start):
         return start
     clock = SaveClock(schedule.save_every_minutes, time.monotonic)
+    done = start
     for done, batch in enumerate(batches, start=start + 1):
         hooks.report(hooks.step(batch))
         interrupted, time_is_up = any_rank_each(
@@ -132,7 +146,9 @@ def fit(
         if (last or _due(done, schedule.eval_every)) and hooks.evaluate(done) and not last:
             hooks.save(done)
             return done
-    return stop
+    if start < done < stop:
+        hooks.save(done)
+    return done
 
 
 def _due(done: int, every: int | None) -> bool:

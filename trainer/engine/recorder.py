@@ -158,6 +158,9 @@ class Recorder:
     ) -> None:
         """Record an evaluation made after `steps_done` steps."""
 
+    def mining(self, step: int, found: dict[str, Any]) -> None:
+        """Record the numbers of a mining of a source before a step."""
+
     def close(self) -> None:
         """Close what is open."""
 
@@ -175,6 +178,8 @@ class FileRecorder(Recorder):
         run = RunFolder(folder)
         keep_lines_before(run.metrics, start)
         keep_lines_before(run.evaluations, start + 1 if start else 0)
+        keep_lines_before(run.minings, start)
+        self._minings = run.minings
         self._steps = LineFile(run.metrics)
         self._evals = LineFile(run.evaluations)
         self._board: SummaryWriter | None = SummaryWriter(str(run.tensorboard), purge_step=start)
@@ -234,6 +239,14 @@ class FileRecorder(Recorder):
             }
         self._evals.add(line)
         self._send(_flat(line), steps_done)
+
+    def mining(self, step: int, found: dict[str, Any]) -> None:
+        """Record the numbers of a mining of a source before a step."""
+        lines = LineFile(self._minings)
+        lines.add({"step": step, **found})
+        lines.close()
+        numbers = {key: one for key, one in found.items() if isinstance(one, int | float)}
+        self._send({f"mined/{found['source']}/{key}": one for key, one in numbers.items()}, step)
 
     def _send(self, numbers: dict[str, float], step: int) -> None:
         """To TensorBoard and, when asked, Weights & Biases."""

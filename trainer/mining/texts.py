@@ -5,7 +5,7 @@ Texts are known by 64 bits each. Letters: n passages, m places where a passage s
 
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ class Passages:
     """The text at a place."""
     id_at: Callable[[int], str] | None
     """The document's id at a place; None where passages have none."""
+    row_starts: Ints | None = None
+    """Place of the first passage of each row [rows]; None: places are rows of a corpus."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -71,10 +73,14 @@ class Queries:
         return int(np.diff(self.starts).max())
 
 
-def read_texts(source: Source) -> tuple[Passages, Queries]:
+def read_texts(source: Source, *, owner: str = "--source") -> tuple[Passages, Queries]:
     """Index a source in one pass.
 
     The passages of a BEIR folder are its corpus; of rows, all their positives and negatives.
+
+    Args:
+        source: opened.
+        owner: what the source is called in messages.
 
     Raises:
         DataError: if there are no two passages, or a file changed since it was checked.
@@ -82,7 +88,7 @@ def read_texts(source: Source) -> tuple[Passages, Queries]:
     passages = _of_corpus(source) if isinstance(source, BeirSource) else _of_rows(source)
     if len(passages) < 2:
         raise DataError(
-            f"--source: passages = {len(passages)}; expected at least 2, to choose negatives from. "
+            f"{owner}: passages = {len(passages)}; expected at least 2, to choose negatives from. "
             "Give a larger source."
         )
     return passages, _queries(source, passages)
@@ -112,7 +118,8 @@ def _of_rows(source: Source) -> Passages:
         return str((*record.positives, *record.negatives)[place - int(first[row])])
 
     every = np.arange(len(keys), dtype=np.int64)
-    return _distinct(np.array(keys, np.uint64), every, text_at, None)
+    found = _distinct(np.array(keys, np.uint64), every, text_at, None)
+    return replace(found, row_starts=first)
 
 
 def _distinct(

@@ -34,6 +34,8 @@ class VectorStore:
     """Embeds texts."""
     block_texts: int = BLOCK_TEXTS
     """Texts of a block."""
+    outlives: bool = True
+    """Whether a block counts after a crash of the machine; others need not wait for the disk."""
 
     @property
     def num_blocks(self) -> int:
@@ -51,16 +53,19 @@ class VectorStore:
 
     def make(self, block: int) -> None:
         """Embed a block, unless it is there."""
+        if not self._file(block).is_file():
+            self.keep(block, self.embed([self.text(number) for number in self.texts_of(block)]))
+
+    def keep(self, block: int, vectors: Vectors) -> None:
+        """Write the vectors of a block, whole or not at all."""
         file = self._file(block)
-        if file.is_file():
-            return
-        vectors = self.embed([self.text(number) for number in self.texts_of(block)])
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}-{os.getpid()}")
         with partial.open("wb") as stream:
             np.save(stream, vectors)
             stream.flush()
-            os.fsync(stream.fileno())
+            if self.outlives:
+                os.fsync(stream.fileno())
         partial.rename(file)
 
     def load(self, block: int) -> Vectors:

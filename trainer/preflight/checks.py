@@ -21,6 +21,7 @@ from trainer.data.fetching import is_at_hand
 from trainer.data.held_out_source import owner_of
 from trainer.data.hub_cache import cached_snapshot
 from trainer.data.labels import check_labels
+from trainer.data.mined import check_mined
 from trainer.data.overlap import screen_of, warn_of_overlaps
 from trainer.data.planned import plan_of
 from trainer.data.sources import Source, open_sources
@@ -89,7 +90,8 @@ def open_data(recipe: Recipe) -> RunData:
         DataError: if a file is missing or empty, a row is malformed, a teacher's scores are asked
             for that no row has, a text has none of its teacher's vectors, or one layer has teachers
             of different sizes.
-        RecipeError: if a step draws more labels than a source has.
+        RecipeError: if a step draws more labels than a source has, or mined negatives could not be
+            read as the recipe says.
     """
     held_out: Mapping[str, EvalSet] = {}
     if recipe.data.overlap is not None:
@@ -100,6 +102,7 @@ def open_data(recipe: Recipe) -> RunData:
     check_teachers(sources, recipe)
     check_negatives(sources, recipe)
     check_labels(sources, recipe)
+    check_mined(sources, recipe)
     held_out = held_out or open_eval_sets(recipe)
     if recipe.data.overlap is None:
         warn_of_overlaps(sources, held_out)

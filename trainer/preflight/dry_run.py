@@ -36,6 +36,7 @@ from trainer.preflight.checks import (
 )
 from trainer.preflight.continuation import continued_run
 from trainer.preflight.encoder import open_encoder
+from trainer.preflight.mining_text import mining_section
 from trainer.preflight.steps_text import steps_section
 from trainer.preflight.trained_tokens import with_token_ids
 from trainer.recipe.embedding_distillation import LAYER_KEY
@@ -71,7 +72,8 @@ def dry_run(recipe: Recipe, arguments: Arguments, *, named: Sequence[str] = ()) 
     path = place_of_model(recipe.model)
     config = load_config(recipe.model, path)
     num_ids = num_token_ids(check_backbone(recipe, path, config, download=False))
-    check_widths(sources, recipe, hidden_size=config.get_text_config().hidden_size)
+    hidden_size = config.get_text_config().hidden_size
+    check_widths(sources, recipe, hidden_size=hidden_size)
     tokenizer = _tokenizer(recipe, path, num_ids)
     machine = Machine(
         world_size=ranks,
@@ -86,6 +88,11 @@ def dry_run(recipe: Recipe, arguments: Arguments, *, named: Sequence[str] = ()) 
         _batch_section(recipe, resolved),
         steps_section(recipe, sources, continued),
         *_tokens_section(recipe, sources, num_ranks=ranks),
+        *mining_section(
+            recipe,
+            sources,
+            recipe.model.projection.size if recipe.model.projection else hidden_size,
+        ),
         *memory,
         _deepspeed_section(recipe, resolved),
     )

@@ -11,6 +11,7 @@ from trainer.errors import RecipeError
 from trainer.recipe.document import KeyPath, shorten
 from trainer.recipe.eval_kinds import EVAL_KINDS, MEANS, row_kind
 from trainer.recipe.kind import Fail, Side, Words
+from trainer.recipe.mine_rules import check_mine
 from trainer.recipe.mixes import check_mixes
 from trainer.recipe.per_source import overrides_of, settings_of
 from trainer.recipe.schema import (
@@ -44,6 +45,7 @@ def check_rules(recipe: Recipe, place: Callable[[KeyPath], str]) -> None:
         rule(recipe, fail)
     check_source_keys(recipe, fail)
     check_mixes(recipe, fail)
+    check_mine(recipe, fail)
     _check_pattern(recipe, fail)
     for rule in (_check_template, _check_length, _check_model, _check_numbers, _check_merge):
         rule(recipe, fail)

@@ -12,6 +12,7 @@ from trainer.recipe.checkpoint import CheckpointRecipe
 from trainer.recipe.eval_kinds import eval_kind_names
 from trainer.recipe.fields import OneOf, SectionsByName, bounded
 from trainer.recipe.kind import TaskSettings
+from trainer.recipe.mine import MineRecipe
 from trainer.recipe.tasks import default_pattern, task_names, task_schemas
 
 Task = Annotated[str, OneOf(task_names)]
@@ -221,6 +222,8 @@ class DataRecipe:
     """Sort the rows of each source into so many buckets of equal size, by the bytes of the longest
     text that is no hard negative, and draw each step from one bucket; null: from all rows. Not for
     `labels`."""
+    mine: MineRecipe | None = None
+    """Search hard negatives again between steps; null: the rows keep their own."""
     overlap: Literal["warn", "error", "drop"] | None = None
     """Compare what rows ask with what evaluation sets ask, word by word and by MinHash: tell of
     those that are equal or nearly so, refuse them, or leave them out. Null: only texts that are

@@ -7,6 +7,9 @@ RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 EVALUATIONS = "eval.jsonl"
 CHECKPOINTS = "checkpoints"
+MINED = "mined"
+"""Folder of mined negatives, of a run and in a checkpoint."""
+MININGS = "mined.jsonl"
 MODEL = "model"
 MERGED = "merged"
 MERGE_RECORD = "merge.json"
@@ -51,6 +54,20 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of checkpoints in DeepSpeed's layout."""
         return self.root / CHECKPOINTS
+
+    @property
+    def mined(self) -> Path:
+        """Folder of the mined negatives that steps draw from now."""
+        return self.root / MINED
+
+    def mined_file(self, source: str, step: int) -> Path:
+        """The negatives of a source that were mined before a step."""
+        return self.mined / source / f"{step}.npy"
+
+    @property
+    def minings(self) -> Path:
+        """One JSON object a mining of a source."""
+        return self.root / MININGS
 
     @property
     def model(self) -> Path:

@@ -14,7 +14,7 @@ from trainer.evaluation.early_stopping import EarlyStopping
 from trainer.evaluation.evaluate import examine_set
 from trainer.evaluation.examine import SetReport
 from trainer.recipe.kind import Side
-from trainer.recipe.schema import EvalSetRecipe
+from trainer.recipe.schema import EvalSetRecipe, SourceRecipe
 from trainer.session.artifacts import Artifacts
 from trainer.session.open import Session
 
@@ -80,10 +80,10 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class SetEmbedder:
-    """Embeds the texts of one evaluation set with its instructions."""
+    """Embeds the texts of one evaluation set, or of a source, with its instructions."""
 
     session: Session
-    held_out: EvalSetRecipe
+    held_out: EvalSetRecipe | SourceRecipe
 
     def __call__(self, texts: Sequence[str], *, side: Side) -> Tensor:
         """Vectors [n, H] on all ranks. Collective: yes."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -10,8 +10,7 @@ import torch.distributed as dist
 from trainer.checkpoint.tags import tag_of
 from trainer.data.batch import Batch
 from trainer.data.loader import batches
-from trainer.data.mixed_source import with_mixes
-from trainer.data.stretch import PlannedStretch, spans, stretch_at
+from trainer.data.stretch import spans, stretch_at
 from trainer.distributed.group import joined
 from trainer.engine.bad_steps import BadSteps
 from trainer.engine.loop import Hooks, Interrupt, Schedule, fit
@@ -19,11 +18,13 @@ from trainer.engine.out_of_memory import probe_memory
 from trainer.engine.recorder import FileRecorder, Recorder
 from trainer.engine.step import Stepper, StepReport
 from trainer.preflight.checks import RunData, writing_to
+from trainer.recipe.mine_rules import mined_spans
 from trainer.recipe.resolve import warmup_steps
 from trainer.recipe.schema import Recipe
 from trainer.run_folder.finished import write_finished
 from trainer.session.artifacts import Artifacts
 from trainer.session.held_out import HeldOut
+from trainer.session.mining import RunMining
 from trainer.session.open import Session, open_session
 from trainer.session.tokens import tokens_ahead
 
@@ -50,12 +51,14 @@ def train(recipe: Recipe, data: RunData, *, resume: bool, named: Sequence[str] =
         run = TrainingRun.of(open_session(recipe, data, ranks, named=named))
         start = run.prepare(resume=resume)
         done = run.fit(start, interrupt)
+        # a signal may have reached one rank alone, and all must end or finish
+        is_interrupted = interrupt.agree(ranks)
         if ranks.is_first:
             run.artifacts.report()
-        if interrupt.signal is None:
-            run.finish(done)
-        else:
+        if is_interrupted:
             logger.info("interrupted after %d steps, saved; continue with --resume", done)
+        else:
+            run.finish(done)
     return interrupt.exit_code
 
 
@@ -93,8 +96,10 @@ class TrainingRun:
         stop = planned[-1].num_steps
         if start < stop:
             probe_memory(recipe, session.built, session.ranks)
-        stream = self._batches(planned, start, stop)
-        with closing(stream), self._recorder(start, stop) as recorder:
+        with ExitStack() as running:
+            recorder = running.enter_context(self._recorder(start, stop))
+            mining = self._mining(recorder, interrupt)
+            stream = running.enter_context(closing(self._batches(mining, start, stop)))
             stopping = self.held_out.early_stopping
             had_ended = stopping.recall(start)
             self.artifacts.checkpoints.align_best(stopping.best_step, stopping.record.steps)
@@ -109,7 +114,7 @@ class TrainingRun:
                 save_every_minutes=recipe.checkpoint.every_minutes,
             )
             hooks = Hooks(
-                step=self._steps(planned),
+                step=self._steps(mining),
                 report=recorder.step,
                 evaluate=lambda done: self.held_out.evaluate_step(done, recorder),
                 save=self.artifacts.save,
@@ -126,26 +131,41 @@ class TrainingRun:
             write_finished(session.folder.root, step=done)
         logger.info("done: %d steps, model in %s", done, session.folder.model)
 
-    def _batches(
-        self, planned: Sequence[PlannedStretch], start: int, stop: int
-    ) -> Generator[Batch]:
-        """The batches of some steps, those of each stretch by its own recipe."""
-        session = self.session
-        for one, first, end in spans(planned, start, stop):
-            stream = batches(
-                *(one.plan, session.data.sources, session.encoder, one.recipe, first, end),
-                ahead=tokens_ahead(session, one.recipe),
-            )
-            with closing(stream):
-                yield from stream
+    def _mining(self, recorder: Recorder, interrupt: Interrupt) -> RunMining:
+        """What mines negatives between the steps of this run."""
+        checkpoints = self.artifacts.checkpoints
+        return RunMining(
+            session=self.session,
+            storage=checkpoints.storage,
+            planned=checkpoints.planned,
+            record=recorder.mining,
+            is_interrupted=lambda: interrupt.signal is not None,
+        )
 
-    def _steps(self, planned: Sequence[PlannedStretch]) -> Callable[[Batch], StepReport]:
-        """Takes the steps of this run, each as its stretch has it."""
+    def _batches(self, mining: RunMining, start: int, stop: int) -> Generator[Batch]:
+        """The batches of some steps, those of each stretch by its own recipe.
+
+        They end early where a signal came while negatives were mined.
+        """
         session = self.session
+        for one, first, end in spans(mining.planned, start, stop):
+            ahead = tokens_ahead(session, one.recipe)
+            for begin, until in mined_spans(one.recipe.data.mine, first, end):
+                sources = mining.sources_at(begin)
+                if sources is None:
+                    return
+                stream = batches(
+                    *(one.plan, sources, session.encoder, one.recipe, begin, until),
+                    ahead=ahead,
+                )
+                with closing(stream):
+                    yield from stream
+
+    def _steps(self, mining: RunMining) -> Callable[[Batch], StepReport]:
+        """Takes the steps of this run, each as its stretch has it."""
+        session, planned = self.session, mining.planned
         bad_steps = BadSteps(
-            folder=session.folder.root,
-            sources=with_mixes(session.recipe.data, session.data.sources),
-            ranks=session.ranks,
+            folder=session.folder.root, sources=mining.sources, ranks=session.ranks
         )
         steppers = {
             one.first_step: Stepper(
