@@ -196,7 +196,7 @@ def planned_tokens(job: OursJob, step_bytes: int) -> int:
         )
 
     loaded = planned(None).parts("step")
-    return planned(step_bytes + loaded["parameters"] + loaded["masters"]).keep_graph_tokens
+    return planned(step_bytes + loaded["parameters"] + loaded["masters"]).kept["step"]
 
 
 class Peer:

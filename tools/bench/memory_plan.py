@@ -129,7 +129,7 @@ def predict(way: Way, model: Path) -> tuple[dict[str, int], int]:
     if way.gather != "step":
         return totals, 0
     filled = planned(BUDGETS[0], round(ROOM * totals[str(BUDGETS[0])]))
-    return totals | {AUTO: filled.total(way.gather)}, filled.keep_graph_tokens
+    return totals | {AUTO: filled.total(way.gather)}, filled.kept["step"]
 
 
 def make_decoder(size: str, folder: Path) -> None:

@@ -2,9 +2,9 @@
 
 The method is Gao et al. 2021, arXiv:2101.06983; the forms give the same gradient and differ in
 speed and memory.
-`StepGradCache` gathers parameters once per step, `LayerGradCache` once per layer and direction,
-`ChunkGradCache` for every chunk, as a plain DeepSpeed loop would. They must not know losses:
-a step's loss is a function from this rank's vectors to their gradients.
+`StepGradCache`, which is here, gathers parameters once per step. Those of
+`trainer.engine.hooked_grad_cache` gather once per layer and direction, or for every chunk. They
+must not know losses: a step's loss is a function from this rank's vectors to their gradients.
 """
 
 import contextlib
@@ -30,6 +30,9 @@ ValueAndGrad = Callable[[Vectors], tuple[Vectors, dict[str, Tensor]]]
 
 class GradCache(Protocol):
     """One way to run chunks; every rank calls it with as many chunks as the others."""
+
+    keep_graph_tokens: int
+    """Padded tokens whose graph is kept, so that they run forward once."""
 
     @property
     def shares_prefix(self) -> bool:
@@ -82,12 +85,6 @@ def hand_on(outputs: Vectors, gradients: Vectors) -> None:
     torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
 
-def surrogate(outputs: Vectors, gradients: Vectors) -> Tensor:
-    """A scalar whose gradient with respect to outputs is the cached gradient."""
-    products = [(o * g).sum() for o, g in zip(outputs, gradients, strict=True)]
-    return torch.stack(products).sum()
-
-
 def split_like(chunks: Sequence[Chunk], gradients: Vectors) -> list[Vectors]:
     """Cut gradients of all texts into those of each chunk."""
     sizes = [chunk.num_texts for chunk in chunks]
@@ -97,10 +94,8 @@ def split_like(chunks: Sequence[Chunk], gradients: Vectors) -> list[Vectors]:
 def first_kept(chunks: Sequence[Chunk], keep_graph_tokens: int) -> int:
     """Index of the first chunk whose graph survives pass 1.
 
-    The last chunks are kept while they fit `keep_graph_tokens`; a lone chunk always is.
+    The last chunks are kept while they fit `keep_graph_tokens`.
     """
-    if len(chunks) == 1:
-        return 0
     index, tokens = len(chunks), 0
     while index > 0 and tokens + chunks[index - 1].padded_tokens <= keep_graph_tokens:
         index -= 1
@@ -219,6 +214,9 @@ class StepGradCache:
     def _first_pass(self, passes: "_Passes") -> list[Vectors]:
         """Vectors of all chunks, those of the last chunks with their graph."""
         kept_from = first_kept(passes.chunks, self.keep_graph_tokens)
+        if len(passes.chunks) == 1:
+            # it goes back at once
+            kept_from = 0
         try:
             with recomputing_nothing(passes.model, wanted=self.whole_graphs):
                 return passes.forward(kept_from)
@@ -275,114 +273,3 @@ class StepGradCache:
     def held(self) -> contextlib.AbstractContextManager[object]:
         """See `GradCache.held`."""
         return self.replica.gathered()
-
-
-class LayerGradCache:
-    """One pass, layer by layer over all chunks; each (layer, chunk) is recomputed going back.
-
-    ZeRO-3 gathers each layer once per direction and reduces each gradient once; memory is that of
-    plain chunks plus one hidden state per token and layer. The engine's module must be a
-    `LayerMajorEmbedder`.
-    """
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        self.engine = engine
-
-    @property
-    def shares_prefix(self) -> bool:
-        """See `GradCache.shares_prefix`."""
-        return shares_prefix(self.engine)
-
-    def accumulate(
-        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
-    ) -> dict[str, Tensor]:
-        """See `GradCache.accumulate`."""
-        self.engine.train()
-        outputs = self.engine(_filled(chunks, self.engine.device), step_key=step_key, middle=middle)
-        kept = _real_rows(chunks)
-        gradients, terms = value_and_grad(tuple(v.detach()[kept] for v in outputs))
-        padded = tuple(_scatter(g, kept, len(v)) for g, v in zip(gradients, outputs, strict=True))
-        self.engine.set_gradient_accumulation_boundary(True)
-        self.engine.backward(surrogate(outputs, padded), scale_wrt_gas=False)
-        return terms
-
-    def embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """See `GradCache.embed`."""
-        self.engine.eval()
-        with torch.no_grad():
-            outputs = self.engine(_filled(chunks, self.engine.device), step_key=0, middle=False)
-        self.engine.train()
-        return outputs[0][_real_rows(chunks)]
-
-    def held(self) -> contextlib.AbstractContextManager[object]:
-        """See `GradCache.held`; nothing to hold."""
-        return contextlib.nullcontext()
-
-
-class ChunkGradCache:
-    """Two passes through the hooked engine, chunk by chunk: works for any backbone, least memory.
-
-    Gathers and reduces for every chunk. The reference that the others are tested against.
-    """
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        self.engine = engine
-
-    @property
-    def shares_prefix(self) -> bool:
-        """See `GradCache.shares_prefix`."""
-        return shares_prefix(self.engine)
-
-    def accumulate(
-        self, chunks: Sequence[Chunk], value_and_grad: ValueAndGrad, *, step_key: int, middle: bool
-    ) -> dict[str, Tensor]:
-        """See `GradCache.accumulate`."""
-        self.engine.train()
-        run = _filled(chunks, self.engine.device)
-        outputs = []
-        for chunk in run:
-            with torch.set_grad_enabled(len(run) == 1):
-                outputs.append(self._forward(chunk, step_key, middle=middle))
-        kept = _real_rows(chunks)
-        gradients, terms = value_and_grad(tuple(v.detach()[kept] for v in concatenate(outputs)))
-        padded = tuple(_scatter(g, kept, sum(c.num_texts for c in run)) for g in gradients)
-        for i, cached in enumerate(split_like(run, padded)):
-            self.engine.set_gradient_accumulation_boundary(i == len(run) - 1)
-            output = outputs[0] if len(run) == 1 else self._forward(run[i], step_key, middle=middle)
-            self.engine.backward(surrogate(output, cached), scale_wrt_gas=False)
-        return terms
-
-    def _forward(self, chunk: Chunk, step_key: int, *, middle: bool) -> Vectors:
-        """One hooked forward."""
-        self.engine.module.begin(chunk, step_key)
-        vectors: Vectors = self.engine(chunk, middle=middle)
-        return vectors
-
-    def embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """See `GradCache.embed`."""
-        self.engine.eval()
-        with torch.no_grad():
-            outputs = [self.engine(chunk) for chunk in _filled(chunks, self.engine.device)]
-        self.engine.train()
-        return concatenate(outputs)[0][_real_rows(chunks)]
-
-    def held(self) -> contextlib.AbstractContextManager[object]:
-        """See `GradCache.held`; nothing to hold."""
-        return contextlib.nullcontext()
-
-
-def _filled(chunks: Sequence[Chunk], device: torch.device) -> list[Chunk]:
-    """The chunks with a one-token text in each empty one: hooked forwards must agree in number."""
-    return [chunk if chunk.num_texts else Chunk.placeholder(device) for chunk in chunks]
-
-
-def _real_rows(chunks: Sequence[Chunk]) -> Tensor:
-    """Mask over the rows of the filled chunks: False for placeholders [n], bool, CPU."""
-    return torch.tensor([bool(c.num_texts) for c in chunks for _ in range(max(1, c.num_texts))])
-
-
-def _scatter(gradient: Tensor, rows: Tensor, size: int) -> Tensor:
-    """Put gradient rows where `rows` is True and zeros elsewhere [size, H]."""
-    full = gradient.new_zeros(size, gradient.shape[1])
-    full[rows] = gradient
-    return full

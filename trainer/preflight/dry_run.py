@@ -205,9 +205,8 @@ def _fit(recipe: Recipe, plan: MemoryPlan, passes: Passes) -> str:
     if plan.usable_bytes is not None:
         fits = "fits" if plan.fits_with(gather) else "does not fit"  # type: ignore[arg-type]
         text += f"; {fits} {gib(plan.usable_bytes)} usable"
-    if gather == "step":
-        text += f"\n  {kept_graphs(plan, recipe, whole_graphs=passes.whole_graphs)}"
-    return text
+    kept = kept_graphs(plan, recipe, gather, whole_graphs=passes.whole_graphs)  # type: ignore[arg-type]
+    return f"{text}\n  {kept}"
 
 
 def _advice(

@@ -271,8 +271,8 @@ class EngineRecipe:
     max_tokens_per_chunk: int = bounded(16_384, low=1)
     """Padded tokens of one forward on one rank."""
     keep_graph_tokens: int | Literal["auto"] | None = bounded(AUTO, low=0)
-    """With `gather: step`, padded tokens whose graph pass 1 keeps, so that they run once; `auto`:
-    what the memory plan finds room for; null: one chunk's worth."""
+    """Padded tokens of a rank whose graph is kept, so that they run forward once; `auto`: what the
+    memory plan finds room for; null: what costs no memory, one chunk, or none with `layer`."""
     memory_fraction: float = bounded(0.8, above=0, high=1)
     """Share of the memory that a rank may use, of its GPU or of the machine, up to which `auto`
     keeps graphs."""
