@@ -71,6 +71,7 @@ def make_recipe(job: OursJob) -> Recipe:
         "gather": job.gather,
         "attention_kernel": work.kernel,
         "share_prefix": job.share_prefix,
+        "kernels": job.kernels,
     }
     return Recipe(
         name="benchmark",

@@ -19,6 +19,7 @@ from trainer.errors import RecipeError
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
 from trainer.model.embedder import Embedder
+from trainer.model.fused_kernels import use_fused_kernels
 from trainer.model.kinds import skeleton_of
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
 from trainer.model.prefix_support import share_where_exact
@@ -141,6 +142,7 @@ def load_embedder(
     backbone = load_backbone(
         recipe.model, model_path, kernel=kernel, zero3_config=config if stage3 else None
     )
+    use_fused_kernels(backbone, choice=recipe.engine.kernels, device_type=ranks.device.type)
     if recipe.model.lora is not None:
         torch.manual_seed(torch_seed(recipe.seed))
         backbone = add_lora(backbone, recipe.model.lora)

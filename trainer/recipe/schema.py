@@ -25,6 +25,7 @@ Attention = Literal["causal", "bidirectional"]
 DType = Literal["float32", "bfloat16"]
 Schedule = Literal["alternate", "proportional", "temperature"]
 Gather = Literal["auto", "step", "layer", "chunk"]
+Kernels = Literal["auto", "none"]
 AUTO: Literal["auto"] = "auto"
 """Left to the memory plan."""
 
@@ -280,6 +281,9 @@ class EngineRecipe:
     """ZeRO-3 gathers once per `step`, per `layer` and direction, or per `chunk`; `auto` chooses."""
     attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """`auto`: the fastest that the model has: flash attention on a GPU, else a kernel of torch."""
+    kernels: Kernels = "auto"
+    """`auto`: Liger's fused norm, rotary embedding and SwiGLU on a GPU, where liger-kernel is
+    installed and knows the model; `none`: those of transformers."""
     share_prefix: Literal["auto", "off"] = "auto"
     """`auto`: texts of a chunk that begin with the same tokens, such as an instruction, run these
     once, where the model allows it and it is less work; exact."""
