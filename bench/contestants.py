@@ -71,6 +71,7 @@ def make_recipe(job: OursJob) -> Recipe:
         "gather": job.gather,
         "attention_kernel": work.kernel,
         "share_prefix": job.share_prefix,
+        "kernels": job.kernels,
     }
     return Recipe(
         name="benchmark",
@@ -196,7 +197,7 @@ def planned_tokens(job: OursJob, step_bytes: int) -> int:
         )
 
     loaded = planned(None).parts("step")
-    return planned(step_bytes + loaded["parameters"] + loaded["masters"]).keep_graph_tokens
+    return planned(step_bytes + loaded["parameters"] + loaded["masters"]).kept["step"]
 
 
 class Peer:

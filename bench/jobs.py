@@ -48,9 +48,11 @@ class OursJob:
     chunk_tokens: int = 2048
     """`engine.max_tokens_per_chunk`."""
     keep_tokens: int | None = None
-    """`engine.keep_graph_tokens`; None is the recipe's default, one chunk's worth."""
+    """`engine.keep_graph_tokens`; None is what costs no memory."""
     share_prefix: str = "auto"
     """`engine.share_prefix`."""
+    kernels: str = "none"
+    """`engine.kernels`: Liger's modules are a variant of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The real command: a mistake ends it with code 2 and one message, early, and leaves nothing."""
 
+import importlib.util
 import json
 import os
 import re
@@ -295,6 +296,9 @@ def test_dry_run_of_a_7b_recipe_needs_its_config_only(
         "Batches",
         "Steps: 400",
         "20 warm up",
+        "kernels     those of transformers, as the package liger-kernel is not installed"
+        if importlib.util.find_spec("liger_kernel") is None
+        else "kernels     Liger's",
         "Memory",
         "peak",
         "fastest that fits",

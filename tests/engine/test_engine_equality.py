@@ -51,18 +51,35 @@ FULL = [
     Variant("replica, small chunks", max_tokens=16),
     Variant("replica, checkpointing", checkpointing=True),
     Variant("layer major", gather="layer"),
-    Variant("chunk, checkpointing", gather="chunk", checkpointing=True, max_tokens=40),
+    Variant("layer major, some kept", gather="layer", max_tokens=16, keep=40),
+    Variant("chunk, some kept, checkpointing", gather="chunk", checkpointing=True, max_tokens=40,
+            keep=100),
     Variant("offload", deepspeed="zero3_offload_fp32.json"),
-]
+]  # fmt: skip
 MORE_FULL = [
     Variant("replica"),
     Variant("zero2", deepspeed="zero2_fp32.json"),
     Variant("replica, some whole graphs", checkpointing=True, whole=True, keep=40, max_tokens=16),
     Variant("layer major, small chunks", gather="layer", max_tokens=16),
+    Variant("layer major, all kept", gather="layer", max_tokens=16, keep=10_000),
+    Variant("layer major, some kept, zero1", deepspeed="zero1_fp32.json", gather="layer",
+            max_tokens=16, keep=40),
+    Variant("layer major, some kept, zero2", deepspeed="zero2_fp32.json", gather="layer",
+            max_tokens=16, keep=40),
     Variant("chunk", gather="chunk"),
+    Variant("chunk, nothing kept", gather="chunk", keep=0),
+    Variant("chunk, all kept, small chunks", gather="chunk", max_tokens=16, keep=10_000),
+    Variant("chunk, some kept, zero1", deepspeed="zero1_fp32.json", gather="chunk", max_tokens=16,
+            keep=40),
+    Variant("chunk, some kept, zero2", deepspeed="zero2_fp32.json", gather="chunk", max_tokens=16,
+            keep=40),
     Variant("chunk, checkpointing, small chunks", gather="chunk", checkpointing=True,
             max_tokens=16),
     Variant("offload, layer major", deepspeed="zero3_offload_fp32.json", gather="layer"),
+    Variant("offload, layer major, some kept", deepspeed="zero3_offload_fp32.json", gather="layer",
+            max_tokens=16, keep=40),
+    Variant("offload, chunk, some kept", deepspeed="zero3_offload_fp32.json", gather="chunk",
+            max_tokens=16, keep=40),
 ]  # fmt: skip
 """What those above hold one by one."""
 COMPOSED = [
@@ -71,13 +88,21 @@ COMPOSED = [
     Variant("composed, replica, small chunks", max_tokens=16, composed=True),
     Variant("composed, layer major", gather="layer", composed=True),
     Variant("composed, chunk", gather="chunk", composed=True),
-]
+    Variant("composed, layer major, some kept", gather="layer", composed=True, max_tokens=16,
+            keep=40),
+    Variant("composed, chunk, some kept", gather="chunk", composed=True, max_tokens=16, keep=40),
+]  # fmt: skip
 LORA = [
     Variant("one chunk", max_tokens=10_000),
     Variant("replica, small chunks", max_tokens=16, checkpointing=True),
     Variant("layer major", gather="layer"),
 ]
-MORE_LORA = [Variant("chunk", gather="chunk")]
+MORE_LORA = [
+    Variant("chunk", gather="chunk"),
+    Variant("layer major, some kept", gather="layer", max_tokens=16, keep=40),
+    Variant("chunk, some kept, checkpointing", gather="chunk", max_tokens=16, keep=40,
+            checkpointing=True),
+]  # fmt: skip
 
 
 def recipe_of(variant: Variant, model: Path, lora: LoraRecipe | None) -> Recipe:

@@ -26,6 +26,7 @@ from trainer.engine.materialise import make_chunks
 from trainer.engine.step import Stepper
 from trainer.memory.machine import STATM
 from trainer.model.embedder import Chunk, Embedder
+from trainer.model.layer_major import ChunkwiseLayer
 from trainer.recipe.resolve import resolve
 
 pytestmark = pytest.mark.dist
@@ -37,12 +38,12 @@ CHUNKS, TEXTS, LENGTH = 16, 64, 32
 """Of a rank, in a step that is large for its model: 8 MB of activations a chunk."""
 
 
-def built_of(model: Path, ranks: Ranks, **settings: Any) -> Any:
+def built_of(model: Path, ranks: Ranks, gather: Any = "step", **settings: Any) -> Any:
     """An engine that keeps every graph."""
     recipe = recipe_of(KEEPING, model, None)
     config = dict(resolve(recipe, world_size=ranks.world_size).deepspeed)
     found = build(
-        recipe, model_path=str(model), config=config, gather="step", ranks=ranks, **settings
+        recipe, model_path=str(model), config=config, gather=gather, ranks=ranks, **settings
     )
     return recipe, found
 
@@ -61,7 +62,8 @@ def three_steps(model: Path, ranks: Ranks, plant: Any, **settings: Any) -> dict[
     for name, parameter in built.engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
             final[name] = parameter.detach().clone()
-    kept = (built.grad_cache.keep_graph_tokens, built.grad_cache.whole_graphs)
+    is_whole = getattr(built.grad_cache, "whole_graphs", False)
+    kept = (built.grad_cache.keep_graph_tokens, is_whole)
     built.engine.destroy()
     return {"losses": losses, "final": final, "kept": kept}
 
@@ -100,17 +102,17 @@ def failing_after(holder: Any, name: str, count: int) -> Any:
 def run_planted(rank: int, world_size: int, model: Path, names: list[str]) -> dict[str, Any]:
     ranks = join(timeout_minutes=2)
     forward, back = (Embedder, "forward"), (grad_cache, "hand_on")
-    faults: dict[str, tuple[Any, bool]] = {
-        "undisturbed": (undisturbed, False),
-        "in pass 1": (failing_after(*forward, 2), False),
-        "in pass 2": (failing_after(*back, 2), False),
-        "whole graphs": (undisturbed, True),
-        "whole, in pass 2": (failing_after(*back, 1), True),
+    whole, layer = {"whole_graphs": True}, {"gather": "layer"}
+    faults: dict[str, tuple[Any, dict[str, Any]]] = {
+        "undisturbed": (undisturbed, {}),
+        "in pass 1": (failing_after(*forward, 2), {}),
+        "in pass 2": (failing_after(*back, 2), {}),
+        "whole graphs": (undisturbed, whole),
+        "whole, in pass 2": (failing_after(*back, 1), whole),
+        "layer": (undisturbed, layer),
+        "layer, in its forward": (failing_after(ChunkwiseLayer, "_one", 7), layer),
     }
-    return {
-        name: three_steps(model, ranks, faults[name][0], whole_graphs=faults[name][1])
-        for name in names
-    }
+    return {name: three_steps(model, ranks, faults[name][0], **faults[name][1]) for name in names}
 
 
 EVERYTHING, LESS, WHOLE = (10_000, False), (5_000, False), (10_000, True)
@@ -120,6 +122,8 @@ KEPT = {
     "in pass 2": (EVERYTHING, LESS),
     "whole graphs": (WHOLE, WHOLE),
     "whole, in pass 2": (WHOLE, LESS),
+    "layer": (EVERYTHING, EVERYTHING),
+    "layer, in its forward": (EVERYTHING, LESS),
 }
 """What the two ranks keep at the end, the second of which has the fault."""
 FEW = ["undisturbed", "in pass 1", "whole, in pass 2"]
@@ -132,8 +136,8 @@ def test_memory_that_runs_out_in_a_pass_changes_no_number(tmp_path: Path, names:
     model = tiny.save_model(tiny.qwen3_config(num_hidden_layers=3), tmp_path)
     first, second = run_ranks(run_planted, 2, model, names, timeout_sec=240)
     for result in (first, second):
-        want = result["undisturbed"]
         for name, got in result.items():
+            want = result["layer" if name.startswith("layer") else "undisturbed"]
             assert got["losses"] == want["losses"], name
             for parameter, value in want["final"].items():
                 assert torch.equal(got["final"][parameter], value), f"{name}: {parameter}"

@@ -33,7 +33,10 @@ FULL = [
     Variant("zero3, one chunk a group, checkpointing", max_tokens=640, checkpointing=True),
     Variant("layer", gather="layer"),
     Variant("chunk, checkpointing", gather="chunk", checkpointing=True),
-]
+    Variant("layer, some kept", gather="layer", max_tokens=40, keep=100),
+    Variant("chunk, some kept, checkpointing", gather="chunk", max_tokens=40, keep=100,
+            checkpointing=True),
+]  # fmt: skip
 ADAPTED = [
     Variant("lora, step, checkpointing", checkpointing=True),
     Variant("lora, layer", gather="layer"),

@@ -44,6 +44,7 @@ SHAPE = ModelShape(
     graph=LinearBytes(fixed=0, per_token=200_000),
     backward=LinearBytes(fixed=400_000_000, per_token=200_000),
     layer=LinearBytes(fixed=400_000_000, per_token=220_000),
+    layer_graph=LinearBytes(fixed=0, per_token=170_000),
 )
 ADAPTERS = dataclasses.replace(
     SHAPE, num_trainable=80_000_000, layer_trainable=2_500_000, embedding_trained=False
@@ -284,24 +285,39 @@ def test_choice_is_the_fastest_that_fits() -> None:
     assert plan(usable_bytes=None).fits
 
 
-def test_auto_keeps_graphs_up_to_its_share_of_the_memory() -> None:
-    least = plan()
-    chunk, share = least.keep_graph_tokens, sum(step_tokens(load_recipe(RECIPE, [])).values())
+@pytest.mark.parametrize("way", ["step", "layer", "chunk"])
+def test_auto_keeps_graphs_up_to_its_share_of_the_memory(way: Any) -> None:
+    least, chunk = plan(), plan().kept["step"]
+    tokens = step_tokens(load_recipe(RECIPE, [])).values()
     roomy = plan(usable_bytes=10**15)
-    assert roomy.keep_graph_tokens == max(step_tokens(load_recipe(RECIPE, [])).values()) // WORLD
-    assert roomy.keep_graph_tokens < share
+    assert roomy.kept[way] == max(tokens) // WORLD < sum(tokens)
     for fraction in (0.5, 0.9):
-        room = round(80 * 10**9 / fraction)
+        # of a chunk, graphs take 3.3 GB, or 78 GB layer by layer, and sums of gradients 14 GB
+        more = {"step": 12, "layer": 200, "chunk": 25}[way] * 10**9
+        room = round((least.total(way) + more) / fraction)
         found = plan(f"engine.memory_fraction={fraction}", usable_bytes=room)
-        assert chunk < found.keep_graph_tokens < roomy.keep_graph_tokens
-        assert found.keep_graph_tokens % chunk == 0
-        assert found.fits_in("step", fraction)
-        one_more = f"engine.keep_graph_tokens={found.keep_graph_tokens + 2 * chunk}"
-        assert not plan(one_more, usable_bytes=room).fits_in("step", fraction)
-    # no room: one chunk, as where the memory is not known
-    assert plan(usable_bytes=10**9).keep_graph_tokens == chunk
-    assert plan("engine.keep_graph_tokens=null", usable_bytes=10**15).keep_graph_tokens == chunk
-    assert not least.fits_in("step", 1.0)
+        assert chunk < found.kept[way] < roomy.kept[way]
+        assert found.kept[way] % chunk == 0
+        assert found.fits_in(way, fraction)
+        for more, fits in ((0, True), (chunk, False)):
+            given = f"engine.keep_graph_tokens={found.kept[way] + more}"
+            assert plan(given, usable_bytes=room).fits_in(way, fraction) is fits
+    # no room: what costs no memory, as where the memory is not known
+    free = 0 if way == "layer" else chunk
+    assert least.kept[way] == free
+    assert plan(usable_bytes=10**9).kept[way] == free
+    assert plan("engine.keep_graph_tokens=null", usable_bytes=10**15).kept[way] == free
+    assert not least.fits_in(way, 1.0)
+
+
+def test_chunks_that_go_back_together_hold_a_sum_of_gradients() -> None:
+    chunk = plan().kept["step"]
+    one, two = (plan(f"engine.keep_graph_tokens={n * chunk}") for n in (1, 2))
+    # bfloat16
+    sums = 2 * SHAPE.num_trainable
+    assert two.total("chunk") - one.total("chunk") == SHAPE.graph(chunk) + sums
+    kept = two.total("layer") - one.total("layer")
+    assert kept == SHAPE.num_layers * SHAPE.layer_graph(chunk)
 
 
 def test_slower_way_is_not_taken_where_it_needs_more() -> None:

@@ -211,6 +211,7 @@ def test_changes_come_after_overrides_and_may_add_a_source(recipe_file: Path) ->
         ("engine.keep_graph_tokens=some", ["'some'", "an integer, or auto", "without quotes"]),
         ("engine.keep_graph_tokens=-1", ["= -1", "an integer of at least 0"]),
         ("engine.memory_fraction=1.5", ["memory_fraction = 1.5", "above 0 and at most 1"]),
+        ("engine.kernels=liger", ["engine.kernels = 'liger'", "one of auto, none"]),
         ("engine.gather=interleaved", ["one of auto, ", "It is called chunk now."]),
         ("tasks.sts.pro_temperature=1", ["It is called tasks.sts.temperatures.pro now."]),
         ("tasks.sts.weights.arc=1", ["tasks.sts.weights has pearson, rank_kl"]),

@@ -6,8 +6,9 @@
 
 The model has the shape of Qwen2.5-7B and random weights; the texts are docstrings. Measured are
 LoRA, and all parameters with parameters and optimizer offloaded to the host; chunks of several
-sizes; each attention kernel that is installed; and sentence-transformers'
-CachedMultipleNegativesRankingLoss on the same batches. Model FLOPs utilisation counts real tokens
+sizes; each attention kernel that is installed; Liger's fused modules where they are installed, with
+one size of chunks; and sentence-transformers' CachedMultipleNegativesRankingLoss on the same
+batches. Model FLOPs utilisation counts real tokens
 and one forward and backward: padding and second forwards earn nothing.
 
 Exits with 2 where there is no GPU.
@@ -36,6 +37,8 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 """Dense bfloat16 FLOP/s by a word of the device's name, from the makers' data sheets."""
 CHUNKS = (4096, 8192, 16384, 32768)
 """Our chunk budgets, tokens."""
+ONE_CHUNK = 16384
+"""The budget with which fused modules are measured."""
 PEER_ROWS = (16, 32)
 """The peer's `mini_batch_size`."""
 PEER_TOKENS = (8192,)
@@ -90,6 +93,12 @@ def kernels() -> list[str]:
     return ["sdpa", "flash_attention_2"] if found else ["sdpa"]
 
 
+def changes(job: OursJob) -> dict[str, OursJob]:
+    """Other modules of the layers, by what a row of the table says of them."""
+    found = importlib.util.find_spec("liger_kernel") is not None
+    return {"Liger": replace(job, kernels="auto")} if found else {}
+
+
 def variants(work: Work) -> list[Variant]:
     """All that is measured on one kind of training; `work` says which."""
     full = work.lora_rank == 0
@@ -102,6 +111,9 @@ def variants(work: Work) -> list[Variant]:
             for gather in ("step", "layer") if full else ("step",):
                 job = OursJob(work=on, deepspeed=deepspeed, gather=gather, chunk_tokens=tokens)
                 found.append(Variant(name=f"ours {kind}, {gather}, {tokens} tokens", job=job))
+        job = OursJob(work=on, deepspeed=deepspeed, chunk_tokens=ONE_CHUNK)
+        for name, changed in changes(job).items():
+            found.append(Variant(name=f"ours {kind}, step, {name}", job=changed))
         for rows in PEER_ROWS:
             peer = PeerJob(work=on, mini_batch_size=rows)
             found.append(Variant(name=f"peer {kind}, {rows} texts", job=peer))

@@ -2,12 +2,14 @@
 
     python tools/bench/memory_plan.py                    # everything: about half an hour
     python tools/bench/memory_plan.py --sizes small --stages 3 --kinds lora
+    python tools/bench/memory_plan.py --rows rows.jsonl  # in pieces: what is there is not repeated
     python tools/bench/memory_plan.py --json             # the last line is one object
 
 Each row is a run in processes of its own: load a decoder with random weights, take a step to warm
-up, then one measured step for each chunk budget. Measured is the anonymous memory of the first
-rank at its highest, above what it held before the model was loaded, after a tiny model had made it
-load its libraries. Predicted is what `--dry-run` prints for the same recipe.
+up, then one measured step for each chunk budget, and one that keeps graphs. Measured is the
+anonymous memory of the first rank at its highest, above what it held before the model was loaded,
+after a tiny model had made it load its libraries. Predicted is what `--dry-run` prints for the same
+recipe.
 """
 
 import argparse
@@ -17,8 +19,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,7 @@ class Way:
     stage: int
     """ZeRO stage."""
     gather: Any
-    """`step` or `chunk`."""
+    """`step`, `layer` or `chunk`."""
     dtype: Any
     """`float32` or `bfloat16`."""
 
@@ -127,10 +130,8 @@ def predict(way: Way, model: Path) -> tuple[dict[str, int], int]:
         )
 
     totals = {str(budget): planned(budget).total(way.gather) for budget in BUDGETS}
-    if way.gather != "step":
-        return totals, 0
     filled = planned(BUDGETS[0], round(ROOM * totals[str(BUDGETS[0])]))
-    return totals | {AUTO: filled.total(way.gather)}, filled.keep_graph_tokens
+    return totals | {AUTO: filled.total(way.gather)}, filled.kept[way.gather]
 
 
 def make_decoder(size: str, folder: Path) -> None:
@@ -173,24 +174,29 @@ def measure(way: Way, kept: int, folder: Path, out: Path) -> None:
 
 
 def train(way: Way, kept: int, model: Path, ranks: Any) -> Iterator[str]:
-    """Load and step; says what was just done. `kept` are the tokens of the last step; 0: none."""
+    """Load and step; says what was just done. `kept` are the tokens that the last step keeps."""
     from trainer.engine.build import build
-    from trainer.engine.grad_cache import StepGradCache
     from trainer.engine.step import Stepper
     from trainer.recipe.resolve import resolve
 
     recipe = make_recipe(way, model, BUDGETS[0])
     config = dict(resolve(recipe, world_size=ranks.world_size).deepspeed)
-    built = build(recipe, model_path=str(model), config=config, gather=way.gather, ranks=ranks)
+    built = build(
+        recipe,
+        model_path=str(model),
+        config=config,
+        gather=way.gather,
+        ranks=ranks,
+        keep_graph_tokens=kept,
+    )
     yield "load"
-    steps = [("first step", BUDGETS[0], BUDGETS[0])]
-    steps += [(str(budget), budget, budget) for budget in BUDGETS]
-    steps += [(AUTO, BUDGETS[0], kept)] if kept else []
+    plain = [("first step", BUDGETS[0]), *((str(budget), budget) for budget in BUDGETS)]
+    # what costs no memory
+    steps = [(name, budget, 0 if way.gather == "layer" else budget) for name, budget in plain]
+    steps.append((AUTO, BUDGETS[0], kept))
     for step, (name, budget, keep) in enumerate(steps):
         recipe = make_recipe(way, model, budget)
-        if isinstance(built.grad_cache, StepGradCache):
-            passes = StepGradCache(built.engine, built.replica, keep_graph_tokens=keep)
-            built = replace(built, grad_cache=passes)
+        built.grad_cache.keep_graph_tokens = keep
         stepper = Stepper(recipe, built, ranks, num_steps=9, warmup_steps=0)
         batch = argparse.Namespace(batch=QUERIES, tokens=TOKENS, vocabulary=VOCABULARY)
         stepper.run(make_batch(batch, step))
@@ -231,28 +237,47 @@ def ways(arguments: argparse.Namespace) -> list[Way]:
 
 
 def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure and predict each way; prints a table on the way."""
+    """Predict each way, and measure those that are not in the file of rows; prints a table."""
     chunks = ", ".join(map(str, BUDGETS))
     print(f"peak of a rank of {RANKS}, MiB; chunks of {chunks} tokens, and of {BUDGETS[0]} with")
-    print(f"graphs kept in {ROOM} times the least memory (step alone)")
-    print(f"{'':<38}{'measured':>24}{'predicted':>28}{'off by':>32}")
+    print(f"graphs kept in {ROOM} times the least memory")
+    print(f"{'':<38}{'measured':>24}{'predicted':>28}{'off by':>32}{'seconds':>9}")
+    known = read_rows(arguments.rows)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for size in {"tiny", *arguments.sizes}:
+        for size in sorted({"tiny", *arguments.sizes}):
             make_decoder(size, folder / size)
         for way in ways(arguments):
+            started = time.perf_counter()
             predicted, kept = predict(way, folder / way.size)
-            measured = run(way, kept, folder)
+            measured = known.get((way.name, kept)) or run(way, kept, folder)
             found = {name: (measured[name], plan) for name, plan in predicted.items()}
             peaks, plans = zip(*found.values(), strict=True)
             errors = "".join(f"{plan / peak - 1:>+8.1%}" for peak, plan in found.values())
-            print(f"{way.name:<38}{listed(peaks)}{listed(plans)}{errors}", flush=True)
-            rows += [
+            seconds = f"{time.perf_counter() - started:>9.0f}"
+            print(f"{way.name:<38}{listed(peaks)}{listed(plans)}{errors}{seconds}", flush=True)
+            new = [
                 {**asdict(way), "budget": name, "kept": kept, "measured": peak, "predicted": plan}
                 for name, (peak, plan) in found.items()
             ]
+            if arguments.rows is not None and (way.name, kept) not in known:
+                with arguments.rows.open("a", encoding="utf-8") as file:
+                    file.writelines(f"{json.dumps(row)}\n" for row in new)
+            rows += new
     return rows
+
+
+def read_rows(file: Path | None) -> dict[tuple[str, int], dict[str, int]]:
+    """Peaks that were measured before, by the way and what its last step keeps."""
+    if file is None or not file.exists():
+        return {}
+    found: dict[tuple[str, int], dict[str, int]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        way = Way(**{field.name: row[field.name] for field in fields(Way)})
+        found.setdefault((way.name, row["kept"]), {})[row["budget"]] = row["measured"]
+    return found
 
 
 def listed(sizes: Sequence[int]) -> str:
@@ -269,6 +294,9 @@ def main() -> int:
     parser.add_argument("--stages", nargs="+", type=int, default=[1, 2, 3], choices=(1, 2, 3))
     parser.add_argument("--gathers", nargs="+", default=["step", "layer"])
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument(
+        "--rows", type=Path, help="JSONL of rows measured before, to which new ones are added"
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     for internal in ("--measure", "--kept", "--folder", "--out"):
         parser.add_argument(internal, help=argparse.SUPPRESS)

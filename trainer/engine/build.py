@@ -10,7 +10,8 @@ from peft import PeftModel
 from torch import nn
 
 from trainer.distributed.group import Ranks
-from trainer.engine.grad_cache import ChunkGradCache, GradCache, LayerGradCache, StepGradCache
+from trainer.engine.grad_cache import GradCache, StepGradCache
+from trainer.engine.hooked_grad_cache import ChunkGradCache, LayerGradCache
 from trainer.engine.materialise import torch_seed
 from trainer.engine.replica import Replica
 from trainer.engine.start_adapter import load_adapter
@@ -18,6 +19,7 @@ from trainer.errors import RecipeError
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
 from trainer.model.embedder import Embedder
+from trainer.model.fused_kernels import use_fused_kernels
 from trainer.model.kinds import skeleton_of
 from trainer.model.layer_major import LayerMajorEmbedder, supports_layer_major
 from trainer.model.prefix_support import share_where_exact
@@ -68,8 +70,8 @@ def build(
         config: the whole DeepSpeed dict.
         gather: `step`, `layer` or `chunk`.
         ranks: this process; its group is up.
-        keep_graph_tokens: what pass 1 keeps with `step` where the recipe leaves it to the memory
-            plan; None: one chunk's worth.
+        keep_graph_tokens: what is kept where the recipe leaves it to the memory plan; None: what
+            costs no memory.
         whole_graphs: with `step`, run without `model.gradient_checkpointing` until memory runs out.
         teacher_size: elements of the vectors that a layer brings the model's to; None: no layer.
 
@@ -77,7 +79,8 @@ def build(
         RecipeError: the model cannot be loaded, or `gather: layer` does not suit it.
     Collective: yes.
     """
-    if gather != "chunk":
+    keep = _kept_tokens(recipe.engine, gather, keep_graph_tokens)
+    if gather == "step" or (gather == "layer" and not keep):
         config = _with_plain_linear(config)
     embedder = load_embedder(
         recipe, model_path=model_path, config=config, ranks=ranks, teacher_size=teacher_size
@@ -90,29 +93,35 @@ def build(
     optimizer = make_optimizer(embedder, recipe.train, config, ranks)
     engine, *_ = deepspeed.initialize(model=embedder, optimizer=optimizer, config=config)
     if gather == "step":
-        keep = _kept_tokens(recipe.engine, keep_graph_tokens)
         passes: GradCache = StepGradCache(
             engine, replica, keep_graph_tokens=keep, whole_graphs=whole_graphs
         )
+    elif gather == "layer":
+        passes = LayerGradCache(engine, keep_graph_tokens=keep)
     else:
-        passes = LayerGradCache(engine) if gather == "layer" else ChunkGradCache(engine)
+        passes = ChunkGradCache(engine, keep_graph_tokens=keep)
     return Built(engine, passes, gather, replica)
 
 
-def _kept_tokens(recipe: EngineRecipe, planned: int | None) -> int:
-    """What pass 1 keeps: the recipe's number, else the plan's, else one chunk's worth."""
+def _kept_tokens(recipe: EngineRecipe, gather: Gather, planned: int | None) -> int:
+    """The recipe's number, else the plan's, else what costs no memory.
+
+    A chunk's graph is held at some time anyway, but one layer after another with `layer`.
+    """
     found = recipe.keep_graph_tokens
     if found == AUTO:
         found = planned
-    return recipe.max_tokens_per_chunk if found is None else found
+    if found is not None:
+        return found
+    return 0 if gather == "layer" else recipe.max_tokens_per_chunk
 
 
 def _with_plain_linear(config: dict[str, Any]) -> dict[str, Any]:
     """The DeepSpeed dict without ZeRO-3's own linear function, unless it says otherwise.
 
     That one keeps a forward's graph from holding gathered weights. A replica has them all anyway,
-    and a layer run over all chunks keeps no graph and has its weights back before it is recomputed;
-    it costs time for every chunk.
+    and a layer run over all chunks without keeping graphs has its weights back before it is
+    recomputed; it costs time for every chunk.
     """
     zero = config["zero_optimization"]
     if zero["stage"] != 3:
@@ -142,6 +151,7 @@ def load_embedder(
     backbone = load_backbone(
         recipe.model, model_path, kernel=kernel, zero3_config=config if stage3 else None
     )
+    use_fused_kernels(backbone, choice=recipe.engine.kernels, device_type=ranks.device.type)
     if recipe.model.lora is not None:
         torch.manual_seed(torch_seed(recipe.seed))
         backbone = add_lora(backbone, recipe.model.lora)

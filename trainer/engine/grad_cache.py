@@ -2,23 +2,22 @@
 
 The method is Gao et al. 2021, arXiv:2101.06983; the forms give the same gradient and differ in
 speed and memory.
-`StepGradCache` gathers parameters once per step, `LayerGradCache` once per layer and direction,
-`ChunkGradCache` for every chunk, as a plain DeepSpeed loop would. They must not know losses:
-a step's loss is a function from this rank's vectors to their gradients.
+`StepGradCache`, which is here, gathers parameters once per step. Those of
+`trainer.engine.hooked_grad_cache` gather once per layer and direction, or for every chunk. They
+must not know losses: a step's loss is a function from this rank's vectors to their gradients.
 """
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import deepspeed
 import torch
 from torch import Tensor
 
-from trainer.engine.chunk_vectors import concatenate, filled, real_rows, scattered, split_like
+from trainer.engine.chunk_vectors import concatenate, split_like
 from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.memory_errors import is_out_of_memory
 from trainer.engine.replica import Replica
@@ -32,6 +31,9 @@ ValueAndGrad = Callable[[Vectors], tuple[Vectors, dict[str, Tensor]]]
 
 class GradCache(Protocol):
     """One way to run chunks; every rank calls it with as many chunks as the others."""
+
+    keep_graph_tokens: int
+    """Padded tokens whose graph is kept, so that they run forward once."""
 
     @property
     def shares_prefix(self) -> bool:
@@ -86,19 +88,11 @@ def hand_on(outputs: Vectors, gradients: Vectors) -> None:
     torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
 
-def surrogate(outputs: Vectors, gradients: Vectors) -> Tensor:
-    """A scalar whose gradient with respect to outputs is the cached gradient."""
-    products = [(o * g).sum() for o, g in zip(outputs, gradients, strict=True)]
-    return torch.stack(products).sum()
-
-
 def first_kept(chunks: Sequence[Chunk], keep_graph_tokens: int) -> int:
     """Index of the first chunk whose graph survives pass 1.
 
-    The last chunks are kept while they fit `keep_graph_tokens`; a lone chunk always is.
+    The last chunks are kept while they fit `keep_graph_tokens`.
     """
-    if len(chunks) == 1:
-        return 0
     index, tokens = len(chunks), 0
     while index > 0 and tokens + chunks[index - 1].padded_tokens <= keep_graph_tokens:
         index -= 1
@@ -232,6 +226,9 @@ class StepGradCache:
     def _first_pass(self, passes: "_Passes") -> list[Vectors]:
         """Vectors of all chunks, those of the last chunks with their graph."""
         kept_from = first_kept(passes.chunks, self.keep_graph_tokens)
+        if len(passes.chunks) == 1:
+            # it goes back at once
+            kept_from = 0
         try:
             with recomputing_nothing(passes.model, wanted=self.whole_graphs):
                 return passes.forward(kept_from)
@@ -287,111 +284,3 @@ class StepGradCache:
     def held(self) -> contextlib.AbstractContextManager[object]:
         """See `GradCache.held`."""
         return self.replica.gathered()
-
-
-class LayerGradCache:
-    """One pass, layer by layer over all chunks; each (layer, chunk) is recomputed going back.
-
-    ZeRO-3 gathers each layer once per direction and reduces each gradient once; memory is that of
-    plain chunks plus one hidden state per token and layer. The engine's module must be a
-    `LayerMajorEmbedder`.
-    """
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        self.engine = engine
-
-    @property
-    def shares_prefix(self) -> bool:
-        """See `GradCache.shares_prefix`."""
-        return shares_prefix(self.engine)
-
-    def accumulate(
-        self,
-        chunks: Sequence[Chunk],
-        value_and_grad: ValueAndGrad,
-        *,
-        step_key: int,
-        middle: bool,
-        taught: bool = False,
-    ) -> dict[str, Tensor]:
-        """See `GradCache.accumulate`."""
-        self.engine.train()
-        run = filled(chunks, self.engine.device)
-        outputs = self.engine(run, step_key=step_key, middle=middle, taught=taught)
-        kept = real_rows(chunks)
-        gradients, terms = value_and_grad(tuple(v.detach()[kept] for v in outputs))
-        padded = tuple(scattered(g, kept, len(v)) for g, v in zip(gradients, outputs, strict=True))
-        self.engine.set_gradient_accumulation_boundary(True)
-        self.engine.backward(surrogate(outputs, padded), scale_wrt_gas=False)
-        return terms
-
-    def embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """See `GradCache.embed`."""
-        self.engine.eval()
-        with torch.no_grad():
-            outputs = self.engine(filled(chunks, self.engine.device), step_key=0, middle=False)
-        self.engine.train()
-        return outputs[0][real_rows(chunks)]
-
-    def held(self) -> contextlib.AbstractContextManager[object]:
-        """See `GradCache.held`; nothing to hold."""
-        return contextlib.nullcontext()
-
-
-class ChunkGradCache:
-    """Two passes through the hooked engine, chunk by chunk: works for any backbone, least memory.
-
-    Gathers and reduces for every chunk. The reference that the others are tested against.
-    """
-
-    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        self.engine = engine
-
-    @property
-    def shares_prefix(self) -> bool:
-        """See `GradCache.shares_prefix`."""
-        return shares_prefix(self.engine)
-
-    def accumulate(
-        self,
-        chunks: Sequence[Chunk],
-        value_and_grad: ValueAndGrad,
-        *,
-        step_key: int,
-        middle: bool,
-        taught: bool = False,
-    ) -> dict[str, Tensor]:
-        """See `GradCache.accumulate`."""
-        self.engine.train()
-        run = filled(chunks, self.engine.device)
-        forward = partial(self._forward, step_key=step_key, middle=middle, taught=taught)
-        outputs = []
-        for chunk in run:
-            with torch.set_grad_enabled(len(run) == 1):
-                outputs.append(forward(chunk))
-        kept = real_rows(chunks)
-        gradients, terms = value_and_grad(tuple(v.detach()[kept] for v in concatenate(outputs)))
-        padded = tuple(scattered(g, kept, sum(c.num_texts for c in run)) for g in gradients)
-        for i, cached in enumerate(split_like(run, padded)):
-            self.engine.set_gradient_accumulation_boundary(i == len(run) - 1)
-            output = outputs[0] if len(run) == 1 else forward(run[i])
-            self.engine.backward(surrogate(output, cached), scale_wrt_gas=False)
-        return terms
-
-    def _forward(self, chunk: Chunk, *, step_key: int, middle: bool, taught: bool) -> Vectors:
-        """One hooked forward."""
-        self.engine.module.begin(chunk, step_key)
-        vectors: Vectors = self.engine(chunk, middle=middle, taught=taught)
-        return vectors
-
-    def embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """See `GradCache.embed`."""
-        self.engine.eval()
-        with torch.no_grad():
-            outputs = [self.engine(chunk) for chunk in filled(chunks, self.engine.device)]
-        self.engine.train()
-        return concatenate(outputs)[0][real_rows(chunks)]
-
-    def held(self) -> contextlib.AbstractContextManager[object]:
-        """See `GradCache.held`; nothing to hold."""
-        return contextlib.nullcontext()

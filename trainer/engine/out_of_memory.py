@@ -17,7 +17,6 @@ from torch import Tensor
 from trainer.data.batch import Texts
 from trainer.distributed.group import Ranks
 from trainer.engine.build import Built
-from trainer.engine.grad_cache import StepGradCache
 from trainer.engine.losses.task_loss import Vectors
 from trainer.engine.materialise import make_chunks
 from trainer.engine.memory_errors import is_out_of_memory
@@ -25,7 +24,7 @@ from trainer.errors import StepError
 from trainer.model.token_rows import trained_id
 from trainer.recipe.per_source import step_kinds
 from trainer.recipe.resolve import row_texts, uses_middle_layer, uses_teacher_layer
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import AUTO, Recipe
 
 CHEAP_ON_CPU_FLOP = 1e11
 """A memory probe of more work than this, about two seconds of a core, is not made without a GPU."""
@@ -61,7 +60,7 @@ def largest_chunk(
         recipe: as loaded.
         world_size: number of ranks.
         max_positions: positions that the model has.
-        keep_graph_tokens: padded tokens whose graph pass 1 keeps.
+        keep_graph_tokens: padded tokens whose graph is kept.
     """
     budget = recipe.engine.max_tokens_per_chunk
     steps = []
@@ -99,14 +98,11 @@ def probe_memory(recipe: Recipe, built: Built, ranks: Ranks) -> None:
     Collective: yes.
     """
     positions = getattr(built.engine.module.config, "max_position_embeddings", None) or math.inf
-    passes, kept = built.grad_cache, recipe.engine.max_tokens_per_chunk
-    if isinstance(passes, StepGradCache):
-        kept = passes.keep_graph_tokens
     chunk = largest_chunk(
         recipe,
         world_size=ranks.world_size,
         max_positions=int(min(positions, 1 << 30)),
-        keep_graph_tokens=kept,
+        keep_graph_tokens=built.grad_cache.keep_graph_tokens,
     )
     if not is_worth_probing(built, chunk, ranks.device):
         return
@@ -188,6 +184,10 @@ def _remedies(recipe: Recipe, built: Built) -> str:
         remedies.append(
             f"lower engine.keep_graph_tokens to {engine.keep_graph_tokens // 2} or 0 "
             f"(now {engine.keep_graph_tokens})"
+        )
+    elif engine.keep_graph_tokens == AUTO and built.gather != "step":
+        remedies.append(
+            f"set engine.keep_graph_tokens=null (auto keeps {built.grad_cache.keep_graph_tokens})"
         )
     half = engine.max_tokens_per_chunk // 2
     remedies.append(

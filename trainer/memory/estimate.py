@@ -9,7 +9,8 @@ Letters: P all parameters, T trained ones, W ranks, b bytes of `model.dtype`, L 
 """
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -41,8 +42,8 @@ class MemoryPlan:
     """On disk for `model/`: all weights, adapters merged into them."""
     usable_bytes: int | None
     """What a rank may use of its GPU, or its share of the machine; None where not known."""
-    keep_graph_tokens: int
-    """Padded tokens whose graph pass 1 keeps with `gather: step`."""
+    kept: Mapping[Way, int]
+    """Padded tokens whose graph is kept with each of these ways, so that they run forward once."""
 
     def peak_phase(self, gather: Way) -> str:
         """The phase that needs most with that way of gathering."""
@@ -104,11 +105,12 @@ def plan_memory(
     moved = _offloaded(deepspeed)
     held = {name: size for name, size in resident.items() if name not in moved}
     held["embeddings and loss"] = loss_bytes(recipe, shape, world_size=world_size)
-    kept = _kept_tokens(job, usable_bytes, held)
-    phases: dict[Way, Mapping[str, BytesByPart]] = {"step": _step_phases(job, kept)}
-    if shape.is_layered:
-        phases["layer"] = _layer_phases(job)
-    phases["chunk"] = _chunk_phases(job)
+    ways = [way for way in WAYS if shape.is_layered or way != "layer"]
+    room = None
+    if usable_bytes is not None:
+        room = recipe.engine.memory_fraction * usable_bytes - sum(held.values())
+    kept = {way: _kept_tokens(job, way, room) for way in ways}
+    phases = {way: WAYS[way](job, kept[way]) for way in ways}
     update = _update(job, moved)
     return MemoryPlan(
         phases={
@@ -120,7 +122,7 @@ def plan_memory(
         checkpoint_bytes=_checkpoint_bytes(job),
         export_bytes=job.width * (shape.num_parameters - shape.teacher_parameters),
         usable_bytes=usable_bytes,
-        keep_graph_tokens=kept,
+        kept=kept,
     )
 
 
@@ -185,24 +187,33 @@ def _gathered_once(job: Job) -> int:
     return job.width * job.shape.num_parameters * (job.stage == 3)
 
 
-def _kept_tokens(job: Job, usable_bytes: int | None, held: BytesByPart) -> int:
-    """Tokens whose graph pass 1 keeps: those of whole chunks, one chunk at least.
+def _kept_tokens(job: Job, way: Way, room: float | None) -> int:
+    """Tokens whose graph is kept: those of whole chunks, and at least what costs no memory.
 
-    `auto` keeps what fits `engine.memory_fraction` of the memory beside all that is held at once
-    while chunks run; where the memory is not known, one chunk.
+    That is one chunk, whose graph is held at some time anyway, but none with `layer`, which holds
+    one layer of it. `auto` keeps what fits `room`, bytes beside what is held through the run; what
+    costs no memory where that is None.
     """
-    engine = job.recipe.engine
-    most = max(job.chunk, job.share)
-    if engine.keep_graph_tokens != AUTO:
-        keep = engine.keep_graph_tokens
-        keep = engine.max_tokens_per_chunk if keep is None else keep
-        return min(max(job.chunk, keep // job.chunk * job.chunk), most)
-    if usable_bytes is None:
-        return job.chunk
-    taken = sum(held.values()) + _gathered_once(job) + job.gradients
-    room = engine.memory_fraction * usable_bytes - taken - job.shape.backward(job.chunk)
-    tokens = int(max(0.0, room) / max(1.0, job.shape.graph.per_token))
-    return min(max(job.chunk, tokens // job.chunk * job.chunk), most)
+    keep = job.recipe.engine.keep_graph_tokens
+    least, most = 0 if way == "layer" else job.chunk, max(job.chunk, job.share)
+    if keep == AUTO:
+        keep = None if room is None else _fitting_tokens(job, way, room, most)
+    keep = least if keep is None else keep // job.chunk * job.chunk if keep < most else most
+    return max(least, keep)
+
+
+def _fitting_tokens(job: Job, way: Way, room: float, most: int) -> int:
+    """The most tokens of whole chunks whose graphs fit some bytes, 0 to `most`."""
+
+    def kept(num_chunks: int) -> int:
+        return min(num_chunks * job.chunk, most)
+
+    def peak(num_chunks: int) -> int:
+        return max(sum(parts.values()) for parts in WAYS[way](job, kept(num_chunks)).values())
+
+    # no phase needs less for keeping more
+    counts = range(math.ceil(most / job.chunk) + 1)
+    return kept(max(0, bisect_right(counts, room, key=peak) - 1))
 
 
 def _reduction(job: Job) -> dict[str, int]:
@@ -231,15 +242,17 @@ def _update(job: Job, moved: set[str]) -> dict[str, int]:
     return parts
 
 
-def _layer_phases(job: Job) -> dict[str, BytesByPart]:
+def _layer_phases(job: Job, kept: int) -> dict[str, BytesByPart]:
     """All chunks through one layer after another, and back.
 
-    The state of every token of the rank is kept at each of the L borders. At the top of the
-    backward pass all of them are there, and one layer's gradients; at its end the table of
-    embeddings gets its gradient.
+    The state of every token of the rank is kept at each of the L borders, and all that layers save
+    of the tokens that are not recomputed. At the top of the backward pass all of that is there, and
+    one layer's gradients; at its end the table of embeddings gets its gradient.
     """
     state = job.share * job.shape.hidden_size * job.width
     borders = {"states between layers": (job.shape.num_layers + FLAT_STATES) * state}
+    if kept:
+        borders["kept graphs"] = job.shape.num_layers * job.shape.layer_graph(kept)
     one_layer = {"activations": job.shape.layer(job.chunk)}
     if job.stage < 3:
         gradients = {"step's gradients": job.gradients}
@@ -293,24 +306,36 @@ def _gathered(job: Job) -> tuple[int, int]:
     return job.width * live, job.width * in_flight
 
 
-def _chunk_phases(job: Job) -> dict[str, BytesByPart]:
+def _chunk_phases(job: Job, kept: int) -> dict[str, BytesByPart]:
     """Chunk by chunk through the hooked engine: a chunk's activations over layers that come and go.
 
-    Below stage 3 all gradients wait for the last chunk.
+    Below stage 3 all gradients wait for the last chunk. Chunks that go back together hold a
+    gradient of every trained parameter, T b, until the first of them is through.
     """
-    chunk = job.shape.graph(job.chunk) + job.shape.backward(job.chunk)
+    chunk = job.shape.graph(max(kept, job.chunk)) + job.shape.backward(job.chunk)
+    together = job.width * job.shape.num_trainable if kept > job.chunk else 0
+    sums = {"sums over kept chunks": together}
     if job.stage < 3:
         gradients = {"step's gradients": job.gradients}
         activations = {"activations": max(chunk, job.embedding_gradient)}
-        return {"chunks": gradients | activations, "reduction": gradients | _reduction(job)}
+        return {"chunks": gradients | activations | sums, "reduction": gradients | _reduction(job)}
     live, in_flight = _gathered(job)
     moving = {"gathered parameters": live, "parameters in flight": in_flight}
     return {
         "chunks": moving
+        | sums
         | {"activations": chunk, "layer's gradients": 4 * job.shape.layer_trainable},
         "embeddings": {"gathered parameters": job.width * job.shape.embedding_parameters}
         | _embedding_gradient(job),
     }
+
+
+WAYS: Mapping[Way, Callable[[Job, int], dict[str, BytesByPart]]] = {
+    "step": _step_phases,
+    "layer": _layer_phases,
+    "chunk": _chunk_phases,
+}
+"""From tokens whose graph is kept to the phases of a step, fastest way first."""
 
 
 def _checkpoint_bytes(job: Job) -> int:

@@ -28,7 +28,7 @@ class Passes:
     gather: Gather
     """`step`, `layer` or `chunk`."""
     keep_graph_tokens: int | None = None
-    """Padded tokens whose graph pass 1 keeps with `step`; None: one chunk's worth."""
+    """Padded tokens whose graph is kept; None: what costs no memory."""
     whole_graphs: bool = False
     """Whether layers keep all activations with `step` although the recipe recomputes them."""
 
@@ -136,10 +136,9 @@ def plan_passes(
         whole = planned(measure_model(config, plain, teacher_size=shape.teacher_size))
         whole_graphs = whole.fits_in("step", recipe.engine.memory_fraction)
         plan = whole if whole_graphs else plan
-    passes = Passes(
-        gather=gather, keep_graph_tokens=plan.keep_graph_tokens, whole_graphs=whole_graphs
-    )
-    return plan, passes
+    # none for a way that does not suit the backbone
+    kept = plan.kept.get(gather)  # type: ignore[arg-type] # keys of the phases
+    return plan, Passes(gather=gather, keep_graph_tokens=kept, whole_graphs=whole_graphs)
 
 
 def _unplanned(recipe: Recipe, deepspeed: Mapping[str, Any]) -> Gather:
@@ -162,8 +161,7 @@ def _described(recipe: Recipe, plan: MemoryPlan, passes: Passes, world_size: int
     if gather not in plan.phases:
         return f"memory plan: none, as gather: {gather} does not suit this backbone"
     text = summary(plan, gather, world_size=world_size)  # type: ignore[arg-type]
-    if gather == "step":
-        text += f"; {kept_graphs(plan, recipe, whole_graphs=passes.whole_graphs)}"
+    text += f"; {kept_graphs(plan, recipe, gather, whole_graphs=passes.whole_graphs)}"  # type: ignore[arg-type]
     if plan.fits_with(gather):  # type: ignore[arg-type]
         return text
     return f"{text}. It does not fit; --dry-run lists what does"

@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
@@ -49,6 +50,10 @@ class LinearBytes:
         return round(max(0.0, self.fixed) + self.per_token * tokens)
 
 
+NOTHING = LinearBytes(fixed=0, per_token=0)
+"""No bytes for any token."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
     """Sizes of a backbone."""
@@ -81,6 +86,8 @@ class ModelShape:
     """What the backward pass holds at its start on top of that."""
     layer: LinearBytes
     """Forward and backward of one layer alone; 0 where `is_layered` is false."""
+    layer_graph: LinearBytes
+    """What one layer leaves for its backward pass besides its input and its output; likewise."""
     teacher_size: int = 0
     """Size of a teacher's vectors, to which a trained layer brings the model's; 0: none does."""
 
@@ -143,6 +150,7 @@ def _measured(config: PretrainedConfig, recipe: Recipe, teacher_size: int) -> Mo
     layered = supports_layer_major(backbone)
     numels = Counter(parameter.numel() for parameter in backbone.parameters()) + added + dense
     length = _trial_length(config, recipe)
+    layer, layer_graph = _one_layer(config, recipe, length) if layered else (NOTHING, NOTHING)
     graph, backward = _whole_model(few, many, recipe, num_layers=num_layers, length=length)
     return ModelShape(
         num_parameters=_total(numels),
@@ -161,7 +169,8 @@ def _measured(config: PretrainedConfig, recipe: Recipe, teacher_size: int) -> Mo
         is_layered=layered,
         graph=graph,
         backward=backward,
-        layer=_one_layer(config, recipe, length) if layered else LinearBytes(fixed=0, per_token=0),
+        layer=layer,
+        layer_graph=layer_graph,
         teacher_size=teacher_size,
     )
 
@@ -187,11 +196,21 @@ def _whole_model(
     return LinearBytes(fixed=0, per_token=whole / (MANY_TEXTS * length)), rest
 
 
-def _one_layer(config: PretrainedConfig, recipe: Recipe, length: int) -> LinearBytes:
-    """Forward and backward of a layer that is recomputed by itself."""
+def _one_layer(
+    config: PretrainedConfig, recipe: Recipe, length: int
+) -> tuple[LinearBytes, LinearBytes]:
+    """Forward and backward of a layer by itself, and the graph of one, without its borders."""
     plain = replace(in_every_layer(recipe.model), gradient_checkpointing=False)
     embedder = _embedder(_with_layers(config, 2), plain)
-    return _line(lambda n: measure_layer(embedder, num_texts=n, length=length).peak, length)
+    text_bytes = length * config.get_text_config().hidden_size * DTYPES[plain.dtype].itemsize
+
+    @cache
+    def trial(num_texts: int) -> ChunkMemory:
+        return measure_layer(embedder, num_texts=num_texts, length=length)
+
+    peak = _line(lambda n: trial(n).peak, length)
+    # input and output
+    return peak, _line(lambda n: trial(n).graph - 2 * n * text_bytes, length)
 
 
 def _line(size: Callable[[int], int], length: int) -> LinearBytes:

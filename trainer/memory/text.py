@@ -76,11 +76,14 @@ def summary(plan: MemoryPlan, gather: Way, *, world_size: int) -> str:
     )
 
 
-def kept_graphs(plan: MemoryPlan, recipe: Recipe, *, whole_graphs: bool) -> str:
-    """What does not run twice in a step with `gather: step`, in one phrase."""
+def kept_graphs(plan: MemoryPlan, recipe: Recipe, gather: Way, *, whole_graphs: bool) -> str:
+    """What does not run forward twice in a step with a way of gathering, in one phrase."""
+    tokens = f"{plan.kept[gather]:,} tokens"
+    if gather == "layer":
+        return f"layers of {tokens} are not recomputed"
     recomputing = recipe.model.gradient_checkpointing
     kept = "borders of layers" if recomputing and not whole_graphs else "graphs"
-    text = f"{kept} of {plan.keep_graph_tokens:,} tokens are kept between the passes"
+    text = f"{kept} of {tokens} are kept between the passes"
     return f"{text}, without model.gradient_checkpointing" if whole_graphs else text
 
 

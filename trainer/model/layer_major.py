@@ -7,7 +7,7 @@ stay those of the plain embedder: layers change class, not place.
 Letters: T tokens of all chunks that run, H hidden size, n texts of all chunks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,29 @@ from torch.utils.checkpoint import checkpoint
 from trainer.model.embedder import Chunk, Embedder, unit
 from trainer.model.shared_prefix import in_own_rows
 from trainer.recipe.schema import MEANS
+
+OnError = Callable[[RuntimeError | MemoryError], None]
+"""Called when a graph finds no room: raises again what is no want of memory."""
+
+
+@dataclass
+class KeptGraphs:
+    """The last chunks of a step, whose layers keep their activations while there is memory."""
+
+    first: int
+    """Index of the first of them."""
+    on_error: OnError
+    """Whom to tell that there is none."""
+
+    def give_up(self, error: RuntimeError | MemoryError, num_chunks: int) -> None:
+        """Keep nothing from here on, or raise the error again."""
+        self.on_error(error)
+        self.first = num_chunks
+
+
+def raise_again(error: RuntimeError | MemoryError) -> None:
+    """An `OnError` that makes do with nothing less."""
+    raise error
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,8 @@ class ChunkRun:
     """Sets the random keys of a chunk."""
     step_key: int
     """Seed and step, mixed."""
+    kept: "KeptGraphs"
+    """Which of them are not recomputed."""
 
     @property
     def sizes(self) -> list[int]:
@@ -46,17 +71,29 @@ class ChunkwiseLayer(nn.Module):
     """Mixin before a decoder layer's class: forward over flat tokens, chunk by chunk."""
 
     def forward(self, hidden_TH: Tensor, run: ChunkRun, depth: int) -> Tensor:
-        """Apply layer number `depth` to each chunk under checkpointing [T, H] -> [T, H]."""
-        parts = []
-        for i, part in enumerate(hidden_TH.split(run.sizes)):
-            if torch.is_grad_enabled():
-                part = checkpoint(
-                    self._one, part, run, i, depth, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                part = self._one(part, run, i, depth)
-            parts.append(part)
+        """Apply layer number `depth` to each chunk [T, H] -> [T, H]."""
+        parts = [
+            self._kept_or_not(part, run, i, depth)
+            for i, part in enumerate(hidden_TH.split(run.sizes))
+        ]
         return torch.cat(parts)
+
+    def _kept_or_not(self, part_TH: Tensor, run: ChunkRun, index: int, depth: int) -> Tensor:
+        """The layer on one chunk, with its graph or under checkpointing.
+
+        Nothing here is a collective, so a rank that has no room for a graph can do without it.
+        """
+        if not torch.is_grad_enabled():
+            return self._one(part_TH, run, index, depth)
+        if index >= run.kept.first:
+            try:
+                return self._one(part_TH, run, index, depth)
+            except (RuntimeError, MemoryError) as error:
+                run.kept.give_up(error, len(run.chunks))
+        part: Tensor = checkpoint(
+            self._one, part_TH, run, index, depth, use_reentrant=False, preserve_rng_state=False
+        )
+        return part
 
     def _one(self, part_TH: Tensor, run: ChunkRun, index: int, depth: int) -> Tensor:
         """The layer on one chunk; called again with the same randomness when recomputed."""
@@ -94,7 +131,14 @@ class LayerMajorEmbedder(Embedder):
         return embedder  # type: ignore[return-value]
 
     def forward(  # type: ignore[override]
-        self, chunks: Sequence[Chunk], *, step_key: int, middle: bool, taught: bool = False
+        self,
+        chunks: Sequence[Chunk],
+        *,
+        step_key: int,
+        middle: bool,
+        taught: bool = False,
+        kept_from: int | None = None,
+        on_error: OnError = raise_again,
     ) -> tuple[Tensor, ...]:
         """Embed all chunks.
 
@@ -104,6 +148,8 @@ class LayerMajorEmbedder(Embedder):
             middle: also pool `hidden_states[num_states // 2]`, before any final norm and without
                 the projection.
             taught: also bring the vectors to a teacher's size, S.
+            kept_from: index of the first chunk whose layers are not recomputed; None: all are.
+            on_error: told where there is no memory for that; its layers are recomputed then.
 
         Returns:
             (last [n, D],), then middle [n, H] and taught [n, S] where asked for, float32, norm 1.
@@ -115,7 +161,8 @@ class LayerMajorEmbedder(Embedder):
         if torch.is_grad_enabled() and not hidden_TH.requires_grad:
             # with frozen embeddings the leaf modules' backward hooks would fire too early
             hidden_TH.requires_grad_()
-        run = self._run(chunks, hidden_TH, step_key)
+        kept = KeptGraphs(len(chunks) if kept_from is None else kept_from, on_error)
+        run = self._run(chunks, hidden_TH, step_key, kept)
         middle_of = (len(decoder.layers) + 1) // 2
         middle_TH = hidden_TH
         for i, layer in enumerate(decoder.layers):
@@ -126,7 +173,9 @@ class LayerMajorEmbedder(Embedder):
         pooled_nH = self._pool_flat(middle_TH, run, norm=None) if middle else None
         return self.tables(last, None if pooled_nH is None else unit(pooled_nH), taught=taught)
 
-    def _run(self, chunks: Sequence[Chunk], hidden_TH: Tensor, step_key: int) -> ChunkRun:
+    def _run(
+        self, chunks: Sequence[Chunk], hidden_TH: Tensor, step_key: int, kept: KeptGraphs
+    ) -> ChunkRun:
         """Masks and rotary tables of a step."""
         return ChunkRun(
             chunks=chunks,
@@ -134,6 +183,7 @@ class LayerMajorEmbedder(Embedder):
             rotary=self._rotary(chunks, hidden_TH),
             embedder=self,
             step_key=step_key,
+            kept=kept,
         )
 
     def _rotary(self, chunks: Sequence[Chunk], hidden_TH: Tensor) -> list[tuple[Tensor, Tensor]]:

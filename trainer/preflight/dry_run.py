@@ -7,7 +7,7 @@ so their rows are counted only when the training starts.
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from trainer.memory.text import choices_section, disk_section, gib, kept_graphs,
 from trainer.memory.workload import step_tokens
 from trainer.merge.model_place import place_of_model
 from trainer.model.backbone import check_backbone, load_config
+from trainer.model.fused_kernels import reason_against
 from trainer.model.limits import num_token_ids
 from trainer.preflight.checks import (
     check_model,
@@ -71,7 +72,8 @@ def dry_run(recipe: Recipe, arguments: Arguments, *, named: Sequence[str] = ()) 
     check_model(recipe)
     path = place_of_model(recipe.model)
     config = load_config(recipe.model, path)
-    num_ids = num_token_ids(check_backbone(recipe, path, config, download=False))
+    skeleton = check_backbone(recipe, path, config, download=False)
+    num_ids = num_token_ids(skeleton)
     hidden_size = config.get_text_config().hidden_size
     check_widths(sources, recipe, hidden_size=hidden_size)
     tokenizer = _tokenizer(recipe, path, num_ids)
@@ -81,8 +83,11 @@ def dry_run(recipe: Recipe, arguments: Arguments, *, named: Sequence[str] = ()) 
         usable_bytes=_usable_bytes(arguments),
         on_gpu=_on_gpu(arguments),
     )
+    against = reason_against(skeleton, choice=recipe.engine.kernels, on_gpu=machine.on_gpu)
+    kernels = "Liger's" if against is None else f"those of transformers, as {against}"
+    found = {"path": path, "tokenizer": tokenizer, "kernels": kernels}
     size = teacher_size(sources, recipe)
-    model, *memory = _planned(recipe, config, (path, tokenizer), machine, resolved, size)
+    model, *memory = _planned(recipe, config, found, machine, resolved, size)
     sections = (
         model,
         _batch_section(recipe, resolved),
@@ -103,20 +108,20 @@ def dry_run(recipe: Recipe, arguments: Arguments, *, named: Sequence[str] = ()) 
 def _planned(
     recipe: Recipe,
     config: PretrainedConfig,
-    found: tuple[str, str],
+    found: Mapping[str, str],
     machine: Machine,
     resolved: Resolved,
     teacher_size: int | None,
 ) -> tuple[str, ...]:
     """What the model is, and the memory it needs where that can be known.
 
-    `found` is where the model lies, and its tokenizer in one phrase.
+    `found` is where the model lies, its tokenizer and its kernels in one phrase each.
     """
     try:
         shape = measure_model(config, recipe, teacher_size=teacher_size)
     except PlanError as error:
-        rows = (("path", found[0]), ("type", config.model_type), ("tokenizer", found[1]))
-        return (_listed("Model", rows), str(error))
+        rows = {"path": found["path"], "type": config.model_type, **found}
+        return (_listed("Model", rows.items()), str(error))
     return (
         _model_section(recipe, config, shape, found),
         *_memory_sections(recipe, config, shape, machine, resolved),
@@ -136,18 +141,19 @@ def _usable_bytes(arguments: Arguments) -> int | None:
 
 
 def _model_section(
-    recipe: Recipe, config: PretrainedConfig, shape: ModelShape, found: tuple[str, str]
+    recipe: Recipe, config: PretrainedConfig, shape: ModelShape, found: Mapping[str, str]
 ) -> str:
-    """What the backbone is, and whether its tokenizer is there."""
+    """What the backbone is, what runs its layers, and whether its tokenizer is there."""
     rows = [
-        ("path", found[0]),
+        ("path", found["path"]),
         ("type", f"{config.model_type}, {shape.num_layers} layers of {shape.hidden_size}"),
         ("parameters", f"{shape.num_parameters:,}"),
         ("trained", f"{shape.num_trainable:,}"),
         ("vector", f"{recipe.model.pooling} pooling, {recipe.model.attention} attention"),
         *([("projection", f"to {shape.vector_size}")] if recipe.model.projection else []),
         *_teacher_layer(recipe, shape),
-        ("tokenizer", found[1]),
+        ("kernels", found["kernels"]),
+        ("tokenizer", found["tokenizer"]),
     ]
     return _listed("Model", rows)
 
@@ -226,9 +232,8 @@ def _fit(recipe: Recipe, plan: MemoryPlan, passes: Passes) -> str:
     if plan.usable_bytes is not None:
         fits = "fits" if plan.fits_with(gather) else "does not fit"  # type: ignore[arg-type]
         text += f"; {fits} {gib(plan.usable_bytes)} usable"
-    if gather == "step":
-        text += f"\n  {kept_graphs(plan, recipe, whole_graphs=passes.whole_graphs)}"
-    return text
+    kept = kept_graphs(plan, recipe, gather, whole_graphs=passes.whole_graphs)  # type: ignore[arg-type]
+    return f"{text}\n  {kept}"
 
 
 def _advice(

@@ -26,6 +26,7 @@ Attention = Literal["causal", "bidirectional"]
 DType = Literal["float32", "bfloat16"]
 Schedule = Literal["alternate", "proportional", "temperature"]
 Gather = Literal["auto", "step", "layer", "chunk"]
+Kernels = Literal["auto", "none"]
 AUTO: Literal["auto"] = "auto"
 """Left to the memory plan."""
 
@@ -274,8 +275,8 @@ class EngineRecipe:
     max_tokens_per_chunk: int = bounded(16_384, low=1)
     """Padded tokens of one forward on one rank."""
     keep_graph_tokens: int | Literal["auto"] | None = bounded(AUTO, low=0)
-    """With `gather: step`, padded tokens whose graph pass 1 keeps, so that they run once; `auto`:
-    what the memory plan finds room for; null: one chunk's worth."""
+    """Padded tokens of a rank whose graph is kept, so that they run forward once; `auto`: what the
+    memory plan finds room for; null: what costs no memory, one chunk, or none with `layer`."""
     memory_fraction: float = bounded(0.8, above=0, high=1)
     """Share of the memory that a rank may use, of its GPU or of the machine, up to which `auto`
     keeps graphs."""
@@ -283,6 +284,9 @@ class EngineRecipe:
     """ZeRO-3 gathers once per `step`, per `layer` and direction, or per `chunk`; `auto` chooses."""
     attention_kernel: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """`auto`: the fastest that the model has: flash attention on a GPU, else a kernel of torch."""
+    kernels: Kernels = "auto"
+    """`auto`: Liger's fused norm, rotary embedding and SwiGLU on a GPU, where liger-kernel is
+    installed and knows the model; `none`: those of transformers."""
     share_prefix: Literal["auto", "off"] = "auto"
     """`auto`: texts of a chunk that begin with the same tokens, such as an instruction, run these
     once, where the model allows it and it is less work; exact."""
