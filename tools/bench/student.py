@@ -4,11 +4,11 @@
     python tools/bench/student.py --pieces 1     # one missing run, then the table
     python tools/bench/student.py --show         # the table of what is there
 
-`plain` trains the demo's recipe with three hard negatives a query; `distilled` learns, besides, the
-scores that an untouched MiniLM gives to each query's passages; `matryoshka` trains half of the
-vector too. All have the same data, seeds, steps and rate, and are scored on the demo's held-out
-docs and pairs, by the whole vector and by its parts. Results are kept in the work folder, a file
-each. With `--json` the last line is `{variant: {set: {size: [value of each seed]}}}`.
+`plain` trains the demo's recipe; `distilled` brings, besides, what it embeds in retrieval near the
+vectors that an untouched MiniLM has of the same texts; `matryoshka` trains half of the vector too.
+All have the same data, seeds, steps and rate, and are scored on the demo's held-out docs and pairs,
+by the whole vector and by its parts. Results are kept in the work folder, a file each. With
+`--json` the last line is `{variant: {set: {size: [value of each seed]}}}`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.demo_runs import RECIPE, cell, check_demo, run_logged
 from bench.kept import Kept
-from bench.teacher import write_scored
+from bench.teacher import write_vectors
 from trainer.cli import ending_with_code
 from trainer.data.evalsets import open_eval_set
 from trainer.recipe.load import load_recipe
@@ -37,18 +37,16 @@ DIMS = (128, 64, 32, 16)
 TRAINED = DIMS[:2]
 """What Matryoshka trains: smaller parts that are trained too cost the whole vector more."""
 COMMON = (
-    "tasks.ir.negatives=3", "eval.every_steps=null", "eval.best_metric=null",
+    "eval.every_steps=null", "eval.best_metric=null",
     "checkpoint.every_steps=null", "checkpoint.keep=1",
 )  # fmt: skip
 """What all variants change in the demo's recipe."""
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "plain": (),
-    "distilled": (
-        "tasks.ir.distillation={loss: kl, weight: 1, temperature: 0.05, teacher_temperature: 0.05}",
-    ),
+    "distilled": ("tasks.ir.embedding_distillation={weight: 50, projection: true}",),
     "matryoshka": (f"model.matryoshka.dims={list(TRAINED)}",),
 }
-"""What each changes besides."""
+"""What each changes besides; one that learns from the teacher also names its vectors."""
 METRICS = {"docs": "ndcg_at_10", "summaries": "spearman"}
 """What is compared on each held-out set."""
 
@@ -76,23 +74,25 @@ class Setup:
         """What a variant says besides the recipe."""
         return [
             f"model.path={self.demo / 'base'}", f"data.root={self.demo / 'data'}",
-            f"data.sources.docs.path={self.folder / 'train.ir.jsonl'}", f"seed={seed}",
-            *COMMON, *VARIANTS[variant], *self.overrides,
+            f"seed={seed}", *COMMON, *VARIANTS[variant], *self._teacher(variant), *self.overrides,
         ]  # fmt: skip
+
+    def _teacher(self, variant: str) -> tuple[str, ...]:
+        if variant != "distilled":
+            return ()
+        return (f"data.sources.docs.teacher_embeddings={self.folder / 'teacher'}",)
 
 
 def prepare(setup: Setup) -> None:
-    """The demo's rows with the teacher's scores, once.
+    """The teacher's vectors of the demo's rows, once.
 
     Raises:
         RecipeError: if the demo's data and base model are not there.
     """
     check_demo(setup.demo, "train.ir.jsonl")
-    rows = setup.demo / "data" / "train.ir.jsonl"
-    scored = setup.folder / "train.ir.jsonl"
-    if not scored.is_file():
-        scored.parent.mkdir(parents=True, exist_ok=True)
-        write_scored(rows, scored, TEACHER)
+    folder = setup.folder / "teacher"
+    if not folder.is_dir():
+        write_vectors(setup.demo / "data" / "train.ir.jsonl", folder, TEACHER)
 
 
 def train(variant: str, seed: int, setup: Setup) -> Path:
