@@ -210,6 +210,7 @@ def groups_and_differences(rank: int, world_size: int, folder: Path, path: Path)
     found = [lines, sorted(content(shared.folder))]
     own = job_in(folder / ("shared" if rank != 1 else "own"), path)
     groups = groups_of_hosts(own, ranks)
+    torch.distributed.barrier()  # every host has removed its mark
     found.append([[host.rank for host in group] for group in groups])
     found.append(sorted(file.name for file in own.folder.glob(".building-*")))
     other = replace(own, folder=own.folder.parent.with_name(f"key{rank // 2}") / "tokens")
