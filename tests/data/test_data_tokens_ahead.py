@@ -379,7 +379,7 @@ def test_makers_that_are_killed_at_any_moment_leave_nothing_wrong(tmp_path: Path
         wanted = min(before + choice.randrange(4), 39)
         with started("trainer.data.token_making") as maker:
             assert maker.stdin is not None
-            send(maker.stdin, (job, 0))
+            send(maker.stdin, (job, 0, None))
             while num_pieces(job.folder) < wanted and maker.poll() is None:
                 time.sleep(0.005)
             time.sleep(choice.random() * 0.3)

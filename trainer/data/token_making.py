@@ -1,8 +1,9 @@
 """Stores of tokens made by many processes at once, on one host or on several that share a folder.
 
 Pieces are claimed by locks that end with their process. So makers of two runs deal the pieces among
-themselves, and what a killed maker had under way is made by another one. Started as
-`python -m trainer.data.token_making` a process makes pieces until none is left.
+themselves, and what a killed maker had under way is made by another one. Pieces that a host with
+another folder made are received as they are. Started as `python -m trainer.data.token_making` a
+process makes pieces until none is left.
 """
 
 import fcntl
@@ -11,15 +12,16 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Thread
 from typing import IO
 
 from trainer.data.processes import HEADER, Worker, read_sent, receive, send, started
 from trainer.data.token_index import join_pieces
-from trainer.data.token_pieces import TokenJob, check_piece, make_piece
+from trainer.data.token_pieces import TokenJob, check_piece, make_piece, replaced
 from trainer.data.token_store import INDEX, TokenStore, open_store, piece_path
 from trainer.errors import DataError, StepError, TrainerError
 
@@ -30,26 +32,34 @@ POLL_SEC = 0.2
 """Between two looks at what others make."""
 
 
-def make_pieces(job: TokenJob, *, first: int) -> None:
+def make_pieces(job: TokenJob, *, first: int, numbers: Sequence[int] | None = None) -> None:
     """Make or check every piece that no other process is at, then join them.
 
     Args:
         job: whose folder exists.
-        first: where to begin, so that makers seldom meet.
+        first: where among them to begin, so that makers seldom meet.
+        numbers: of the pieces; None: all. Some are joined with the others if these are there.
 
     Raises:
         DataError: if a row changed, a text has no tokens, or the disk is full.
     """
+    chosen = range(job.num_pieces) if numbers is None else numbers
     with disk_refusing(job), (job.folder / LOCKS).open("ab") as locks:
-        left = [(first + number) % job.num_pieces for number in range(job.num_pieces)]
+        left = [chosen[(first + place) % len(chosen)] for place in range(len(chosen))]
         while left and not (job.folder / INDEX).is_dir():
             waiting = [number for number in left if not _make_claimed(job, number, locks)]
             if len(waiting) == len(left):
                 time.sleep(POLL_SEC)
             left = waiting
+        if len(chosen) < job.num_pieces and not _are_all_there(job):
+            return
         with _claimed(locks, job.num_pieces, wait=True):
             if not (job.folder / INDEX).is_dir():
                 join_pieces(job)
+
+
+def _are_all_there(job: TokenJob) -> bool:
+    return all(piece_path(job.folder, number).exists() for number in range(job.num_pieces))
 
 
 def _make_claimed(job: TokenJob, number: int, locks: IO[bytes]) -> bool:
@@ -86,6 +96,37 @@ def _claimed(locks: IO[bytes], number: int, *, wait: bool) -> Iterator[bool]:
 
 
 @contextmanager
+def received_piece(job: TokenJob, number: int, sender: str) -> Iterator[IO[bytes] | None]:
+    """A file to write a piece to that `sender` made; None: another process is at it.
+
+    It is there under its name when the block ends, if it is as it was written.
+
+    Raises:
+        DataError: if it is not, or the disk is full; nothing is left.
+    """
+    path = piece_path(job.folder, number)
+    with (
+        disk_refusing(job),
+        (job.folder / LOCKS).open("ab") as locks,
+        _claimed(locks, number, wait=False) as is_mine,
+    ):
+        if not is_mine:
+            yield None
+            return
+        with replaced(path) as file:
+            yield file
+            file.flush()
+            try:
+                check_piece(Path(file.name))
+            except DataError as error:
+                raise DataError(
+                    f"{path}: content = damaged, as {sender} sent it; expected a piece as it was "
+                    f"written. Delete {path.parent.parent.name} in the cache of {sender}: its "
+                    "tokens are made anew when they are needed."
+                ) from error
+
+
+@contextmanager
 def disk_refusing(job: TokenJob) -> Iterator[None]:
     """Turn what the disk refuses into a message.
 
@@ -111,17 +152,20 @@ class Making:
     """What is made."""
     num_processes: int
     """Makers that are started."""
+    numbers: Sequence[int] | None = None
+    """Of the pieces that are made, see `make_pieces`; None: all."""
     running: ExitStack = field(default_factory=ExitStack)
     makers: list[Worker] = field(default_factory=list)
 
     def __enter__(self) -> "Making":
         with disk_refusing(self.job):
             self.job.folder.mkdir(parents=True, exist_ok=True)
-        stride = -(-self.job.num_pieces // self.num_processes)
+        num_pieces = self.job.num_pieces if self.numbers is None else len(self.numbers)
+        stride = -(-num_pieces // self.num_processes)
         for number in range(self.num_processes):
             maker = self.running.enter_context(started("trainer.data.token_making"))
             assert maker.stdin is not None
-            send(maker.stdin, (self.job, number * stride))
+            send(maker.stdin, (self.job, number * stride, self.numbers))
             self.makers.append(maker)
         return self
 
@@ -140,11 +184,15 @@ class Making:
             for maker in self.makers:
                 if maker.poll() is not None:
                     _check_end(maker, self.job)
-            if all(maker.poll() is not None for maker in self.makers):
+            if self.has_ended():
                 return open_store(self.job.folder)
             if time.monotonic() >= deadline:
                 return None
             time.sleep(POLL_SEC)
+
+    def has_ended(self) -> bool:
+        """Whether the makers have, so that there is nothing to wait for."""
+        return all(maker.poll() is not None for maker in self.makers)
 
     def num_made(self) -> int:
         """Pieces that are finished, whoever made them."""
@@ -179,9 +227,9 @@ def main() -> None:
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    job, first = read_sent(sys.stdin.buffer)
+    job, first, numbers = read_sent(sys.stdin.buffer)
     try:
-        make_pieces(job, first=first)
+        make_pieces(job, first=first, numbers=numbers)
     except TrainerError as error:
         content = pickle.dumps(error)
         pipe.write(HEADER.pack(len(content)) + content)

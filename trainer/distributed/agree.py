@@ -29,7 +29,7 @@ def on_first_rank(work: Callable[[], T], ranks: Ranks) -> T:
         TrainerError: what `work` raised there, on every rank.
     Collective: yes.
     """
-    outcome: list[Any] = list(_attempt(work)) if ranks.is_first else [None, None]
+    outcome: list[Any] = list(attempt(work)) if ranks.is_first else [None, None]
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
@@ -52,15 +52,15 @@ def on_all_ranks(work: Callable[[], T], ranks: Ranks) -> list[T]:
     Collective: yes.
     """
     outcomes: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(outcomes, _attempt(work))
+    dist.all_gather_object(outcomes, attempt(work))
     for _, error in outcomes:
         if error is not None:
             raise error
     return [result for result, _ in outcomes]
 
 
-def _attempt(work: Callable[[], T]) -> tuple[T | None, TrainerError | None]:
-    """Result, or the mistake to report; what the disk refuses is one of ours too."""
+def attempt(work: Callable[[], T]) -> tuple[T | None, TrainerError | None]:
+    """Result, or the mistake to report to all; what the disk refuses is one of ours too."""
     try:
         return work(), None
     except TrainerError as error:

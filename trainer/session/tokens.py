@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,7 +19,9 @@ from trainer.distributed.agree import on_all_ranks
 from trainer.distributed.group import Ranks
 from trainer.errors import DataError
 from trainer.recipe.schema import Recipe
+from trainer.session.cache_groups import groups_of_hosts, is_first_of_host
 from trainer.session.open import Session
+from trainer.session.token_shares import make_shares
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +85,7 @@ def _store(job: TokenJob, recipe: Recipe, ranks: Ranks) -> TokenStore | None:
         if refused:
             logger.warning("source %s is tokenised on the fly: %s", job.source.name, refused[0])
             return None
-        _make(job, ranks)
+        make_store(job, ranks)
     store = open_store(job.folder)
     assert store is not None, f"{job.folder} was made"
     logger.info("source %s: tokens of %d texts in %s", job.source.name,
@@ -91,7 +95,7 @@ def _store(job: TokenJob, recipe: Recipe, ranks: Ranks) -> TokenStore | None:
 
 def _announced(job: TokenJob) -> DataError | None:
     """Why a store cannot be made on this host; None: it can."""
-    if not _is_first_of_host():
+    if not is_first_of_host():
         return None
     try:
         with disk_refusing(job):
@@ -101,27 +105,54 @@ def _announced(job: TokenJob) -> DataError | None:
     return None
 
 
-def _make(job: TokenJob, ranks: Ranks) -> None:
-    """Make a store with all cores of all hosts. Collective: yes."""
-    with ExitStack() as running:
-        bar = tqdm(
-            total=job.num_pieces,
-            desc=f"tokenising {job.source.name}",
-            unit="piece",
-            disable=None if ranks.is_first else True,
+def make_store(job: TokenJob, ranks: Ranks) -> None:
+    """Make a store with all cores of all hosts, in each of their caches.
+
+    Raises:
+        DataError: if a text has no tokens, a piece is damaged, or a disk is full.
+        HostError: if two hosts would make other tokens.
+        StepError: if a process that makes tokens died.
+    Collective: yes.
+    """
+    groups = groups_of_hosts(job, ranks)
+    bar = tqdm(
+        total=job.num_pieces,
+        desc=f"tokenising {job.source.name}",
+        unit="piece",
+        disable=None if ranks.is_first else True,
+    )
+    with bar:
+        if len(groups) == 1:
+            _run_makers(job, range(job.num_pieces) if is_first_of_host() else None, ranks, bar)
+            return
+        make_shares(
+            job,
+            groups,
+            ranks,
+            make=lambda numbers: _run_makers(job, numbers, ranks, bar),
+            copied=bar.update,
         )
-        running.callback(bar.close)
+
+
+def _run_makers(
+    job: TokenJob, numbers: Sequence[int] | None, ranks: Ranks, bar: "tqdm[Any]"
+) -> None:
+    """Make some pieces on this host, and join all that are there; None: others do.
+
+    Collective: yes.
+    """
+    with ExitStack() as running:
         making: list[Making] = []
 
         def advance() -> bool:
-            if not _is_first_of_host():
+            if numbers is None:
                 return True
             if not making:
-                maker = Making(job, num_makers(job))
-                making.append(running.enter_context(maker))
-            found = making[0].advance(TURN_SEC)
+                count = max(1, min(len(numbers), num_makers(job)))
+                making.append(running.enter_context(Making(job, count, numbers)))
+            making[0].advance(TURN_SEC)
             bar.update(making[0].num_made() - bar.n)
-            return found is not None
+            return making[0].has_ended()
 
         while not all(on_all_ranks(advance, ranks)):
             pass
@@ -130,7 +161,3 @@ def _make(job: TokenJob, ranks: Ranks) -> None:
 def num_makers(job: TokenJob) -> int:
     """Processes that make a store on this host: one a core, and no more than there are pieces."""
     return min(job.num_pieces, len(os.sched_getaffinity(0)))
-
-
-def _is_first_of_host() -> bool:
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
