@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -171,8 +172,10 @@ def test_a_signal_while_it_mines_saves_and_ends(workspace: Path, whole: Path) ->
         os.kill(started.rank(1), signal.SIGTERM)
         ended = started.wait()
     assert ended.code == 143, ended.out + ended.err
-    assert "interrupted after 3 steps, saved" in ended.out
-    assert (folder / "checkpoints" / "latest").read_text() == "step-3"
+    # a signal that comes behind the last search ends the run after the next step
+    told = re.search(r"interrupted after ([34]) steps, saved", ended.out)
+    assert told, ended.out + ended.err
+    assert (folder / "checkpoints" / "latest").read_text() == f"step-{told[1]}"
     resume(workspace, "asked")
     assert_same(folder, whole)
 
