@@ -109,7 +109,8 @@ def test_the_examples_set_every_required_key(example: Path) -> None:
         for part in path.split("."):
             if (
                 isinstance(value, Mapping)
-                and part in ("labels", "mask", "merge", "matryoshka", "projection", "subset")
+                and part
+                in ("labels", "mask", "merge", "matryoshka", "mine", "projection", "subset")
                 and part not in value
             ):
                 break  # a section that is left out, and the example needs none

@@ -205,7 +205,8 @@ def test_a_layer_to_a_teachers_size_changes_no_vector_that_is_served(tmp_path: P
     assert torch.equal(made.projection.linear.weight, plain.projection.linear.weight)
     (chunk,) = chunks_of([3, 9, 5], max_tokens=999)
     for training in (False, True):
-        made.train(training)
+        for embedder in (made, plain):
+            embedder.train(training)
         for middle in (False, True):
             # the last layer runs otherwise, to the last bit, where all hidden states are asked for
             want, *wanted = plain(chunk, middle=middle)

@@ -62,9 +62,16 @@ def uninterrupted(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
         start = run.session.built.engine.module.teacher_layer.weight
         assert tuple(getattr(start, "ds_shape", start.shape)) == (SIZE, HIDDEN)
         run_session(run, resume=False)
-        found[name] = masters(run.session)[LAYER]
+        found[name] = at_end(folder / f"whole {name}")
         run.session.built.engine.destroy()
     return found
+
+
+def at_end(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Master and first moment of the layer in the last checkpoint of a run."""
+    saved = folder / "checkpoints" / "step-6"
+    moments = read_progress(saved).moments["exp_avg"]
+    return layer_at(folder, 6), read_whole(moments[LAYER]).float()
 
 
 def again(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def again(rank: int, world_size: int, folder: Path) -> dict[str, Any]:
     for name in RUNS:
         run = leg_of(folder, name, 0, f"again {name}")
         run_session(run, resume=True)
-        found[name] = masters(run.session)[LAYER]
+        found[name] = at_end(folder / f"again {name}")
         run.session.built.engine.destroy()
     return found
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from trainer.errors import CheckpointError
 
 PARTIAL = ".partial-"
 """Before the name of a file that is not whole yet."""
+REFUSED = re.compile(r"\(os error (\d+)\)")
+"""How the library of tokenizers tells what a disk refused: in a plain Exception."""
 
 
 def read_json(path: Path) -> Any:
@@ -77,3 +80,21 @@ def read_modules(path: Path) -> list[dict[str, Any]]:
 def module_path(module: dict[str, Any]) -> str:
     """Where a module's files lie, relative to the folder; empty for the folder itself."""
     return str(module.get("path", ""))
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write the files of a tokenizer, as `save_pretrained` does.
+
+    Raises:
+        OSError: if the disk refuses them.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError:
+        raise
+    except Exception as error:
+        refused = REFUSED.search(str(error))
+        if refused is None:
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(folder)) from error

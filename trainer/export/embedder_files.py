@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken
 
-from trainer.checkpoint.json_files import read_object, write_json
+from trainer.checkpoint.json_files import read_object, save_tokenizer, write_json
 from trainer.export.complete import CONFIG, complete_folder
 from trainer.export.dims import with_dims
 from trainer.export.prompts import prompts_of
@@ -81,7 +81,7 @@ def write_embedder_files(
     _allow_dims(folder / CONFIG, recipe)
     saved = padding_copy(tokenizer, num_rows=int(text_config.vocab_size))
     saved.model_max_length = max_tokens(recipe)
-    saved.save_pretrained(folder)
+    save_tokenizer(saved, folder)
     size, modules = int(text_config.hidden_size), modules_of(recipe.model.projection)
     pooling = {key: name == recipe.model.pooling for name, key in POOLING_KEYS.items()}
     for name, content in {

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from trainer.checkpoint.json_files import read_object, write_json
+from trainer.checkpoint.json_files import read_object, save_tokenizer, write_json
 from trainer.checkpoint.open import INDEX, SINGLE
 from trainer.checkpoint.safetensors_file import encode_header
 from trainer.checkpoint.tensors import numel
@@ -182,7 +182,7 @@ def _save_tokenizer(file: GgufFile, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
     except (*MALFORMED, NotImplementedError) as error:
         raise unreadable(file, error) from error
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     path = folder / TOKENIZER_CONFIG
     write_json(
         path, {key: value for key, value in read_object(path).items() if key not in LEFTOVERS}
