@@ -145,10 +145,22 @@ def test_kernel_that_the_class_lacks_is_refused(tmp_path: Path) -> None:
         check(tmp_path, engine=EngineRecipe(attention_kernel="sdpa"))
 
 
+LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 CLOSED: dict[str, dict[str, Any]] = {
     "OpenAIGPT": {"n_head": 4}, "Mamba": {}, "Rwkv": {}, "Mpt": {"n_heads": 4},
     "GPTNeo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 4},
     "Llama4Text": TWO | {"num_local_experts": 2},
+    "Qwen3Next": TWO | LINEAR | {
+        "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    },
+    "MiniMax": TWO | LINEAR | {"num_local_experts": 2},
+    "Lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+    "Jamba": {
+        "num_key_value_heads": 2, "num_experts": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+        "mamba_dt_rank": 4, "mamba_d_state": 4, "use_mamba_kernels": False,
+    },
 }  # fmt: skip
 
 

@@ -176,10 +176,24 @@ def _can_open(skeleton: nn.Module) -> bool:
     config: Any = skeleton.config
     if config.model_type in OWN_MASKS:
         return False
+    if kind_of(skeleton) == "decoder" and _reads_in_order(skeleton):
+        return False
     code = inspect.getmodule(type(skeleton))
     makes_mask = any(name.startswith("create_") and name.endswith("_mask") for name in dir(code))
     of_library = type(skeleton).__module__.startswith("transformers.models.")
     return not of_library or makes_mask or kind_of(skeleton) == "encoder"
+
+
+def _reads_in_order(skeleton: nn.Module) -> bool:
+    """Whether a layer goes through a text from its start, as Mamba and linear attention do.
+
+    Such layers have a short convolution for each channel, or are named in the config; no mask opens
+    them.
+    """
+    types = getattr(skeleton.config, "layer_types", None) or ()
+    return "linear_attention" in types or any(
+        isinstance(module, nn.Conv1d) and module.groups > 1 for module in skeleton.modules()
+    )
 
 
 def is_open(config: PretrainedConfig) -> bool:
