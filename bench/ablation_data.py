@@ -114,6 +114,30 @@ def prepare(data: Path, folder: Path, size: HeldOutSize, left_out: Genre | None)
         _write_subset(data / place, held_out / name, size)
 
 
+def prepare_choosing(data: Path, folder: Path, size: HeldOutSize) -> tuple[Path, ...]:
+    """Write sets by which a merge is chosen: nothing of them is trained on or scored.
+
+    Args:
+        data: as of `prepare`.
+        folder: where they go.
+        size: of the scored sets, and of these.
+
+    Returns:
+        Each set: other pairs of STS-B, other queries of MedQuAD and SQuAD.
+
+    Raises:
+        DataError: if a set is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _, general = _parted(_read(data / "stsb_en.dev.jsonl"), GENRES["news"]["dev"])
+    scored = _drawn(general, size.pairs, "sts_general")
+    others = [row for row in general if row not in scored]
+    _write(folder / "pairs.jsonl", _drawn(others, size.pairs, "pairs"))
+    for name, place in IR_SOURCES.items():
+        _write_subset(data / place, folder / name, size, besides=_scored(data / place, size))
+    return (folder / "pairs.jsonl", *(folder / name for name in IR_SOURCES))
+
+
 def _parted(rows: Rows, part: slice) -> tuple[Rows, Rows]:
     """The rows of a part, and the others."""
     chosen = rows[part]
@@ -147,10 +171,17 @@ def _ir_rows(folder: Path) -> Rows:
     ]
 
 
-def _write_subset(source: Path, target: Path, size: HeldOutSize) -> None:
-    """A BEIR folder of some development queries and a part of the corpus."""
+def _scored(source: Path, size: HeldOutSize) -> list[str]:
+    """Development queries of a BEIR folder that are scored."""
+    return _drawn(sorted(_qrels(source / "qrels" / "dev.tsv")), size.queries, source.name)
+
+
+def _write_subset(
+    source: Path, target: Path, size: HeldOutSize, besides: Sequence[str] = ()
+) -> None:
+    """A BEIR folder of some development queries, none of `besides`, and a part of the corpus."""
     qrels = _qrels(source / "qrels" / "dev.tsv")
-    chosen = _drawn(sorted(qrels), size.queries, source.name)
+    chosen = _drawn(sorted(qrels.keys() - set(besides)), size.queries, source.name)
     corpus = _read(source / "corpus.jsonl")
     needed = {document for query in chosen for document in qrels[query]}
     others = [row for row in corpus if row["_id"] not in needed]

@@ -1,0 +1,165 @@
+"""Does a merge towards the base bring back what training took away? MiniLM after CoDiEmb.
+
+    python tools/bench/back.py --data ../shared/data             # an hour of an idle core
+    python tools/bench/back.py --data ../shared/data --seeds 1   # a look
+    python tools/bench/back.py --show                            # the table of what is there
+
+`trained` is a run of `recipes/ablations/codiemb.yaml`: STS-B, MedQuAD and SQuAD sentences, not
+SciFact. `merged` is `tools/delta_merge.py --search` of this run alone, from the base to it. What it
+is chosen by is neither trained on nor scored: other pairs of STS-B, other queries of MedQuAD and
+SQuAD, and, for what lies out of domain, the docs of installed packages. Results are kept in the
+work folder, a file each. With `--json` the last line is
+`{model: {set: [value of each seed]}}`; `lambda` stands among the sets.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+# started by path, as the docs show
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.ablation_data import FULL, QUICK, HeldOut, prepare, prepare_choosing
+from bench.ablation_runs import BASE, RECIPES, Setup, score, train_ours
+from bench.ablation_table import UNTOUCHED, Results, Scored, render
+from bench.demo_runs import run_logged
+from bench.kept import Kept
+from demo.data import write_beir
+from demo.docs import collect_docs
+from demo.split import split_docs
+from trainer.cli import ending_with_code
+from trainer.recipe.model_path import resolve_model_path
+
+STYLE = "codiemb"
+TRAINED, MERGED = "trained", "merged"
+LAMBDA = "lambda"
+"""Of the chosen merge; 0 is the base, 1 the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choosing:
+    """Sets that a merge is chosen by, made once."""
+
+    data: Path
+    """Public sets."""
+    setup: Setup
+    """Says where they go, and how large they are."""
+
+    def sets(self) -> list[str]:
+        """Their places."""
+        folder = self.setup.data / "choosing"
+        found = prepare_choosing(self.data, folder, self.setup.size)
+        docs = folder / "docs"
+        if not docs.is_dir():
+            _, held_out = split_docs(collect_docs(2))
+            write_beir(docs, held_out)
+        return [str(one) for one in (*found, docs)]
+
+
+def work(name: str, seed: int, choosing: Choosing) -> dict[str, float]:
+    """Make and score a model; a merge has its lambda among the scores."""
+    setup = choosing.setup
+    if name == UNTOUCHED:
+        return score(Path(resolve_model_path(BASE)), setup)
+    if name == TRAINED:
+        return score(train_ours(STYLE, seed, setup), setup)
+    run = setup.run_folder(STYLE, seed)
+    output = setup.folder / f"merged-{seed}"
+    shutil.rmtree(output, ignore_errors=True)
+    shutil.rmtree(output.with_name(f".search-{output.name}"), ignore_errors=True)
+    words = ["--base", BASE, "--checkpoints", str(run / "model"), "--output", str(output)]
+    words += ["--search", *choosing.sets()]
+    run_logged("tools/delta_merge.py", words, output.with_suffix(".log"), what="back: merge")
+    record = json.loads((output / "search.json").read_text(encoding="utf-8"))
+    (best,) = (one for one in record["tried"] if one["name"] == record["best"])
+    return {**score(output, setup), LAMBDA: best["options"].get("lambda_", 1.0)}
+
+
+def made_from(name: str, setup: Setup) -> list[str]:
+    """What a result depends on besides the program."""
+    recipe = "" if name == UNTOUCHED else (RECIPES / f"{STYLE}.yaml").read_text(encoding="utf-8")
+    return [name, recipe, *setup.overrides, repr(setup.size)]
+
+
+def shares(results: Results, held_out: Sequence[HeldOut]) -> str:
+    """For each seed: lambda, what is kept of the gains in domain, and the change out of domain."""
+    (base,) = results[UNTOUCHED]
+    lines = [f"{'seed':>4} {'lambda':>7} {'STS kept':>9} {'IR in kept':>11} {'out of domain':>14}"]
+    pairs = zip(results.get(TRAINED, ()), results.get(MERGED, ()), strict=False)
+    for seed, (trained, merged) in enumerate(pairs, 1):
+
+        def gain(scores: Scored, task: str, domain: str, base: Scored = base) -> float:
+            names = [one.name for one in held_out if (one.task, one.domain) == (task, domain)]
+            return fmean(scores[name] - base[name] for name in names)
+
+        kept = [gain(merged, task, "in") / gain(trained, task, "in") for task in ("sts", "ir")]
+        lines.append(
+            f"{seed:4} {merged[LAMBDA]:7.2f} {kept[0]:9.0%} {kept[1]:11.0%} "
+            f"{100 * gain(merged, 'ir', 'out'):+14.2f}"
+        )
+    return "\n".join(lines)
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--work", type=Path, default=Path("runs/back"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--show", action="store_true", help="make none")
+    parser.add_argument("--quick", action="store_true", help="tiny sets: shows only that it runs")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the recipe")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Make what is missing and print the tables."""
+    arguments = read_arguments()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.disable(logging.WARNING)
+    setup = Setup(
+        folder=arguments.work.resolve(),
+        size=QUICK if arguments.quick else FULL,
+        overrides=tuple(arguments.overrides),
+    )
+    kept, choosing = Kept(setup.folder / "results"), Choosing(data=arguments.data, setup=setup)
+    wanted = [(UNTOUCHED, 0), *((n, seed) for seed in arguments.seeds for n in (TRAINED, MERGED))]
+    results: dict[str, list[Scored]] = {}
+    for name, seed in wanted:
+        file, source = f"{name}-{seed}", made_from(name, setup)
+        found = kept.get(file, source)
+        if found is None and not arguments.show:
+            prepare(arguments.data, setup.data, setup.size, None)
+            print(f"{name}, seed {seed} ...", file=sys.stderr, flush=True)
+            found = kept.make(file, source, partial(work, name, seed, choosing))
+        if found is not None:
+            results.setdefault(name, []).append(found)
+    print(render(results, setup.held_out))
+    if UNTOUCHED in results:
+        print(f"\n{shares(results, setup.held_out)}")
+    if arguments.json:
+        print(json.dumps(by_set(results)))
+    return 0
+
+
+def by_set(results: Results) -> dict[str, dict[str, list[float]]]:
+    """Model to set to the values of its seeds."""
+    return {
+        model: {name: [one[name] for one in seeds] for name in seeds[0]}
+        for model, seeds in results.items()
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(ending_with_code(main))
