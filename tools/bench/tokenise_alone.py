@@ -1,7 +1,7 @@
 """What a tokenizer alone takes on a share of the rows of a file, in a process of its own.
 
-Started by `tools/bench/tokenise.py`, which sends path, tokenizer, number of the process and number
-of processes. It answers with one JSON object.
+Started by `tools/bench/tokenise.py`, which sends path, tokenizer, number of the process, number of
+processes, and which half of the rows. It answers with one JSON object.
 """
 
 import json
@@ -18,11 +18,11 @@ ROWS_AT_ONCE = 256
 
 def main() -> None:
     """Time the calls of the tokenizer, and nothing else."""
-    path, tokenizer, number, processes = read_sent(sys.stdin.buffer)
+    path, tokenizer, number, processes, half = read_sent(sys.stdin.buffer)
     seconds = cpu = 0.0
     num_tokens = 0
     tokenizer.no_truncation()
-    for texts in _blocks(path, number, processes):
+    for texts in _blocks(path, number + half * processes, 2 * processes):
         began, began_cpu = time.perf_counter(), time.process_time()
         encodings = tokenizer.encode_batch_fast(texts)
         seconds += time.perf_counter() - began
@@ -32,14 +32,14 @@ def main() -> None:
     sys.stdout.write(json.dumps(found))
 
 
-def _blocks(path: Path, number: int, processes: int) -> Iterator[list[str]]:
-    """Texts of the rows of one process, a block of rows at a time."""
+def _blocks(path: Path, number: int, parts: int) -> Iterator[list[str]]:
+    """Texts of one part of the rows, a block of rows at a time."""
     with path.open(encoding="utf-8") as file:
         for turn in count():
             lines = list(islice(file, ROWS_AT_ONCE))
             if not lines:
                 return
-            if turn % processes == number:
+            if turn % parts == number:
                 rows = map(json.loads, lines)
                 yield [
                     text

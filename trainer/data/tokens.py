@@ -6,7 +6,7 @@ which a worker process can load without it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 SHOWN_TOKENS = 8
 """Special tokens that a message names."""
+WORDS_KEPT = 1 << 17
+"""Words whose tokens a BPE or Unigram model keeps: with its own 10,000, a sixth of the time of a
+large corpus goes into words that it has met before."""
 
 
 class Encoded(NamedTuple):
@@ -55,6 +58,13 @@ class TextEncoder:
     """Whether pooling includes the prompt's tokens."""
     refused_ids: Mapping[int, str] = field(default_factory=dict)
     """Tokens by their ids that the model has no row for."""
+
+    def __post_init__(self) -> None:
+        _keep_words(self.tokenizer)
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        _keep_words(self.tokenizer)
 
     def encode(self, texts: Sequence[str], *, instruction: str, max_tokens: int) -> Encoded:
         """Token ids of texts behind an instruction, cut to `max_tokens` with the end token kept.
@@ -104,6 +114,13 @@ class TextEncoder:
         """
         ends_special = bool(prompt_ids) and prompt_ids[-1] in self.special_ids
         return len(prompt_ids) - ends_special
+
+
+def _keep_words(tokenizer: Tokenizer) -> None:
+    """Let the tokenizer's model keep as many words as large corpora have; ids stay the same."""
+    resize = getattr(tokenizer.model, "_resize_cache", None)
+    if resize is not None:
+        resize(WORDS_KEPT)
 
 
 def load_tokenizer(
