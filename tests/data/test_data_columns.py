@@ -18,7 +18,7 @@ from tests.support.data_files import (
     write_jsonl,
     write_qrels,
 )
-from trainer.data import label_source, overlap, premise_source, scan
+from trainer.data import label_source, overlap, premise_source, table_scan
 from trainer.data.evalsets import open_eval_set
 from trainer.data.label_source import LabelledSource
 from trainer.data.overlap import screen_of
@@ -102,7 +102,7 @@ def test_a_held_out_set_is_mapped(tmp_path: Path) -> None:
 def test_a_cached_check_of_a_large_table_follows_the_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "CACHE_FROM_ROWS", 1)
+    monkeypatch.setattr(table_scan, "CACHE_FROM_ROWS", 1)
     rows = [{"text1": "a", "text2": "b", "score": 1, "other": 0.5}]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     first = open_source(sts_source(path), ".")
@@ -114,7 +114,7 @@ def test_what_is_kept_of_large_tables_follows_the_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRAINER_CACHE_DIR", str(tmp_path / "cache"))
-    for module in (scan, label_source, premise_source, overlap):
+    for module in (table_scan, label_source, premise_source, overlap):
         monkeypatch.setattr(module, "CACHE_FROM_ROWS", 1)
     labels = [{"text": f"t{i}", "other": f"o{i}", "label": i % 2, "kind": i // 2} for i in range(4)]
     path = write_jsonl(tmp_path / "labels.jsonl", labels)

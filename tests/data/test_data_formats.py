@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.support.data_files import write_jsonl
-from trainer.data import files, scan
+from trainer.data import files, table_scan
 from trainer.data.records import IrRecord, StsRecord
 from trainer.data.sources import open_source
 from trainer.errors import DataError
@@ -374,7 +374,7 @@ def test_a_hub_set_that_cannot_be_reached_is_named(monkeypatch):
 
 def test_a_large_file_is_indexed_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "CACHE_FROM_BYTES", 0)
-    monkeypatch.setattr(scan, "CACHE_FROM_ROWS", 0)
+    monkeypatch.setattr(table_scan, "CACHE_FROM_ROWS", 0)
     path = write_jsonl(tmp_path / "a.jsonl", IR_FORMATS["records"])
     assert records_of(path, "ir") == IR
     cached = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}

@@ -14,7 +14,7 @@ from tests.support.data_files import (
     write_jsonl,
     write_qrels,
 )
-from trainer.data import scan
+from trainer.data import table_scan
 from trainer.data.evalsets import open_eval_set
 from trainer.data.records import IrRecord, StsRecord
 from trainer.data.sources import open_source
@@ -113,7 +113,7 @@ def test_stsbenchmark_is_read_as_it_is_published(tmp_path: Path) -> None:
 def test_a_cached_check_of_a_large_table_follows_the_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan, "CACHE_FROM_ROWS", 1)
+    monkeypatch.setattr(table_scan, "CACHE_FROM_ROWS", 1)
     path = tmp_path / "a.csv"
     path.write_text("a,b\nc,d\ne,f\n")
     sources = [

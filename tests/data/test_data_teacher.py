@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.support import tiny
 from tests.support.both_modes import assert_stored_alike
 from tests.support.data_files import byte_tokenizer, data_recipe, ir_source, write_jsonl
-from trainer.data import scan
+from trainer.data import table_scan
 from trainer.data.batch import IrBatch
 from trainer.data.ir import draw_passages
 from trainer.data.loader import batches
@@ -385,7 +385,7 @@ def test_workers_make_the_same_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cached_from", [0, 100])
 def test_rows_with_scores_are_counted(tmp_path: Path, monkeypatch, cached_from: int) -> None:
     monkeypatch.setenv("TRAINER_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(scan, "CACHE_FROM_ROWS", cached_from)
+    monkeypatch.setattr(table_scan, "CACHE_FROM_ROWS", cached_from)
     path = write_jsonl(tmp_path / "a.jsonl", MIXED)
     for _ in range(2):
         source = open_source(ir_source(path), ".")

@@ -19,7 +19,7 @@ from tests.support.data_files import (
     write_jsonl,
     write_qrels,
 )
-from trainer.data import scan, teacher, teacher_vectors
+from trainer.data import table_scan, teacher, teacher_vectors
 from trainer.data.batch import Batch
 from trainer.data.loader import batches
 from trainer.data.plan import make_plan
@@ -232,7 +232,7 @@ def test_a_text_without_a_vector_is_named_with_its_row(
 ) -> None:
     monkeypatch.setenv("TRAINER_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(teacher, "CACHE_FROM_ROWS", cached_from)
-    monkeypatch.setattr(scan, "CACHE_FROM_ROWS", cached_from)
+    monkeypatch.setattr(table_scan, "CACHE_FROM_ROWS", cached_from)
     folder = write_teacher(tmp_path / "teacher", [text for text in TEXTS if text != missing])
     message = (
         rf'rows\.jsonl:{line}: text = "{missing}"; expected a text of .*teacher/texts\.jsonl, the '

@@ -35,27 +35,30 @@ class ArrowFile:
     """Of the file's content, or the split's own fingerprint."""
     path: Path | None = None
     """What is read; None for a hub split."""
+    last_asked: int = -1
+    """Row that was asked for last."""
     block_start: int = 0
     """First row read ahead."""
     block: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
     """Rows read ahead."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"block_start": 0, "block": []}
+        return self.__dict__ | {"last_asked": -1, "block_start": 0, "block": []}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def values(self, row: int) -> Mapping[str, Any]:
         """The fields of a row."""
-        if row == self.block_start + len(self.block):
+        is_next, self.last_asked = row == self.last_asked + 1, row
+        if not self.block_start <= row < self.block_start + len(self.block):
+            if not is_next:
+                return self.rows[row]
             self.block_start = row
             columns = self.rows[row : row + READ_AHEAD_ROWS]
             rows = zip(*columns.values(), strict=True)
             self.block = [dict(zip(columns, values, strict=True)) for values in rows]
-        if self.block_start <= row < self.block_start + len(self.block):
-            return self.block[row - self.block_start]
-        return self.rows[row]
+        return self.block[row - self.block_start]
 
     def place(self, row: int) -> str:
         """`path:row`, counted from 1 as lines are."""

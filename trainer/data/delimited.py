@@ -17,6 +17,7 @@ from trainer.data.cache import Arrays
 from trainer.data.fields import RowError, shown
 from trainer.data.files import line_ranges
 from trainer.data.header import Header
+from trainer.data.numbers import Numbers
 from trainer.data.tab_separated import one_row_or_several, plain_fields, tab_separated_ranges
 
 MAX_FIELD_CHARS = 1 << 30
@@ -99,7 +100,7 @@ def delimited_ranges(data: mmap.mmap, delimiter: str) -> np.ndarray:
             one row as well as several.
     """
     csv.field_size_limit(MAX_FIELD_CHARS)
-    ranges = []
+    ranges = Numbers("q")
     data.seek(3 if data[:3] == b"\xef\xbb\xbf" else 0)
     start = data.tell()
     lines = (line.decode(errors="replace") for line in iter(data.readline, b""))
@@ -112,14 +113,15 @@ def delimited_ranges(data: mmap.mmap, delimiter: str) -> np.ndarray:
             if row.strip():
                 quotes = quotes or _Quotes(delimiter, len(fields))
                 quotes.look_at(row, start)
-                ranges.append((start, end))
+                ranges.append(start)
+                ranges.append(end)
             start = end
     except csv.Error as error:
         got = shown(data[start : start + 60].decode(errors="replace"))
         raise RowError("row", got, f"CSV ({error})") from None
     if quotes is not None:
         quotes.check(data)
-    return np.array(ranges, np.int64).reshape(-1, 2)
+    return ranges.whole().reshape(-1, 2)
 
 
 @dataclass

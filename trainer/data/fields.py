@@ -26,6 +26,9 @@ class RowError(Exception):
         super().__init__(f"{field} = {got}; expected {expected}")
         self.field, self.got, self.expected = field, got, expected
 
+    def __reduce__(self) -> tuple[type["RowError"], tuple[str, str, str]]:
+        return type(self), (self.field, self.got, self.expected)
+
 
 class BlankTextError(RowError):
     """A text that is null or has nothing in it."""

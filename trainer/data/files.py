@@ -19,6 +19,7 @@ import numpy as np
 
 from trainer.data.cache import Arrays, cached_arrays, file_identity
 from trainer.data.fields import RowError, shown
+from trainer.data.numbers import Numbers
 from trainer.errors import DataError
 
 BLOCK_BYTES = 1 << 22
@@ -90,19 +91,29 @@ def index_array(data: mmap.mmap) -> Arrays:
 
 def line_ranges(data: mmap.mmap) -> np.ndarray:
     """First and last byte of each line that is not blank [n, 2], int64."""
-    breaks = [start + newlines for start, newlines in _newlines(data)]
-    ends = np.append(np.concatenate(breaks), len(data)) if breaks else np.array([len(data)])
-    starts = np.append(_start(data), ends[:-1] + 1)
-    ranges = np.stack([starts, ends], axis=1)[starts < ends]
-    suspects = np.frombuffer(data, np.uint8)[ranges[:, 0]] <= ord(" ")
-    for row in np.flatnonzero(suspects):
-        suspects[row] = not data[ranges[row, 0] : ranges[row, 1]].strip()
-    return ranges[~suspects]
+    found, start = Numbers("q"), _start(data)
+    for ends in _line_ends(data):
+        ranges = np.stack([np.append(start, ends[:-1] + 1), ends], axis=1)
+        ranges = ranges[ranges[:, 0] < ends]
+        suspects = np.frombuffer(data, np.uint8)[ranges[:, 0]] <= ord(" ")
+        for row in np.flatnonzero(suspects):
+            suspects[row] = not data[ranges[row, 0] : ranges[row, 1]].strip()
+        found.extend(ranges[~suspects].reshape(-1))
+        start = int(ends[-1]) + 1
+    return found.whole().reshape(-1, 2)
+
+
+def _line_ends(data: mmap.mmap) -> Iterator[np.ndarray]:
+    """Where lines end, block by block; the last one may end with the file."""
+    for start, newlines in _newlines(data):
+        if len(newlines):
+            yield start + newlines
+    yield np.array([len(data)])
 
 
 def array_ranges(data: mmap.mmap) -> np.ndarray:
     """First and last byte of each item of a JSON array of objects or arrays [n, 2], int64."""
-    ranges, depth, start = [], 0, 0
+    ranges, depth, start = Numbers("q"), 0, 0
     for found in JSON_TOKEN.finditer(data):
         token = found[0]
         if token in b"[{":
@@ -111,21 +122,28 @@ def array_ranges(data: mmap.mmap) -> np.ndarray:
         elif token in b"]}":
             depth -= 1
             if depth == 1:
-                ranges.append((start, found.end()))
+                ranges.append(start)
+                ranges.append(found.end())
     if depth:
         raise RowError("file", "an array that does not end", "JSON: [{...}, {...}]")
-    _check_gaps(data, ranges)
-    return np.array(ranges, np.int64).reshape(-1, 2)
+    items = ranges.whole().reshape(-1, 2)
+    _check_gaps(data, items)
+    return items
 
 
-def _check_gaps(data: mmap.mmap, ranges: list[tuple[int, int]]) -> None:
+def _check_gaps(data: mmap.mmap, items: np.ndarray) -> None:
     """Refuses an array that has anything but commas between its objects."""
-    ends = [_start(data), *(end for _, end in ranges)]
-    starts = [*(start for start, _ in ranges), len(data)]
-    gaps = [data[end:start].strip() for end, start in zip(ends, starts, strict=True)]
-    if gaps != [b"[", *[b","] * (len(ranges) - 1), b"]"]:
-        wrong = next(gap for gap in gaps if gap not in (b"[", b",", b"]"))
-        got = shown(wrong[:40].decode(errors="replace"))
+    end, expected = _start(data), b"["
+    for start, next_end in items:
+        _check_gap(data, end, int(start), expected)
+        end, expected = int(next_end), b","
+    _check_gap(data, end, len(data), b"]" if len(items) else b"[]")
+
+
+def _check_gap(data: mmap.mmap, start: int, end: int, expected: bytes) -> None:
+    gap = data[start:end].strip()
+    if b"".join(gap.split()) != expected:
+        got = shown(gap[:40].decode(errors="replace"))
         raise RowError("file", f"{got} between objects", "JSON: [{...}, {...}]")
 
 

@@ -4,12 +4,15 @@ import fcntl
 import io
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import IO, Any
 
 import numpy as np
@@ -27,6 +30,8 @@ ENVIRONMENT = {
 """Of every child: one core each, and glibc's heap kept."""
 PIPE_BYTES = 1 << 20
 """A frame that fits is handed over without waiting."""
+POLL_SEC = 0.2
+"""Between two looks of a child at whether its parent is there."""
 
 
 class _Pickler(pickle.Pickler):
@@ -69,6 +74,32 @@ def receive(pipe: IO[bytes]) -> Any:
     (size,) = HEADER.unpack(header)
     content = pipe.read(size)
     return pickle.loads(content) if len(content) == size else None
+
+
+def send_frame(pipe: IO[bytes], value: Any) -> None:
+    """Writes what `receive` reads."""
+    content = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    pipe.write(HEADER.pack(len(content)) + content)
+    pipe.flush()
+
+
+def as_child() -> IO[bytes]:
+    """Be a process of another one: end with it, leave Ctrl-C to it; gives the pipe to it.
+
+    What is printed goes to where errors go.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return pipe
+
+
+def _end_with(parent: int) -> None:
+    """End this process, wherever it is, once the one that started it has vanished."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SEC)
+    os._exit(1)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One pass over all rows of a table before training: every fault, score and duplicate is found."""
+"""Rows of a table to records, and one pass over them: every fault, score and key is found."""
 
 import hashlib
 import logging
@@ -9,7 +9,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from trainer.data.cache import Arrays, cached_arrays
 from trainer.data.fields import RowError
 from trainer.data.formats.adapter import Adapter, RowRecords
 from trainer.data.records import RawRecord
@@ -25,30 +24,6 @@ NUM_SHOWN_FAULTS = 5
 """Skipped rows that are logged one by one."""
 CACHE_FROM_ROWS = 100_000
 """Smaller tables are checked anew at each start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scan:
-    """What one pass over a table found."""
-
-    rows: np.ndarray
-    """Table row of each record [n], int64, ascending."""
-    parts: np.ndarray
-    """Which of its row's records each is [n], int64; 0 where rows are one record."""
-    queries: np.ndarray
-    """Keys of what usable rows ask: a query, or a pair in either order [n], uint64, ascending."""
-    scores: np.ndarray
-    """Scores as written [n], float64; empty for tasks without one."""
-    num_skipped: int
-    """Rows left out."""
-    num_duplicates: int
-    """Records whose query and positives, or whose pair, an earlier one has too."""
-    num_dropped: int
-    """Blank negatives left out of rows that are used."""
-    num_scored: int
-    """Records whose passages a teacher scored."""
-    num_without: int
-    """Rows without a record, which their format leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,70 +76,79 @@ def _check_score(score: float, low: float, high: float) -> None:
         raise RowError("score", f"{score:g}", f"a number from {low:g} to {high:g}")
 
 
-def scan_table(reader: RowReader, *, identity: str) -> Scan:
-    """Parses every row once, from the cache where a large table was seen before.
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """What one pass over some rows of a table found."""
 
-    Args:
-        reader: the rows; with `skip`, malformed ones are left out rather than stopped at.
-        identity: key of the reader's adapter and settings, for the cache.
-
-    Raises:
-        DataError: at the first malformed row, or if more than 1% of the rows are malformed, or all.
-    """
-    table = reader.table
-    cached = len(table) >= CACHE_FROM_ROWS
-
-    def build() -> Arrays:
-        if cached:
-            logger.info("%s: checking %d rows, once for all runs", table.name, len(table))
-        return _scanned(reader)
-
-    key = f"scan3|{table.sha256}|{identity}|{reader.skip}"
-    arrays = cached_arrays(key, build) if cached else build()
-    return Scan(
-        rows=arrays["rows"],
-        parts=arrays["parts"],
-        queries=arrays["queries"],
-        scores=arrays["scores"],
-        num_skipped=int(arrays["num_skipped"]),
-        num_duplicates=int(arrays["num_duplicates"]),
-        num_dropped=int(arrays["num_dropped"]),
-        num_scored=int(arrays["num_scored"]),
-        num_without=int(arrays["num_without"]),
-    )
+    rows: np.ndarray
+    """Table row of each record [n], int64, ascending."""
+    parts: np.ndarray
+    """Which of its row's records each is [n], int64; 0 where rows are one record."""
+    taught: np.ndarray
+    """Keys of what the records teach [n], uint64, see `record_key`."""
+    queries: np.ndarray
+    """Keys of what the records ask [n], uint64, see `query_key`."""
+    scores: np.ndarray
+    """Scores as written [n], float64; empty for tasks without one."""
+    num_scored: int
+    """Records whose passages a teacher scored."""
+    num_without: int
+    """Rows without a record, which their format leaves out."""
+    faults: list[tuple[int, RowError]]
+    """The first malformed rows, and what is wrong with them."""
+    num_faults: int
+    """All malformed rows; one where they may not be left out."""
+    dropped: list[tuple[int, RowError]]
+    """The first blank negatives that were left out."""
+    num_dropped: int
+    """All of them."""
 
 
-def _scanned(reader: RowReader) -> Arrays:
-    rows, parts, keys = array("q"), array("q"), array("Q")
-    queries, scores = array("Q"), array("d")
-    num_used = num_dropped = num_scored = num_without = 0
-    for row, read in parsed_rows(reader.table, reader.read, skip=reader.skip):
-        num_used += 1
+def scan_stretch(reader: RowReader, stretch: range) -> Stretch:
+    """Parses some rows once; ends at the first malformed one where none may be left out."""
+    rows, parts, scores = array("q"), array("q"), array("d")
+    taught, queries = array("Q"), array("Q")
+    faults, dropped = list[tuple[int, RowError]](), list[tuple[int, RowError]]()
+    num_faults = num_dropped = num_scored = num_without = 0
+    for row in stretch:
+        try:
+            read = reader.read(row)
+        except RowError as fault:
+            num_faults += 1
+            _keep(faults, row, fault)
+            if not reader.skip:
+                break
+            continue
         num_without += not read.records
-        for fault in read.dropped:
-            num_dropped += 1
-            if num_dropped <= NUM_SHOWN_FAULTS:
-                logger.warning("left out: %s: %s", reader.table.place(row), fault)
+        num_dropped += len(read.dropped)
+        for blank in read.dropped:
+            _keep(dropped, row, blank)
         for part, record in enumerate(read.records):
             rows.append(row)
             parts.append(part)
-            keys.append(record_key(record))
+            taught.append(record_key(record))
             queries.append(query_key(record))
             num_scored += record.has_teacher
             if record.raw_score is not None:
                 scores.append(record.raw_score)
-    distinct = np.sort(np.array(keys, np.uint64))
-    return {
-        "rows": np.array(rows, np.int64),
-        "parts": np.array(parts, np.int64),
-        "queries": np.sort(np.array(queries, np.uint64)),
-        "scores": np.array(scores, np.float64),
-        "num_skipped": np.array(len(reader.table) - num_used),
-        "num_duplicates": np.array(np.sum(distinct[1:] == distinct[:-1])),
-        "num_dropped": np.array(num_dropped),
-        "num_scored": np.array(num_scored),
-        "num_without": np.array(num_without),
-    }
+    return Stretch(
+        rows=np.array(rows, np.int64),
+        parts=np.array(parts, np.int64),
+        taught=np.array(taught, np.uint64),
+        queries=np.array(queries, np.uint64),
+        scores=np.array(scores, np.float64),
+        num_scored=num_scored,
+        num_without=num_without,
+        faults=faults,
+        num_faults=num_faults,
+        dropped=dropped,
+        num_dropped=num_dropped,
+    )
+
+
+def _keep(faults: list[tuple[int, RowError]], row: int, fault: RowError) -> None:
+    if len(faults) < NUM_SHOWN_FAULTS:
+        faults.append((row, fault))
 
 
 def record_key(record: RawRecord) -> int:
@@ -203,6 +187,20 @@ def parsed_rows(
                 error = table.error(row, fault)
                 first = first or error
                 logger.warning("skipped: %s", error)
+    check_share(table, num_faults, first)
+
+
+def check_share(table: Table, num_faults: int, first: DataError | None) -> None:
+    """Refuse a table with too many malformed rows.
+
+    Args:
+        table: that was read.
+        num_faults: rows that were left out.
+        first: what is wrong with the first of them.
+
+    Raises:
+        DataError: if they are more than 1%.
+    """
     if num_faults > MAX_SKIPPED_SHARE * len(table):
         raise DataError(
             f"{table.name}: malformed rows = {num_faults} of {len(table)}; expected at most "

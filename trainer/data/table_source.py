@@ -14,7 +14,8 @@ from trainer.data.fields import RowError
 from trainer.data.formats import find_adapter
 from trainer.data.formats.adapter import Adapter
 from trainer.data.notices import warn_of_ignored
-from trainer.data.scan import RowReader, Scan, scan_table
+from trainer.data.scan import RowReader
+from trainer.data.table_scan import Scan, scan_table
 from trainer.data.tables import Table
 from trainer.data.teacher_vectors import TeacherVectors
 from trainer.data.unchanged import Mark, marks_of

@@ -7,19 +7,15 @@ process makes pieces until none is left.
 """
 
 import fcntl
-import os
-import pickle
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
 from typing import IO
 
-from trainer.data.processes import HEADER, Worker, read_sent, receive, send, started
+from trainer.data.processes import Worker, as_child, read_sent, receive, send, send_frame, started
 from trainer.data.token_index import join_pieces
 from trainer.data.token_pieces import TokenJob, check_piece, make_piece, replaced
 from trainer.data.token_store import INDEX, TokenStore, open_store, piece_path
@@ -214,26 +210,14 @@ def _check_end(maker: Worker, job: TokenJob) -> None:
     )
 
 
-def _end_with(parent: int) -> None:
-    """End this process, wherever it is, once the one that started it has vanished."""
-    while os.getppid() == parent:
-        time.sleep(POLL_SEC)
-    os._exit(1)
-
-
 def main() -> None:
     """Reads a job and makes its pieces; what goes wrong is sent to the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    pipe = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    pipe = as_child()
     job, first, numbers = read_sent(sys.stdin.buffer)
     try:
         make_pieces(job, first=first, numbers=numbers)
     except TrainerError as error:
-        content = pickle.dumps(error)
-        pipe.write(HEADER.pack(len(content)) + content)
-        pipe.close()
+        send_frame(pipe, error)
         sys.exit(1)
 
 
