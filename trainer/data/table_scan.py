@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.cache import Arrays, cached_arrays
+from trainer.data.cache import Arrays, cache_root, cached_arrays
 from trainer.data.numbers import Numbers
 from trainer.data.processes import as_child, read_sent, receive, send, send_frame, started
 from trainer.data.scan import (
@@ -147,7 +147,8 @@ def _stretches(reader: RowReader) -> Iterator[Stretch]:
         range(start, min(start + ROWS_AT_ONCE, size)) for start in range(0, size, ROWS_AT_ONCE)
     ]
     num_processes = min(len(os.sched_getaffinity(0)), len(stretches), MAX_PROCESSES)
-    if size < CACHE_FROM_ROWS or num_processes == 1:
+    # without a cache every rank of a host scans for itself, at the same time
+    if size < CACHE_FROM_ROWS or num_processes == 1 or not cache_root().is_dir():
         yield from (scan_stretch(reader, stretch) for stretch in stretches)
         return
     marks = marks_of(reader.table)
