@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trainer.cli import ending_with_code
+from trainer.data.array_files import save_array
 from trainer.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ def vectors_of(
     vectors = np.asarray(model.encode_document(texts, batch_size=64, normalize_embeddings=True))
     cache.parent.mkdir(exist_ok=True)
     partial = cache.with_suffix(".partial.npy")
-    np.save(partial, vectors)
+    with partial.open("wb") as stream:
+        save_array(stream, vectors)
     partial.rename(cache)
     return vectors
 

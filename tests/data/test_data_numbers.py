@@ -60,6 +60,29 @@ def test_records_do_not_depend_on_how_much_is_held(tmp_path, monkeypatch):
     assert all_records(ir_source(plain)) == expected_of_csv
 
 
+@pytest.mark.parametrize("block", [8, 1 << 20])
+def test_a_full_disk_is_one_message(tmp_path, block):
+    path, cache = tmp_path / "a.jsonl", tmp_path / "cache"
+    write_jsonl(path, [GOOD_IR] * 200)
+    code = (
+        "import sys; from trainer.data import numbers, table_scan;"
+        f"numbers.BLOCK = {block}; table_scan.CACHE_FROM_ROWS = 1;"
+        "from tests.support.data_files import ir_source;"
+        "from trainer.cli import ending_with_code; from trainer.data.sources import open_source;"
+        "sys.exit(ending_with_code(lambda: len(open_source(ir_source(sys.argv[1]), '.'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"TRAINER_CACHE_DIR": str(cache)}, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{cache}: free = ")
+    assert "expected room for the index of the data files (" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert [file.suffix for file in cache.iterdir()] == [".lock"]
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_short_rows(tmp_path):
     path, memory = tmp_path / "short.jsonl", []

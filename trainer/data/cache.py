@@ -4,10 +4,12 @@ The cache lies in `$TRAINER_CACHE_DIR`, else `$XDG_CACHE_HOME/codiemb-trainer`, 
 `~/.cache/codiemb-trainer`. It may be deleted at any time between runs.
 """
 
+import errno
 import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +18,14 @@ from typing import IO
 
 import numpy as np
 
+from trainer.data.array_files import save_array
+from trainer.errors import DataError
+
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, np.ndarray]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that has no room for a file."""
 LAYOUT = 3
 """Raised when what is kept, or how rows are checked, changes: older entries are made anew."""
 
@@ -46,6 +53,9 @@ def cached_arrays(identity: str, build: Callable[[], Arrays]) -> Arrays:
     """The arrays of `build`, from the cache where it has them; read-only and memory-mapped.
 
     One process builds while others wait. Without a writable cache the arrays stay in memory.
+
+    Raises:
+        DataError: if the disk is full; nothing is left.
     """
     root = cache_root()
     try:
@@ -56,7 +66,13 @@ def cached_arrays(identity: str, build: Callable[[], Arrays]) -> Arrays:
     folder = root / _key(identity)
     with locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            _write(folder, build())
+            try:
+                arrays = build()
+            except OSError as error:
+                if error.errno in FULL:
+                    raise _no_room(root, error) from error
+                raise
+            _write(folder, arrays)
     return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
 
 
@@ -129,8 +145,27 @@ def locked_if_free(path: Path) -> Iterator[bool]:
 
 
 def _write(folder: Path, arrays: Arrays) -> None:
-    """Writes all arrays under a temporary name, then renames: complete or absent."""
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix="building-"))
-    for name, array in arrays.items():
-        np.save(building / f"{name}.npy", array)
-    building.rename(folder)
+    """Writes all arrays under a temporary name, then renames: complete or absent.
+
+    Raises:
+        DataError: if the disk refuses; nothing is left.
+    """
+    building = None
+    try:
+        building = Path(tempfile.mkdtemp(dir=folder.parent, prefix="building-"))
+        for name, array in arrays.items():
+            with (building / f"{name}.npy").open("wb") as file:
+                save_array(file, array)
+        building.rename(folder)
+    except OSError as error:
+        if building is not None:
+            shutil.rmtree(building, ignore_errors=True)
+        raise _no_room(folder.parent, error) from error
+
+
+def _no_room(root: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{root}: free = {shutil.disk_usage(root).free / 1e6:.0f} MB; expected room for the index "
+        f"of the data files ({error.strerror or error}). Free space, or set TRAINER_CACHE_DIR to a "
+        "folder on a larger disk."
+    )

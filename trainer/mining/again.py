@@ -4,6 +4,7 @@ What is chosen is what `trainer.mining.mine` chooses with the same vectors. It i
 the source, for `trainer.data.mined`, and begins anew after an interruption: the weights are gone.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,6 +195,9 @@ class SourceMining:
         self.work.mkdir(parents=True, exist_ok=True)
         shape = (len(self.source), self.settings.num_negatives)
         file = np.lib.format.open_memmap(self.places, mode="w+", dtype=np.int64, shape=shape)
+        with self.places.open("r+b") as stream:
+            # a disk that fills up while it is written as memory would end the process
+            os.posix_fallocate(stream.fileno(), 0, self.places.stat().st_size)
         file[:] = NO_PLACE
 
     def _write(self, rows: "_RowsOfQueries", numbers: Ints, places_bK: Ints) -> None:

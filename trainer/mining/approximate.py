@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.data.array_files import save_array
 from trainer.distributed.agree import on_all_ranks, on_first_rank
 from trainer.distributed.group import Ranks
 from trainer.distributed.rows import gather_rows
@@ -153,7 +154,7 @@ def _trained(sample: Vectors, num_passages: int, file: Path) -> NDArray[np.uint8
     made: NDArray[np.uint8] = faiss.serialize_index(index)
     partial = file.with_name(f".{file.name}-{os.getpid()}")
     with partial.open("wb") as stream:
-        np.save(stream, made)
+        save_array(stream, made)
     partial.rename(file)
     return made
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.array_files import save_array
 from trainer.distributed.group import Ranks
 
 BLOCK_TEXTS = 4096
@@ -62,7 +63,7 @@ class VectorStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}-{os.getpid()}")
         with partial.open("wb") as stream:
-            np.save(stream, vectors)
+            save_array(stream, vectors)
             stream.flush()
             if self.outlives:
                 os.fsync(stream.fileno())
