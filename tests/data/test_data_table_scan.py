@@ -94,7 +94,8 @@ def test_columnar_files_are_read_by_many(tmp_path, monkeypatch):
 
 
 def test_a_process_that_dies_is_one_message(tmp_path, monkeypatch):
-    path = write_jsonl(tmp_path / "a.jsonl", rows_with_gaps())
+    # a file whose rows fill the pipe to the process, which is gone before it reads
+    path = write_jsonl(tmp_path / "a.jsonl", rows_with_gaps() * 200)
     use_processes(monkeypatch, 2)
     monkeypatch.setattr(table_scan, "MODULE", "trainer.data.no_such_module")
     with pytest.raises(table_scan.StepError, match=r"a\.jsonl: the process .* ended with code 1"):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import IO, Any
@@ -51,14 +51,18 @@ class _Unpickler(pickle.Unpickler):
 
 
 def send(pipe: IO[bytes], value: Any, *, more: bool = False) -> None:
-    """Writes a value and closes the pipe, unless there is more to come."""
+    """Writes a value and closes the pipe, unless there is more to come.
+
+    A process that has ended already tells so by what can be read from it, which is nothing.
+    """
     content = io.BytesIO()
     _Pickler(content, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
-    pipe.write(content.getbuffer())
-    if more:
+    with suppress(BrokenPipeError):
+        pipe.write(content.getbuffer())
         pipe.flush()
-    else:
-        pipe.close()
+    if not more:
+        with suppress(BrokenPipeError):
+            pipe.close()
 
 
 def read_sent(pipe: IO[bytes]) -> Any:
