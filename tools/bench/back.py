@@ -15,12 +15,12 @@ work folder, a file each. With `--json` the last line is
 import argparse
 import json
 import logging
+import math
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -32,6 +32,7 @@ from bench.ablation_runs import BASE, RECIPES, Setup, score, train_ours
 from bench.ablation_table import UNTOUCHED, Results, Scored, render
 from bench.demo_runs import run_logged
 from bench.kept import Kept
+from bench.pieces import Pieces, parser_of
 from demo.data import write_beir
 from demo.docs import collect_docs
 from demo.split import split_docs
@@ -89,6 +90,17 @@ def made_from(name: str, setup: Setup) -> list[str]:
     return [name, recipe, *setup.overrides, repr(setup.size)]
 
 
+def pieces(choosing: Choosing) -> Pieces[dict[str, float]]:
+    """Everything that is scored."""
+    setup = choosing.setup
+    return Pieces(
+        kept=Kept(setup.folder / "results"),
+        variants=(UNTOUCHED, TRAINED, MERGED),
+        made_from=lambda name, _: made_from(name, setup),
+        work=lambda name, seed: work(name, seed, choosing),
+    )
+
+
 def shares(results: Results, held_out: Sequence[HeldOut]) -> str:
     """For each seed: lambda, what is kept of the gains in domain, and the change out of domain."""
     (base,) = results[UNTOUCHED]
@@ -100,7 +112,8 @@ def shares(results: Results, held_out: Sequence[HeldOut]) -> str:
             names = [one.name for one in held_out if (one.task, one.domain) == (task, domain)]
             return fmean(scores[name] - base[name] for name in names)
 
-        kept = [gain(merged, task, "in") / gain(trained, task, "in") for task in ("sts", "ir")]
+        gains = [(gain(merged, task, "in"), gain(trained, task, "in")) for task in ("sts", "ir")]
+        kept = [part / whole if whole else math.nan for part, whole in gains]
         lines.append(
             f"{seed:4} {merged[LAMBDA]:7.2f} {kept[0]:9.0%} {kept[1]:11.0%} "
             f"{100 * gain(merged, 'ir', 'out'):+14.2f}"
@@ -110,16 +123,9 @@ def shares(results: Results, held_out: Sequence[HeldOut]) -> str:
 
 def read_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "runs/back", (TRAINED, MERGED))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("runs/back"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--show", action="store_true", help="make none")
     parser.add_argument("--quick", action="store_true", help="tiny sets: shows only that it runs")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of the recipe")
     return parser.parse_args()
 
 
@@ -133,18 +139,12 @@ def main() -> int:
         size=QUICK if arguments.quick else FULL,
         overrides=tuple(arguments.overrides),
     )
-    kept, choosing = Kept(setup.folder / "results"), Choosing(data=arguments.data, setup=setup)
-    wanted = [(UNTOUCHED, 0), *((n, seed) for seed in arguments.seeds for n in (TRAINED, MERGED))]
-    results: dict[str, list[Scored]] = {}
-    for name, seed in wanted:
-        file, source = f"{name}-{seed}", made_from(name, setup)
-        found = kept.get(file, source)
-        if found is None and not arguments.show:
-            prepare(arguments.data, setup.data, setup.size, None)
-            print(f"{name}, seed {seed} ...", file=sys.stderr, flush=True)
-            found = kept.make(file, source, partial(work, name, seed, choosing))
-        if found is not None:
-            results.setdefault(name, []).append(found)
+    models = pieces(Choosing(data=arguments.data, setup=setup))
+    backbone = argparse.Namespace(**vars(arguments) | {"seeds": [0], "variants": [UNTOUCHED]})
+    for one in (backbone, arguments):
+        models.make(one, lambda: prepare(arguments.data, setup.data, setup.size, None))
+    there = models.there([0, *arguments.seeds])
+    results: Results = {name: [*seeds.values()] for name, seeds in there.items()}
     print(render(results, setup.held_out))
     if UNTOUCHED in results:
         print(f"\n{shares(results, setup.held_out)}")

@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.demo_runs import RECIPE, cell, check_demo, run_logged
 from bench.kept import Kept
+from bench.pieces import Pieces, parser_of
 from bench.teacher import write_vectors
 from trainer.cli import ending_with_code
 from trainer.data.evalsets import open_eval_set
@@ -127,34 +128,15 @@ def score(run: Path) -> Scores:
     return found
 
 
-def made_from(setup: Setup, variant: str, seed: int) -> list[str]:
-    """What a result depends on besides the program."""
-    return [RECIPE.read_text(encoding="utf-8"), *setup.arguments(variant, seed)]
-
-
-def known(setup: Setup, variant: str, seed: int) -> Scores | None:
-    """A kept result that was made with the same recipe and arguments."""
-    return setup.kept.get(f"{variant}-{seed}", made_from(setup, variant, seed))
-
-
-def run_piece(setup: Setup, variant: str, seed: int) -> None:
-    """Train, score and keep the result."""
-    setup.kept.make(
-        f"{variant}-{seed}",
-        made_from(setup, variant, seed),
-        lambda: score(train(variant, seed, setup)),
+def pieces(setup: Setup) -> Pieces[Scores]:
+    """All runs."""
+    recipe = RECIPE.read_text(encoding="utf-8")
+    return Pieces(
+        kept=setup.kept,
+        variants=tuple(VARIANTS),
+        made_from=lambda variant, seed: [recipe, *setup.arguments(variant, seed)],
+        work=lambda variant, seed: score(train(variant, seed, setup)),
     )
-
-
-def collect(setup: Setup, seeds: Sequence[int]) -> dict[str, dict[int, Scores]]:
-    """Results that are there, by variant and seed."""
-    found: dict[str, dict[int, Scores]] = {}
-    for variant in VARIANTS:
-        for seed in seeds:
-            scores = known(setup, variant, seed)
-            if scores is not None:
-                found.setdefault(variant, {})[seed] = scores
-    return found
 
 
 def render(results: Mapping[str, Mapping[int, Scores]]) -> str:
@@ -188,17 +170,8 @@ def comparisons(results: Mapping[str, Mapping[int, Scores]]) -> Iterator[str]:
 
 def read_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, "runs/student", tuple(VARIANTS))
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--work", type=Path, default=Path("runs/student"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--pieces", type=int, help="make at most so many missing results")
-    parser.add_argument("--show", action="store_true", help="make none")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of all runs")
     return parser.parse_args()
 
 
@@ -211,19 +184,9 @@ def main() -> int:
         demo=arguments.demo.resolve(), folder=arguments.work.resolve(),
         overrides=tuple(arguments.overrides),
     )  # fmt: skip
-    missing = [
-        (variant, seed)
-        for seed in arguments.seeds
-        for variant in arguments.variants
-        if known(setup, variant, seed) is None
-    ]
-    wanted = [] if arguments.show else missing[: arguments.pieces]
-    if wanted:
-        prepare(setup)
-    for variant, seed in wanted:
-        print(f"{variant}, seed {seed} ...", file=sys.stderr, flush=True)
-        run_piece(setup, variant, seed)
-    results = collect(setup, arguments.seeds)
+    runs = pieces(setup)
+    runs.make(arguments, lambda: prepare(setup))
+    results = runs.there(arguments.seeds)
     print(render(results) if results else "nothing there yet")
     if arguments.json:
         by_size = {

@@ -17,7 +17,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench.demo_runs import RECIPE, cell, check_demo, run_logged
 from bench.kept import Kept
 from bench.left_out import SIZES, left_out_sizes
+from bench.pieces import Pieces, parser_of
 from series.scores import sets_of
 from tools.evaluate import evaluate
 from trainer.cli import ending_with_code
@@ -164,27 +165,14 @@ def score(model: Path, setup: Setup) -> Scores:
     return {name: found[name][metric] for name, metric in METRICS.items()}
 
 
-def run_piece(setup: Setup, name: str, seed: int) -> None:
-    """Train, score and keep the scores."""
+def pieces(setup: Setup) -> Pieces[Scores]:
+    """All models."""
 
-    def work() -> Scores:
+    def work(name: str, seed: int) -> Scores:
         is_update = name == "update"
         return score(update(seed, setup) if is_update else train(name, seed, setup), setup)
 
-    setup.kept.make(f"{name}-{seed}", setup.made_from(name, seed), work)
-
-
-def collect(setup: Setup, seeds: Sequence[int]) -> dict[str, dict[int, Scores]]:
-    """Results that are there, by model and seed."""
-    found: dict[str, dict[int, Scores]] = {}
-    if not (setup.folder / "data" / SIZES).is_file():
-        return found
-    for name in MODELS:
-        for seed in seeds:
-            scores = setup.kept.get(f"{name}-{seed}", setup.made_from(name, seed))
-            if scores is not None:
-                found.setdefault(name, {})[seed] = scores
-    return found
+    return Pieces(kept=setup.kept, variants=MODELS, made_from=setup.made_from, work=work)
 
 
 def render(results: Mapping[str, Mapping[int, Scores]]) -> str:
@@ -217,20 +205,11 @@ def verdicts(results: Mapping[str, Mapping[int, Scores]]) -> Iterator[str]:
 
 def read_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--demo", type=Path, default=Path("runs/demo"))
-    add("--work", type=Path, default=Path("runs/update"))
-    add("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    add("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    add("--pieces", type=int, help="make at most so many missing results")
-    add("--steps", type=int, default=240, help="of old run and retraining (default: 240)")
-    add("--show", action="store_true", help="make none")
-    add("--options", default="", help="further options of tools/update.py, as one word")
-    add("--json", action="store_true", help="one JSON object as the last line")
-    add("overrides", nargs="*", metavar="key.path=value", help="of all recipes")
+    parser = parser_of(__doc__, "runs/update", MODELS)
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--steps", type=int, default=240,
+                        help="of old run and retraining (default: 240)")  # fmt: skip
+    parser.add_argument("--options", default="", help="more options of tools/update.py, one word")
     return parser.parse_args()
 
 
@@ -251,17 +230,11 @@ def main() -> int:
         overrides=tuple(arguments.overrides),
     )
     check_demo(setup.demo, "docs.jsonl")
-    there = collect(setup, arguments.seeds)
-    missing = [
-        (name, seed)
-        for seed in arguments.seeds
-        for name in arguments.models
-        if seed not in there.get(name, {})
-    ]
-    for name, seed in [] if arguments.show else missing[: arguments.pieces]:
-        print(f"{name}, seed {seed} ...", file=sys.stderr, flush=True)
-        run_piece(setup, name, seed)
-    results = collect(setup, arguments.seeds)
+    models, results = pieces(setup), dict[str, dict[int, Scores]]()
+    # what a result is made from is known once the data is there
+    if not arguments.show or (setup.folder / "data" / SIZES).is_file():
+        models.make(arguments, lambda: None)
+        results = models.there(arguments.seeds)
     print(render(results) if results else "nothing there yet")
     if arguments.json:
         print(json.dumps({
