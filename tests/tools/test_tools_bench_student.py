@@ -41,11 +41,11 @@ def test_variants_differ_in_nothing_but_what_they_are_named_for(tmp_path: Path) 
 
 def test_results_are_kept_until_the_arguments_change(tmp_path: Path) -> None:
     setup = student.Setup(demo=tmp_path / "demo", folder=tmp_path / "work")
-    made_from = student.made_from(setup, "plain", 1)
-    setup.kept.make("plain-1", made_from, lambda: scores(0.3, 0.2))
-    assert student.collect(setup, [1, 2]) == {"plain": {1: scores(0.3, 0.2)}}
+    runs = student.pieces(setup)
+    setup.kept.make("plain-1", runs.made_from("plain", 1), lambda: scores(0.3, 0.2))
+    assert runs.there([1, 2]) == {"plain": {1: scores(0.3, 0.2)}}
     longer = student.Setup(demo=setup.demo, folder=setup.folder, overrides=("train.max_steps=9",))
-    assert student.collect(longer, [1, 2]) == {}
+    assert student.pieces(longer).there([1, 2]) == {}
 
 
 def test_table_compares_each_seed_with_its_own() -> None:

@@ -17,7 +17,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -175,6 +175,12 @@ def pieces(setup: Setup) -> Pieces[Scores]:
     return Pieces(kept=setup.kept, variants=MODELS, made_from=setup.made_from, work=work)
 
 
+def collect(setup: Setup, seeds: Sequence[int]) -> dict[str, dict[int, Scores]]:
+    """Results that are there, by model and seed; what they are made from is known with the data."""
+    is_there = (setup.folder / "data" / SIZES).is_file()
+    return pieces(setup).there(seeds) if is_there else {}
+
+
 def render(results: Mapping[str, Mapping[int, Scores]]) -> str:
     """Scores, means over seeds, and what each seed says."""
     lines = [f"{'model':10} seeds" + "".join(f"{name:>18}" for name in METRICS)]
@@ -230,11 +236,9 @@ def main() -> int:
         overrides=tuple(arguments.overrides),
     )
     check_demo(setup.demo, "docs.jsonl")
-    models, results = pieces(setup), dict[str, dict[int, Scores]]()
-    # what a result is made from is known once the data is there
-    if not arguments.show or (setup.folder / "data" / SIZES).is_file():
-        models.make(arguments, lambda: None)
-        results = models.there(arguments.seeds)
+    if not arguments.show:
+        pieces(setup).make(arguments, lambda: None)
+    results = collect(setup, arguments.seeds)
     print(render(results) if results else "nothing there yet")
     if arguments.json:
         print(json.dumps({
