@@ -1,6 +1,6 @@
 """Does a merge towards the base bring back what training took away? MiniLM after CoDiEmb.
 
-    python tools/bench/back.py --data ../shared/data             # an hour of an idle core
+    python tools/bench/back.py --data ../shared/data             # about an hour of an idle core
     python tools/bench/back.py --data ../shared/data --seeds 1   # a look
     python tools/bench/back.py --show                            # the table of what is there
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 SHOWN_TOKENS = 8
 """Special tokens that a message names."""
 WORDS_KEPT = 1 << 17
-"""Words whose tokens a BPE or Unigram model keeps: with its own 10,000, a sixth of the time of a
-large corpus goes into words that it has met before."""
+"""Words whose tokens a BPE or Unigram model keeps. With its own 10,000 a text of 100,000 different
+words takes some 7% longer."""
 
 
 class Encoded(NamedTuple):
