@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils.flop_counter import FlopCounterMode, mm_flop
 
 from tests.objectives.test_objectives_contrastive import embeddings, grads
 from trainer.errors import ObjectiveError
@@ -228,6 +229,26 @@ def test_hardness_moves_the_weights_and_not_the_slope() -> None:
     torch.testing.assert_close(loss.detach(), exponent.exp().log1p())
     want = exponent.sigmoid() / 0.5 * query.detach()[0]
     torch.testing.assert_close(grads(loss, passages)[0][0, 1], want)
+
+
+def test_prefixes_cost_no_products_beyond_the_whole_vector() -> None:
+    def flops(*prefixes: Prefix) -> int:
+        # what adds in place it does not know by itself
+        in_place = {torch.ops.aten.addmm_: lambda _, left, right, **__: mm_flop(left, right)}
+        counter = FlopCounterMode(display=False, custom_mapping=in_place)
+        queries, passages = embeddings(8, 16), embeddings(8, 3, 16, seed=1)
+        with counter:
+            info_nce(
+                queries, passages, num_positives=1, temperature=0.1, directions=DIRECTIONS,
+                prefixes=prefixes,
+            ).backward()  # fmt: skip
+        return int(counter.get_total_flops())
+
+    # forward, recomputed, to the left and to the right; of 16 numbers, two flops each; 3 blocks of
+    # queries with passages, 3 of passages with passages and 2 with queries, each 8 by 8
+    whole = 4 * 2 * 16 * 8 * (8 * 8)
+    assert flops(Prefix(16)) == whole
+    assert flops(Prefix(16), Prefix(8), Prefix(4, 0.5), Prefix(4)) == whole
 
 
 BAD_CALLS = [

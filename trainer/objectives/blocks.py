@@ -7,7 +7,7 @@ Letters: G queries of the global batch, B of them in this call, P positive slots
 query, D embedding size, T that of a guide, M pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,27 +91,33 @@ class Job:
 
 
 class Side:
-    """Vectors on one side of a block: a column of a table, its prefix, and where gradients go."""
+    """Vectors on one side of a block: a column of a table, and where gradients go."""
 
-    def __init__(self, values: Tensor, scale: Tensor | None, grad: Tensor | None) -> None:
-        self.values = values  # [n, d], any strides
-        self.scale = scale  # 1 / norm of each prefix [n]; None: as given
+    def __init__(
+        self, values: Tensor, scales: Sequence[Tensor | None], grad: Tensor | None
+    ) -> None:
+        self.values = values  # [n, d] with d the longest prefix, any strides
+        self.scales = scales  # of each prefix 1 / norm [n]; None: as given
         self.grad = grad  # like values, in the dtype of the computation; None: forward only
 
     def tile(self, rows: slice, dtype: torch.dtype) -> Tensor:
-        """Some rows, normalised where only a prefix is read."""
-        values = self.values[rows].to(dtype)
-        return values if self.scale is None else values * self.scale[rows, None]
+        """Some rows as they are given."""
+        return self.values[rows].to(dtype)
 
-    def add(self, rows: slice, weights: Tensor, other: Tensor, tile: Tensor) -> None:
-        """Add `weights @ other`, pulled back through the normalisation, to the gradient."""
+    def scale(self, at: int, rows: slice) -> Tensor | None:
+        """1 / norm of a prefix of some rows [rows]; None: as given."""
+        scale = self.scales[at]
+        return None if scale is None else scale[rows]
+
+    def add(self, rows: slice, segment: slice, weights: Tensor, other: Tensor) -> None:
+        """Add `weights @ other` to some dimensions of the gradient."""
         assert self.grad is not None
-        if self.scale is None:
-            self.grad[rows].addmm_(weights, other)
-            return
-        gradient = weights @ other
-        along = (gradient * tile).sum(1, keepdim=True)
-        self.grad[rows].addcmul_(gradient.sub_(tile * along), self.scale[rows, None])
+        self.grad[rows, segment].addmm_(weights, other[:, segment])
+
+    def shorten(self, rows: slice, size: int, tile: Tensor, along: Tensor) -> None:
+        """Take multiples `along` [rows] of the vectors off the first `size` of their gradients."""
+        assert self.grad is not None
+        self.grad[rows, :size].addcmul_(tile[:, :size], along[:, None], value=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +143,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Tables:
-    """All vectors under one prefix."""
+    """All vectors of a loss."""
 
     queries: Side
     """Own queries [B]."""
@@ -154,39 +160,30 @@ def tables_of(
     others: Tensor | None,
     passages: Tensor,
     job: Job,
-    prefix: Prefix,
-    grads: list[Tensor | None] | None,
+    prefixes: Sequence[Prefix],
+    grads: Sequence[Tensor | None] = (None, None, None),
 ) -> Tables:
-    """The vectors of one prefix as sides, with their gradients where they are wanted."""
+    """The vectors as sides under ascending prefixes, with their gradients where they are wanted."""
     dtype = compute_dtype((queries, passages))
-    of_queries, of_others, of_passages = grads or (None, None, None)
+    longest = slice(0, prefixes[-1].size)
 
-    def side(values: Tensor, scale: Tensor | None, grad: Tensor | None, index: Any) -> Side:
-        cut = slice(0, prefix.size)
-        return Side(
-            values[index][..., cut],
-            None if scale is None else scale[index],
-            None if grad is None else grad[index][..., cut],
+    def of_table(table: Tensor, grad: Tensor | None) -> Callable[[Any], Side]:
+        norms = [inverse_norms(table, prefix, dtype) for prefix in prefixes]
+        return lambda index: Side(
+            table[index][..., longest],
+            [None if scale is None else scale[index] for scale in norms],
+            None if grad is None else grad[index][..., longest],
         )
 
     everything = slice(None)
-    norms = [inverse_norms(table, prefix, dtype) for table in (queries, passages)]
-    own_queries = side(queries, norms[0], of_queries, everything)
-    all_queries = own_queries
-    if others is not None:
-        scale = inverse_norms(others, prefix, dtype)
-        all_queries = side(others, scale, of_others, everything)
+    own_queries = of_table(queries, grads[0])(everything)
+    of_passages = of_table(passages, grads[2])
     mine = slice(job.first_row, job.first_row + len(queries))
     return Tables(
         queries=own_queries,
-        others=all_queries,
-        passages=tuple(
-            side(passages, norms[1], of_passages, (everything, column))
-            for column in range(passages.shape[1])
-        ),
-        own=tuple(
-            side(passages, norms[1], of_passages, (mine, slot)) for slot in range(job.num_positives)
-        ),
+        others=own_queries if others is None else of_table(others, grads[1])(everything),
+        passages=tuple(of_passages((everything, column)) for column in range(passages.shape[1])),
+        own=tuple(of_passages((mine, slot)) for slot in range(job.num_positives)),
     )
 
 

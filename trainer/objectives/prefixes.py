@@ -4,6 +4,7 @@ Reference: Kusupati et al. 2022, arXiv:2205.13147; like sentence-transformers' M
 prefix is normalised and has one weight. Letters: D embedding size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +28,27 @@ class Prefix:
         """Whether nothing is cut from vectors [..., D]: they are read as given, not normalised."""
         return self.size is None or self.size == vectors.shape[-1]
 
+    def width(self, size: int) -> int:
+        """Dimensions that it has of vectors [D].
+
+        Args:
+            size: D.
+        """
+        return size if self.size is None else min(self.size, size)
+
 
 WHOLE = Prefix(None)
 """The vectors as they are."""
+
+
+def ascending(prefixes: Sequence[Prefix], size: int) -> list[Prefix]:
+    """The prefixes of vectors [D], shortest first.
+
+    Args:
+        prefixes: in any order.
+        size: D.
+    """
+    return sorted(prefixes, key=lambda prefix: prefix.width(size))
 
 
 def cut(vectors: Tensor, prefix: Prefix) -> Tensor:
