@@ -8,7 +8,6 @@ import argparse
 import gc
 import json
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +18,7 @@ from typing import Any
 # started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from trainer.cli import size_in_bytes
 from trainer.errors import TrainerError
 from trainer.recipe.model_path import PACKAGE, is_gguf
 from trainer.unpack.cached import place_of_base
@@ -52,16 +52,6 @@ examples:
 
 exit codes: 0 done, 1 a fault, 2 a mistake in arguments or inputs (nothing is left), 130 interrupted
 """
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as `512MiB`, `5GB` or `1000`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a size such as 512MiB or 5GB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -108,12 +98,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--method",
-        choices=("delta", "uniform", "task_arithmetic", "ties", "slerp", "multi_slerp", "karcher"),
-        default="delta",
-        help="formula, see above (default: delta)",
-    )
+    methods = ("delta", "uniform", "task_arithmetic", "ties", "slerp", "multi_slerp", "karcher")
+    add("--method", choices=methods, default="delta", help="formula, see above (default: delta)")
     add(
         "--granularity",
         choices=("tensor", "row", "element"),
@@ -136,6 +122,15 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="factor of the summed change: theta0 + lambda * (...); 0.5 goes half the way "
         "(default: 1)",
+    )
+    add(
+        "--by-depth",
+        type=float,
+        nargs="+",
+        metavar="FACTOR",
+        help="factors of lambda, spread evenly from the first layer to the last and linear in "
+        "between: 1.5 0.5 goes further in early layers and less far in late ones; embeddings are "
+        "with the first layer, all else with the last (default: 1)",
     )
     add(
         "--weights",
@@ -171,6 +166,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="choose method, weights and lambda by these held-out sets (see tools/evaluate.py); "
         "each candidate is merged and loaded whole",
     )
+    add("--keep-base", action="store_true",
+        help="--search: choose among merges that score below the base on no set")  # fmt: skip
     add("--split", help="of the sets of --search (default: test of classification, else dev)")
 
 
@@ -178,13 +175,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--max-shard-size",
-        type=parse_size,
+        type=size_in_bytes,
         default="5GB",
         help="largest file of weights; a tensor is never split (default: 5GB)",
     )
     add(
         "--memory-budget",
-        type=parse_size,
+        type=size_in_bytes,
         default="512MiB",
         help="largest anonymous memory of the process; does not grow with the model "
         "(default: 512MiB)",
@@ -242,14 +239,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_search(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse beside `--search` what it chooses, and without it what is its own."""
     if arguments.search is None:
-        if arguments.split is not None:
-            parser.error("--split is for the sets of --search")
+        for name in ("split", "keep_base"):
+            if getattr(arguments, name) != parser.get_default(name):
+                parser.error(f"--{name.replace('_', '-')} is for the sets of --search")
         return
     if arguments.result == "adapter":
         parser.error("--search merges whole models; leave --as adapter out")
-    for name in ("method", "granularity", "lambda_", "weights", "t"):
+    for name in ("method", "granularity", "lambda_", "by_depth", "weights", "t"):
         if getattr(arguments, name) != parser.get_default(name):
-            parser.error(f"--{name.rstrip('_')} is what --search chooses; leave one of them out")
+            option = name.rstrip("_").replace("_", "-")
+            parser.error(f"--{option} is what --search chooses; leave one of them out")
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -277,6 +276,7 @@ def _search(arguments: argparse.Namespace) -> dict[str, Any]:
         kinds={one.name: one.task for one in sets},
         score=lambda folder: evaluate(str(folder), sets),
         sets=[f"{one.hub or Path(one.path or '').absolute()} {split_of(one)}" for one in sets],
+        keep_base=arguments.keep_base,
         resume=arguments.resume,
         finish=partial(_write_pages, arguments.output),
     )
@@ -294,6 +294,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
         granularity=arguments.granularity,
         alpha=arguments.alpha,
         lambda_=arguments.lambda_,
+        by_depth=None if arguments.by_depth is None else tuple(arguments.by_depth),
         weights=None if arguments.weights is None else tuple(arguments.weights),
         density=arguments.density,
         t=arguments.t,

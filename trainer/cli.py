@@ -24,8 +24,9 @@ LONGEST_MESSAGE = 3000
 """Characters of a message; names from hostile files can have any length."""
 OTHERS_WAIT_SEC = 5.0
 """How long other ranks let the first one speak; launchers end them when it has."""
-UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-"""Bytes of each unit of memory that an argument may have."""
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+         "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+"""Bytes of each unit that an argument may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--selfcheck", action="store_true", help="compare chunked with whole-batch gradients")
     add("--gpus", type=_count, metavar="N", help="dry run: GPUs per host")
     add("--hosts", type=_count, default=1, metavar="N", help="dry run: hosts")
-    add("--gpu-memory", type=_bytes, metavar="80GB", help="dry run: memory of each GPU")
+    add("--gpu-memory", type=size_in_bytes, metavar="80GB", help="dry run: memory of each GPU")
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
 
@@ -116,8 +117,9 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([A-Z]*)", text.upper())
+def size_in_bytes(text: str) -> int:
+    """Bytes of an argument such as `80GB`, `512MiB` or `1000`; any other ends in the usage."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
     if match is None or match[2] not in UNITS:
         raise argparse.ArgumentTypeError(f"{text}; expected a size such as 80GB or 141GiB")
     return int(float(match[1]) * UNITS[match[2]])

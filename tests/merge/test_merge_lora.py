@@ -14,6 +14,7 @@ from tests.support import tiny
 from tests.support.merge_truth import naive_merge
 from tools import delta_merge
 from trainer.merge import MergeSettings
+from trainer.merge.depth import at_depth
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "a": {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]},
@@ -78,12 +79,14 @@ METHODS = {
     "delta": MergeSettings(),
     "rows": MergeSettings(granularity="row", alpha=2.0, lambda_=0.5),
     "uniform": MergeSettings(method="uniform"),
+    "by depth": MergeSettings(by_depth=(1.5, 0.5)),
     "task_arithmetic": MergeSettings(method="task_arithmetic", weights=(0.7, -0.3, 0.5)),
 }
 OPTIONS = {
     "delta": (),
     "rows": ("--granularity", "row", "--alpha", "2", "--lambda", "0.5"),
     "uniform": ("--method", "uniform"),
+    "by depth": ("--by-depth", "1.5", "0.5"),
     "task_arithmetic": ("--method", "task_arithmetic", "--weights", "0.7", "-0.3", "0.5"),
 }
 
@@ -104,7 +107,8 @@ def test_adapter_and_model_equal_the_dense_merge(room: Path, method: str) -> Non
             deltas = [one.get(name, still) for one in own]
             if any(name in one for one in own):
                 tuned = [parameter + delta for delta in deltas]
-                parameter.copy_(naive_merge(parameter.clone(), tuned, METHODS[method]))
+                settings = at_depth(METHODS[method], name, dense.config.num_hidden_layers)
+                parameter.copy_(naive_merge(parameter.clone(), tuned, settings))
                 wanted = [float(delta.norm()) for delta in deltas]
                 assert norms[name]["norms"] == pytest.approx(wanted, rel=1e-6)
     as_model = AutoModel.from_pretrained(room / f"{method} model")

@@ -100,6 +100,9 @@ def test_a_result_is_no_worse_than_any_input(models: list[Path]) -> None:
     assert report.best.value == max(one.value for one in report.tried)
 
 
+DEPTHS = ("1.5 to 0.5", "2 to 0.5", "2 to 0", "0.5 to 1.5")
+
+
 def test_one_checkpoint_is_searched_towards_its_base(models: list[Path]) -> None:
     score = Nearness(dict.fromkeys(("ir", "sts"), halfway(models, 0.6)))
     report = search(models, score, count=1).run()
@@ -108,8 +111,49 @@ def test_one_checkpoint_is_searched_towards_its_base(models: list[Path]) -> None
         "base",
         "checkpoint 1",
         *(f"checkpoint 1, lambda {s}" for s in (0.5, 0.75, 1.25)),
+        *(f"checkpoint 1, lambda 0.5, by depth {one}" for one in DEPTHS),
     ]
     assert report.best.candidate.name == "checkpoint 1, lambda 0.5"
+
+
+def test_layers_are_searched_apart(models: list[Path]) -> None:
+    base, tuned = (load_file(folder / "model.safetensors") for folder in models[:2])
+    late = ("layers.1", "norm")
+    factors = {name: 0.625 if name.startswith(late) else 1.875 for name in base}
+    goal = {name: base[name] + factors[name] * (tuned[name] - base[name]) for name in base}
+    report = search(models, Nearness({"ir": goal, "sts": goal}), count=1).run()
+    assert report.best.candidate.name == "checkpoint 1, lambda 1.25, by depth 1.5 to 0.5"
+    merged = load_file(models[0].parent / "out" / "model.safetensors")
+    for name, tensor in goal.items():
+        torch.testing.assert_close(merged[name], tensor)
+
+
+def test_models_without_numbered_layers_are_searched_whole(tmp_path: Path) -> None:
+    models = [
+        save_model(tmp_path / name, {"one.weight": torch.randn(4, 4)}) for name in ("base", "tuned")
+    ]
+    report = search(models, Nearness(dict.fromkeys(("ir", "sts"), halfway(models, 0.7)))).run()
+    assert not any("by depth" in one.candidate.name for one in report.tried)
+    assert report.best.candidate.name == "checkpoint 1, lambda 0.75"
+
+
+@pytest.mark.parametrize(
+    ("best_for_docs", "chosen"), [(0.7, "checkpoint 1, lambda 1.25"), (0.55, "checkpoint 1"),
+                                  (0.3, "checkpoint 1, lambda 0.5"), (-1.0, "base")]
+)  # fmt: skip
+def test_what_falls_below_the_base_is_not_chosen(
+    models: list[Path], best_for_docs: float, chosen: str
+) -> None:
+    # pairs gain as far as any merge goes; docs lose from twice their best on
+    far = halfway(models, 9.0)
+    score = Nearness({"sts": far, "ir": halfway(models, best_for_docs)})
+    report = search(models, score, count=1, keep_base=True).run()
+    assert report.best.candidate.name == chosen
+    base = report.tried[0].results
+    for name, metrics in report.best.results.items():
+        assert metrics["near"] >= base[name]["near"]
+    record = json.loads((models[0].parent / "out" / "search.json").read_text())
+    assert record["keep_base"]
 
 
 def test_an_interrupted_search_goes_on_where_it_was(models: list[Path]) -> None:

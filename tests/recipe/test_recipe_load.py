@@ -208,6 +208,8 @@ def test_changes_come_after_overrides_and_may_add_a_source(recipe_file: Path) ->
         ("data.sources.nothing.path=x", ["from 0 to 1", "pairs, docs"]),
         ("data.sources.2.path=x", ["from 0 to 1"]),
         ("data.sources.docs.score_range=[0, 5]", ["rows of task ir have no score"]),
+        ("checkpoint.merge={last: 2, by_depth: []}", ["by_depth = []", "one number or more"]),
+        ("checkpoint.merge={last: 2, by_depth: [.nan]}", ["by_depth.0 = nan", "number"]),
         ("engine.keep_graph_tokens=some", ["'some'", "an integer, or auto", "without quotes"]),
         ("engine.keep_graph_tokens=-1", ["= -1", "an integer of at least 0"]),
         ("engine.memory_fraction=1.5", ["memory_fraction = 1.5", "above 0 and at most 1"]),

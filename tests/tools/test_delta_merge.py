@@ -341,6 +341,8 @@ def test_wrong_inputs_end_with_one_message(
         (["--method", "karcher", "--granularity", "row"], "granularity = row; expected tensor"),
         (["--method", "karcher", "--weights", "1", "2"], "weights = (1.0, 2.0); expected none"),
         (["--method", "multi_slerp", "--weights", "1", "-1"], "expected numbers whose sum is not"),
+        (["--by-depth", "1", "nan"], "by_depth = (1.0, nan); expected one finite number or more"),
+        (["--method", "slerp", "--by-depth", "1", "0"], "expected none, as slerp has no lambda"),
         (["--workers", "0"], "workers = 0; expected at least 1"),
         (["--memory-budget", "1MiB"], "memory_budget = 1,048,576 bytes; expected at least"),
         (["--max-shard-size", "0"], "max_shard_size = 0; expected at least 1 byte"),

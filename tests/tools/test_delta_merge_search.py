@@ -76,4 +76,7 @@ def test_mistakes_end_before_the_first_merge(
     with pytest.raises(SystemExit):
         delta_merge.main([*command(models, output)[:-1], "--split", "test"])
     assert "--split is for the sets of --search" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        delta_merge.main([*command(models, output)[:-1], "--keep-base"])
+    assert "--keep-base is for the sets of --search" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

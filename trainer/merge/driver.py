@@ -22,6 +22,7 @@ from trainer.checkpoint.tensors import StoredTensor
 from trainer.errors import CheckpointError
 from trainer.merge.assets import copy_assets
 from trainer.merge.blocks import Scratch
+from trainer.merge.depth import at_depth
 from trainer.merge.merge_plan import MergePlan, plan_id, plan_merge
 from trainer.merge.output import PartialFolder, check_output
 from trainer.merge.output_file import BLOCK_BYTES
@@ -79,6 +80,7 @@ class _Job:
     stop: Event
     progress: Progress
     input_bytes: int
+    num_layers: int
     passing: list[Mapping]
     """Inputs that leave the page cache behind the merge."""
 
@@ -275,7 +277,7 @@ def _merge_all(
     for _ in range(settings.num_workers):
         scratches.put(Scratch.allocate(len(plan.identities) - 1, block))
     job = _Job(plan, settings, folder, scratches, Event(), progress, plan.input_bytes,
-               file_mappings() if _outgrows_memory(plan) else [])  # fmt: skip
+               plan.num_layers, file_mappings() if _outgrows_memory(plan) else [])  # fmt: skip
     outcomes = _resumed(job)
     left = in_order([item for item in plan.items if item.name not in outcomes])
     with ThreadPoolExecutor(settings.num_workers, initializer=torch.set_num_threads,
@@ -337,9 +339,10 @@ def _merge_one(job: _Job, item: MergeItem) -> tuple[Outcome, str]:
         writer.write(values)
         job.progress(round(values.numel() * values.itemsize * per_byte), job.input_bytes)
 
+    settings = at_depth(job.settings, item.name, job.num_layers)
     scratch = job.scratches.get()
     try:
-        outcome = merge_tensor(item, job.settings, scratch, write)
+        outcome = merge_tensor(item, settings, scratch, write)
     finally:
         job.scratches.put(scratch)
     _pass_by(item, job.passing)

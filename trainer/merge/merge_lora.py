@@ -27,6 +27,7 @@ from trainer.checkpoint.tensors import LowRankTensor, SlicedTensor, numel
 from trainer.errors import CheckpointError
 from trainer.merge.arithmetic import delta_weights
 from trainer.merge.assets import copy_assets, find_assets
+from trainer.merge.depth import at_depth, count_layers
 from trainer.merge.driver import EXTRA_FILE_BYTES, MergeReport
 from trainer.merge.low_rank import equal_values, factors, is_low_rank_change, row_norms
 from trainer.merge.merge_plan import Inputs, MergePlan, open_inputs, plan_id
@@ -91,7 +92,8 @@ def merge_adapters(
         output, plan_id(plan, settings), (shard,), resume=False, durable=settings.durable
     ) as folder:
         for change in changes:
-            outcomes[change.name] = _write_change(folder, change, rank, settings)
+            own = at_depth(settings, change.name, plan.num_layers)
+            outcomes[change.name] = _write_change(folder, change, rank, own)
         folder.seal()
         copy_assets(plan.assets, folder.path, plan.dtype)
         _write_texts(folder.path, plan, _config(inputs, changes, rank), outcomes, settings)
@@ -199,6 +201,7 @@ def _plan(inputs: Inputs, shard: ShardFile, settings: MergeSettings) -> MergePla
         assets=replace(found, config=None),
         identities=tuple(identity(one, hash_files=settings.hash_files) for one in sources),
         dtype=_dtype(settings),
+        num_layers=count_layers(inputs.root, settings),
     )
 
 

@@ -22,6 +22,7 @@ from trainer.checkpoint.open import (
 from trainer.checkpoint.tensors import SlicedTensor, StoredTensor, numel
 from trainer.errors import CheckpointError
 from trainer.merge.assets import Assets, check_architecture, find_assets, weights_form
+from trainer.merge.depth import count_layers
 from trainer.merge.expected import check_expected
 from trainer.merge.low_rank import equal_values
 from trainer.merge.matching import Root, bare, check_complete, common_prefix, matched
@@ -50,6 +51,8 @@ class MergePlan:
     """Base and checkpoints."""
     dtype: torch.dtype
     """Dtype of most of the result."""
+    num_layers: int
+    """Of the model."""
 
     @property
     def averaged(self) -> tuple[str, ...]:
@@ -190,7 +193,8 @@ def plan_of(inputs: Inputs, settings: MergeSettings) -> MergePlan:
         settings: dtype, shard size and `hash_files` matter here.
 
     Raises:
-        CheckpointError: if a checkpoint lacks a tensor, or has one of another shape or kind.
+        CheckpointError: if a checkpoint lacks a tensor, or has one of another shape or kind; if
+            settings differ by depth and the model has no numbered layers.
     """
     base_source, sources, root = inputs.base, inputs.sources, inputs.root
     prefix, matched_ones = inputs.prefix, inputs.matched
@@ -227,6 +231,7 @@ def plan_of(inputs: Inputs, settings: MergeSettings) -> MergePlan:
         identities=tuple(identity(one, hash_files=settings.hash_files)
                          for one in (base_source, *sources)),
         dtype=_main_dtype(items),
+        num_layers=count_layers(root, settings),
     )  # fmt: skip
 
 

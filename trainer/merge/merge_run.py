@@ -44,6 +44,7 @@ def merge_last(
         granularity=recipe.granularity,
         alpha=recipe.alpha,
         lambda_=recipe.scale,
+        by_depth=recipe.by_depth,
         memory_budget_bytes=None,
         hash_files=True,
     )

@@ -1,8 +1,9 @@
 """Choose a merge by its scores on held-out sets; it must not embed or read sets itself.
 
-One thing is changed at a time: first the inputs as they are, then methods, then how far the best
-method goes from the base, then whom it favours. So a search is tens of merges at most, and its
-result scores no worse than any input on the sets it was given.
+One thing is changed at a time: first the inputs as they are, then methods, then whom the best
+favours, then how far it goes from the base, then how far at which depth. So a search is tens of
+merges at most, and its result scores no worse than any input on the sets it was given; or, where it
+must keep the base's score on each of them, than any input that does.
 """
 
 import json
@@ -16,9 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from trainer.checkpoint.open import open_checkpoint
 from trainer.errors import CheckpointError
+from trainer.merge.depth import layer_of
 from trainer.merge.driver import MergeReport, Progress, merge_checkpoints
 from trainer.merge.settings import MergeSettings, check_settings
+from trainer.merge.spherical import SPHERICAL
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,8 @@ RECORD = "search.json"
 """What was tried, in the folder of the result."""
 SCALES = (0.5, 0.75, 1.25)
 """lambda, besides 1."""
+DEPTHS = ((1.5, 0.5), (2.0, 0.5), (2.0, 0.0), (0.5, 1.5))
+"""Factors of lambda from the first layer to the last."""
 FAVOURED = 0.75
 """Share of the weight that a favoured checkpoint gets; the others share the rest."""
 
@@ -89,7 +95,7 @@ def by_kind(results: Results, kinds: Mapping[str, str]) -> dict[str, float]:
     """Mean of the main metrics of each kind's sets, in the order of the sets."""
     found: dict[str, list[float]] = {}
     for name, metrics in results.items():
-        found.setdefault(kinds[name], []).append(next(iter(metrics.values())))
+        found.setdefault(kinds[name], []).append(_main(metrics))
     return {kind: fmean(values) for kind, values in found.items()}
 
 
@@ -108,6 +114,8 @@ class MergeSearch:
     score: Score
     sets: Sequence[str] = ()
     """Where the held-out sets are: an interrupted search goes on with the same ones alone."""
+    keep_base: bool = False
+    """Choose among what scores below the base on no set."""
     resume: bool = False
     """Go on with what an interrupted search of the same inputs and sets has tried."""
     finish: Callable[[Path], None] = lambda folder: None
@@ -131,12 +139,12 @@ class MergeSearch:
         self._check()
         known = self._begin()
         tried: list[Tried] = []
-        for stage in STAGES:
+        for stage in STAGES if self._is_layered() else FLAT_STAGES:
             for candidate in stage(len(self.checkpoints), self._best(tried)):
                 found = known.get(candidate.name) or self._try(candidate, progress)
                 tried.append(found)
                 self._say(found, len(tried))
-        best = self._best(tried)
+        best = self._best([one for one in tried if not self.falls(one, tried[0])])
         assert best is not None
         settings = replace(self.settings, **best.candidate.options)
         record = self.record(tried, best)
@@ -158,9 +166,23 @@ class MergeSearch:
             "base": str(self.base),
             "checkpoints": [str(path) for path in self.checkpoints],
             "kinds": dict(self.kinds),
+            "keep_base": self.keep_base,
             "best": best.candidate.name,
             "tried": [_as_line(one) for one in tried],
         }
+
+    def falls(self, one: Tried, base: Tried) -> bool:
+        """Whether a candidate may not be chosen: a set has less than the base's score, or none."""
+        return self.keep_base and any(
+            not _main(one.results[name]) >= _main(metrics)
+            for name, metrics in base.results.items()
+            if not math.isnan(_main(metrics))
+        )
+
+    def _is_layered(self) -> bool:
+        """Whether tensors can be told apart by depth."""
+        names = open_checkpoint(self.base).plain
+        return any(layer_of(name) is not None for name in names)
 
     def _check(self) -> None:
         """Refuse what would fail after the first hours."""
@@ -231,6 +253,11 @@ class MergeSearch:
         logger.info("%d: %s: %.4f (%s)", number, found.candidate.name, found.value, means)
 
 
+def _main(metrics: Mapping[str, float]) -> float:
+    """The main metric of a set."""
+    return next(iter(metrics.values()))
+
+
 def _rank(found: Tried) -> float:
     """By what candidates are ordered: one whose score is not defined is below all others."""
     return -math.inf if math.isnan(found.value) else found.value
@@ -273,24 +300,38 @@ def _favoured(count: int, best: Tried | None) -> Iterator[Candidate]:
 
 def _scales(count: int, best: Tried | None) -> Iterator[Candidate]:
     """The best so far, if it adds changes, less or more of them."""
+    for scale in SCALES if _adds(best) else ():
+        yield _changed(best, f"lambda {scale:g}", lambda_=scale)
+
+
+def _depths(count: int, best: Tried | None) -> Iterator[Candidate]:
+    """The best so far, if it adds changes, further in some layers and less far in others."""
+    for by_depth in DEPTHS if _adds(best) else ():
+        first, last = by_depth
+        yield _changed(best, f"by depth {first:g} to {last:g}", by_depth=by_depth)
+
+
+def _adds(best: Tried | None) -> bool:
+    """Whether it is the base with changes of some size."""
     assert best is not None
-    candidate = best.candidate
-    adds = candidate.options["method"] not in ("slerp", "multi_slerp")
-    if not adds or candidate.options.get("lambda_") == 0:
-        return
-    for scale in SCALES:
-        options = {**candidate.options, "lambda_": scale}
-        name = f"{candidate.name}, lambda {scale:g}"
-        yield Candidate(name=name, inputs=candidate.inputs, options=options)
+    options = best.candidate.options
+    return options["method"] not in SPHERICAL and options.get("lambda_") != 0
 
 
-STAGES: tuple[Callable[[int, Tried | None], Iterator[Candidate]], ...] = (
-    _inputs,
-    _methods,
-    _favoured,
-    _scales,
-)
+def _changed(best: Tried | None, word: str, **options: Any) -> Candidate:
+    """The best so far with other options."""
+    assert best is not None
+    one = best.candidate
+    return Candidate(
+        name=f"{one.name}, {word}", inputs=one.inputs, options={**one.options, **options}
+    )
+
+
+Stage = Callable[[int, Tried | None], Iterator[Candidate]]
 """From the number of checkpoints and the best so far to what is tried next."""
+FLAT_STAGES: tuple[Stage, ...] = (_inputs, _methods, _favoured, _scales)
+STAGES = (*FLAT_STAGES, _depths)
+"""Of models whose layers have numbers."""
 
 
 def _as_line(found: Tried) -> dict[str, Any]:
@@ -306,8 +347,9 @@ def _as_line(found: Tried) -> dict[str, Any]:
 def _from_line(line: Mapping[str, Any]) -> Tried:
     """The reverse."""
     options = dict(line["options"])
-    if "weights" in options:
-        options["weights"] = tuple(options["weights"])
+    for name in ("weights", "by_depth"):
+        if name in options:
+            options[name] = tuple(options[name])
     results = {
         name: {key: math.nan if value is None else value for key, value in metrics.items()}
         for name, metrics in line["sets"].items()

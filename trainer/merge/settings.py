@@ -36,6 +36,8 @@ class MergeSettings:
     """Exponent of the norms under `delta`; 0 is uniform, below 0 favours who moved least."""
     lambda_: float = 1.0
     """Factor of the summed change."""
+    by_depth: tuple[float, ...] | None = None
+    """Factors of lambda from the first layer to the last, see `trainer.merge.depth`; null: 1."""
     weights: tuple[float, ...] | None = None
     """One per checkpoint, for `task_arithmetic` and `multi_slerp`; null: 1 each."""
     t: float | None = None
@@ -81,6 +83,7 @@ def check_settings(settings: MergeSettings, num_checkpoints: int) -> None:
     for name in ("alpha", "lambda_"):
         if not math.isfinite(getattr(settings, name)):
             raise _wrong(name.rstrip("_"), getattr(settings, name), "a finite number")
+    _check_by_depth(settings)
     if not 0 < settings.density <= 1:
         raise _wrong("density", settings.density, "a number above 0 and at most 1")
     if settings.num_workers < 1:
@@ -106,8 +109,17 @@ def _check_spherical(settings: MergeSettings, num_checkpoints: int) -> None:
         raise _wrong("checkpoints", num_checkpoints, "2 for slerp; multi_slerp takes any number")
     if settings.lambda_ != 1:
         raise _wrong("lambda", settings.lambda_, f"1, as {settings.method} has no change to scale")
+    if settings.by_depth is not None:
+        raise _wrong("by_depth", settings.by_depth, f"none, as {settings.method} has no lambda")
     if settings.granularity != "tensor":
         raise _wrong("granularity", settings.granularity, f"tensor, as {settings.method} turns it")
+
+
+def _check_by_depth(settings: MergeSettings) -> None:
+    """Numbers, at least one."""
+    values = settings.by_depth
+    if values is not None and not (values and all(map(math.isfinite, values))):
+        raise _wrong("by_depth", values, "one finite number or more")
 
 
 def _check_weights(settings: MergeSettings, num_checkpoints: int) -> None:

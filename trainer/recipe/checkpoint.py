@@ -22,6 +22,8 @@ class MergeRecipe:
     """Exponent of the norms under `delta`; 0 is uniform, below 0 favours who moved least."""
     scale: float = 1.0
     """lambda, the factor of the summed change."""
+    by_depth: tuple[float, ...] | None = None
+    """Factors of lambda from the first layer to the last, linear in between; null: 1 for all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -303,6 +303,9 @@ def _check_merge(recipe: Recipe, fail: Fail) -> None:
     checkpoint, key = recipe.checkpoint, "checkpoint.merge.last"
     if checkpoint.merge is None:
         return
+    if checkpoint.merge.by_depth == ():
+        where = "checkpoint.merge.by_depth"
+        raise fail(where, [], "one number or more", "Leave it out for the same at every depth.")
     last, every, steps = checkpoint.merge.last, checkpoint.every_steps, recipe.train.max_steps
     if last > checkpoint.keep:
         expected = f"at most checkpoint.keep = {checkpoint.keep}"

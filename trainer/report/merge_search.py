@@ -54,12 +54,13 @@ def search_page(record: Mapping[str, Any]) -> str:
         for one in sorted(tried, key=_rank, reverse=True)
     ]
     inputs = ", ".join(record["checkpoints"])
+    rule = " among those that fall below the base on no set" if record.get("keep_base") else ""
     return page(
         "Search over merges",
         [
             "<h1>Search over merges</h1>",
             f'<p class="note">Of {escape(inputs)} on {escape(record["base"])}. The result is '
-            f"<b>{escape(record['best'])}</b>, the best of {len(tried)}.</p>",
+            f"<b>{escape(record['best'])}</b>, the best of {len(tried)}{rule}.</p>",
             _trade_off(tried, kinds, names) if len(names) > 1 else "",
             "<h2>What was tried</h2>",
             table(head, rows),
