@@ -7,7 +7,7 @@ the domain that training did not see. SciFact is that for retrieval.
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -123,7 +123,8 @@ def prepare_choosing(data: Path, folder: Path, size: HeldOutSize) -> tuple[Path,
         size: of the scored sets, and of these.
 
     Returns:
-        Each set: other pairs of STS-B, other queries of MedQuAD and SQuAD.
+        Each set: other pairs of STS-B, other queries of MedQuAD and SQuAD, and those of SciFact's
+        training split, on which no model of the ablation is trained.
 
     Raises:
         DataError: if a set is missing.
@@ -135,7 +136,10 @@ def prepare_choosing(data: Path, folder: Path, size: HeldOutSize) -> tuple[Path,
     _write(folder / "pairs.jsonl", _drawn(others, size.pairs, "pairs"))
     for name, place in IR_SOURCES.items():
         _write_subset(data / place, folder / name, size, besides=_scored(data / place, size))
-    return (folder / "pairs.jsonl", *(folder / name for name in IR_SOURCES))
+    # twice as many as are scored: what is lost is less than what is gained
+    more = replace(size, queries=2 * size.queries)
+    _write_subset(data / "scifact", folder / "scifact", more, split="train")
+    return (folder / "pairs.jsonl", *(folder / name for name in (*IR_SOURCES, "scifact")))
 
 
 def _parted(rows: Rows, part: slice) -> tuple[Rows, Rows]:
@@ -177,10 +181,14 @@ def _scored(source: Path, size: HeldOutSize) -> list[str]:
 
 
 def _write_subset(
-    source: Path, target: Path, size: HeldOutSize, besides: Sequence[str] = ()
+    source: Path,
+    target: Path,
+    size: HeldOutSize,
+    besides: Sequence[str] = (),
+    split: str = "dev",
 ) -> None:
-    """A BEIR folder of some development queries, none of `besides`, and a part of the corpus."""
-    qrels = _qrels(source / "qrels" / "dev.tsv")
+    """A BEIR folder of some queries of a split, none of `besides`, and a part of the corpus."""
+    qrels = _qrels(source / "qrels" / f"{split}.tsv")
     chosen = _drawn(sorted(qrels.keys() - set(besides)), size.queries, source.name)
     corpus = _read(source / "corpus.jsonl")
     needed = {document for query in chosen for document in qrels[query]}

@@ -116,6 +116,29 @@ def test_layers_that_the_model_has_not_are_not_missed(tmp_path: Path) -> None:
     assert lost(own, folder) == []
 
 
+@pytest.mark.parametrize(
+    ("saved", "absent", "told"),
+    [
+        (["norm"], r"model\.norm\.", "norm.weight = absent (1 such tensors)"),
+        (["mlp"], r"layers\.2\.mlp\.up", "layers.2.mlp.up_proj.weight = absent (1 such tensors)"),
+        (["mlp", "norm"], r"layers\.1\.mlp", "(3 such tensors)"),
+    ],
+)
+def test_a_module_that_was_trained_in_full_is_not_taken_from_the_base(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], saved: list[str],
+    absent: str, told: str,
+) -> None:  # fmt: skip
+    folder = save(base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=saved)
+    arguments = ["--base", str(base), "--checkpoints", str(folder)]
+    assert delta_merge.main([*arguments, "--output", str(tmp_path / "whole")]) == 0
+    lose(folder, absent)
+    assert delta_merge.main([*arguments, "--output", str(tmp_path / "merged")]) == 2
+    message = capsys.readouterr().err
+    assert told in message
+    assert "modules_to_save" in message
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("result", ["model", "adapter"])
 def test_the_command_names_what_is_absent(

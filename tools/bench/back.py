@@ -5,11 +5,11 @@
     python tools/bench/back.py --show                            # the table of what is there
 
 `trained` is a run of `recipes/ablations/codiemb.yaml`: STS-B, MedQuAD and SQuAD sentences, not
-SciFact. `merged` is `tools/delta_merge.py --search` of this run alone, from the base to it. What it
-is chosen by is neither trained on nor scored: other pairs of STS-B, other queries of MedQuAD and
-SQuAD, and, for what lies out of domain, the docs of installed packages. Results are kept in the
-work folder, a file each. With `--json` the last line is
-`{model: {set: [value of each seed]}}`; `lambda` stands among the sets.
+SciFact. `merged` is `tools/delta_merge.py --search --keep-base` of this run alone, from the base to
+it. What it is chosen by is neither trained on nor scored: other pairs of STS-B, other queries of
+MedQuAD and SQuAD, and, for what must not be lost, SciFact's training queries. Results are kept in
+the work folder, a file each. With `--json` the last line is `{model: {set: [value of each seed]}}`;
+`lambda` stands among the sets, and the factors of the first and the last layer.
 """
 
 import argparse
@@ -33,16 +33,13 @@ from bench.ablation_table import UNTOUCHED, Results, Scored, render
 from bench.demo_runs import run_logged
 from bench.kept import Kept
 from bench.pieces import Pieces, parser_of
-from demo.data import write_beir
-from demo.docs import collect_docs
-from demo.split import split_docs
 from trainer.cli import ending_with_code
 from trainer.recipe.model_path import resolve_model_path
 
 STYLE = "codiemb"
 TRAINED, MERGED = "trained", "merged"
-LAMBDA = "lambda"
-"""Of the chosen merge; 0 is the base, 1 the run."""
+LAMBDA, FIRST, LAST = "lambda", "first", "last"
+"""Of the chosen merge; 0 is the base, 1 the run. The others are lambda's factors by depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +54,7 @@ class Choosing:
     def sets(self) -> list[str]:
         """Their places."""
         folder = self.setup.data / "choosing"
-        found = prepare_choosing(self.data, folder, self.setup.size)
-        docs = folder / "docs"
-        if not docs.is_dir():
-            _, held_out = split_docs(collect_docs(2))
-            write_beir(docs, held_out)
-        return [str(one) for one in (*found, docs)]
+        return [*map(str, prepare_choosing(self.data, folder, self.setup.size))]
 
 
 def work(name: str, seed: int, choosing: Choosing) -> dict[str, float]:
@@ -72,16 +64,29 @@ def work(name: str, seed: int, choosing: Choosing) -> dict[str, float]:
         return score(Path(resolve_model_path(BASE)), setup)
     if name == TRAINED:
         return score(train_ours(STYLE, seed, setup), setup)
-    run = setup.run_folder(STYLE, seed)
+    trained = of_whole_texts(setup.run_folder(STYLE, seed) / "model", setup)
     output = setup.folder / f"merged-{seed}"
     shutil.rmtree(output, ignore_errors=True)
     shutil.rmtree(output.with_name(f".search-{output.name}"), ignore_errors=True)
-    words = ["--base", BASE, "--checkpoints", str(run / "model"), "--output", str(output)]
-    words += ["--search", *choosing.sets()]
+    words = ["--base", BASE, "--checkpoints", str(trained), "--output", str(output)]
+    words += ["--keep-base", "--search", *choosing.sets()]
     run_logged("tools/delta_merge.py", words, output.with_suffix(".log"), what="back: merge")
     record = json.loads((output / "search.json").read_text(encoding="utf-8"))
     (best,) = (one for one in record["tried"] if one["name"] == record["best"])
-    return {**score(output, setup), LAMBDA: best["options"].get("lambda_", 1.0)}
+    first, last = best["options"].get("by_depth", (1.0, 1.0))
+    chosen = {LAMBDA: best["options"].get("lambda_", 1.0), FIRST: first, LAST: last}
+    return {**score(output, setup), **chosen}
+
+
+def of_whole_texts(model: Path, setup: Setup) -> Path:
+    """A copy of a run's model that reads texts as long as those that are scored."""
+    copy = model.parent / "whole_texts"
+    shutil.copytree(model, copy, dirs_exist_ok=True)
+    file = copy / "sentence_bert_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["max_seq_length"] = setup.size.tokens
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return copy
 
 
 def made_from(name: str, setup: Setup) -> list[str]:
@@ -104,7 +109,10 @@ def pieces(choosing: Choosing) -> Pieces[dict[str, float]]:
 def shares(results: Results, held_out: Sequence[HeldOut]) -> str:
     """For each seed: lambda, what is kept of the gains in domain, and the change out of domain."""
     (base,) = results[UNTOUCHED]
-    lines = [f"{'seed':>4} {'lambda':>7} {'STS kept':>9} {'IR in kept':>11} {'out of domain':>14}"]
+    lines = [
+        f"{'seed':>4} {'lambda':>7} {'by depth':>10} {'STS kept':>9} {'IR in kept':>11} "
+        f"{'out of domain':>14}"
+    ]
     pairs = zip(results.get(TRAINED, ()), results.get(MERGED, ()), strict=False)
     for seed, (trained, merged) in enumerate(pairs, 1):
 
@@ -114,8 +122,9 @@ def shares(results: Results, held_out: Sequence[HeldOut]) -> str:
 
         gains = [(gain(merged, task, "in"), gain(trained, task, "in")) for task in ("sts", "ir")]
         kept = [part / whole if whole else math.nan for part, whole in gains]
+        depths = f"{merged[FIRST]:g} to {merged[LAST]:g}"
         lines.append(
-            f"{seed:4} {merged[LAMBDA]:7.2f} {kept[0]:9.0%} {kept[1]:11.0%} "
+            f"{seed:4} {merged[LAMBDA]:7.2f} {depths:>10} {kept[0]:9.0%} {kept[1]:11.0%} "
             f"{100 * gain(merged, 'ir', 'out'):+14.2f}"
         )
     return "\n".join(lines)

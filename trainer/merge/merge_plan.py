@@ -29,7 +29,7 @@ from trainer.merge.matching import Root, bare, check_complete, common_prefix, ma
 from trainer.merge.output import ShardFile, plan_shards
 from trainer.merge.settings import MergeSettings
 from trainer.merge.stream import MergeItem
-from trainer.merge.whole_adapter import check_whole_adapter
+from trainer.merge.whole_adapter import check_whole_adapter, check_whole_modules
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,8 @@ def _check_adapter(
     source: OpenedCheckpoint, prefix: str, root: Mapping[str, SlicedTensor], base: OpenedCheckpoint
 ) -> None:
     """Refuse an adapter some of whose modules have no weights."""
+    own = [name for name in root if not is_head(name) and not is_optional(name, root[name])]
+    check_whole_modules(source.path, {bare(name, prefix) for name in source.plain}, own)
     matrices = [
         name.removesuffix(".weight")
         for name, tensor in root.items()

@@ -55,6 +55,31 @@ def check_whole_adapter(
         )
 
 
+def check_whole_modules(path: Path, saved: Collection[str], names: Sequence[str]) -> None:
+    """Refuse an adapter whose file lacks a tensor of a module that was trained in full beside it.
+
+    Args:
+        path: peft folder.
+        saved: tensors that the file has whole, under the base's names.
+        names: tensors of the base's backbone.
+
+    Raises:
+        CheckpointError: naming the first such tensor.
+    """
+    modules = read_object(path / ADAPTER_CONFIG).get("modules_to_save")
+    # peft takes every module whose name ends so, with all that is in it
+    parts = [f".{one}." for one in modules] if isinstance(modules, list) else []
+    lost = [
+        name for name in names if name not in saved and any(part in f".{name}" for part in parts)
+    ]
+    if lost:
+        raise CheckpointError(
+            f"{path}: {lost[0]} = absent ({len(lost)} such tensors); expected all of the modules "
+            f"that modules_to_save in {ADAPTER_CONFIG} names. Save the adapter again, or copy its "
+            "whole file."
+        )
+
+
 def questions(
     adapted: Collection[str], modules: Sequence[str], prefix: str
 ) -> list[tuple[str, str, bool]]:
