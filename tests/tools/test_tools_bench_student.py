@@ -11,6 +11,7 @@ from tools.bench import student
 from trainer.data.teacher_vectors import open_teacher_vectors
 from trainer.errors import RecipeError
 from trainer.recipe.load import load_recipe
+from trainer.recipe.schema import ProjectionRecipe
 
 
 def scores(docs: float, half: float) -> student.Scores:
@@ -34,6 +35,11 @@ def test_variants_differ_in_nothing_but_what_they_are_named_for(tmp_path: Path) 
     assert recipes["matryoshka"].tasks == plain.tasks
     assert student.METRICS.keys() <= {held_out.name for held_out in recipes["plain"].eval.sets}
     assert recipes["matryoshka"].model.matryoshka.dims == student.TRAINED
+    assert recipes["projected"].tasks == recipes["projected_matryoshka"].tasks == plain.tasks
+    assert recipes["projected"].model == replace(plain.model, projection=ProjectionRecipe(size=256))
+    both = recipes["projected_matryoshka"].model
+    assert both.matryoshka.dims == (256, 128)
+    assert replace(both, matryoshka=None) == recipes["projected"].model
     assert recipes["distilled"].model == plain.model
     taught = replace(recipes["distilled"].tasks["ir"], embedding_distillation=None)
     assert taught == plain.tasks["ir"]
@@ -53,12 +59,15 @@ def test_table_compares_each_seed_with_its_own() -> None:
         "plain": {1: scores(0.30, 0.24), 2: scores(0.31, 0.25)},
         "distilled": {1: scores(0.35, 0.30)},
         "matryoshka": {1: scores(0.30, 0.297)},
+        "projected": {2: {"docs": {"256": 0.3, "128": 0.27}, "summaries": {"256": 0.5}}},
+        "projected_matryoshka": {2: {"docs": {"256": 0.3, "128": 0.3}, "summaries": {"256": 0.5}}},
     }
     text = student.render(results)
-    assert "plain       docs           2" in text
+    assert f"{'plain':20} docs           2{'-':>15} 0.3050 +-0.007" in text
     assert "seed 1: distillation changes nDCG@10 on held-out docs by +0.0500" in text
-    assert "keep 99.0% of nDCG@10 with Matryoshka, 80.0% without" in text
-    assert "seed 2" not in text
+    assert "matryoshka, seed 1: half of the dimensions keep 99.0% of nDCG@10, 80.0% without" in text
+    assert "projected_matryoshka, seed 2: half of the dimensions keep 100.0%" in text
+    assert text.count("seed 2") == 1
 
 
 def test_without_the_demo_there_is_one_message(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
-"""Does a teacher help, and what does Matryoshka keep? The demo's small decoder, three ways.
+"""Does a teacher help, and what does Matryoshka keep? The demo's small decoder, in five ways.
 
-    python tools/bench/student.py                # 9 runs: about an hour on two idle cores
+    python tools/bench/student.py                # 15 runs: about an hour on two idle cores
     python tools/bench/student.py --pieces 1     # one missing run, then the table
     python tools/bench/student.py --show         # the table of what is there
 
 `plain` trains the demo's recipe; `distilled` brings, besides, what it embeds in retrieval near the
 vectors that an untouched MiniLM has of the same texts; `matryoshka` trains half of the vector too.
+`projected` has a trained layer to vectors of twice the size behind the pooling, and
+`projected_matryoshka` trains half of these too.
 All have the same data, seeds, steps and rate, and are scored on the demo's held-out docs and pairs,
 by the whole vector and by its parts. Results are kept in the work folder, a file each. With
 `--json` the last line is `{variant: {set: {size: [value of each seed]}}}`.
@@ -37,6 +39,9 @@ DIMS = (128, 64, 32, 16)
 """The decoder's vector and its parts."""
 TRAINED = DIMS[:2]
 """What Matryoshka trains: smaller parts that are trained too cost the whole vector more."""
+PROJECTED = (2 * DIMS[0], *DIMS)
+"""The vector behind the layer, and its parts."""
+LAYER = f"model.projection={{size: {PROJECTED[0]}}}"
 COMMON = (
     "eval.every_steps=null", "eval.best_metric=null",
     "checkpoint.every_steps=null", "checkpoint.keep=1",
@@ -46,8 +51,12 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "plain": (),
     "distilled": ("tasks.ir.embedding_distillation={weight: 50, projection: true}",),
     "matryoshka": (f"model.matryoshka.dims={list(TRAINED)}",),
+    "projected": (LAYER,),
+    "projected_matryoshka": (LAYER, f"model.matryoshka.dims={list(PROJECTED[:2])}"),
 }
 """What each changes besides; one that learns from the teacher also names its vectors."""
+MATRYOSHKA = {"matryoshka": "plain", "projected_matryoshka": "projected"}
+"""Each with the same without it."""
 METRICS = {"docs": "ndcg_at_10", "summaries": "spearman"}
 """What is compared on each held-out set."""
 
@@ -115,6 +124,7 @@ def score(run: Path) -> Scores:
     from trainer.evaluation.exported import ExportedEmbedder, find_model, load_model
 
     recipe = load_recipe(run / "recipe.yaml")
+    sizes = DIMS if recipe.model.projection is None else PROJECTED
     place, limits = find_model(str(run))
     model = load_model(place)
     found: Scores = {}
@@ -122,7 +132,7 @@ def score(run: Path) -> Scores:
         if held_out.name not in METRICS:
             continue  # a set of a task that is not trained
         records = open_eval_set(held_out, recipe.data)
-        report = examine_set(records, ExportedEmbedder(model, held_out.task, limits), DIMS)
+        report = examine_set(records, ExportedEmbedder(model, held_out.task, limits), sizes)
         metric = METRICS[held_out.name]
         found[held_out.name] = {str(size): one[metric] for size, one in report.dims.items()}
     return found
@@ -141,31 +151,46 @@ def pieces(setup: Setup) -> Pieces[Scores]:
 
 def render(results: Mapping[str, Mapping[int, Scores]]) -> str:
     """Scores by size of the part, means over seeds, and what each comparison says."""
-    lines = [f"{'variant':11} {'set':10} seeds" + "".join(f"{size:>15}" for size in DIMS)]
+    lines = [f"{'variant':20} {'set':10} seeds" + "".join(f"{size:>15}" for size in PROJECTED)]
     for variant, seeds in results.items():
         for name in METRICS:
-            by_size = ([one[name][str(size)] for one in seeds.values()] for size in DIMS)
-            cells = [cell(values, width=15) for values in by_size]
-            lines.append(f"{variant:11} {name:10} {len(seeds):5}" + "".join(cells))
+            by_size = sizes_of(seeds, name)
+            cells = [
+                cell(by_size[size], width=15) if size in by_size else f"{'-':>15}"
+                for size in map(str, PROJECTED)
+            ]
+            lines.append(f"{variant:20} {name:10} {len(seeds):5}" + "".join(cells))
     return "\n".join([*lines, "", *comparisons(results)])
 
 
+def sizes_of(seeds: Mapping[int, Scores], name: str) -> dict[str, list[float]]:
+    """Scores of each seed on a set, by size of the part, the whole vector first."""
+    sizes = next(iter(seeds.values()))[name]
+    return {size: [one[name][size] for one in seeds.values()] for size in sizes}
+
+
 def comparisons(results: Mapping[str, Mapping[int, Scores]]) -> Iterator[str]:
-    """Each seed of a variant beside the same seed of `plain`."""
-    plain, whole, half = results.get("plain", {}), str(DIMS[0]), str(DIMS[1])
+    """Each seed of a variant beside the same seed of what it changes."""
+    plain, whole = results.get("plain", {}), str(DIMS[0])
     for seed, scores in results.get("distilled", {}).items():
         if seed in plain:
             gain = scores["docs"][whole] - plain[seed]["docs"][whole]
             yield f"seed {seed}: distillation changes nDCG@10 on held-out docs by {gain:+.4f}"
-    for seed, scores in results.get("matryoshka", {}).items():
-        if seed in plain:
+    for variant, other in MATRYOSHKA.items():
+        for seed in results.get(variant, {}).keys() & results.get(other, {}).keys():
             kept, without = (
-                one["docs"][half] / one["docs"][whole] for one in (scores, plain[seed])
+                share_of_half(results[name][seed]["docs"]) for name in (variant, other)
             )
             yield (
-                f"seed {seed}: half of the dimensions keep {kept:.1%} of nDCG@10 with Matryoshka, "
-                f"{without:.1%} without"
+                f"{variant}, seed {seed}: half of the dimensions keep {kept:.1%} of nDCG@10, "
+                f"{without:.1%} without Matryoshka"
             )
+
+
+def share_of_half(sizes: Mapping[str, float]) -> float:
+    """What half of a vector scores over what the whole does, which stands first."""
+    whole, half, *_ = sizes.values()
+    return half / whole
 
 
 def read_arguments() -> argparse.Namespace:
@@ -190,10 +215,7 @@ def main() -> int:
     print(render(results) if results else "nothing there yet")
     if arguments.json:
         by_size = {
-            variant: {
-                name: {str(size): [one[name][str(size)] for one in seeds.values()] for size in DIMS}
-                for name in METRICS
-            }
+            variant: {name: sizes_of(seeds, name) for name in METRICS}
             for variant, seeds in results.items()
         }
         print(json.dumps(by_size))
