@@ -5,6 +5,7 @@ kept beside the model, so that only the first search takes long.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -110,12 +111,22 @@ def vectors_of(
     print(f"Embedding {len(documents)} documents, once...", file=sys.stderr)
     texts = [document.embedded for document in documents]
     vectors = np.asarray(model.encode_document(texts, batch_size=64, normalize_embeddings=True))
-    cache.parent.mkdir(exist_ok=True)
-    partial = cache.with_suffix(".partial.npy")
-    with partial.open("wb") as stream:
-        save_array(stream, vectors)
-    partial.rename(cache)
+    _keep(vectors, cache)
     return vectors
+
+
+def _keep(vectors: np.ndarray, cache: Path) -> None:
+    """Write the cache, whole or not at all; without it the next search embeds again."""
+    partial = cache.with_suffix(".partial.npy")
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        with partial.open("wb") as stream:
+            save_array(stream, vectors)
+        partial.rename(cache)
+    except OSError as error:
+        print(f"{cache}: not written ({error.strerror}); they are not kept", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def cache_key(folder: Path, documents: Sequence[Document]) -> str:

@@ -1,7 +1,9 @@
 """Search: reading corpora, ranking, and vectors that are kept until something changes."""
 
+import errno
 import json
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -67,6 +69,29 @@ def test_documents_are_embedded_once_until_a_text_or_the_model_changes(model_fol
     (model_folder / "weights").write_bytes(b"other")
     assert look(changed) == "d"
     assert model.num_calls == 3
+
+
+@pytest.mark.parametrize("fault", ["full disk", "no folder"])
+def test_vectors_that_cannot_be_kept_are_searched_all_the_same(
+    model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:  # fmt: skip
+    cache = model_folder.parent / "search_cache"
+    if fault == "no folder":
+        cache.write_text("in the way")
+    else:
+
+        def fill(stream: IO[bytes], _: np.ndarray) -> None:
+            stream.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(search, "save_array", fill)
+    hits = search.search(WordCounter(), model_folder, DOCUMENTS, "apple", 1)  # type: ignore[arg-type]
+    assert hits[0].document.identifier == "a"
+    told = capsys.readouterr().err
+    assert "they are not kept" in told
+    assert ("No space left" in told) == (fault == "full disk")
+    assert fault == "no folder" or list(cache.iterdir()) == []
 
 
 def test_corpus_of_beir_and_of_the_demo_is_read(tmp_path: Path) -> None:
