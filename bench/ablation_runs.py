@@ -49,6 +49,8 @@ class Setup:
     """Genre of STS-B that is not trained on."""
     recipes: Path = RECIPES
     """Where the recipe of each variant is."""
+    runs: Path | None = None
+    """Where training runs go; None: `runs` in the folder."""
 
     @property
     def held_out(self) -> tuple[HeldOut, ...]:
@@ -62,7 +64,7 @@ class Setup:
 
     def run_folder(self, variant: str, seed: int) -> Path:
         """Output folder of a training run."""
-        return self.folder / "runs" / f"{variant}-{seed}"
+        return (self.runs or self.folder / "runs") / f"{variant}-{seed}"
 
 
 def score(model: Path, setup: Setup) -> Scores:

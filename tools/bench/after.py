@@ -1,15 +1,24 @@
-"""Does a merge towards the base bring back what training took away? MiniLM after CoDiEmb.
+"""What comes after a first training: mining again, bags that are merged, a merge towards the base.
 
-    python tools/bench/back.py --data ../shared/data             # about an hour of an idle core
-    python tools/bench/back.py --data ../shared/data --seeds 1   # a look
-    python tools/bench/back.py --show                            # the table of what is there
+    python tools/bench/after.py --data ../shared/data                 # three hours of an idle core
+    python tools/bench/after.py --data ../shared/data --pieces 1      # one piece, then the table
+    python tools/bench/after.py --variants trained mined --seeds 1    # a look at a part
+    python tools/bench/after.py --show                                # the table of what is there
 
-`trained` is a run of `recipes/ablations/codiemb.yaml`: STS-B, MedQuAD and SQuAD sentences, not
-SciFact. `merged` is `tools/delta_merge.py --search --keep-base` of this run alone, from the base to
-it. What it is chosen by is neither trained on nor scored: other pairs of STS-B, other queries of
-MedQuAD and SQuAD, and, for what must not be lost, SciFact's training queries. Results are kept in
-the work folder, a file each. With `--json` the last line is `{model: {set: [value of each seed]}}`;
-`lambda` stands among the sets, and the factors of the first and the last layer.
+All start from MiniLM and `recipes/ablations/codiemb.yaml`: STS-B, MedQuAD and SQuAD sentences, not
+SciFact.
+
+- `trained` is a run of the recipe, whose negatives were found by BM25.
+- `mined` is the same with negatives that `tools/mine.py` finds with the untouched MiniLM, below
+  0.95 of the positive's score.
+- `bag` is `tools/bag.py`: four runs of a quarter of the steps on half of the rows each, merged.
+- `merged back` is `tools/delta_merge.py --search --keep-base` of `trained` alone, from the base to
+  it. What it is chosen by is neither trained on nor scored: other pairs of STS-B, other queries of
+  MedQuAD and SQuAD, and, for what must not be lost, SciFact's training queries.
+
+Results are kept in the work folder, a file each. With `--json` the last line is
+`{model: {set: [value of each seed]}}`; `lambda` of the merge stands among the sets, and its factors
+of the first and the last layer.
 """
 
 import argparse
@@ -20,57 +29,98 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 # started by path, as the docs show
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.ablation_data import FULL, QUICK, HeldOut, prepare, prepare_choosing
+from bench.ablation_data import FULL, IR_SOURCES, QUICK, HeldOut, prepare, prepare_choosing
 from bench.ablation_runs import BASE, RECIPES, Setup, score, train_ours
 from bench.ablation_table import UNTOUCHED, Results, Scored, render
 from bench.demo_runs import run_logged
 from bench.kept import Kept
 from bench.pieces import Pieces, parser_of
 from trainer.cli import ending_with_code
+from trainer.recipe.load import load_recipe
 from trainer.recipe.model_path import resolve_model_path
 
 STYLE = "codiemb"
-TRAINED, MERGED = "trained", "merged"
+TRAINED, MINED, BAG, MERGED = "trained", "mined", "bag", "merged back"
+VARIANTS = (TRAINED, MINED, BAG, MERGED)
+BAGS, FRACTION = 4, 0.5
+RELATIVE_MARGIN, MINED_NEGATIVES = 0.95, 5
+"""Of mining: highest score of a negative as a share of the positive's, and how many of a query."""
 LAMBDA, FIRST, LAST = "lambda", "first", "last"
 """Of the chosen merge; 0 is the base, 1 the run. The others are lambda's factors by depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choosing:
-    """Sets that a merge is chosen by, made once."""
+class Work:
+    """Makes and scores models."""
 
     data: Path
     """Public sets."""
     setup: Setup
-    """Says where they go, and how large they are."""
+    """Where all goes, and how much is scored."""
 
-    def sets(self) -> list[str]:
-        """Their places."""
-        folder = self.setup.data / "choosing"
-        return [*map(str, prepare_choosing(self.data, folder, self.setup.size))]
+    def __call__(self, name: str, seed: int) -> dict[str, float]:
+        """The scores of a model; a merge towards the base has its lambda among them."""
+        if name == UNTOUCHED:
+            return score(Path(resolve_model_path(BASE)), self.setup)
+        if name == TRAINED:
+            return score(train_ours(STYLE, seed, self.setup), self.setup)
+        if name == MINED:
+            return score(self._train_mined(seed), self.setup)
+        if name == BAG:
+            return score(self._bag(seed), self.setup)
+        return merge_back(seed, self.data, self.setup)
+
+    def _train_mined(self, seed: int) -> Path:
+        """The recipe with other negatives."""
+        paths = {source: self._mined(source) for source in IR_SOURCES}
+        own = tuple(f"data.sources.{source}.path={path}" for source, path in paths.items())
+        setup = replace(self.setup, overrides=(*self.setup.overrides, *own))
+        setup = replace(setup, runs=setup.folder / "runs-mined")
+        return train_ours(STYLE, seed, setup)
+
+    def _mined(self, source: str) -> Path:
+        """Rows of a source with mined negatives, made once."""
+        found = self.setup.data / f"{source}.mined.jsonl"
+        if not found.is_file():
+            rows = self.setup.data / f"{source}.train.jsonl"
+            words = ["--model", BASE, "--source", str(rows), "--output", str(found)]
+            words += ["--num-negatives", str(MINED_NEGATIVES)]
+            words += ["--relative-margin", str(RELATIVE_MARGIN)]
+            run_logged("tools/mine.py", words, found.with_suffix(".log"), what="after: mine")
+        return found
+
+    def _bag(self, seed: int) -> Path:
+        """Runs on parts, merged, of as many steps together as one run."""
+        recipe = RECIPES / f"{STYLE}.yaml"
+        steps = load_recipe(recipe, self.setup.overrides).train.max_steps
+        assert steps is not None
+        output = self.setup.folder / f"bag-{seed}"
+        shutil.rmtree(output, ignore_errors=True)
+        words = ["--recipe", str(recipe), "--bags", str(BAGS), "--fraction", str(FRACTION)]
+        words += ["--output", str(output), "--seed", str(BAGS * seed), "--launcher", "python"]
+        words += [*self.setup.overrides, f"data.root={self.setup.data}", f"seed={seed}"]
+        words += [f"train.max_steps={-(-steps // BAGS)}", "checkpoint.every_steps=null"]
+        run_logged("tools/bag.py", words, output.with_suffix(".log"), what="after: bag")
+        return output / "merged"
 
 
-def work(name: str, seed: int, choosing: Choosing) -> dict[str, float]:
-    """Make and score a model; a merge has its lambda among the scores."""
-    setup = choosing.setup
-    if name == UNTOUCHED:
-        return score(Path(resolve_model_path(BASE)), setup)
-    if name == TRAINED:
-        return score(train_ours(STYLE, seed, setup), setup)
+def merge_back(seed: int, data: Path, setup: Setup) -> dict[str, float]:
+    """Search for a merge of a run with its base; gives its scores and what was chosen."""
     trained = of_whole_texts(setup.run_folder(STYLE, seed) / "model", setup)
     output = setup.folder / f"merged-{seed}"
+    sets = prepare_choosing(data, setup.data / "choosing", setup.size)
     shutil.rmtree(output, ignore_errors=True)
     shutil.rmtree(output.with_name(f".search-{output.name}"), ignore_errors=True)
     words = ["--base", BASE, "--checkpoints", str(trained), "--output", str(output)]
-    words += ["--keep-base", "--search", *choosing.sets()]
-    run_logged("tools/delta_merge.py", words, output.with_suffix(".log"), what="back: merge")
+    words += ["--keep-base", "--search", *map(str, sets)]
+    run_logged("tools/delta_merge.py", words, output.with_suffix(".log"), what="after: merge")
     record = json.loads((output / "search.json").read_text(encoding="utf-8"))
     (best,) = (one for one in record["tried"] if one["name"] == record["best"])
     first, last = best["options"].get("by_depth", (1.0, 1.0))
@@ -95,14 +145,13 @@ def made_from(name: str, setup: Setup) -> list[str]:
     return [name, recipe, *setup.overrides, repr(setup.size)]
 
 
-def pieces(choosing: Choosing) -> Pieces[dict[str, float]]:
+def pieces(data: Path, setup: Setup) -> Pieces[dict[str, float]]:
     """Everything that is scored."""
-    setup = choosing.setup
     return Pieces(
         kept=Kept(setup.folder / "results"),
-        variants=(UNTOUCHED, TRAINED, MERGED),
+        variants=(UNTOUCHED, *VARIANTS),
         made_from=lambda name, _: made_from(name, setup),
-        work=lambda name, seed: work(name, seed, choosing),
+        work=Work(data=data, setup=setup),
     )
 
 
@@ -132,7 +181,7 @@ def shares(results: Results, held_out: Sequence[HeldOut]) -> str:
 
 def read_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = parser_of(__doc__, "runs/back", (TRAINED, MERGED))
+    parser = parser_of(__doc__, "runs/after", VARIANTS)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--quick", action="store_true", help="tiny sets: shows only that it runs")
     return parser.parse_args()
@@ -148,14 +197,14 @@ def main() -> int:
         size=QUICK if arguments.quick else FULL,
         overrides=tuple(arguments.overrides),
     )
-    models = pieces(Choosing(data=arguments.data, setup=setup))
+    models = pieces(arguments.data, setup)
     backbone = argparse.Namespace(**vars(arguments) | {"seeds": [0], "variants": [UNTOUCHED]})
     for one in (backbone, arguments):
         models.make(one, lambda: prepare(arguments.data, setup.data, setup.size, None))
     there = models.there([0, *arguments.seeds])
     results: Results = {name: [*seeds.values()] for name, seeds in there.items()}
     print(render(results, setup.held_out))
-    if UNTOUCHED in results:
+    if {UNTOUCHED, MERGED} <= results.keys():
         print(f"\n{shares(results, setup.held_out)}")
     if arguments.json:
         print(json.dumps(by_set(results)))
