@@ -120,7 +120,9 @@ CLIENTS = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
 def test_results_stand_once() -> None:
     rows = [row for row in BENCHMARKS.table_rows if is_result(row)]
     assert len(rows) > 50
-    assert [row for row, times in Counter(rows).items() if times > 1] == []
+    # the untouched backbone is what tables of several scripts begin with
+    own = [row for row in rows if "untouched" not in row]
+    assert [row for row, times in Counter(own).items() if times > 1] == []
 
 
 @pytest.mark.parametrize("page", [README, *DOCS, *RECORDS], ids=lambda page: page.name)
