@@ -219,6 +219,57 @@ def test_all_together_in_float32_and_gradcheck(margin_of: str) -> None:
     torch.testing.assert_close(short.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tile_bytes", [150, 2**20])
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_a_candidate_as_near_as_the_positive_stays_under_a_margin_of_zero(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tile_bytes: int, in_batch: bool
+) -> None:
+    monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
+    queries, passages = embeddings(8, 64).to(dtype), embeddings(8, 2, 64, seed=1).to(dtype)
+    passages = passages.detach().clone()
+    passages[:, 0] = passages[0, 0]  # one passage answers all
+    passages[:, 1] = passages[0, 0]
+    queries = queries.detach()
+    loss = info_nce(
+        queries, passages, num_positives=1, temperature=0.1, margin=0.0, in_batch=in_batch
+    )
+    # as many equal logits as there are candidates
+    torch.testing.assert_close(loss, torch.tensor(16.0 if in_batch else 2.0, dtype=dtype).log())
+
+
+def test_a_prefix_without_a_direction_is_divided_by_a_constant() -> None:
+    queries, passages = embeddings(3, 8), embeddings(3, 2, 8, seed=1)
+    with torch.no_grad():
+        queries[0, :4] *= 1e-13
+        queries[1, :4] = 0.0
+        passages[2, 0, :4] *= 1e-14
+    prefixes = (Prefix(8), Prefix(4))
+    got = info_nce(queries, passages, num_positives=1, temperature=0.1, prefixes=prefixes)
+    naive = Naive(queries, passages, num_positives=1, temperature=0.1, prefixes=prefixes)
+    want = naive.losses().mean()
+    torch.testing.assert_close(got, want)
+    pairs = zip(grads(got, queries, passages), grads(want, queries, passages), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_own_candidates_in_half_precision_have_gradients_that_are_rounded_once() -> None:
+    queries, passages = embeddings(4, 32), embeddings(4, 3, 32, seed=1)
+    prefixes = tuple(Prefix(size) for size in (32, 28, 24, 20, 16, 12, 8))
+
+    def found(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [one.detach().to(dtype).requires_grad_() for one in halves]
+        loss = info_nce(
+            *leaves, num_positives=1, temperature=0.1, in_batch=False, prefixes=prefixes
+        )
+        return grads(loss, *leaves)
+
+    halves = [one.detach().bfloat16() for one in (queries, passages)]
+    for ours, exact in zip(found(torch.bfloat16), found(torch.float64), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=2**-8, atol=1e-6)
+
+
 def test_hardness_moves_the_weights_and_not_the_slope() -> None:
     # one query, one negative: loss = log(1 + exp((n - p) / t + a n)), its slope in n without a
     query = embeddings(1, 6)

@@ -28,6 +28,14 @@ GUIDE_TOLERANCE = 1e-5
 positive's own text in another place is as near, but for rounding."""
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """Cosine by which equal texts may differ, as their products are summed in another order.
+
+    A candidate that is as near as a margin allows stays, whatever the order.
+    """
+    return 8 * torch.finfo(dtype).eps
+
+
 InBatch = bool | Literal["positives", "positives_only"]
 """What other queries lend as candidates: all their passages, their positives, or nothing."""
 

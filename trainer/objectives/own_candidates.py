@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.objectives.arguments import compute_dtype
-from trainer.objectives.blocks import GUIDE_TOLERANCE, Guide, Job
+from trainer.objectives.blocks import GUIDE_TOLERANCE, Guide, Job, rounding
 from trainer.objectives.prefixes import cut
 
 
@@ -22,14 +22,16 @@ def own_candidates(queries: Tensor, passages: Tensor, job: Job) -> Tensor:
         job: of `info_nce`; its prefixes are summed.
     """
     dtype = compute_dtype((queries, passages))
-    own = passages[job.first_row : job.first_row + len(queries)]
+    # before prefixes are cut, so that their gradients are summed in the wider dtype
+    own = passages[job.first_row : job.first_row + len(queries)].to(dtype)
+    queries = queries.to(dtype)
     left_out = _left_out(job, own)
     if job.guide is not None:
         left_out |= _likely(job, job.guide)
     losses = []
     with torch.autocast(queries.device.type, enabled=False):
         for prefix in job.compared.prefixes:
-            query, passage = (cut(table.to(dtype), prefix) for table in (queries, own))
+            query, passage = (cut(table, prefix) for table in (queries, own))
             # [B, P + N, D] . [B, D] -> [B, P + N]
             scores = (passage @ query[:, :, None]).squeeze(2)
             losses.append(prefix.weight * _losses(scores, left_out, job))
@@ -48,7 +50,8 @@ def _losses(scores: Tensor, left_out: Tensor, job: Job) -> Tensor:
     out = left_out[:, None, job.num_positives :].expand(-1, job.num_positives, -1)
     if job.margin is not None:
         best = positives if job.compared.margin_of == "own" else positives.amax(1, keepdim=True)
-        out = out | (negatives[:, None] > best.detach()[:, :, None] + job.margin)
+        limit = best.detach() + job.margin + rounding(best.dtype)
+        out = out | (negatives[:, None] > limit[:, :, None])
     logits = logits[:, None].expand_as(out).masked_fill(out, -math.inf)
     totals = torch.cat([targets[:, :, None], logits], dim=2).logsumexp(2)
     return totals - targets

@@ -58,6 +58,15 @@ def cut(vectors: Tensor, prefix: Prefix) -> Tensor:
     return normalize(vectors[..., : prefix.size], dim=-1, eps=SMALLEST_NORM)
 
 
+def is_smallest(scales: Tensor) -> Tensor:
+    """Which of `inverse_norms` are those of prefixes that have no direction, bool [...].
+
+    What they are divided by is then a constant.
+    """
+    # float32 rounds the bound itself
+    return scales >= (1 - 1e-6) / SMALLEST_NORM
+
+
 def inverse_norms(vectors: Tensor, prefix: Prefix, dtype: torch.dtype) -> Tensor | None:
     """One over the norm of each prefix [...], of vectors [..., D]; None where nothing is cut."""
     if prefix.is_whole(vectors):

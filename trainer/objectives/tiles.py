@@ -20,8 +20,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer.objectives.arguments import compute_dtype
-from trainer.objectives.blocks import GUIDE_TOLERANCE, Block, Job, Tables, blocks, tables_of
-from trainer.objectives.prefixes import WHOLE, ascending
+from trainer.objectives.blocks import (
+    GUIDE_TOLERANCE,
+    Block,
+    Job,
+    Tables,
+    blocks,
+    rounding,
+    tables_of,
+)
+from trainer.objectives.prefixes import WHOLE, ascending, is_smallest
 
 TILE_BYTES = 16 * 2**20
 """Largest tile of logits, of queries and of passages, bytes each.
@@ -179,6 +187,7 @@ class _Scan:
             (tile.left, tile.right), scales, (along.sum(1), along.sum(0)), strict=True,
         ):  # fmt: skip
             multiples = sums * scale.square() / self._factor(tile.block, is_own=False)
+            multiples.masked_fill_(is_smallest(scale), 0.0)
             side.shorten(rows, self.stops[at], values, multiples)
 
     def _add(self, tile: _Tile, weights: list[Tensor]) -> None:
@@ -289,7 +298,7 @@ class _Scan:
         scores = self._target_scores(self.tables, self.segments)
         if self.job.compared.margin_of == "best":
             scores = scores.amax(2, keepdim=True).expand(-1, -1, self.job.num_positives)
-        return scores + self.job.margin
+        return scores + self.job.margin + rounding(self.dtype)
 
     def _target_scores(self, tables: Tables, segments: Sequence[slice]) -> Tensor:
         """Cosines of queries with their positives, by prefix [K, B, P]."""
