@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support import tiny
 from tests.support.cards import run_python
 from tests.support.corpus import make_workspace
 from tests.support.forked import finish_forked
@@ -240,6 +241,23 @@ def test_selfcheck_passes_and_names_a_planted_error(finished: Path, workspace: P
     planted = finish_forked(workspace, *recipe, script="tests/support/planted.py")
     assert planted.code == 1, planted.out + planted.err
     assert "backbone.layers.1.mlp.up_proj.weight" in planted.err
+
+
+def test_selfcheck_of_an_encoder_has_no_dropout_within_attention(workspace: Path) -> None:
+    encoder = workspace / "encoder"
+    shutil.copytree(workspace / "model", encoder)
+    config = tiny.bert_config(
+        vocab_size=json.loads((encoder / "config.json").read_text())["vocab_size"],
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
+    tiny.save_model(config, encoder)
+    changes = (f"model.path={encoder}", "model.attention=bidirectional", "model.pooling=mean",
+               "tasks.sts.weights.infonce=0")  # fmt: skip
+    recipe = ("--recipe", str(workspace / "recipe.yaml"), "--selfcheck", *changes)
+    passed = finish_forked(workspace, *recipe)
+    assert passed.code == 0, passed.out + passed.err
+    assert "dropout within attention was off" in passed.out
 
 
 def by_launcher(name: str) -> tuple[str, ...]:

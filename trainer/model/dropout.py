@@ -86,6 +86,26 @@ class KeyedDropout(nn.Module):
         return f"p={self.p}, index={self.index}"
 
 
+def leave_attention_whole(model: nn.Module) -> bool:
+    """Set dropout within attention to 0, whose masks belong to a chunk; says whether there was any.
+
+    Modules of attention, by the names of transformers' classes, keep it as a number or as a dropout
+    of their own; those of what comes out of attention are set to 0 with them.
+    """
+    found = False
+    for module in model.modules():
+        if "Attention" not in type(module).__name__:
+            continue
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float) and value > 0:
+                setattr(module, name, 0.0)
+                found = True
+        for child in module.children():
+            if isinstance(child, KeyedDropout | nn.Dropout) and child.p > 0:
+                child.p, found = 0.0, True
+    return found
+
+
 def key_dropouts(model: nn.Module) -> DropoutKeys:
     """Replace every active `nn.Dropout` of a model by a `KeyedDropout`; return the shared keys."""
     keys = DropoutKeys()
