@@ -124,7 +124,7 @@ def selfcheck(recipe: Recipe, data: RunData) -> int:
         if layer is not None:
             sizes = f"{layer.in_features} to {layer.out_features}"
             sys.stdout.write(f"compared too: the layer from {sizes} for {LAYER_KEY}\n")
-        verdict = f"largest relative gradient error {worst.error:.1e}, limit {limit:.0e}"
+        verdict = f"largest relative gradient error {worst.error:.1e}, limit {limit:.1e}"
         if limit > LIMITS[recipe.model.dtype]:
             verdict += f" as plain autograd differs from itself by {worst.rounding:.1e}"
         if not worst.error <= limit:
