@@ -103,7 +103,7 @@ def start_ranks(folder: Path, output: Path, num_ranks: int) -> list[subprocess.P
         port = str(listener.getsockname()[1])
     command = [
         sys.executable, str(ROOT / "tools" / "mine.py"), "--model", str(folder / "model"),
-        "--source", str(folder / "data"), "--output", str(output), "--relative-margin", "0.95",
+        "--source", str(folder / "data"), "--output", str(output), "--skip-top", "2",
     ]  # fmt: skip
     ranks = []
     for rank in range(num_ranks):
