@@ -19,14 +19,14 @@ def scores(*values: float, **chosen: float) -> dict[str, float]:
 def test_each_seed_of_a_merge_is_set_beside_its_own_run() -> None:
     chosen = {after.LAMBDA: 0.75, after.FIRST: 2.0, after.LAST: 0.0}
     results = {
-        UNTOUCHED: [scores(0.8, 0.6, 0.7, 0.7, 0.9)],
-        after.TRAINED: [scores(0.9, 0.8, 0.9, 0.7, 0.8), scores(0.8, 0.6, 0.8, 0.8, 0.9)],
-        after.MERGED: [scores(0.9, 0.7, 0.8, 0.75, 0.91, **chosen)],
+        UNTOUCHED: {0: scores(0.8, 0.6, 0.7, 0.7, 0.9)},
+        after.TRAINED: {1: scores(0.8, 0.6, 0.8, 0.8, 0.9), 2: scores(0.9, 0.8, 0.9, 0.7, 0.8)},
+        after.MERGED: {2: scores(0.9, 0.7, 0.8, 0.75, 0.91, **chosen)},
     }
     head, line = after.shares(results, Setup(folder=Path("unused")).held_out).splitlines()
     assert " ".join(head.split()) == "seed lambda by depth STS kept IR in kept out of domain"
     # gains of 0.10 of 0.15 and of 0.075 of 0.10
-    assert line.split() == ["1", "0.75", "2", "to", "0", "67%", "75%", "+1.00"]
+    assert line.split() == ["2", "0.75", "2", "to", "0", "67%", "75%", "+1.00"]
 
 
 def test_results_of_a_variant_depend_on_the_recipe_and_its_changes(tmp_path: Path) -> None:

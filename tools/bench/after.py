@@ -28,7 +28,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -155,15 +155,16 @@ def pieces(data: Path, setup: Setup) -> Pieces[dict[str, float]]:
     )
 
 
-def shares(results: Results, held_out: Sequence[HeldOut]) -> str:
+def shares(there: Mapping[str, Mapping[int, Scored]], held_out: Sequence[HeldOut]) -> str:
     """For each seed: lambda, what is kept of the gains in domain, and the change out of domain."""
-    (base,) = results[UNTOUCHED]
+    (base,) = there[UNTOUCHED].values()
+    runs = there.get(TRAINED, {})
     lines = [
         f"{'seed':>4} {'lambda':>7} {'by depth':>10} {'STS kept':>9} {'IR in kept':>11} "
         f"{'out of domain':>14}"
     ]
-    pairs = zip(results.get(TRAINED, ()), results.get(MERGED, ()), strict=False)
-    for seed, (trained, merged) in enumerate(pairs, 1):
+    pairs = ((seed, runs[seed], one) for seed, one in there[MERGED].items() if seed in runs)
+    for seed, trained, merged in pairs:
 
         def gain(scores: Scored, task: str, domain: str, base: Scored = base) -> float:
             names = [one.name for one in held_out if (one.task, one.domain) == (task, domain)]
@@ -205,7 +206,7 @@ def main() -> int:
     results: Results = {name: [*seeds.values()] for name, seeds in there.items()}
     print(render(results, setup.held_out))
     if {UNTOUCHED, MERGED} <= results.keys():
-        print(f"\n{shares(results, setup.held_out)}")
+        print(f"\n{shares(there, setup.held_out)}")
     if arguments.json:
         print(json.dumps(by_set(results)))
     return 0

@@ -177,7 +177,7 @@ def comparisons(results: Mapping[str, Mapping[int, Scores]]) -> Iterator[str]:
             gain = scores["docs"][whole] - plain[seed]["docs"][whole]
             yield f"seed {seed}: distillation changes nDCG@10 on held-out docs by {gain:+.4f}"
     for variant, other in MATRYOSHKA.items():
-        for seed in results.get(variant, {}).keys() & results.get(other, {}).keys():
+        for seed in sorted(results.get(variant, {}).keys() & results.get(other, {}).keys()):
             kept, without = (
                 share_of_half(results[name][seed]["docs"]) for name in (variant, other)
             )

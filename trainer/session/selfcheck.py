@@ -58,7 +58,8 @@ NUM_CHUNKS = 4
 LIMITS = {"float32": 1e-5, "bfloat16": 5e-2}
 """Largest relative error of vectors and of a parameter's gradient, by `model.dtype`."""
 ROUNDING = 4
-"""Times the difference of plain autograd with itself that is rounding, up to ten limits."""
+"""Times the difference of plain autograd with itself that is rounding, in float32 up to:"""
+MOST_ROUNDING = 1e-4
 NORM_FLOOR = 0.01
 """A gradient smaller than this share of the whole is compared with this share of the whole."""
 TAUGHT = f"the vectors at the teacher's size ({LAYER_KEY})"
@@ -106,7 +107,7 @@ def selfcheck(recipe: Recipe, data: RunData) -> int:
         share, source = share_outside_products(session, larger)
     finally:
         leave()
-    limits = [allowed(one, LIMITS[recipe.model.dtype]) for one in found]
+    limits = [allowed(one, recipe.model.dtype) for one in found]
     worst, limit = max(
         zip(found, limits, strict=True), key=lambda pair: _badness((pair[0].error / pair[1], ""))
     )
@@ -134,9 +135,9 @@ def selfcheck(recipe: Recipe, data: RunData) -> int:
     return int(not worst.error <= limit)
 
 
-def allowed(found: Comparison, limit: float) -> float:
-    """The error that a comparison may show, given the limit of `model.dtype`."""
-    return max(limit, min(ROUNDING * found.rounding, 10 * limit))
+def allowed(found: Comparison, dtype: str) -> float:
+    """The error that a comparison may show, given `model.dtype`."""
+    return max(LIMITS[dtype], min(ROUNDING * found.rounding, MOST_ROUNDING))
 
 
 def small(recipe: Recipe, world_size: int, *, rows_per_rank: int = ROWS_PER_RANK) -> Recipe:
