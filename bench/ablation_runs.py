@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.ablation_data import FULL, Genre, HeldOut, HeldOutSize, held_out_sets
+from bench.ablation_data import FULL, IR_SOURCES, Genre, HeldOut, HeldOutSize, held_out_sets
 from trainer.errors import TrainerError
 from trainer.evaluation.exported import ExportedEmbedder, Limits
 from trainer.merge.settings import Granularity, Method
 from trainer.recipe.load import load_recipe
 from trainer.recipe.model_path import resolve_model_path
-from trainer.recipe.schema import DataRecipe
+from trainer.recipe.schema import DataRecipe, Recipe
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -106,6 +106,16 @@ def train_ours(variant: str, seed: int, setup: Setup) -> Path:
         f"output_dir={run}",
         f"seed={seed}",
     ]
+    run_measured(command, run, what=f"ablation: {variant}")
+    return run / "model"
+
+
+def run_measured(command: Sequence[str], run: Path, *, what: str) -> None:
+    """Run a program that makes a run's folder; keeps its output and peak memory beside it.
+
+    Raises:
+        TrainerError: if it does not end with 0.
+    """
     log = run.with_suffix(".log")
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream)
@@ -113,8 +123,7 @@ def train_ours(variant: str, seed: int, setup: Setup) -> Path:
     code = process.returncode = os.waitstatus_to_exitcode(status)
     peak_file(run).write_text(f"{usage.ru_maxrss / 1024:.0f}", encoding="ascii")
     if code != 0:
-        raise TrainerError(f"ablation: {variant} = code {code}; expected 0. See {log}.")
-    return run / "model"
+        raise TrainerError(f"{what} = code {code}; expected 0. See {log}.")
 
 
 def peak_file(run: Path) -> Path:
@@ -129,8 +138,34 @@ def train_peer(seed: int, setup: Setup) -> Path:
     that, as in our recipes, every batch is of one set and two in three are pairs. Rate, shape,
     clipping, batch and steps are those of `codiemb.yaml`.
     """
+    from sentence_transformers import SentenceTransformer
+
+    recipe = load_recipe(RECIPES / "codiemb.yaml", setup.overrides)
+    assert recipe.train.max_steps is not None
+    model = SentenceTransformer(resolve_model_path(BASE), device="cpu")
+    model.max_seq_length = recipe.data.passage_max_tokens
+    folder = setup.run_folder("sentence_transformers", seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    sets = peer_sets(setup.data, seed, PEER_TURNS)
+    fit_peer(model, recipe, sets, folder, seed=seed, steps=recipe.train.max_steps)
+    return folder / "model"
+
+
+def fit_peer(
+    model: "SentenceTransformer", recipe: Recipe, sets: Any, folder: Path, *, seed: int, steps: int
+) -> None:
+    """Train a sentence-transformers model by its own trainer, and save it.
+
+    Args:
+        model: to train.
+        recipe: gives rate, its shape, clipping and the rows of a batch.
+        sets: a `DatasetDict` whose sets take turns; those named `stsb*` have CoSENT, the others
+            MultipleNegativesRankingLoss.
+        folder: where `model` and the trainer's files go.
+        seed: of the trainer.
+        steps: how many it takes.
+    """
     from sentence_transformers import (
-        SentenceTransformer,
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
     )
@@ -140,13 +175,6 @@ def train_peer(seed: int, setup: Setup) -> Path:
     )
     from sentence_transformers.training_args import BatchSamplers, MultiDatasetBatchSamplers
 
-    recipe = load_recipe(RECIPES / "codiemb.yaml", setup.overrides)
-    steps = recipe.train.max_steps
-    assert steps is not None
-    model = SentenceTransformer(resolve_model_path(BASE), device="cpu")
-    model.max_seq_length = recipe.data.passage_max_tokens
-    folder = setup.run_folder("sentence_transformers", seed)
-    shutil.rmtree(folder, ignore_errors=True)
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder / "trainer"),
         max_steps=steps,
@@ -170,16 +198,22 @@ def train_peer(seed: int, setup: Setup) -> Path:
     trainer = SentenceTransformerTrainer(
         model=model,
         args=arguments,
-        train_dataset=_peer_sets(setup.data, seed),
-        loss={name: similarity if name.startswith("stsb") else retrieval for name in PEER_TURNS},
+        train_dataset=sets,
+        loss={name: similarity if name.startswith("stsb") else retrieval for name in sets},
     )
     trainer.train()
     model.save_pretrained(str(folder / "model"))
-    return folder / "model"
 
 
-def _peer_sets(data: Path, seed: int) -> Any:
-    """The training files as a `DatasetDict`, a negative drawn for each query."""
+def peer_sets(data: Path, seed: int, turns: Sequence[str], *, negatives: bool = True) -> Any:
+    """The training files as a `DatasetDict`, a positive and a negative drawn for each query.
+
+    Args:
+        data: holds `*.train.jsonl`.
+        seed: of the draws.
+        turns: sets in the order of their turns: `medquad`, `squad`, and parts `stsb_K` of STS-B.
+        negatives: whether retrieval rows have one.
+    """
     import random
 
     from datasets import Dataset, DatasetDict
@@ -190,20 +224,18 @@ def _peer_sets(data: Path, seed: int) -> Any:
         {"sentence1": one["text1"], "sentence2": one["text2"], "score": one["score"] / 5}
         for one in pairs
     ]
-    triplets = {
+    columns = {"positive": "positives"} | ({"negative": "negatives"} if negatives else {})
+    rows: dict[str, list[dict[str, Any]]] = {
         name: [
-            {
-                "anchor": one["query"],
-                "positive": generator.choice(one["positives"]),
-                "negative": generator.choice(one["negatives"]),
-            }
+            {"anchor": one["query"]}
+            | {column: generator.choice(one[key]) for column, key in columns.items()}
             for one in _lines(data / f"{name}.train.jsonl")
         ]
-        for name in ("medquad", "squad")
+        for name in IR_SOURCES
     }
-    parts = {f"stsb_{part}": scored[part::4] for part in range(4)}
-    rows = triplets | parts
-    return DatasetDict({name: Dataset.from_list(rows[name]) for name in PEER_TURNS})
+    parts = [name for name in turns if name.startswith("stsb")]
+    rows |= {name: scored[part :: len(parts)] for part, name in enumerate(parts)}
+    return DatasetDict({name: Dataset.from_list(rows[name]) for name in turns})
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
