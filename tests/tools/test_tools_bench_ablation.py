@@ -49,6 +49,7 @@ def data(tmp_path: Path) -> Path:
 
 def test_variants_differ_in_nothing_but_their_losses_and_pools() -> None:
     recipes = {file.stem: load_recipe(file) for file in sorted(RECIPES.glob("*.yaml"))}
+    del recipes["smollm2"]  # another backbone, which tools/bench/llm.py trains
     assert recipes.keys() == set(ablation.TRAINED) - {"sentence_transformers"}
     first = recipes["codiemb"]
     for name, recipe in recipes.items():
