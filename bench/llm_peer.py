@@ -21,6 +21,7 @@ from bench.ablation_runs import fit_peer, peer_sets
 from bench.llm import make_base
 from trainer.cli import ending_with_code
 from trainer.recipe.load import load_recipe
+from trainer.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -30,14 +31,25 @@ TURNS = ("medquad", "stsb_0", "squad", "stsb_1")
 SECONDS = "seconds"
 
 
-def load_peer(base: Path, max_tokens: int) -> "SentenceTransformer":
-    """A folder of `make_base` as a model with last-token pooling."""
+POOLINGS = {"last": "lasttoken", "mean": "mean"}
+"""Words of sentence-transformers for those of a recipe."""
+
+
+def load_peer(base: Path, recipe: Recipe, max_tokens: int) -> "SentenceTransformer":
+    """A folder of `make_base` as a model.
+
+    Args:
+        base: the folder.
+        recipe: gives the pooling.
+        max_tokens: of a text.
+    """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     transformer = Transformer(str(base), max_seq_length=max_tokens)
     size = transformer.get_embedding_dimension()
-    modules = [transformer, Pooling(size, pooling_mode="lasttoken"), Normalize()]
+    pooling = Pooling(size, pooling_mode=POOLINGS[recipe.model.pooling])
+    modules = [transformer, pooling, Normalize()]
     return SentenceTransformer(modules=modules, device="cpu")
 
 
@@ -56,8 +68,8 @@ def main() -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     shutil.rmtree(arguments.output, ignore_errors=True)
     arguments.output.mkdir(parents=True)
-    make_base(recipe.model.path, arguments.output / "base")
-    model = load_peer(arguments.output / "base", recipe.data.passage_max_tokens)
+    make_base(recipe.model.path, arguments.output / "base", pooling=recipe.model.pooling)
+    model = load_peer(arguments.output / "base", recipe, recipe.data.passage_max_tokens)
     sets = peer_sets(arguments.data, arguments.seed, TURNS, negatives=False)
     begun = time.monotonic()
     fit_peer(model, recipe, sets, arguments.output, seed=arguments.seed, steps=arguments.steps)

