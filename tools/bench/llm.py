@@ -66,7 +66,7 @@ CHANGES: Mapping[str, tuple[str, ...]] = {
     CODIEMB: (),
     "lora": (
         "model.lora={rank: 16, alpha: 32, targets: all-linear}",
-        "train.learning_rate=2e-4",
+        "train.learning_rate=1e-3",
     ),
     "bidirectional": ("model.attention=bidirectional",),
     "last token": ("model.pooling=last",),
@@ -229,6 +229,14 @@ def costs(results: Results) -> str:
     return "\n".join(lines)
 
 
+def prepare_once(data: Path, setup: Setup) -> None:
+    """Make the files unless they are there: a run on another core may be reading them."""
+    made = setup.data / "made"
+    if not made.is_file() or made.read_text(encoding="utf-8") != repr(setup.size):
+        prepare(data, setup.data, setup.size, None)
+        made.write_text(repr(setup.size), encoding="utf-8")
+
+
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = parser_of(__doc__, "runs/bench-llm", VARIANTS)
@@ -250,7 +258,7 @@ def main() -> int:
     models = pieces(setup)
     base = argparse.Namespace(**vars(arguments) | {"seeds": [0], "variants": [UNTOUCHED]})
     for one in (base, arguments):
-        models.make(one, lambda: prepare(arguments.data, setup.data, setup.size, None))
+        models.make(one, lambda: prepare_once(arguments.data, setup))
     there = models.there([0, *arguments.seeds])
     results: Results = {name: [*seeds.values()] for name, seeds in there.items()}
     print(f"{render(results, setup.held_out)}\n\n{costs(results)}")
