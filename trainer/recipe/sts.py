@@ -62,7 +62,8 @@ TERMS = term_table(
         weight=1.0,
         temperature=0.02,
         layer="middle",
-        meaning="Weight of the auxiliary InfoNCE on the middle hidden layer.",
+        meaning="Weight of the auxiliary InfoNCE on the middle hidden layer. Set 0 for a decoder "
+        "with mean pooling: there the first token outweighs all others, and all texts look alike.",
     ),
     TERM,
 )
