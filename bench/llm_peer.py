@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 TURNS = ("medquad", "stsb_0", "squad", "stsb_1")
 """Sets in the order of their turns: every second batch is of pairs."""
 SECONDS = "seconds"
-
-
-POOLINGS = {"last": "lasttoken", "mean": "mean"}
+"""File with the seconds of a step."""
+POOLINGS = {"last": "lasttoken", "mean": "mean", "weighted_mean": "weightedmean", "cls": "cls"}
 """Words of sentence-transformers for those of a recipe."""
 
 

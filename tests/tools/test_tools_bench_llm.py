@@ -61,6 +61,8 @@ def test_a_peer_of_equal_time_takes_the_steps_that_fit(
 ) -> None:
     work = llm.Work(setup=setup)
     write_run(work, llm.CODIEMB, ours=[3.0] * 40)
+    with pytest.raises(RecipeError, match="'peer, as long' needs 'peer' of seed 1; make it too"):
+        work(llm.PEER_AS_LONG, 1)
     write_run(work, llm.PEER, ours=None, theirs=5.0)
     started = []
 

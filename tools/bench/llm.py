@@ -27,7 +27,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -96,7 +96,7 @@ MERGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Merged models: the method, and whose checkpoints."""
 VARIANTS = (*CHANGES, *PEERS, *MERGES)
 COSTS = ("seconds", "peak_mib")
-"""What is kept beside the scores: median seconds of a step, and the run's largest memory."""
+"""What is kept beside the scores: mean seconds of a step, and the run's largest memory."""
 FULL = HeldOutSize(pairs=500, queries=160, documents=500, tokens=64)
 QUICK = HeldOutSize(pairs=8, queries=2, documents=10, tokens=16)
 """Sizes that show nothing but that it runs."""
@@ -148,8 +148,8 @@ class Work:
         steps = load_recipe(RECIPE, self.setup.overrides).train.max_steps
         assert steps is not None
         if name == PEER_AS_LONG:
-            ours = total_seconds(self.run_folder(CODIEMB, seed))
-            steps = max(1, round(ours / seconds_of_peer(self.run_folder(PEER, seed))))
+            ours, theirs = self._made(name, (CODIEMB, PEER), seed)
+            steps = max(1, round(total_seconds(ours) / seconds_of_peer(theirs)))
         run = self.run_folder(name, seed)
         run.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(ROOT / "bench" / "llm_peer.py"), "--recipe", str(RECIPE)]
@@ -157,19 +157,24 @@ class Work:
         command += ["--seed", str(seed), "--steps", str(steps), *self.setup.overrides]
         run_measured(command, run, what=f"llm: {name}")
 
-    def _merge(self, name: str, seed: int) -> Path:
-        """A merge of checkpoints that are there.
+    def _made(self, name: str, runs: Sequence[str], seed: int) -> list[Path]:
+        """Folders of the runs that a variant is made from.
 
         Raises:
-            RecipeError: if a run that it needs was not made.
+            RecipeError: if one was not made.
         """
-        method, runs = MERGES[name]
         folders = [self.run_folder(run, seed) for run in runs]
         for run, folder in zip(runs, folders, strict=True):
-            if not folder.is_dir():
+            if not (folder / "model").is_dir():
                 raise RecipeError(
                     f"--variants: {name!r} needs {run!r} of seed {seed}; make it too."
                 )
+        return folders
+
+    def _merge(self, name: str, seed: int) -> Path:
+        """A merge of checkpoints that are there."""
+        method, runs = MERGES[name]
+        folders = self._made(name, runs, seed)
         found = checkpoints_of(folders[0]) if runs == (CODIEMB,) else [*map(str, folders)]
         output = self.setup.folder / "merged"
         shutil.rmtree(output, ignore_errors=True)
