@@ -14,8 +14,8 @@ WEIGHTS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 def make_base(name: str, folder: Path, *, pooling: Pooling = "last") -> None:
     """Link config and weights of a base, and save its tokenizer so that both read texts alike.
 
-    It ends texts as this trainer does for the pooling, and has no chat template, into which the peer
-    would put each text.
+    It ends texts as this trainer does for the pooling, and has no chat template, into which the
+    peer would put each text.
 
     Args:
         name: as a recipe's `model.path`; a GGUF file is unpacked into the cache.
