@@ -63,7 +63,7 @@ TERMS = term_table(
         temperature=0.02,
         layer="middle",
         meaning="Weight of the auxiliary InfoNCE on the middle hidden layer. Set 0 for a decoder "
-        "with mean pooling: there the first token outweighs all others, and all texts look alike.",
+        "with mean pooling whose first token outweighs all others there, as in SmolLM2.",
     ),
     TERM,
 )
