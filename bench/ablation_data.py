@@ -85,7 +85,7 @@ def held_out_sets(left_out: Genre | None) -> tuple[HeldOut, ...]:
 
 
 def prepare(data: Path, folder: Path, size: HeldOutSize, left_out: Genre | None) -> None:
-    """Write all files of the ablation, the same at every call.
+    """Write all files of the ablation, the same at every call; what is there is left as it is.
 
     Args:
         data: holds `stsb_en.{train,dev}.jsonl` and BEIR folders `medquad`, `squad_sent`, `scifact`.
@@ -204,7 +204,7 @@ def _write_subset(
     )
     lines = [f"{query}\t{one}\t{gain}" for query in chosen for one, gain in qrels[query].items()]
     text = "\n".join(["query-id\tcorpus-id\tscore", *lines, ""])
-    (target / "qrels" / "dev.tsv").write_text(text, encoding="utf-8")
+    _write_text(target / "qrels" / "dev.tsv", text)
 
 
 def _qrels(file: Path) -> dict[str, dict[str, int]]:
@@ -241,7 +241,15 @@ def _text(file: Path) -> str:
 
 
 def _write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    _write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_text(file: Path, text: str) -> None:
+    """Leave a file as it is where it has the text: a run on another core may be reading it."""
+    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+        partial = file.with_name(f".{file.name}.partial")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
 
 
 def _drawn(items: Sequence[T], count: int, key: str) -> list[T]:

@@ -48,6 +48,14 @@ def render(results: Results, held_out: Sequence[HeldOut]) -> str:
     return "\n".join(lines + legend)
 
 
+def by_set(results: Results) -> dict[str, dict[str, list[float]]]:
+    """Variant to set to the values of its seeds."""
+    return {
+        variant: {name: [one[name] for one in seeds] for name in seeds[0]}
+        for variant, seeds in results.items()
+    }
+
+
 def _columns(scores: Scored, held_out: Sequence[HeldOut]) -> dict[str, float]:
     """Mean over the sets of each task and domain, and over its domains alike."""
     columns: dict[str, float] = {}

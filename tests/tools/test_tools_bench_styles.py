@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.ablation_runs import BASE
+from bench.ablation_table import by_set
 from tools.bench import styles
 from trainer.errors import RecipeError
 from trainer.recipe.load import dump_recipe, load_recipe
@@ -76,7 +77,7 @@ def test_costs_are_shown_beside_the_scores() -> None:
     text = styles.costs(results)
     assert "untouched" not in text
     assert text.splitlines()[-1].split() == ["gte", "2.00", "1000"]
-    assert styles.by_set(results)["gte"]["seconds"] == [1.5, 2.5]
+    assert by_set(results)["gte"]["seconds"] == [1.5, 2.5]
 
 
 @pytest.mark.parametrize("part", ["terms", "batches"])

@@ -20,7 +20,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from bench.ablation_runs import (
     train_ours,
     train_peer,
 )
-from bench.ablation_table import UNTOUCHED, Results, render
+from bench.ablation_table import UNTOUCHED, Results, by_set, render
 from trainer.cli import ending_with_code
 from trainer.errors import RecipeError
 from trainer.merge.settings import Granularity
@@ -180,14 +180,6 @@ def collect(setup: Setup, seeds: Sequence[int]) -> Results:
     return found
 
 
-def as_json(results: Results) -> Mapping[str, Mapping[str, list[float]]]:
-    """Variant to set to the values of its seeds."""
-    return {
-        variant: {name: [one[name] for one in scores] for name in scores[0]}
-        for variant, scores in results.items()
-    }
-
-
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -238,7 +230,7 @@ def main() -> int:
     results = collect(setup, arguments.seeds)
     print(render(results, setup.held_out))
     if arguments.json:
-        print(json.dumps(as_json(results)))
+        print(json.dumps(by_set(results)))
     return 0
 
 

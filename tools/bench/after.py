@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.ablation_data import FULL, IR_SOURCES, QUICK, HeldOut, prepare, prepare_choosing
 from bench.ablation_runs import BASE, RECIPES, Setup, score, train_ours
-from bench.ablation_table import UNTOUCHED, Results, Scored, render
+from bench.ablation_table import UNTOUCHED, Results, Scored, by_set, render
 from bench.demo_runs import run_logged
 from bench.kept import Kept
 from bench.pieces import Pieces, parser_of
@@ -210,14 +210,6 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(by_set(results)))
     return 0
-
-
-def by_set(results: Results) -> dict[str, dict[str, list[float]]]:
-    """Model to set to the values of its seeds."""
-    return {
-        model: {name: [one[name] for one in seeds] for name in seeds[0]}
-        for model, seeds in results.items()
-    }
 
 
 if __name__ == "__main__":

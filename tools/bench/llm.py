@@ -49,7 +49,7 @@ from bench.ablation_runs import (
     score_model,
     train_ours,
 )
-from bench.ablation_table import UNTOUCHED, Results, render
+from bench.ablation_table import UNTOUCHED, Results, by_set, render
 from bench.demo_runs import run_logged
 from bench.kept import Kept
 from bench.llm import make_base
@@ -236,14 +236,6 @@ def costs(results: Results) -> str:
     return "\n".join(lines)
 
 
-def prepare_once(data: Path, setup: Setup) -> None:
-    """Make the files unless they are there: a run on another core may be reading them."""
-    made = setup.data / "made"
-    if not made.is_file() or made.read_text(encoding="utf-8") != repr(setup.size):
-        prepare(data, setup.data, setup.size, None)
-        made.write_text(repr(setup.size), encoding="utf-8")
-
-
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = parser_of(__doc__, "runs/bench-llm", VARIANTS)
@@ -265,21 +257,13 @@ def main() -> int:
     models = pieces(setup)
     base = argparse.Namespace(**vars(arguments) | {"seeds": [0], "variants": [UNTOUCHED]})
     for one in (base, arguments):
-        models.make(one, lambda: prepare_once(arguments.data, setup))
+        models.make(one, lambda: prepare(arguments.data, setup.data, setup.size, None))
     there = models.there([0, *arguments.seeds])
     results: Results = {name: [*seeds.values()] for name, seeds in there.items()}
     print(f"{render(results, setup.held_out)}\n\n{costs(results)}")
     if arguments.json:
         print(json.dumps(by_set(results)))
     return 0
-
-
-def by_set(results: Results) -> dict[str, dict[str, list[float]]]:
-    """Model to set to the values of its seeds."""
-    return {
-        model: {name: [one[name] for one in seeds] for name in seeds[0]}
-        for model, seeds in results.items()
-    }
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.ablation_data import FULL, QUICK, prepare
 from bench.ablation_runs import BASE, ROOT, Scores, Setup, peak_file, score, train_ours
-from bench.ablation_table import UNTOUCHED, render
+from bench.ablation_table import UNTOUCHED, by_set, render
 from bench.kept import Kept
 from bench.teacher import write_scored
 from trainer.cli import ending_with_code
@@ -212,14 +212,6 @@ def main() -> int:
     if arguments.json:
         print(json.dumps(by_set(results)))
     return 0
-
-
-def by_set(results: dict[str, list[Scores]]) -> dict[str, dict[str, list[float]]]:
-    """Style to set to the values of its seeds."""
-    return {
-        style: {name: [one[name] for one in seeds] for name in seeds[0]}
-        for style, seeds in results.items()
-    }
 
 
 if __name__ == "__main__":
