@@ -45,9 +45,9 @@ trained into an embedder on this machine, without a download from a hub:
 4. training, all parameters, IR and STS in turn                 23 minutes
 5. evaluation, export, three searches                           seven minutes
 
-The times are those of two idle CPU cores; a GPU takes less. It needs 12 GB of memory and 6 GB of
-disk: in {DRIVER.folder}, {DATA} and the cache. Interrupted, `make llm` goes on from its newest
-checkpoint."""
+The times are the longest that two idle CPU cores took, and half of them was seen too; a GPU takes
+less. It needs 12 GB of memory and 6 GB of disk: in {DRIVER.folder}, {DATA} and the cache.
+Interrupted, `make llm` goes on from its newest checkpoint."""
 
 
 def refuse_missing_package(package: str) -> None:

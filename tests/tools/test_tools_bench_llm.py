@@ -102,6 +102,13 @@ def test_a_run_of_ours_has_its_changes_and_keeps_checkpoints_where_they_are_merg
     )  # fmt: skip
 
 
+def test_costs_are_those_of_the_fastest_and_of_the_largest_run() -> None:
+    runs = [{"seconds": 9.0, "peak_mib": 700.0}, {"seconds": 5.0, "peak_mib": 800.0}]
+    text = llm.costs({UNTOUCHED: [{"squad": 0.2}], llm.CODIEMB: runs})
+    assert UNTOUCHED not in text
+    assert text.splitlines()[-1].split() == ["codiemb", "5.00", "800"]
+
+
 def test_merges_take_the_checkpoints_of_their_runs(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
