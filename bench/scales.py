@@ -82,7 +82,7 @@ FULL = Scale(
     llm_batch=32,
     llm_max_tokens=128,
     llm_chunk=1024,
-    llm_rows=(8, 16),
+    llm_rows=(8, 16, 32),
     llm_tokens=(2048,),
     prefix=SharingSizes(
         shape=DecoderShape(hidden_size=256, num_layers=4, inner_size=512),

@@ -155,8 +155,12 @@ def test_a_pretrained_decoder_ends_its_texts_alike_on_both_sides(
     words = ["step.py", "--quick", "--parts", "llm", "--llm", file, "--json"]
     monkeypatch.setattr(sys, "argv", words)
     step.main()
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr().out
+    report = json.loads(printed.splitlines()[-1])
     assert report.keys() == {key for key in TARGETS if key.startswith("llm_")}
+    # ours has turns with each setting of the peer
+    assert "ours beside peer, 2 texts" in printed
+    assert "ours beside peer, 16 tokens" in printed
     assert report["llm_max_loss_difference"] < 1e-4
     monkeypatch.setattr(sys, "argv", [*words[:-3], "--llm", "package:no_such_llm/a.gguf"])
     with pytest.raises(SystemExit, match="pip install no-such-llm"):
