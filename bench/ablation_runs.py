@@ -75,10 +75,15 @@ def score(model: Path, setup: Setup) -> Scores:
 
 
 def score_model(model: "SentenceTransformer", setup: Setup) -> Scores:
-    """Score a loaded model on the held-out sets, all with the same text lengths."""
+    """Score a loaded model on the held-out sets, all with the same text lengths.
+
+    A peer that is trained in this process later has torch's own products again.
+    """
     from trainer.data.evalsets import open_eval_set
     from trainer.evaluation.evaluate import evaluate_set
+    from trainer.model.cpu_products import restore, use_cpu_products
 
+    use_cpu_products("auto", device_type=model.device.type)
     limits = Limits(query=setup.size.tokens, passage=setup.size.tokens)
     found = {}
     for one in setup.held_out:
@@ -86,6 +91,7 @@ def score_model(model: "SentenceTransformer", setup: Setup) -> Scores:
         opened = open_eval_set(recipe, DataRecipe(sources=()))
         metrics = evaluate_set(opened, ExportedEmbedder(model, recipe.task, limits))
         found[one.name] = metrics[one.metric]
+    restore()
     return found
 
 

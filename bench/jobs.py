@@ -51,8 +51,8 @@ class OursJob:
     """`engine.keep_graph_tokens`; None is what costs no memory."""
     share_prefix: str = "auto"
     """`engine.share_prefix`."""
-    kernels: str = "none"
-    """`engine.kernels`: Liger's modules are a variant of their own."""
+    kernels: str = "auto"
+    """`engine.kernels`."""
 
 
 @dataclass(frozen=True, kw_only=True)

