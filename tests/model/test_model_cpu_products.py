@@ -134,6 +134,9 @@ def test_onednn_is_taken_where_mkl_leaves_half_of_the_cpu_unused(
     assert (found is None) == (reason is None)
     assert reason is None or reason in str(found)
     assert reason_against("none", cpuinfo=cpuinfo) == "the recipe says so"
+    monkeypatch.setattr(cpu_products, "OPERATOR", "_no_such_operator")
+    assert reason_against("auto", cpuinfo=cpuinfo) == "this torch lacks MKL or oneDNN"
+    monkeypatch.undo()
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     assert reason_against("auto", cpuinfo=cpuinfo) == "this torch lacks MKL or oneDNN"
 

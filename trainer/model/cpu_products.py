@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 SMALLEST = 2**18
 """Multiplications from which oneDNN is worth the call."""
+OPERATOR = "_linear_pointwise"
+"""Private to torch, whose release is pinned; where it is missing, products stay with MKL."""
 CPUINFO = Path("/proc/cpuinfo")
 INTEL = "GenuineIntel"
 
@@ -59,7 +61,8 @@ def reason_against(choice: Kernels, *, cpuinfo: Path = CPUINFO) -> str | None:
     """
     if choice == "none":
         return "the recipe says so"
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+    has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, OPERATOR)
+    if not (torch.backends.mkl.is_available() and has_onednn):
         return "this torch lacks MKL or oneDNN"
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return "this CPU has no AVX-512"
@@ -124,5 +127,6 @@ def _is_for_onednn(left: Tensor, right: Tensor) -> bool:
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     """By the operator that torch's compiler uses for a linear map, whose weight lies transposed."""
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")
+    linear = getattr(torch.ops.mkldnn, OPERATOR)
+    product: Tensor = linear(left, right.t(), bias, "none", [], "")
     return product
